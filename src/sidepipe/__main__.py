@@ -1,0 +1,50 @@
+"""The command line: `sidepipe`, `sidepipe stage=evaluate`, `sidepipe --help`."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+# In a checkout the configs lie at the top level; an installed wheel carries them in the package.
+_CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
+CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parent / "conf"
+
+log = logging.getLogger("sidepipe")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _hydra_main(cfg: DictConfig) -> None:
+    # Imported here: help and tab completion then answer without loading torch.
+    from sidepipe.progress import quiet_libraries
+
+    quiet_libraries()  # before faiss and others are imported and speak
+    from sidepipe import pipeline
+
+    try:
+        the_plan = pipeline.plan(cfg)
+        if cfg.stage == "status":
+            print(pipeline.status(the_plan))
+            return
+        goals = pipeline.run(the_plan, cfg.stage)
+    except (ValueError, OSError, RuntimeError) as error:
+        if cfg.debug:
+            raise
+        log.error("%s", error)
+        log.debug("traceback", exc_info=True)
+        sys.exit(1)
+    for node in goals:
+        print(pipeline.show(node, the_plan))
+
+
+def main() -> None:
+    """Entry point of the `sidepipe` command."""
+    # Hugging Face libraries report usage when they fetch a model; nobody asked for that.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    _hydra_main()
+
+
+if __name__ == "__main__":
+    main()

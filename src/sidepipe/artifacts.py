@@ -1,0 +1,232 @@
+"""Keyed artifacts: an artifact's folder is named by what it is, and exists once its manifest does.
+
+`outputs/<stage>/<key>/` holds a stage's files; `manifest.json` is written last, by rename. A lock
+file beside the folder names the process at work; a dead owner's lock is taken over.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_SECONDS = 20.0
+# Another host's process cannot be asked whether it lives; its lock counts as dead after this.
+STALE_SECONDS = 300.0
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+
+
+def key_of(
+    stage: str, version: int, settings: Mapping[str, Any], input_keys: Mapping[str, str]
+) -> str:
+    """Twelve hex digits that name the artifact of these settings and inputs.
+
+    Numbers are normalised: `3` and `3.0` are the same setting.
+    """
+    content = [stage, version, _normal(settings), dict(input_keys)]
+    text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(k): _normal(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normal(v) for v in value]
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON under a temporary name, then renames: readers never see half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The folder's manifest, or None where the artifact is not finished."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def lineage(folder: Path) -> dict[str, dict[str, Any]]:
+    """Manifests of everything the artifact in `folder` was made from and its own, by stage."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise FileNotFoundError(f"{folder} is not a finished artifact; run its stage first")
+    found: dict[str, dict[str, Any]] = {}
+    for name, key in manifest["inputs"].items():
+        found.update(lineage(folder.parents[1] / name / key))
+    return {**found, manifest["stage"]: manifest}
+
+
+def read_progress(folder: Path) -> dict[str, Any] | None:
+    """What a running stage last wrote of its progress, or None."""
+    try:
+        return json.loads((folder / PROGRESS).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes `manifest.json`: `content`, and the size and SHA-256 of every file of the folder."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, PROGRESS) and path.suffix != ".tmp"
+    }
+    write_json(folder / MANIFEST, {**content, "files": files, **_provenance()})
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _provenance() -> dict[str, Any]:
+    packages = ("sidepipe", "torch", "lightning", "diffusers", "numpy", "faiss-cpu", "hydra-core")
+    return {
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in packages if (version := _version(name))},
+        "host": socket.gethostname(),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(),
+        },
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an installed copy outside any checkout
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that holds a lock."""
+
+    host: str
+    pid: int
+    # Process start in clock ticks since boot: tells a reused pid from the owner.
+    started: int
+
+    @classmethod
+    def me(cls) -> "Owner":
+        return cls(socket.gethostname(), os.getpid(), _process_start(os.getpid()) or 0)
+
+    def is_alive(self, lock: Path) -> bool:
+        if self.host == socket.gethostname():
+            return _process_start(self.pid) == self.started
+        try:
+            return time.time() - lock.stat().st_mtime < STALE_SECONDS
+        except FileNotFoundError:
+            return False
+
+
+def _process_start(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self").exists():
+            return None
+        return _exists(pid)
+    fields = text[text.rindex(")") + 2 :].split()
+    return None if fields[0] == "Z" else int(fields[19])  # a zombie no longer works
+
+
+def _exists(pid: int) -> int | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return 0
+
+
+def lock_path(folder: Path) -> Path:
+    """The lock of the artifact in `folder`: beside it, so that the folder holds results alone."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """The living owner of the folder's lock, or None."""
+    lock = lock_path(folder)
+    try:
+        owner = Owner(**json.loads(lock.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+    return owner if owner.is_alive(lock) else None
+
+
+def try_lock(folder: Path) -> Owner | None:
+    """Takes the lock of `folder`; returns None on success, else its living owner."""
+    lock = lock_path(folder)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # The guard makes look-and-take one step; without it two processes can both replace a dead lock.
+    with (lock.parent / ".guard").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        owner = owner_of(folder)
+        if owner is None:
+            write_json(lock, vars(Owner.me()))
+        return owner
+
+
+@contextmanager
+def locked(folder: Path, on_wait: Any = None, poll_seconds: float = 2.0) -> Iterator[None]:
+    """Holds the lock of `folder`, waiting for a living owner; `on_wait(owner)` at every look."""
+    while (owner := try_lock(folder)) is not None:
+        if on_wait is not None:
+            on_wait(owner)
+        time.sleep(poll_seconds)
+    stop = threading.Event()
+    beat = threading.Thread(target=_heartbeat, args=(lock_path(folder), stop), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat.join()
+        # Not ours any more if this machine slept for so long that another host took over.
+        if owner_of(folder) == Owner.me():
+            lock_path(folder).unlink(missing_ok=True)
+
+
+def _heartbeat(lock: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        try:
+            os.utime(lock)
+        except OSError:
+            return  # removed by hand: nothing left to keep alive

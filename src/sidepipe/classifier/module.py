@@ -1,0 +1,114 @@
+"""Training the time-conditioned classifier on noised synthetic images, and judging it by noise."""
+
+from itertools import pairwise
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sidepipe.diffusion.schedule import add_noise
+from sidepipe.images import to_model
+from sidepipe.training import adamw_with_warmup, require_finite, step_generator
+
+
+class NoisyClassifierModule(L.LightningModule):
+    """Minimises cross-entropy of the surrogate label of x_t, t uniform (SIDE, algorithm 1, line 9).
+
+    network: (x_t, t) -> logits. alphas_cumprod: (T,), of the model under attack.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        alphas_cumprod: Tensor,
+        *,
+        lr: float,
+        weight_decay: float,
+        lr_warmup_steps: int,
+        random_flip: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.lr, self.weight_decay, self.lr_warmup_steps = lr, weight_decay, lr_warmup_steps
+        self.random_flip, self.seed = random_flip, seed
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    def _noised(
+        self, images: Tensor, generator: torch.Generator, share: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """x_t and t of this rank's share (rank, world) of the global batch."""
+        x_0 = to_model(images)
+        rank, world = share
+        mine = slice(rank * len(x_0), (rank + 1) * len(x_0))
+        options: dict[str, Any] = {"generator": generator, "device": self.device}
+        t = torch.randint(0, len(self.alphas_cumprod), (len(x_0) * world,), **options)[mine]
+        eps = torch.randn((len(x_0) * world, *x_0.shape[1:]), **options)[mine]
+        if self.random_flip and self.training:
+            flip = torch.rand(len(x_0) * world, **options)[mine] < 0.5
+            x_0 = torch.where(flip[:, None, None, None], x_0.flip(3), x_0)
+        return add_noise(x_0, eps, t, self.alphas_cumprod), t
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        generator = step_generator(self.seed, self.global_step, self.device)
+        x_t, t = self._noised(images, generator, (self.global_rank, self.trainer.world_size))
+        loss = F.cross_entropy(self.network(x_t, t).float(), labels)
+        require_finite(loss, "classifier", self.global_step)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        x_t, t = self._noised(images, step_generator(self.seed, batch_idx, self.device), (0, 1))
+        logits = self.network(x_t, t).float()
+        options: dict[str, Any] = {"batch_size": len(images), "sync_dist": True}
+        self.log("val/cross_entropy", F.cross_entropy(logits, labels), **options)
+        self.log("val/accuracy", (logits.argmax(1) == labels).float().mean(), **options)
+
+    def configure_optimizers(self) -> Any:
+        return adamw_with_warmup(self.network, self.lr, self.weight_decay, self.lr_warmup_steps)
+
+
+@torch.no_grad()
+def quality_by_noise_level(
+    network: nn.Module,
+    images: Float[Tensor, "n c h w"],
+    labels: Int64[Tensor, "n"],
+    alphas_cumprod: Float[Tensor, "T"],
+    seed: int,
+    num_bins: int = 10,
+    draws: int = 4,
+) -> list[dict[str, float]]:
+    """Cross-entropy (nats) and accuracy of `network` in equal bins of t, on images it has not seen.
+
+    Each image is noised `draws` times in every bin. Rows: t_from, t_to (exclusive), cross_entropy,
+    accuracy.
+    """
+    network.eval()
+    steps = len(alphas_cumprod)
+    edges = [round(i * steps / num_bins) for i in range(num_bins + 1)]
+    generator = step_generator(seed, 0, images.device)
+    rows = []
+    for low, high in pairwise(edges):
+        total = correct = 0.0
+        for x_0, y in zip(images.split(256), labels.split(256), strict=True):
+            for _ in range(draws):
+                t = torch.randint(low, high, (len(x_0),), generator=generator, device=x_0.device)
+                eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)
+                logits = network(add_noise(x_0, eps, t, alphas_cumprod), t).float()
+                total += float(F.cross_entropy(logits, y, reduction="sum"))
+                correct += float((logits.argmax(1) == y).sum())
+        count = len(images) * draws
+        rows.append(
+            {
+                "t_from": low,
+                "t_to": high,
+                "cross_entropy": total / count,
+                "accuracy": correct / count,
+            }
+        )
+    return rows

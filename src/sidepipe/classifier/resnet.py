@@ -1,0 +1,101 @@
+"""A ResNet that knows the noise level (SIDE, section 4.1): p(y | x_t, t).
+
+Each residual block gets a time module after its first batch norm: the time embedding scales and
+shifts every channel of the normalised feature map.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def time_embedding(t: Int64[Tensor, "n"], dim: int) -> Float[Tensor, "n dim"]:
+    """Sines and cosines of t at geometric frequencies (DDPM, appendix B)."""
+    frequencies = torch.exp(
+        -math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2)
+    )
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+class TimeBlock(nn.Module):
+    """ResNet's basic block with a time module after the first batch norm."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, embedding_dim: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.time = nn.Linear(embedding_dim, 2 * out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.time(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = F.relu(self.norm1(self.conv1(x)) * (1 + scale) + shift)
+        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+
+
+class TimeResNet(nn.Module):
+    """Logits of p(y | x_t, t).
+
+    blocks, widths: basic blocks and channels of each level; (3, 4, 6, 3) and (64, 128, 256, 512)
+    are ResNet34. stem: "imagenet" (7x7, stride 2, pooling) or "small" (3x3), for images below 64.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        stem: str = "small",
+        embedding_dim: int = 128,
+    ) -> None:
+        super().__init__()
+        if len(blocks) != len(widths):
+            raise ValueError(f"widths must be one per level of blocks, got {widths} for {blocks}")
+        if stem not in ("small", "imagenet"):
+            raise ValueError(f"stem must be 'small' or 'imagenet', got {stem!r}")
+        self.embedding_dim = embedding_dim
+        self.embed = nn.Sequential(
+            nn.Linear(embedding_dim, embedding_dim),
+            nn.SiLU(),
+            nn.Linear(embedding_dim, embedding_dim),
+            nn.SiLU(),
+        )
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, widths[0], kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity(),
+        )
+        self.blocks = nn.ModuleList()
+        channels = widths[0]
+        for level, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+            for i in range(count):
+                stride = 2 if i == 0 and level > 0 else 1
+                self.blocks.append(TimeBlock(channels, width, stride, embedding_dim))
+                channels = width
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(
+        self, x_t: Float[Tensor, "n c h w"], t: Int64[Tensor, "n"]
+    ) -> Float[Tensor, "n classes"]:
+        embedding = self.embed(time_embedding(t, self.embedding_dim))
+        h = self.stem(x_t)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.head(h.mean((2, 3)))

@@ -1,0 +1,189 @@
+"""Stage `classifier`: trains p(y | x_t, t) on labelled synthetic images, and judges it by noise."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sidepipe.artifacts import write_json
+from sidepipe.classifier.module import NoisyClassifierModule, quality_by_noise_level
+from sidepipe.dpm.stage import load as load_dpm
+from sidepipe.generate.stage import load as load_synthetic
+from sidepipe.images import to_model
+from sidepipe.label.stage import load as load_labels
+from sidepipe.settings import build, require
+from sidepipe.stage import Runtime, Stage
+from sidepipe.training import EndlessBatches, fit, validation_batches, weights
+
+log = logging.getLogger(__name__)
+
+BEST = "best.ckpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Stage):
+    """A time-conditioned classifier of surrogate labels.
+
+    network: a partial config; `in_channels` and `num_classes` are added. batch_size: global, in
+    images. validation_fraction: share of the synthetic images kept for judging. The weights with
+    the lowest validation cross-entropy are kept.
+    """
+
+    name: ClassVar[str] = "classifier"
+    network: dict[str, Any]
+    max_steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    lr_warmup_steps: int
+    gradient_clip_val: float
+    random_flip: bool
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    validation_fraction: float
+    log_every_steps: int
+    checkpoint_every_steps: int
+    validate_every_steps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for field in ("max_steps", "batch_size", "log_every_steps", "checkpoint_every_steps"):
+            require(getattr(self, field) >= 1, f"classifier.{field}", ">= 1", getattr(self, field))
+        require(self.lr > 0, "classifier.lr", "> 0", self.lr)
+        require(
+            0 < self.validation_fraction <= 0.5,
+            "classifier.validation_fraction",
+            "in (0, 0.5]",
+            self.validation_fraction,
+        )
+        every = self.validate_every_steps
+        require(
+            1 <= every <= self.max_steps,
+            "classifier.validate_every_steps",
+            "in [1, max_steps]",
+            every,
+        )
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("dpm", "generate", "label")
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        require(
+            self.batch_size % runtime.devices == 0,
+            "classifier.batch_size",
+            f"divisible by runtime.devices = {runtime.devices}",
+            self.batch_size,
+        )
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        unet, scheduler = load_dpm(inputs["dpm"])
+        images, labels = load_synthetic(inputs["generate"]), load_labels(inputs["label"])
+        train, validation = _split(labels, self.validation_fraction, self.seed)
+        L.seed_everything(self.seed, verbose=False)
+        arguments = {
+            "in_channels": unet.config["in_channels"],
+            "num_classes": int(labels.max()) + 1,
+        }
+        network = build(self.network)(**arguments)
+        write_json(folder / "network.json", {"network": self.network, "arguments": arguments})
+        module = NoisyClassifierModule(
+            network,
+            scheduler.alphas_cumprod,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            lr_warmup_steps=self.lr_warmup_steps,
+            random_flip=self.random_flip,
+            seed=self.seed,
+        )
+        log.info(
+            "training %.2f M parameters on %d images of %d labels, %d for validation",
+            sum(p.numel() for p in network.parameters()) / 1e6,
+            *(len(train), labels.max() + 1, len(validation)),
+        )
+        fit(
+            module,
+            EndlessBatches(module, [images[train], labels[train]], self.batch_size, self.seed),
+            validation_batches([images[validation], labels[validation]]),
+            folder,
+            runtime,
+            max_steps=self.max_steps,
+            precision=self.precision,
+            gradient_clip_val=self.gradient_clip_val,
+            log_every_steps=self.log_every_steps,
+            checkpoint_every_steps=self.checkpoint_every_steps,
+            validate_every_steps=self.validate_every_steps,
+            callbacks=[_keep_best(folder)],
+        )
+        module.load_state_dict(weights(folder, BEST))
+        save_file(network.state_dict(), folder / "model.safetensors")
+        device = runtime.torch_device()
+        rows = quality_by_noise_level(
+            network.to(device),
+            to_model(images[validation]).to(device),
+            torch.from_numpy(labels[validation]).to(device),
+            scheduler.alphas_cumprod.to(device),
+            self.seed,
+        )
+        return _judge(folder, rows, labels)
+
+
+def _judge(folder: Path, rows: list[dict[str, float]], labels: np.ndarray) -> dict[str, Any]:
+    """Writes quality.csv beside the chance baselines; warns where the classifier knows nothing."""
+    counts = np.bincount(labels[labels >= 0])
+    chance = {
+        "chance_cross_entropy": math.log(len(counts)),
+        "chance_accuracy": float(counts.max() / counts.sum()),
+    }
+    rows = [{**row, **chance} for row in rows]
+    pd.DataFrame(rows).to_csv(folder / "quality.csv", index=False, float_format="%.6f")
+    for row in rows:
+        log.info(
+            "t in [%(t_from)d, %(t_to)d): cross-entropy %(cross_entropy).3f (chance "
+            "%(chance_cross_entropy).3f), accuracy %(accuracy).3f (chance %(chance_accuracy).3f)",
+            row,
+        )
+    useless = [row for row in rows if row["cross_entropy"] >= row["chance_cross_entropy"]]
+    if useless:
+        log.warning(
+            "the classifier is no better than chance (ln K' = %.3f nats) at t in %s: guiding there "
+            "harms the attack; remedy: more synthetic images, fewer clusters, extract.t_min, t_max",
+            chance["chance_cross_entropy"],
+            ", ".join(f"[{r['t_from']}, {r['t_to']})" for r in useless),
+        )
+    return {"num_labels": len(counts), "quality": rows}
+
+
+def _keep_best(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename=Path(BEST).stem,
+        monitor="val/cross_entropy",
+        mode="min",
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+
+
+def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of labelled images to train on, and to judge by."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
+    count = max(1, round(len(order) * fraction))
+    return order[count:], order[:count]
+
+
+def load(folder: Path) -> nn.Module:
+    """The trained network (x_t, t) -> logits, in eval mode."""
+    described = json.loads((folder / "network.json").read_text())
+    network = build(described["network"])(**described["arguments"])
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    return network.eval()

@@ -1,0 +1,169 @@
+"""Entries of a source decoded into one uint8 file: orientation, colour, crop, size, in that order.
+
+Nothing here knows where images come from: an entry brings its own `read`. Memory stays bounded
+whatever the number of images.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from sidepipe.settings import require
+
+log = logging.getLogger(__name__)
+
+# As many decoded images as are held at once.
+CHUNK = 256
+# Pillow decodes and resizes outside the interpreter lock; more threads than cores also hide the
+# waiting of network disks.
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a source, not yet read.
+
+    id: its place in the source; partition: "train", "val" or "test"; identity: who or what is
+    shown, "" when unknown; file: where it lies, for messages; problem: why it is known to be
+    unreadable before anyone tried, "" when it is not.
+    """
+
+    id: str
+    partition: str
+    identity: str
+    read: Callable[[], Image.Image]
+    file: str
+    problem: str = ""
+
+
+def read_images(
+    entries: Sequence[Entry],
+    path: Path,
+    size: int,
+    channels: Literal[1, 3],
+    center_crop: int | None,
+    on_bad_file: Literal["error", "skip"],
+    progress_seconds: float = 30.0,
+) -> tuple[UInt8[np.ndarray, "n h w c"], list[Entry], list[str]]:
+    """Images of `entries` at `path` (.npy), memory-mapped; the entries kept; ids of those skipped.
+
+    Raises ValueError for the first entry that cannot be read if `on_bad_file` is "error", and if
+    none can be read.
+    """
+    require(len(entries) > 0, "the number of images in data.source", ">= 1", len(entries))
+    if on_bad_file == "error":
+        for entry in entries:  # before the first image is decoded
+            if entry.problem:
+                raise _bad_file(entry, entry.problem)
+    convert = partial(_convert, size=size, channels=channels, center_crop=center_crop)
+    kept: list[Entry] = []
+    skipped: dict[str, str] = {}
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file, ThreadPoolExecutor(THREADS) as pool:
+            _write_header(file, (len(entries), size, size, channels))
+            for chunk in _chunks(entries, progress_seconds):
+                for entry, image in zip(chunk, pool.map(convert, chunk), strict=True):
+                    if not isinstance(image, str):
+                        file.write(image.tobytes())
+                        kept.append(entry)
+                    elif on_bad_file == "error":
+                        raise _bad_file(entry, image)
+                    else:
+                        skipped[entry.id] = image
+            if not kept:
+                raise ValueError(
+                    f"none of {len(entries)} images can be read; the first, {entries[0].file}: "
+                    f"{skipped[entries[0].id]}; remedy: check data.source"
+                )
+            # NumPy pads headers so that a first axis of any length fits the same bytes.
+            file.seek(0)
+            _write_header(file, (len(kept), size, size, channels))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r"), kept, list(skipped)
+
+
+def _bad_file(entry: Entry, reason: str) -> ValueError:
+    remedy = "repair or remove it, or data.on_bad_file=skip"
+    return ValueError(f"{entry.file} cannot be read: {reason}; remedy: {remedy}")
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _chunks(entries: Sequence[Entry], seconds: float) -> Iterator[Sequence[Entry]]:
+    # A pool's own map over all entries would hold every result at once.
+    started = said = time.monotonic()
+    for start in range(0, len(entries), CHUNK):
+        if time.monotonic() - said >= seconds:
+            said = time.monotonic()
+            rate = start / (said - started)
+            log.info("image %d/%d, %.1f/s", start, len(entries), rate)
+        yield entries[start : start + CHUNK]
+
+
+def _convert(
+    entry: Entry, size: int, channels: int, center_crop: int | None
+) -> UInt8[np.ndarray, "h w c"] | str:
+    """The image as an array, or the reason why it cannot be read."""
+    if entry.problem:
+        return entry.problem
+    try:
+        with entry.read() as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            square = _crop(_colour(image, channels), center_crop)
+            return np.asarray(_resize(square, size)).reshape(size, size, channels)
+    except MemoryError:
+        raise
+    except Exception as error:  # on a broken file Pillow's decoders raise nearly anything
+        return f"{type(error).__name__}: {error}"
+
+
+def _colour(image: Image.Image, channels: int) -> Image.Image:
+    """Grey or RGB, 8 bit; what is transparent becomes white."""
+    mode = "L" if channels == 1 else "RGB"
+    # Older Pillows open 16-bit PNG and PGM as I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert(mode)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; save it as 8 or 16 bit")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _crop(image: Image.Image, center_crop: int | None) -> Image.Image:
+    """The central square: of side `center_crop` where both sides are longer, else the largest."""
+    side = min(image.size)
+    if center_crop is not None:
+        side = min(side, center_crop)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if image.size == (side, side):
+        return image
+    return image.crop((left, top, left + side, top + side))
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+    if image.width == size:
+        return image
+    shrinking = image.width > size
+    method = Image.Resampling.LANCZOS if shrinking else Image.Resampling.BICUBIC
+    return image.resize((size, size), method)

@@ -1,0 +1,115 @@
+"""Stage `data`: any source of images becomes one memory-mapped uint8 array and a table of ids."""
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sidepipe.data.reading import read_images
+from sidepipe.data.sources import Source
+from sidepipe.images import save_grid
+from sidepipe.settings import build, require
+from sidepipe.shards import check_disk
+from sidepipe.stage import Runtime, Stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Stage):
+    """Images of one source, square and of one size.
+
+    source: a `Source` config, see `sources.py`; relative folders lie under `runtime.data_root`.
+    size: side in pixels; channels: 1 grey, 3 RGB. center_crop: side of the central square that is
+    kept where an image is larger, None for the largest square.
+    """
+
+    name: ClassVar[str] = "data"
+    source: dict[str, Any]
+    size: int
+    channels: Literal[1, 3]
+    center_crop: int | None
+    on_bad_file: Literal["error", "skip"]
+
+    def __post_init__(self) -> None:
+        require(self.size >= 4, "data.size", ">= 4 pixels", self.size)
+        if self.center_crop is not None:
+            require(self.center_crop >= 1, "data.center_crop", ">= 1 pixel", self.center_crop)
+
+    def _source(self, runtime: Runtime) -> Source:
+        settings = dict(self.source)
+        if "folder" in settings:
+            root, folder = Path(runtime.data_root), Path(settings["folder"])
+            settings["folder"] = str(root.expanduser() / folder.expanduser())
+        return build(settings)
+
+    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
+        """A warning where the source's files are no longer those the artifact was made from."""
+        try:
+            listing = self._source(runtime).listing()
+        except (OSError, ValueError):
+            return None  # the raw data need not be at hand once the artifact is
+        if listing == summary["listing"]:
+            return None
+        return (
+            f"the source's files changed since this artifact was made ({summary['listing']} -> "
+            f"{listing}); results are of the old ones; remedy: delete the artifact's folder to "
+            "read them again"
+        )
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        source = self._source(runtime)
+        listing = source.listing()  # before reading: a file changed meanwhile is noticed next time
+        entries = source.entries()
+        check_disk(folder, len(entries) * self.size**2 * self.channels)
+        path = folder / "images.npy"
+        images, kept, skipped = read_images(
+            entries,
+            path,
+            self.size,
+            self.channels,
+            self.center_crop,
+            self.on_bad_file,
+            runtime.progress_seconds,
+        )
+        with (folder / "ids.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "id", "partition", "identity"])
+            writer.writerows([i, e.id, e.partition, e.identity] for i, e in enumerate(kept))
+        save_grid(folder / "preview.png", images[:64])
+        if skipped:
+            log.warning("skipped %d unreadable images: %s", len(skipped), ", ".join(skipped[:5]))
+        log.info("%d images of %s", len(images), images.shape[1:])
+        return {
+            "num_images": len(images),
+            "shape": list(images.shape[1:]),
+            "partitions": dict(Counter(e.partition for e in kept)),
+            "skipped": skipped,
+            "listing": listing,
+        }
+
+
+def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+    """The images, memory-mapped."""
+    return np.load(folder / "images.npy", mmap_mode="r")
+
+
+def load_partitions(folder: Path) -> np.ndarray:
+    """Each image's partition ("train", "val", "test"), as an array of text."""
+    return np.array([row["partition"] for row in _rows(folder)])
+
+
+def load_ids(folder: Path) -> np.ndarray:
+    """Each image's id (its file name or place in the source), as an array of text."""
+    return np.array([row["id"] for row in _rows(folder)])
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "ids.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,72 @@
+"""DDIM sampling of any `eps_fn(x_t, t)`; the sampler knows nothing of guidance or clipping.
+
+With eta = 1 over every timestep it is DDPM's ancestral sampler (DDIM, section 4.1), so the two
+are one function.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidepipe.diffusion.schedule import EpsFn
+
+
+def sampling_timesteps(
+    num_train_timesteps: int, num_inference_steps: int, spacing: str
+) -> list[int]:
+    """Timesteps from most to least noise, spaced as in diffusers.
+
+    spacing: "leading" (0, s, 2s, ...: diffusers' default) or "trailing" (T-1, T-1-s, ...: starts at
+    the noisiest step; Lin et al., "Common Diffusion Noise Schedules", table 2).
+    Raises ValueError unless 1 <= num_inference_steps <= num_train_timesteps.
+    """
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps must be in [1, {num_train_timesteps}], got {num_inference_steps}"
+        )
+    if spacing == "leading":
+        step = num_train_timesteps // num_inference_steps
+        return [i * step for i in reversed(range(num_inference_steps))]
+    if spacing == "trailing":
+        step = num_train_timesteps / num_inference_steps
+        return [round(num_train_timesteps - i * step) - 1 for i in range(num_inference_steps)]
+    raise ValueError(f"spacing must be 'leading' or 'trailing', got {spacing!r}")
+
+
+def ddim(
+    eps_fn: EpsFn,
+    x_T: Float[Tensor, "n *shape"],
+    timesteps: Sequence[int],
+    alphas_cumprod: Float[Tensor, "T"],
+    eta: float = 0.0,
+    noise_fn: Callable[[], Float[Tensor, "n *shape"]] | None = None,
+) -> Float[Tensor, "n *shape"]:
+    """x_0 sampled from `x_T ~ N(0, I)` (DDIM, eq. 12).
+
+    timesteps: decreasing, from `sampling_timesteps`. eta: 0 deterministic, 1 ancestral.
+    noise_fn: fresh standard normal noise of x_T's shape at every call; needed when eta > 0.
+
+    | DDIM     | here             |
+    |----------|------------------|
+    | alpha_t  | alphas_cumprod[t]|
+    | sigma_t  | sigma            |
+    | z        | noise_fn()       |
+    """
+    if eta > 0 and noise_fn is None:
+        raise ValueError(f"noise_fn is needed when eta > 0, got eta = {eta}")
+    x_t = x_T
+    alpha_bars = [*(float(alphas_cumprod[t]) for t in timesteps), 1.0]
+    for t, alpha_bar, alpha_bar_prev in zip(
+        timesteps, alpha_bars[:-1], alpha_bars[1:], strict=True
+    ):
+        eps = eps_fn(x_t, torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device))
+        pred_x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps) / max(alpha_bar, 1e-12) ** 0.5
+        variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+        sigma = eta * variance**0.5
+        direction = max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * eps
+        x_t = alpha_bar_prev**0.5 * pred_x_0 + direction
+        if sigma > 0 and noise_fn is not None:
+            x_t = x_t + sigma * noise_fn()
+    return x_t

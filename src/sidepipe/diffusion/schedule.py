@@ -1,0 +1,76 @@
+"""Adding noise, and turning what a network predicts into eps.
+
+Broadcasting over images happens here and nowhere else.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+EpsFn = Callable[[Float[Tensor, "n *shape"], Int64[Tensor, "n"]], Float[Tensor, "n *shape"]]
+
+
+def at(values: Float[Tensor, "T"], t: Int64[Tensor, "n"], like: Tensor) -> Tensor:
+    """`values[t]`, shaped (n, 1, ..., 1) to multiply with `like`."""
+    return values[t].to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(
+    x_0: Float[Tensor, "n *shape"],
+    eps: Float[Tensor, "n *shape"],
+    t: Int64[Tensor, "n"],
+    alphas_cumprod: Float[Tensor, "T"],
+) -> Float[Tensor, "n *shape"]:
+    """x_t (DDPM, eq. 4)."""
+    alpha_bar = at(alphas_cumprod, t, x_0)
+    return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+
+
+def training_target(
+    prediction_type: str,
+    x_0: Float[Tensor, "n *shape"],
+    eps: Float[Tensor, "n *shape"],
+    t: Int64[Tensor, "n"],
+    alphas_cumprod: Float[Tensor, "T"],
+) -> Float[Tensor, "n *shape"]:
+    """What the network is trained to predict: eps, v (Salimans & Ho, 2022, app. D) or x_0."""
+    if prediction_type == "epsilon":
+        return eps
+    if prediction_type == "sample":
+        return x_0
+    alpha_bar = at(alphas_cumprod, t, x_0)
+    return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+
+
+def eps_from_prediction(
+    prediction_type: str,
+    prediction: Float[Tensor, "n *shape"],
+    x_t: Float[Tensor, "n *shape"],
+    t: Int64[Tensor, "n"],
+    alphas_cumprod: Float[Tensor, "T"],
+) -> Float[Tensor, "n *shape"]:
+    """eps, whatever the network predicts."""
+    if prediction_type == "epsilon":
+        return prediction
+    alpha_bar = at(alphas_cumprod, t, x_t)
+    if prediction_type == "sample":
+        return (x_t - alpha_bar.sqrt() * prediction) / (1 - alpha_bar).sqrt()
+    return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
+
+
+def clip_x_0(eps_fn: EpsFn, alphas_cumprod: Float[Tensor, "T"]) -> EpsFn:
+    """`eps_fn` whose implied pred_x_0 is clipped to [-1, 1], eps re-derived from the clipped one.
+
+    diffusers' `clip_sample` with `use_clipped_model_output=True`. Wraps guidance, so that a
+    guided step cannot leave the range of images either.
+    """
+
+    def clipped(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha_bar = at(alphas_cumprod, t, x_t)
+        # A schedule may end in ab_T = 0 to rounding; the clipped x_0 is then all that matters.
+        sqrt_alpha_bar = alpha_bar.sqrt().clamp_min(1e-6)
+        pred_x_0 = (x_t - (1 - alpha_bar).sqrt() * eps_fn(x_t, t)) / sqrt_alpha_bar
+        return (x_t - sqrt_alpha_bar * pred_x_0.clamp(-1, 1)) / (1 - alpha_bar).sqrt()
+
+    return clipped

@@ -1,0 +1,120 @@
+"""Training a diffusion model: the Lightning module and its validation.
+
+A step's noise is drawn for the global batch and then sliced by rank, so that a run on more devices
+sees the same noise.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sidepipe.diffusion.noise import image_noise
+from sidepipe.diffusion.sampler import ddim, sampling_timesteps
+from sidepipe.diffusion.schedule import add_noise, clip_x_0, eps_from_prediction, training_target
+from sidepipe.images import save_grid, to_model, to_uint8
+from sidepipe.training import adamw_with_warmup, require_finite, step_generator
+
+PREVIEW_IMAGES, PREVIEW_STEPS = 64, 50
+
+
+class DenoisingModule(L.LightningModule):
+    """Minimises |target - network(x_t, t)|^2 over uniform t (DDPM, eq. 14).
+
+    unet: a diffusers UNet2DModel. alphas_cumprod: (T,). prediction_type: "epsilon",
+    "v_prediction" or "sample". lr_warmup_steps: linear from 0. Raises RuntimeError naming the step
+    when a loss is not finite.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        alphas_cumprod: Tensor,
+        prediction_type: str,
+        *,
+        lr: float,
+        weight_decay: float,
+        lr_warmup_steps: int,
+        random_flip: bool,
+        seed: int,
+        preview_folder: Path,
+        image_shape: tuple[int, int, int],
+    ) -> None:
+        super().__init__()
+        self.unet, self.prediction_type = unet, prediction_type
+        self.lr, self.weight_decay, self.lr_warmup_steps = lr, weight_decay, lr_warmup_steps
+        self.random_flip, self.seed = random_flip, seed
+        self.preview_folder, self.image_shape = preview_folder, image_shape
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    def loss(
+        self,
+        images: UInt8[Tensor, "n h w c"],
+        generator: torch.Generator,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Float[Tensor, "n"]:
+        """Each image's squared error at a random t; slice `rank` of the draws for `world` ranks."""
+        x_0 = to_model(images)
+        mine = slice(rank * len(x_0), (rank + 1) * len(x_0))
+        options = {"generator": generator, "device": self.device}
+        steps = len(self.alphas_cumprod)
+        t = torch.randint(0, steps, (len(x_0) * world,), **options)[mine]
+        eps = torch.randn((len(x_0) * world, *x_0.shape[1:]), **options)[mine]
+        if self.random_flip and self.training:
+            flip = torch.rand(len(x_0) * world, **options)[mine] < 0.5
+            x_0 = torch.where(flip[:, None, None, None], x_0.flip(3), x_0)
+        x_t = add_noise(x_0, eps, t, self.alphas_cumprod)
+        target = training_target(self.prediction_type, x_0, eps, t, self.alphas_cumprod)
+        return (
+            F.mse_loss(self.unet(x_t, t).sample.float(), target, reduction="none")
+            .flatten(1)
+            .mean(1)
+        )
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        generator = step_generator(self.seed, self.global_step, self.device)
+        loss = self.loss(batch[0], generator, self.global_rank, self.trainer.world_size).mean()
+        require_finite(loss, "dpm", self.global_step)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss on training and held-out images with the same noise; their gap is memorisation."""
+        # Lightning has put the EMA weights in place. The batch's number takes the step's place.
+        generator = step_generator(self.seed, batch_idx, self.device)
+        name = ("val/loss_train", "val/loss_heldout")[dataloader_idx]
+        loss = self.loss(batch[0], generator).mean()
+        self.log(name, loss, add_dataloader_idx=False, batch_size=len(batch[0]), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        # Runs before the EMA callback puts the training weights back.
+        if self.trainer.is_global_zero:
+            self.preview_folder.mkdir(exist_ok=True)
+            save_grid(self.preview_folder / f"step_{self.global_step:07d}.png", self.preview())
+
+    @torch.no_grad()
+    def preview(self) -> np.ndarray:
+        """A few samples of the present weights, uint8 NHWC."""
+
+        def eps_fn(x_t: Tensor, t: Tensor) -> Tensor:
+            prediction = self.unet(x_t, t).sample.float()
+            return eps_from_prediction(
+                self.prediction_type, prediction, x_t, t, self.alphas_cumprod
+            )
+
+        steps = len(self.alphas_cumprod)
+        timesteps = sampling_timesteps(steps, min(PREVIEW_STEPS, steps), "leading")
+        noise = image_noise(
+            self.seed, "generate", range(PREVIEW_IMAGES), self.image_shape, self.device
+        )
+        clipped = clip_x_0(eps_fn, self.alphas_cumprod)
+        return to_uint8(ddim(clipped, noise(), timesteps, self.alphas_cumprod)).cpu().numpy()
+
+    def configure_optimizers(self) -> Any:
+        return adamw_with_warmup(self.unet, self.lr, self.weight_decay, self.lr_warmup_steps)

@@ -1,0 +1,1 @@
+"""Stage 7: how much of the training set came out, against images the model never saw."""

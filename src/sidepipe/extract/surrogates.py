@@ -1,0 +1,30 @@
+"""What can stand in for the missing condition: modules with `grad_log_prob(x_t, t, y)`.
+
+The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`; here is the paper's.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sidepipe.diffusion.guidance import grad_of
+
+
+class ClassifierSurrogate(nn.Module):
+    """The trained classifier's log p(y | x_t, t) and its gradient by autograd.
+
+    network: (x_t, t) -> logits, in eval mode; its weights need no gradient.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """log p(y | x_t, t), (n,)."""
+        log_probs = F.log_softmax(self.network(x_t, t).float(), dim=1)
+        return log_probs.gather(1, y[:, None])[:, 0]
+
+    def grad_log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """grad_{x_t} log p(y | x_t, t), in x_t's shape."""
+        return grad_of(self.log_prob)(x_t, t, y).to(torch.float32)

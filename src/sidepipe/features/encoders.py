@@ -1,0 +1,300 @@
+"""Encoders: vectors from uint8 images, in which closeness means something.
+
+Each names its metric, for `search`, and its preprocessing, with a version, for the results. Weights
+are never fetched for SSCD, and come as safetensors for the others. Networks see 3 channels (grey is
+repeated) in [0, 1], then normalised as published.
+"""
+
+import hashlib
+import io
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from sidepipe.features.search import Metric
+from sidepipe.settings import require
+
+Device = str | torch.device
+Batch = UInt8[np.ndarray, "b h w c"]
+Vectors = Float[np.ndarray, "b d"]
+
+# Mean and standard deviation of the channels.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+class Encoder(ABC):
+    """What a stage needs of an encoder: `metric`, `transform`, `check` and `encode`.
+
+    metric: how to compare its vectors; for "cosine" they are unit vectors, or zero. transform: name
+    and version of its preprocessing.
+    """
+
+    metric: Metric
+    transform: str
+
+    def check(self) -> None:  # noqa: B027 - most often nothing can be missing
+        """Raises if `encode` could not work: files, hashes, packages. For stages to begin with."""
+
+    def encode(
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        device: Device = "cpu",
+        batch_size: int = 64,
+    ) -> Float32[np.ndarray, "n d"]:
+        """One vector an image. device and batch_size change how fast, not what."""
+        require(images.dtype == np.uint8, "images", "uint8", str(images.dtype))
+        require(images.ndim == 4 and images.size > 0, "images", "NHWC, not empty", images.shape)
+        require(batch_size >= 1, "batch_size", ">= 1", batch_size)
+        # np.array copies: torch warns of memory that cannot be written, as of a mapped file's.
+        parts = [
+            self._encode_batch(np.array(batch), device).astype(np.float32)
+            for batch in (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        ]
+        return np.concatenate(parts)
+
+    @abstractmethod
+    def _encode_batch(self, images: Batch, device: Device) -> Vectors: ...
+
+
+class Pixels(Encoder):
+    """Unit vectors whose cosine is the Pearson correlation of pixels.
+
+    A constant image has no correlation: it gives the zero vector, whose cosine with all is 0.
+    """
+
+    metric = "cosine"
+    transform = "pixels-centred-v1"
+
+    def _encode_batch(self, images: Batch, device: Device) -> Vectors:
+        # float64 sums of whole numbers are exact, so that a constant image becomes exactly zero.
+        x = images.reshape(len(images), -1).astype(np.float64)
+        x -= x.mean(1, keepdims=True)
+        norm = np.linalg.norm(x, axis=1, keepdims=True)
+        return x / np.where(norm > 0, norm, 1)
+
+
+class PixelsL2(Encoder):
+    """Pixels scaled so that the Euclidean distance is their root-mean-square difference.
+
+    In units of [0, 1]: black to white is 1 (Carlini et al., 2023, normalised l2).
+    """
+
+    metric = "l2"
+    transform = "pixels-rms-v1"
+
+    def _encode_batch(self, images: Batch, device: Device) -> Vectors:
+        x = images.reshape(len(images), -1)
+        return x / (255 * np.sqrt(x.shape[1]))
+
+
+class _Network(Encoder):
+    """Unit vectors of a network, which is loaded at the first `encode` and then kept."""
+
+    metric = "cosine"
+
+    def _encode_batch(self, images: Batch, device: Device) -> Vectors:
+        require(images.shape[-1] in (1, 3), "channels", "1 (grey) or 3 (RGB)", images.shape[-1])
+        network = self._network.to(device)
+        x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
+        with torch.no_grad():
+            z = self._embed(network, self._prepare(x.expand(-1, 3, -1, -1)))
+        return F.normalize(z.float(), dim=1).cpu().numpy()
+
+    @cached_property
+    @abstractmethod
+    def _network(self) -> Any:
+        """The network on the CPU, in eval mode."""
+
+    @abstractmethod
+    def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        """The published preprocessing of images in [0, 1]."""
+
+    @abstractmethod
+    def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        """What the network says of prepared images."""
+
+
+class SSCD(_Network):
+    """Copy detection descriptors (Pizzi et al., 2022) from the authors' TorchScript file.
+
+    path: sscd_disc_mixup.torchscript.pt. A TorchScript file is a program: it is loaded only if its
+    SHA-256 is `sha256`; None: refused, with the file's hash. size: pixels a side, 320 as published,
+    reached by skewing.
+    """
+
+    def __init__(self, path: str, sha256: str | None, size: int = 320) -> None:
+        self.path, self.sha256, self.size = Path(path).expanduser(), sha256, size
+        self.transform = f"sscd-{size}-v1"
+
+    def check(self) -> None:
+        """FileNotFoundError without the file, ValueError unless its hash is the one set."""
+        self._verified_bytes()
+
+    def _verified_bytes(self) -> bytes:
+        source = "sscd_disc_mixup.torchscript.pt of github.com/facebookresearch/sscd-copy-detection"
+        if not self.path.is_file():
+            raise FileNotFoundError(f"path must be a file, got {self.path}; download {source}")
+        content = self.path.read_bytes()
+        computed = hashlib.sha256(content).hexdigest()
+        if self.sha256 is None:
+            raise ValueError(
+                f"sha256 must be set, got None; {self.path} has {computed}: compare it with a copy "
+                f"from the authors' repository ({source}), then set sha256 to it"
+            )
+        if computed != self.sha256.lower():
+            raise ValueError(
+                f"sha256 must be the file's, got {self.sha256} but {self.path} has {computed}; the "
+                f"file is damaged or another one: get {source}"
+            )
+        return content
+
+    @cached_property
+    def _network(self) -> Any:
+        # The bytes that were verified, not the file again, which may have changed since.
+        content = io.BytesIO(self._verified_bytes())
+        with warnings.catch_warnings():
+            # Deprecated, and the only official format that needs no model code.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is", DeprecationWarning)
+            return torch.jit.load(content, map_location="cpu").eval()
+
+    def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        return _normalise(_resize(x, self.size, self.size, "bilinear"), *IMAGENET)
+
+    def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        return network(x)
+
+
+class _Pretrained(_Network):
+    """A transformers model from a folder or, by its id "owner/name", from the Hugging Face hub."""
+
+    model_types: tuple[str, ...]
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def check(self) -> None:
+        """ImportError, FileNotFoundError or ValueError if the model is missing or another kind."""
+        folder = Path(self._source)
+        if folder.is_dir() and not any(folder.glob("*.safetensors")):
+            raise FileNotFoundError(f"path must hold weights as *.safetensors, got {folder}")
+        kind = self._config.model_type
+        require(kind in self.model_types, "path", " or ".join(self.model_types), kind)
+
+    @property
+    def _source(self) -> str:
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            return str(folder)
+        # A mistyped folder must not become a download of whatever has that name.
+        if not re.fullmatch(r"\w[\w-]*/\w[\w.-]*", self.path) or folder.parent.is_dir():
+            raise FileNotFoundError(
+                f"path must be a folder that exists or a hub id owner/name, got {self.path}"
+            )
+        return self.path
+
+    @cached_property
+    def _config(self) -> Any:
+        return _transformers().AutoConfig.from_pretrained(self._source)
+
+    def _load(self, name: str) -> Any:
+        self.check()
+        logging = _transformers().logging
+        verbosity = logging.get_verbosity()
+        # It lists the weights that are not used, such as CLIP's text half.
+        logging.set_verbosity_error()
+        try:
+            network, report = getattr(_transformers(), name).from_pretrained(
+                self._source, use_safetensors=True, output_loading_info=True
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+        # Missing ones would be random, and only logged.
+        missing = sorted(report["missing_keys"])
+        require(not missing, "path", "a model with all its weights", f"none for {missing[:3]}")
+        return network.eval()
+
+
+class DINOv2(_Pretrained):
+    """DINOv2's class token after the last layer norm (Oquab et al., 2023)."""
+
+    transform = "dinov2-224-v1"
+    model_types = ("dinov2", "dinov2_with_registers")
+
+    @cached_property
+    def _network(self) -> Any:
+        return self._load("AutoModel")
+
+    def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        # The config's image_size is that of pre-training, 518; position embeddings are resampled.
+        return _normalise(_resize_and_crop(x, 256, 224), *IMAGENET)
+
+    def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        return network(pixel_values=x).pooler_output
+
+
+class CLIP(_Pretrained):
+    """CLIP's image embedding, in the space shared with texts (Radford et al., 2021)."""
+
+    model_types = ("clip", "clip_vision_model")
+
+    @property
+    def transform(self) -> str:
+        """Names the model's own input size; ImportError or FileNotFoundError without the model."""
+        return f"clip-{self._size}-v1"
+
+    @property
+    def _size(self) -> int:
+        return getattr(self._config, "vision_config", self._config).image_size
+
+    @cached_property
+    def _network(self) -> Any:
+        return self._load("CLIPVisionModelWithProjection")
+
+    def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        return _normalise(_resize_and_crop(x, self._size, self._size), *OPENAI)
+
+    def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
+        return network(pixel_values=x).image_embeds
+
+
+def _resize(
+    x: Float[Tensor, "b 3 h w"], height: int, width: int, mode: Literal["bilinear", "bicubic"]
+) -> Float[Tensor, "b 3 h2 w2"]:
+    # Bicubic overshoots; the published transforms clip, since they resize 8-bit images.
+    return F.interpolate(x, (height, width), mode=mode, antialias=True).clamp_(0, 1)
+
+
+def _resize_and_crop(x: Float[Tensor, "b 3 h w"], size: int, crop: int) -> Float[Tensor, "b 3 s s"]:
+    """The shorter side resized to `size`, bicubic, then the central square of `crop`."""
+    height, width = x.shape[2:]
+    shorter = min(height, width)
+    x = _resize(x, size * height // shorter, size * width // shorter, "bicubic")
+    top, left = (x.shape[2] - crop) // 2, (x.shape[3] - crop) // 2
+    return x[:, :, top : top + crop, left : left + crop]
+
+
+def _normalise(
+    x: Float[Tensor, "b 3 h w"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "b 3 h w"]:
+    return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "transformers is needed for DINOv2 and CLIP; pip install -e '.[features]'"
+        ) from error
+    return transformers

@@ -1,0 +1,155 @@
+"""Stage `label`: clusters the synthetic images and makes the clusters a surrogate condition."""
+
+import csv
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from sidepipe.generate.stage import Generate
+from sidepipe.generate.stage import load as load_synthetic
+from sidepipe.images import save_grid
+from sidepipe.label.clusters import cohesion, kmeans, nearest_centroid, surrogate_labels
+from sidepipe.settings import build, require
+from sidepipe.stage import Runtime, Stage
+
+log = logging.getLogger(__name__)
+
+PICTURE_CLUSTERS, PICTURE_MEMBERS = 8, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label(Stage):
+    """Surrogate labels of the synthetic images (SIDE, algorithm 1).
+
+    num_clusters: K. min_cohesion: tau, the smallest mean cosine to the centroid of a kept cluster.
+    min_cluster_size: smallest kept cluster, in images; a single image always has cohesion 1.
+    assign: "all" as in the paper, or "members". features: an encoder of unit vectors.
+    """
+
+    name: ClassVar[str] = "label"
+    features: dict[str, Any]
+    num_clusters: int
+    num_iterations: int
+    min_cohesion: float
+    min_cluster_size: int
+    assign: Literal["all", "members"]
+    seed: int
+
+    def __post_init__(self) -> None:
+        require(self.num_clusters >= 2, "label.num_clusters", ">= 2", self.num_clusters)
+        require(self.num_iterations >= 1, "label.num_iterations", ">= 1", self.num_iterations)
+        require(-1 <= self.min_cohesion <= 1, "label.min_cohesion", "in [-1, 1]", self.min_cohesion)
+        require(self.min_cluster_size >= 1, "label.min_cluster_size", ">= 1", self.min_cluster_size)
+        require(0 <= self.seed < 2**31, "label.seed", "in [0, 2**31)", self.seed)
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        generate = upstream["generate"]
+        assert isinstance(generate, Generate)
+        require(
+            self.num_clusters <= generate.num_images,
+            "label.num_clusters",
+            f"<= generate.num_images = {generate.num_images}",
+            self.num_clusters,
+            "lower it, or generate more images",
+        )
+        encoder = build(self.features)
+        require(
+            encoder.metric == "cosine",
+            "label.features",
+            "an encoder of unit vectors, since cohesion is a cosine",
+            encoder.transform,
+            "features@label.features=pixels",
+        )
+        encoder.check()
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        images = load_synthetic(inputs["generate"])
+        encoder = build(self.features)
+        features = encoder.encode(images, device=runtime.torch_device())
+        centroids = kmeans(features, self.num_clusters, self.num_iterations, self.seed)
+        members = nearest_centroid(features, centroids)
+        cohesions = cohesion(features, members, centroids)
+        sizes = np.bincount(members, minlength=self.num_clusters)
+        kept = (cohesions >= self.min_cohesion) & (sizes >= self.min_cluster_size)
+        quantiles = np.nanquantile(cohesions, [0, 0.25, 0.5, 0.75, 1]).round(3).tolist()
+        self._require_some(kept, quantiles, sizes)
+        labels = surrogate_labels(features, members, centroids, kept, self.assign)
+        np.save(folder / "labels.npy", labels)
+        np.save(folder / "centroids.npy", centroids)
+        _write_clusters(folder / "clusters.csv", sizes, cohesions, kept, labels)
+        _picture(folder / "clusters.png", images, features, members, centroids, cohesions, kept)
+        log.info("%d of %d clusters kept; cohesion quantiles %s", kept.sum(), len(kept), quantiles)
+        return {
+            "num_labels": int(kept.sum()),
+            "num_clusters": self.num_clusters,
+            "num_labelled": int((labels >= 0).sum()),
+            "cohesion_quantiles": quantiles,
+            "transform": encoder.transform,
+        }
+
+    def _require_some(self, kept: np.ndarray, quantiles: list[float], sizes: np.ndarray) -> None:
+        if kept.sum() >= 2:
+            return
+        raise ValueError(
+            f"label.min_cohesion = {self.min_cohesion} and label.min_cluster_size = "
+            f"{self.min_cluster_size} keep {int(kept.sum())} clusters, and at least 2 are needed; "
+            f"cohesion quantiles (0, 25, 50, 75, 100 %) are {quantiles}, cluster sizes "
+            f"{np.quantile(sizes, [0, 0.5, 1]).tolist()} (smallest, median, largest); remedy: "
+            "lower either, or change label.num_clusters"
+        )
+
+
+def _write_clusters(
+    path: Path, sizes: np.ndarray, cohesions: np.ndarray, kept: np.ndarray, labels: np.ndarray
+) -> None:
+    label_of = np.where(kept, np.cumsum(kept) - 1, -1)
+    labelled = np.bincount(labels[labels >= 0], minlength=int(kept.sum()))
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cluster", "size", "cohesion", "kept", "label", "labelled"])
+        for k, label in enumerate(label_of):
+            count = labelled[label] if label >= 0 else 0
+            writer.writerow([k, sizes[k], f"{cohesions[k]:.6f}", int(kept[k]), label, count])
+
+
+def _picture(
+    path: Path,
+    images: np.ndarray,
+    features: np.ndarray,
+    members: np.ndarray,
+    centroids: np.ndarray,
+    cohesions: np.ndarray,
+    kept: np.ndarray,
+) -> None:
+    """One row a kept cluster, most cohesive first; in it the members nearest the centroid."""
+    order = np.flatnonzero(kept)[np.argsort(-cohesions[kept], kind="stable")]
+    half = PICTURE_CLUSTERS // 2
+    chosen = (
+        order if len(order) <= PICTURE_CLUSTERS else np.concatenate([order[:half], order[-half:]])
+    )
+    rows = np.full((len(chosen), PICTURE_MEMBERS, *images.shape[1:]), 255, np.uint8)
+    for row, k in zip(rows, chosen, strict=True):
+        inside = np.flatnonzero(members == k)
+        distance = np.linalg.norm(features[inside] - centroids[k], axis=1)
+        nearest = inside[np.argsort(distance, kind="stable")[:PICTURE_MEMBERS]]
+        row[: len(nearest)] = images[nearest]
+    save_grid(path, rows.reshape(-1, *images.shape[1:]), columns=PICTURE_MEMBERS)
+
+
+def load(folder: Path) -> np.ndarray:
+    """Labels of the synthetic images, int64, in [0, K'), -1 for none."""
+    return np.load(folder / "labels.npy")
+
+
+def load_cohesion(folder: Path) -> np.ndarray:
+    """Cohesion of each label's cluster, float64 (K',)."""
+    with (folder / "clusters.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kept"] == "1"]
+    return np.array([float(row["cohesion"]) for row in rows])

@@ -1,0 +1,247 @@
+"""The graph of stages: which there are, what each reads, their keys, and running them in order.
+
+    data -> dpm -> generate -> label -> classifier -> extract -> evaluate -> report
+
+One composed config gives every key, so no path is ever typed. `attacks` are the rows of the
+comparison: each is a set of changes laid over the stages' settings; what rows share is made once.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from sidepipe import artifacts
+from sidepipe.progress import stage_log
+from sidepipe.report.stage import load_table, page_path
+from sidepipe.settings import bind, check_field_types, require, require_known
+from sidepipe.stage import Runtime, Stage
+from sidepipe.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+STAGES = ("data", "dpm", "generate", "label", "classifier", "extract", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage with its settings and the nodes it reads; its key names its artifact."""
+
+    stage: Stage
+    settings: dict[str, Any]
+    inputs: dict[str, "Node"] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        settings = self.stage.key_settings(self.settings)
+        input_keys = {name: node.key for name, node in self.inputs.items()}
+        return artifacts.key_of(self.stage.name, self.stage.version, settings, input_keys)
+
+    def folder(self, runtime: Runtime) -> Path:
+        return Path(runtime.outputs).resolve() / self.stage.name / self.key
+
+    def upstream(self) -> dict[str, "Node"]:
+        """Every node this one needs by key, inputs before their readers, itself last."""
+        order: dict[str, Node] = {}
+        for node in self.inputs.values():
+            order |= node.upstream()
+        return {**order, self.key: self}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All nodes of one composed config by key, in an order in which they can run.
+
+    attacks: of each key, the rows of the comparison that need it.
+    """
+
+    nodes: dict[str, Node]
+    attacks: dict[str, list[str]]
+    runtime: Runtime
+    tracking: Tracking
+
+    def goals(self, stage: str) -> list[Node]:
+        """The nodes that `stage=` asks for; `all` asks for the report."""
+        wanted = "report" if stage == "all" else stage
+        return [node for node in self.nodes.values() if node.stage.name == wanted]
+
+    def title(self, node: Node) -> str:
+        """The stage's name, with the attacks that need it where not all do."""
+        needed_by = self.attacks.get(node.key, [])
+        if node.stage.name == "report" or needed_by == self.attacks["all"]:
+            return node.stage.name
+        return f"{node.stage.name} [{', '.join(needed_by)}]"
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Builds and checks every stage's settings; nothing is read but small config files.
+
+    Raises ValueError for a wrong name, type, range or combination in ANY stage, so that a typo in
+    evaluate does not surface after days of training.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    runtime = _build(Runtime, "runtime", plain["runtime"])
+    tracking = _build(Tracking, "tracking", plain["tracking"])
+    rows = {attack: changes or {} for attack, changes in (plain["attacks"] or {}).items()}
+    require(bool(rows), "attacks", "at least one row", rows, "attacks=compare or attacks=single")
+    nodes: dict[str, Node] = {}
+    attacks: dict[str, list[str]] = {"all": list(rows)}
+    scored: dict[str, Node] = {}
+    for attack, changes in rows.items():
+        chain = _chain(plain, attack, changes, runtime)
+        # A stage that this attack does not read (the classifier, of plain samples) is left out.
+        for key, node in chain["evaluate"].upstream().items():
+            nodes.setdefault(key, node)
+            attacks.setdefault(key, []).append(attack)
+        scored[attack] = chain["evaluate"]
+    report = _node("report", "report", plain["report"], scored, tuple(scored), runtime)
+    return Plan({**nodes, report.key: report}, attacks, runtime, tracking)
+
+
+def _chain(
+    plain: Mapping[str, Any], attack: str, changes: Mapping[str, Any], runtime: Runtime
+) -> dict[str, Node]:
+    """One attack's nodes, from data to evaluate: its changes laid over the config."""
+    chain: dict[str, Node] = {}
+    for name in changes:
+        require_known(f"attacks.{attack}", name, STAGES[:-1])
+    for name in STAGES[:-1]:
+        where = f"attacks.{attack}.{name}" if name in changes else name
+        settings = _laid_over(plain[name], changes.get(name) or {})
+        chain[name] = _node(name, where, settings, chain, None, runtime)
+    return chain
+
+
+def _laid_over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for name, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _laid_over(merged[name], value) if both else value
+    return merged
+
+
+def _node(
+    name: str,
+    where: str,
+    settings: dict[str, Any],
+    available: Mapping[str, Node],
+    inputs: tuple[str, ...] | None,
+    runtime: Runtime,
+) -> Node:
+    """The checked node of stage `name`; inputs None asks the stage which it reads."""
+    target = settings.get("_target_")
+    require(
+        target is not None, f"{name}._target_", "the stage's class", target, f"choose {name}=..."
+    )
+    stage = _build(
+        get_class(str(target)), where, {k: v for k, v in settings.items() if k != "_target_"}
+    )
+    upstream = {n: available[n] for n in (stage.inputs() if inputs is None else inputs)}
+    closure = {
+        n.stage.name: n.stage for node in upstream.values() for n in node.upstream().values()
+    }
+    stage.check(closure, runtime)
+    return Node(stage, settings, upstream)
+
+
+def _build(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
+    bind(where, f"{kind.__module__}.{kind.__qualname__}", settings)
+    return kind(**check_field_types(where, kind, settings))
+
+
+def run(the_plan: Plan, stage: str) -> list[Node]:
+    """Runs whatever is missing for `stage` (or `all`), and returns the nodes asked for."""
+    require_known("stage", stage, ["all", "status", *STAGES])
+    goals = the_plan.goals(stage)
+    if not goals:
+        raise ValueError(f"none of the attacks {the_plan.attacks['all']} has a stage {stage!r}")
+    the_plan.runtime.limit_threads()
+    order: dict[str, Node] = {}
+    for goal in goals:
+        order |= goal.upstream()
+    made = [node for node in order.values() if _make(node, the_plan)]
+    if not made:
+        log.info("nothing to do: all %d artifacts are there", len(order))
+    return goals
+
+
+def _make(node: Node, the_plan: Plan) -> bool:
+    """Makes the node's artifact unless it is there; whether it was made now, by us."""
+    folder, title = node.folder(the_plan.runtime), the_plan.title(node)
+    manifest = artifacts.read_manifest(folder)
+    if manifest is not None:
+        if why := node.stage.source_changed(manifest["summary"], the_plan.runtime):
+            log.warning("%s %s: %s", title, node.key, why)
+        return False
+
+    def say_wait(owner: artifacts.Owner) -> None:
+        log.info("%s %s: waiting for %s pid %d", title, node.key, owner.host, owner.pid)
+
+    with artifacts.locked(folder, say_wait):
+        if artifacts.read_manifest(folder) is not None:
+            return False  # made by the process we waited for
+        _compute(node, folder, title, the_plan)
+    return True
+
+
+def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = {name: n.folder(the_plan.runtime) for name, n in node.inputs.items()}
+    content = {
+        "stage": node.stage.name,
+        "version": node.stage.version,
+        "key": node.key,
+        "settings": node.settings,
+        "inputs": {name: n.key for name, n in node.inputs.items()},
+    }
+    artifacts.write_json(folder / "settings.json", content)
+    started = time.monotonic()
+    tracked_run = the_plan.tracking.run(node.stage.name, node.key, content)
+    with stage_log(folder / "log.txt"), tracked_run as tracked:
+        log.info("%s: %s", title, folder)
+        summary = node.stage.run(folder, inputs, the_plan.runtime)
+        tracked.summary(summary)
+        seconds = round(time.monotonic() - started, 2)
+        log.info("%s: done in %.1f s", title, seconds)
+    (folder / artifacts.PROGRESS).unlink(missing_ok=True)
+    device = the_plan.runtime.device_name()
+    manifest = {**content, "summary": summary, "seconds": seconds, "device": device}
+    artifacts.write_manifest(folder, manifest)
+
+
+def status(the_plan: Plan) -> str:
+    """A table of this config's artifacts: done, running (with progress), unfinished or missing."""
+    rows = [
+        (the_plan.title(node), node.key, _state(node, the_plan.runtime))
+        for node in the_plan.nodes.values()
+    ]
+    width = max(len(title) for title, _, _ in rows)
+    return "\n".join(f"{title:<{width}}  {key}  {state}" for title, key, state in rows)
+
+
+def _state(node: Node, runtime: Runtime) -> str:
+    folder = node.folder(runtime)
+    if manifest := artifacts.read_manifest(folder):
+        return f"done, {manifest['seconds']:.0f} s, {manifest['finished']}"
+    progress = artifacts.read_progress(folder)
+    at = f" at {progress['unit']} {progress['step']}/{progress['total']}" if progress else ""
+    if owner := artifacts.owner_of(folder):
+        return f"running on {owner.host} pid {owner.pid}{at}"
+    return f"unfinished{at}: the same command goes on" if folder.exists() else "missing"
+
+
+def show(node: Node, the_plan: Plan) -> str:
+    """What a person wants to see of a finished node: its result and where it lies."""
+    folder = node.folder(the_plan.runtime)
+    if node.stage.name == "report":
+        return f"{load_table(folder)}\nreport: {page_path(folder)}"
+    manifest = artifacts.read_manifest(folder) or {}
+    summary = json.dumps(manifest.get("summary"), indent=2)
+    return f"{the_plan.title(node)} {node.key}: {folder}\n{summary}"

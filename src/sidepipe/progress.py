@@ -1,0 +1,122 @@
+"""Progress and logs: a bar on a terminal, lines in a log file, `progress.json` for status."""
+
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+
+from sidepipe.artifacts import PROGRESS, write_json
+
+log = logging.getLogger(__name__)
+
+
+def quiet_libraries() -> None:
+    """Silences what libraries say about themselves and nobody running an experiment can use."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "faiss.loader"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    ignored = (
+        ".*does not have many workers.*",  # our loaders slice arrays in memory
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # resuming is what we do
+        ".*Couldn't infer the batch indices.*",  # ours are in the batch
+        ".*srun` command is available.*",
+        ".*isinstance.treespec, LeafSpec.* is deprecated.*",
+        ".*Found .* module.s. in eval mode at the start of training.*",
+    )
+    for message in ignored:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def stage_log(path: Path) -> Iterator[None]:
+    """Appends the package's log lines to `path`, and the traceback if the block raises."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("sidepipe")
+    logger.addHandler(handler)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        record = "".join(traceback.format_exception(error))
+        handler.stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} failed\n{record}")
+        error.add_note(f"the traceback is in {path}")
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class LineProgress(Callback):
+    """One log line every `seconds`, and `progress.json` in `folder`, for training and prediction.
+
+    unit: what is counted, "step" or "image"; total: how many in all; first: how many a resumed run
+    already has; per_batch: how many a batch adds over all devices.
+    """
+
+    def __init__(
+        self, folder: Path, total: int, *, seconds: float, unit: str = "step", first: int = 0
+    ) -> None:
+        self.folder, self.total, self.unit, self.first = folder, total, unit, first
+        self.seconds = seconds
+        self.done = first
+        self.started = self.said = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self._report(trainer, trainer.global_step)
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        self._report(trainer, self.done + len(outputs) * trainer.world_size)
+
+    def _report(self, trainer: Any, done: int) -> None:
+        self.done = min(done, self.total)
+        now = time.monotonic()
+        if now - self.said < self.seconds or not trainer.is_global_zero:
+            return
+        self.said = now
+        rate = (self.done - self.first) / (now - self.started)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        metrics = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items()}
+        content = {
+            "step": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "per_second": round(rate, 2),
+            "seconds_left": round(left, 1),
+            "metrics": metrics,
+        }
+        write_json(self.folder / PROGRESS, content)
+        if not sys.stderr.isatty():
+            said = " ".join(f"{k} {v:g}" for k, v in metrics.items())
+            log.info(
+                "%s %d/%d (%d %%), %.1f/s, %s left %s",
+                *(self.unit, self.done, self.total, 100 * self.done // self.total, rate),
+                *(_clock(left), said),
+            )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(min(seconds, 360000)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def progress_callbacks(folder: Path, total: int, **options: Any) -> list[Callback]:
+    """The callbacks that show progress wherever the process writes to."""
+    bar: list[Callback] = [TQDMProgressBar(leave=False)] if sys.stderr.isatty() else []
+    return [LineProgress(folder, total, **options), *bar]
+
+
+def progress_settings() -> dict[str, Any]:
+    """Trainer arguments that go with `progress_callbacks`."""
+    return {"enable_progress_bar": sys.stderr.isatty(), "enable_model_summary": False}

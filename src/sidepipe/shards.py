@@ -1,0 +1,62 @@
+"""Many images as numbered uint8 files, each written whole or not at all.
+
+`shards/000000.npy` holds images 0 .. shard_size-1 and so on; a killed run leaves whole shards and
+the same command makes the rest.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """The file of shard number `shard` of the artifact in `folder`."""
+    return folder / "shards" / f"{shard:06d}.npy"
+
+
+def shard_ranges(num_images: int, shard_size: int) -> list[range]:
+    """Image indices of each shard."""
+    starts = range(0, num_images, shard_size)
+    return [range(start, min(start + shard_size, num_images)) for start in starts]
+
+
+def missing_shards(folder: Path, num_images: int, shard_size: int) -> list[int]:
+    """Numbers of the shards that are not there yet."""
+    count = len(shard_ranges(num_images, shard_size))
+    return [shard for shard in range(count) if not shard_path(folder, shard).exists()]
+
+
+def write_shard(folder: Path, shard: int, images: UInt8[np.ndarray, "n h w c"]) -> None:
+    """Writes one shard under a temporary name, flushes it to disk, then renames."""
+    path = shard_path(folder, shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, images)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_shards(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+    """All images of a finished artifact, in index order."""
+    paths = sorted((folder / "shards").glob("*.npy"))
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} holds no shards; remedy: delete the folder and run again"
+        )
+    return np.concatenate([np.load(path, mmap_mode="r") for path in paths])
+
+
+def check_disk(folder: Path, num_bytes: int) -> None:
+    """Raises OSError unless the disk of `folder` has room for `num_bytes` and a tenth more."""
+    existing = next(p for p in [folder, *folder.parents] if p.exists())
+    free = shutil.disk_usage(existing).free
+    if num_bytes * 1.1 > free:
+        raise OSError(
+            f"the disk of {existing} must have {num_bytes * 1.1 / 1e9:.3f} GB free for the images, "
+            f"has {free / 1e9:.3f} GB; remedy: free space, set runtime.outputs, or lower num_images"
+        )

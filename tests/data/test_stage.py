@@ -1,0 +1,131 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from sidepipe.data.stage import Data, load, load_ids, load_partitions
+from sidepipe.settings import bind_nested
+from sidepipe.stage import Runtime
+
+CONF = Path(__file__).parents[2] / "conf/data"
+DIGITS = {"_target_": "sidepipe.data.sources.Digits"}
+CELEBA = {"_target_": "sidepipe.data.sources.CelebA", "folder": "celeba", "partitions": None}
+
+
+def data(source=DIGITS, **changes) -> Data:
+    settings = {"size": 8, "channels": 1, "center_crop": None, "on_bad_file": "error"}
+    return Data(source=source, **{**settings, **changes})
+
+
+@pytest.fixture
+def celeba(tmp_path) -> Runtime:
+    """The runtime under whose data_root six images lie."""
+    images = tmp_path / "datasets/celeba/img_align_celeba"
+    images.mkdir(parents=True)
+    for i in range(6):
+        Image.new("RGB", (20, 24), (i, 0, 0)).save(images / f"{i}.png")
+    lines = [f"{i}.png {i // 2}\n" for i in range(6)]
+    (tmp_path / "datasets/celeba/list_eval_partition.txt").write_text("".join(lines))
+    return Runtime(data_root=str(tmp_path / "datasets"))
+
+
+def test_digits_become_an_array_a_table_and_a_picture(tmp_path):
+    summary = data().run(tmp_path, {}, Runtime())
+    images = load(tmp_path)
+    assert isinstance(images, np.memmap)
+    assert images.shape == (1797, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert (images.min(), images.max()) == (0, 255)
+    with (tmp_path / "ids.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[4] == {"index": "4", "id": "0004", "partition": "train", "identity": "4"}
+    assert len(rows) == 1797
+    assert load_partitions(tmp_path).tolist() == ["train"] * 1797
+    assert load_ids(tmp_path)[1796] == "1796"
+    with Image.open(tmp_path / "preview.png") as preview:
+        assert preview.size == (8 * 66, 8 * 66)
+    assert summary["num_images"] == 1797
+    assert summary["shape"] == [8, 8, 1]
+    assert summary["partitions"] == {"train": 1797}
+    assert summary["skipped"] == []
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["ids.csv", "images.npy", "preview.png"]
+
+
+def test_the_same_settings_write_the_same_bytes(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        data(size=12, channels=3).run(tmp_path / name, {}, Runtime())
+    for file in ("images.npy", "ids.csv", "preview.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_an_unfinished_artifact_is_made_anew(tmp_path):
+    for name in ("images.npy", "images.tmp", "ids.csv"):
+        (tmp_path / name).write_text("half a file")
+    data().run(tmp_path, {}, Runtime())
+    assert len(load(tmp_path)) == len(load_ids(tmp_path)) == 1797
+
+
+def test_a_relative_folder_lies_under_the_data_root(tmp_path, celeba):
+    summary = data(CELEBA, channels=3, center_crop=16).run(tmp_path, {}, celeba)
+    assert summary["partitions"] == {"train": 2, "val": 2, "test": 2}
+    assert load(tmp_path)[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_absolute_folder_needs_no_data_root(tmp_path, celeba):
+    source = {**CELEBA, "folder": f"{celeba.data_root}/celeba", "partitions": ["val", "test"]}
+    data(source).run(tmp_path, {}, Runtime(data_root="/nowhere"))
+    assert load_partitions(tmp_path).tolist() == ["val", "val", "test", "test"]
+    assert load_ids(tmp_path).tolist() == ["2.png", "3.png", "4.png", "5.png"]
+
+
+def test_rows_stay_with_their_images_where_files_were_skipped(tmp_path, celeba, caplog):
+    images = Path(celeba.data_root) / "celeba/img_align_celeba"
+    (images / "0.png").unlink()
+    (images / "3.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read"):
+        data(CELEBA).run(tmp_path, {}, celeba)
+    summary = data(CELEBA, channels=3, on_bad_file="skip").run(tmp_path, {}, celeba)
+    assert summary["skipped"] == ["0.png", "3.png"]
+    assert summary["num_images"] == 4
+    assert "skipped 2 unreadable images: 0.png, 3.png" in caplog.text
+    assert load_ids(tmp_path).tolist() == ["1.png", "2.png", "4.png", "5.png"]
+    assert load(tmp_path)[:, 0, 0, 0].tolist() == [1, 2, 4, 5]
+
+
+def test_a_missing_folder_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"celeba is not a folder.*runtime\.data_root"):
+        data(CELEBA).run(tmp_path, {}, Runtime(data_root=str(tmp_path / "nowhere")))
+
+
+def test_changed_source_files_are_noticed_and_absent_ones_are_not_missed(tmp_path, celeba):
+    stage = data(CELEBA)
+    summary = stage.run(tmp_path, {}, celeba)
+    assert stage.source_changed(summary, celeba) is None
+    (Path(celeba.data_root) / "celeba/img_align_celeba/5.png").unlink()
+    message = stage.source_changed(summary, celeba)
+    assert message is not None
+    assert "6 files" in message
+    assert "5 files" in message
+    assert "remedy" in message
+    assert stage.source_changed(summary, Runtime(data_root="/nowhere")) is None
+
+
+def test_the_digits_never_change(tmp_path):
+    summary = data().run(tmp_path, {}, Runtime())
+    assert data().source_changed(summary, Runtime()) is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("size", 3), ("center_crop", 0)])
+def test_a_setting_out_of_range_is_named(name, value):
+    with pytest.raises(ValueError, match=rf"data\.{name} must be >= "):
+        data(**{name: value})
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_data_config_names_arguments_that_exist(file):
+    bind_nested("data", yaml.safe_load(file.read_text()))

@@ -1,0 +1,222 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from sidepipe.diffusion.sampler import ddim, sampling_timesteps
+from sidepipe.diffusion.schedule import clip_x_0
+
+
+def make_schedule(T: int) -> torch.Tensor:
+    """DDPM's linear schedule, stretched to T steps, in float64 so that equality can be tight."""
+    betas = torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64)
+    return (1 - betas).cumprod(0)
+
+
+def wiggly_eps(x_t, t):
+    """A nonlinear stand-in for a network, large enough that pred_x_0 often leaves [-1, 1]."""
+    return torch.sin(2 * x_t) + 0.3 * x_t.flip(-1) - 0.01 * t.reshape(-1, 1, 1, 1)
+
+
+def double(scheduler, alphas_cumprod):
+    """The diffusers scheduler on our float64 schedule."""
+    scheduler.alphas_cumprod = alphas_cumprod
+    return scheduler
+
+
+def x_T_of(shape=(3, 2, 4, 4)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def noise_source(like, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(like.shape, generator=rng, dtype=like.dtype)
+
+
+def recorded(eps_fn, seen):
+    """`eps_fn` that also keeps every x_t it is given: the sampler's whole path."""
+
+    def recording(x_t, t):
+        seen.append(x_t)
+        return eps_fn(x_t, t)
+
+    return recording
+
+
+def assert_equal_paths(ours, theirs):
+    torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_ddim_equals_diffusers_at_every_step(spacing, eta, clip):
+    T, n = 1000, 20
+    alphas_cumprod, x_T = make_schedule(T), x_T_of()
+    scheduler = double(DDIMScheduler(T, timestep_spacing=spacing, clip_sample=clip), alphas_cumprod)
+    scheduler.set_timesteps(n)
+    draw, x_t, expected = noise_source(x_T), x_T, []
+    for t in scheduler.timesteps:
+        expected.append(x_t)
+        eps = wiggly_eps(x_t, torch.full((len(x_T),), int(t)))
+        z = draw() if eta else None
+        step = scheduler.step(eps, int(t), x_t, eta, True, variance_noise=z)
+        x_t = step.prev_sample
+    expected.append(x_t)
+
+    eps_fn = clip_x_0(wiggly_eps, alphas_cumprod) if clip else wiggly_eps
+    path = []
+    timesteps = sampling_timesteps(T, n, spacing)
+    x_0 = ddim(recorded(eps_fn, path), x_T, timesteps, alphas_cumprod, eta, noise_source(x_T))
+    assert_equal_paths([*path, x_0], expected)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_eta_1_over_all_timesteps_equals_diffusers_ddpm(clip):
+    T = 50
+    alphas_cumprod, x_T = make_schedule(T), x_T_of()
+    scheduler = DDPMScheduler(T, variance_type="fixed_small", clip_sample=clip)
+    scheduler = double(scheduler, alphas_cumprod)
+    rng, x_t, expected = torch.Generator().manual_seed(1), x_T, []
+    for t in range(T - 1, -1, -1):
+        expected.append(x_t)
+        eps = wiggly_eps(x_t, torch.full((len(x_T),), t))
+        x_t = scheduler.step(eps, t, x_t, generator=rng).prev_sample
+    expected.append(x_t)
+
+    eps_fn = clip_x_0(wiggly_eps, alphas_cumprod) if clip else wiggly_eps
+    path = []
+    timesteps = sampling_timesteps(T, T, "leading")
+    x_0 = ddim(recorded(eps_fn, path), x_T, timesteps, alphas_cumprod, 1.0, noise_source(x_T))
+    assert_equal_paths([*path, x_0], expected)
+
+
+@pytest.mark.parametrize(("eta", "draws"), [(0.0, 0), (1.0, 9)])
+def test_every_step_but_the_last_draws_noise_once_and_only_when_eta_is_positive(eta, draws):
+    alphas_cumprod, x_T = make_schedule(100), x_T_of()
+    calls = []
+
+    def noise_fn():
+        calls.append(1)
+        return torch.zeros_like(x_T)
+
+    ddim(wiggly_eps, x_T, sampling_timesteps(100, 10, "trailing"), alphas_cumprod, eta, noise_fn)
+    assert len(calls) == draws
+
+
+def test_the_last_step_returns_pred_x_0():
+    alphas_cumprod, x_T = make_schedule(100), x_T_of()
+    eps = wiggly_eps(x_T, torch.full((len(x_T),), 60))
+    pred_x_0 = (x_T - (1 - alphas_cumprod[60]).sqrt() * eps) / alphas_cumprod[60].sqrt()
+    torch.testing.assert_close(ddim(wiggly_eps, x_T, [60], alphas_cumprod, 0.0), pred_x_0)
+
+
+def test_the_network_gets_one_int64_timestep_per_image():
+    alphas_cumprod, x_T, seen = make_schedule(100), x_T_of(), []
+
+    def eps_fn(x_t, t):
+        seen.append(t)
+        return torch.zeros_like(x_t)
+
+    ddim(eps_fn, x_T, [70, 30, 0], alphas_cumprod)
+    assert torch.stack(seen).equal(torch.tensor([[70] * 3, [30] * 3, [0] * 3], dtype=torch.int64))
+
+
+@pytest.mark.parametrize("T", [50, 1000])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_sampling_timesteps_equal_diffusers_for_every_count(spacing, T):
+    scheduler = DDIMScheduler(T, timestep_spacing=spacing)
+    for n in range(1, T + 1):
+        scheduler.set_timesteps(n)
+        # numpy's arange makes diffusers append a timestep -1 for some counts (61 of 1000).
+        expected = [t for t in scheduler.timesteps.tolist() if t >= 0]
+        # And it rounds some exact halves the other way (48 of 1000), where either is as right.
+        halves = [i for i in range(n) if spacing == "trailing" and 2 * T * i % (2 * n) == n]
+        ours = sampling_timesteps(T, n, spacing)
+        assert len(ours) == len(expected) == n
+        off = {i: abs(a - b) for i, (a, b) in enumerate(zip(ours, expected, strict=True)) if a != b}
+        assert set(off) <= set(halves), n
+        assert all(distance == 1 for distance in off.values()), n
+
+
+@pytest.mark.parametrize("n", [1, 10, 20, 25, 50, 64, 100, 128, 200, 250, 500, 999, 1000])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_sampling_timesteps_equal_diffusers_exactly_for_the_usual_counts(spacing, n):
+    scheduler = DDIMScheduler(1000, timestep_spacing=spacing)
+    scheduler.set_timesteps(n)
+    assert sampling_timesteps(1000, n, spacing) == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_timesteps_fall_strictly_within_the_schedule(spacing):
+    for n in range(1, 251):
+        timesteps = sampling_timesteps(250, n, spacing)
+        assert len(timesteps) == n
+        assert all(a > b for a, b in pairwise(timesteps))
+        assert (timesteps[-1] == 0) if spacing == "leading" else (timesteps[0] == 249)
+        assert min(timesteps) >= 0
+        assert max(timesteps) <= 249
+
+
+MEANS = torch.tensor([-1.5, 1.0], dtype=torch.float64)
+STDS = torch.tensor([0.2, 0.4], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
+
+
+def exact_eps(alphas_cumprod):
+    """eps of the Gaussian mixture: -sqrt(1 - ab_t) times the score of its noised density."""
+
+    def eps_fn(x_t, t):
+        alpha_bar = alphas_cumprod[t][:, None]
+        variances = alpha_bar * STDS**2 + 1 - alpha_bar
+        offsets = x_t - alpha_bar.sqrt() * MEANS
+        log_joint = WEIGHTS.log() - offsets**2 / (2 * variances) - variances.log() / 2
+        score = (log_joint.softmax(1) * -offsets / variances).sum(1, keepdim=True)
+        return -(1 - alpha_bar).sqrt() * score
+
+    return eps_fn
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_samples_of_a_gaussian_mixture_have_its_means_stds_and_weights(eta):
+    alphas_cumprod = make_schedule(1000)
+    x_T = x_T_of((20_000, 1))
+    timesteps = sampling_timesteps(1000, 200, "trailing")
+    x_0 = ddim(exact_eps(alphas_cumprod), x_T, timesteps, alphas_cumprod, eta, noise_source(x_T))
+    side = (x_0[:, 0] > -0.6).long()
+    for component in (0, 1):
+        of_it = x_0[side == component]
+        assert len(of_it) / len(x_0) == pytest.approx(float(WEIGHTS[component]), abs=0.015)
+        assert float(of_it.mean()) == pytest.approx(float(MEANS[component]), abs=0.02)
+        assert float(of_it.std()) == pytest.approx(float(STDS[component]), abs=0.02)
+
+
+def test_a_schedule_that_ends_in_pure_noise_still_samples_finite_images():
+    alphas_cumprod = torch.cos(torch.linspace(0, math.pi / 2, 51)[1:]) ** 2
+    alphas_cumprod[-1] = 0.0
+    eps_fn = clip_x_0(wiggly_eps, alphas_cumprod)
+    x_T = x_T_of().float()
+    timesteps = sampling_timesteps(50, 50, "trailing")
+    x_0 = ddim(eps_fn, x_T, timesteps, alphas_cumprod, 1.0, noise_source(x_T))
+    assert x_0.isfinite().all()
+    assert x_0.abs().max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("n", [0, -1, 101])
+def test_an_impossible_number_of_steps_is_refused(n):
+    with pytest.raises(ValueError, match=rf"num_inference_steps must be in \[1, 100\], got {n}"):
+        sampling_timesteps(100, n, "leading")
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match="spacing must be 'leading' or 'trailing', got 'linspace'"):
+        sampling_timesteps(100, 10, "linspace")
+
+
+def test_noise_is_needed_when_eta_is_positive_and_only_then():
+    alphas_cumprod, x_T = make_schedule(100), x_T_of()
+    with pytest.raises(ValueError, match=r"noise_fn is needed when eta > 0, got eta = 0.5"):
+        ddim(wiggly_eps, x_T, [50, 0], alphas_cumprod, 0.5)
+    assert ddim(wiggly_eps, x_T, [50, 0], alphas_cumprod, 0.0).isfinite().all()

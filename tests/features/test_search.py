@@ -1,0 +1,217 @@
+import builtins
+import math
+
+import numpy as np
+import pytest
+
+from sidepipe.features import search
+from sidepipe.features.search import covered, nearest
+
+PIXEL = 1 / 255 / math.sqrt(3072)  # RMS of one value in 3072 off by one grey level
+
+
+def brute(queries, database, metric):
+    """gamma of all pairs, by a double loop in Python's own floats."""
+    gamma = np.empty((len(queries), len(database)))
+    for i, q in enumerate(queries.tolist()):
+        for j, x in enumerate(database.tolist()):
+            pairs = list(zip(q, x, strict=True))
+            if metric == "cosine":
+                gamma[i, j] = math.fsum(a * b for a, b in pairs)
+            else:
+                gamma[i, j] = math.sqrt(math.fsum((a - b) ** 2 for a, b in pairs))
+    return gamma.astype(np.float32)
+
+
+def vectors(n, d, metric, seed):
+    x = np.random.default_rng(seed).standard_normal((n, d))
+    if metric == "cosine":
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x.astype(np.float32)
+
+
+def photographs(n, seed):
+    """(n, 3072) RMS-scaled vectors as of 32x32 images, with the large mean that real ones have."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, 3072))
+    return (pixels / (255 * math.sqrt(3072))).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("k", [1, 3, 23])
+def test_nearest_is_brute_force_on_asymmetric_data(metric, k):
+    queries, database = vectors(7, 5, metric, 0), vectors(23, 5, metric, 1)
+    database[[4, 9]] = queries[2]  # a copy, twice
+    gamma = brute(queries, database, metric)
+    order = np.argsort(-gamma if metric == "cosine" else gamma, axis=1, kind="stable")[:, :k]
+    values, indices = nearest(queries, database, metric, k)
+    assert values.dtype == np.float32
+    assert indices.dtype == np.int64
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(gamma, order, 1))
+    assert indices[2, 0] == 4
+
+
+def test_nearest_is_not_symmetric_in_its_arguments():
+    queries, database = vectors(7, 5, "l2", 0), vectors(23, 5, "l2", 1)
+    assert nearest(queries, database, "l2")[0].shape == (7, 1)
+    assert nearest(database, queries, "l2")[0].shape == (23, 1)
+
+
+@pytest.mark.parametrize("num_queries", [2, 120])  # faiss computes few and many differently
+def test_l2_tells_an_identical_image_from_one_grey_level_in_one_pixel(num_queries):
+    database = photographs(60, 0)
+    queries = np.tile(database, (2, 1))[:num_queries].copy()
+    queries[1::2, 5] += np.float32(1 / 255 / math.sqrt(3072))
+    values, indices = nearest(queries, database, "l2")
+    np.testing.assert_array_equal(indices[:, 0], np.arange(num_queries) % 60)
+    np.testing.assert_array_equal(values[::2, 0], 0)
+    np.testing.assert_allclose(values[1::2, 0], PIXEL, rtol=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_a_copy_is_found_among_more_near_copies_than_there_are_candidates(metric):
+    image = photographs(1, 0)[0]
+    database = np.tile(image, (80, 1))
+    database[np.arange(80), np.arange(80)] += np.float32(PIXEL)
+    database[61] = image
+    if metric == "cosine":
+        database /= np.linalg.norm(database.astype(np.float64), axis=1, keepdims=True)
+    values, indices = nearest(np.tile(database[61], (50, 1)), database, metric)
+    assert (indices == 61).all()
+    np.testing.assert_allclose(values, 0 if metric == "l2" else 1, atol=1e-7)
+
+
+def test_a_zero_vector_has_cosine_zero_with_all():
+    database = vectors(40, 5, "cosine", 0)
+    values, _ = nearest(np.zeros((2, 5), np.float32), database, "cosine", k=40)
+    assert (values == 0).all()
+
+
+BANDS = {
+    "cosine": [(0.2, 0.5), (0.5, 0.8), (0.8, math.inf), (-math.inf, -0.5), (-math.inf, math.inf)],
+    "l2": [(0.0, 1.0), (1.0, 1.5), (1.5, 2.5), (2.5, math.inf), (-math.inf, math.inf)],
+}
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("max_results", [1, 60, 10_000_000])
+def test_covered_is_brute_force_whatever_the_blocks(metric, max_results, monkeypatch):
+    monkeypatch.setattr(search, "MAX_RESULTS", max_results)
+    queries, database = vectors(11, 4, metric, 2), vectors(29, 4, metric, 3)
+    queries[3] = database[5]
+    gamma = brute(queries, database, metric)
+    bands = BANDS[metric]
+    expected = [((gamma >= low) & (gamma < high)).any(0) for low, high in bands]
+    mask = covered(queries, database, metric, bands)
+    assert mask.shape == (5, 29)
+    np.testing.assert_array_equal(mask, expected)
+    assert mask[0].any()
+    assert not mask[0].all()
+    copies = 2 if metric == "cosine" else 0
+    assert mask[copies, 5]
+    assert mask[-1].all()
+
+
+def test_covered_counts_all_pairs_and_not_nearest_ones_alone():
+    database = np.array([[0.0], [0.3], [0.9]], np.float32)
+    mask = covered(np.array([[0.1]], np.float32), database, "l2", [(0.0, 0.5)])
+    assert mask.tolist() == [[True, True, False]]
+
+
+def test_a_band_holds_its_lower_edge_and_not_its_upper_one():
+    # 3-4-5 triangles: distances of exactly 5 and 10, cosines of exactly 0.5 and 0.25.
+    l2 = np.array([[3, 4], [6, 8]], np.float32)
+    mask = covered(np.zeros((1, 2), np.float32), l2, "l2", [(0.0, 5.0), (5.0, 10.0), (10.0, 20.0)])
+    assert mask.tolist() == [[False, False], [True, False], [False, True]]
+    cosine = np.array([[0.5, math.sqrt(0.75)], [0.25, math.sqrt(0.9375)]], np.float32)
+    bands = [(0.1, 0.25), (0.25, 0.5), (0.5, 0.6)]
+    mask = covered(np.array([[1, 0]], np.float32), cosine, "cosine", bands)
+    assert mask.tolist() == [[False, False], [False, True], [True, False]]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_an_edge_at_a_value_of_nearest_splits_exactly_there(metric, monkeypatch):
+    monkeypatch.setattr(search, "MAX_RESULTS", 90)  # blocks of 3 queries
+    queries, database = photographs(40, 0), photographs(30, 1)
+    if metric == "cosine":
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        database /= np.linalg.norm(database, axis=1, keepdims=True)
+    values, indices = nearest(queries, database, metric, k=30)
+    edge = values[7, 4]
+    expected = np.zeros((2, 30), bool)
+    for row, inside in enumerate((values < edge, values >= edge)):
+        expected[row, indices[inside]] = True
+    mask = covered(queries, database, metric, [(-math.inf, float(edge)), (float(edge), math.inf)])
+    np.testing.assert_array_equal(mask, expected)
+    only = covered(
+        queries, database, metric, [(float(edge), float(np.nextafter(edge, np.float32(9))))]
+    )
+    assert np.flatnonzero(only).tolist() == sorted(set(indices[values == edge]))
+
+
+def test_a_near_copy_is_not_covered_as_a_copy():
+    database = photographs(60, 0)
+    queries = database.copy()
+    queries[30:, 5] += np.float32(PIXEL)
+    copies, near = covered(queries, database, "l2", [(0.0, PIXEL / 2), (PIXEL / 2, 2 * PIXEL)])
+    assert copies[:30].all()
+    assert not copies[30:].any()
+    np.testing.assert_array_equal(near, ~copies)
+
+
+@pytest.mark.parametrize("d", [3, 64, 700, 3072])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_the_allowed_rounding_holds_for_faiss(metric, d):
+    grey = np.random.default_rng(0).random((200, 1)).repeat(d, 1)  # the worst: biased sums
+    noisy = grey + np.random.default_rng(1).random((200, d)) / 100
+    for x in (grey, noisy):
+        x = (x / math.sqrt(d)).astype(np.float32)
+        values, j = search._index(x, metric, on_gpu=False).search(x, 200)
+        i = np.arange(200).repeat(200)
+        exact = search._losses(x, x, i, j.ravel(), metric).reshape(200, 200)
+        error = np.abs((-values if metric == "cosine" else values) - exact)
+        assert (error <= search._rounding(x, x, metric)[:, None]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"database": np.ones((4, 3))}, "equally many dimensions, got 2 and 3"),
+        ({"queries": np.ones((0, 2))}, "queries must be"),
+        ({"database": np.ones((0, 2))}, "database must be"),
+        ({"queries": np.full((3, 2), np.nan)}, "queries must be finite"),
+        ({"metric": "l1"}, "metric"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(change, message):
+    # TypeError where annotations are checked at run time.
+    good = {"queries": np.ones((3, 2)), "database": np.ones((4, 2)), "metric": "l2"}
+    with pytest.raises((ValueError, TypeError), match=message):
+        nearest(**good | change)
+    with pytest.raises((ValueError, TypeError), match=message):
+        covered(**good | change, bands=[(0.0, 1.0)])
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_k_beyond_the_database_is_refused(k):
+    with pytest.raises(ValueError, match="k must be 1 to the size of the database, 4"):
+        nearest(np.ones((3, 2)), np.ones((4, 2)), "l2", k)
+
+
+@pytest.mark.parametrize("bands", [[], [(0.5, 0.5)], [(0.0, 1.0), (0.6, 0.5)], [(0.0, math.nan)]])
+def test_bands_without_extent_are_refused(bands):
+    with pytest.raises(ValueError, match="bands must"):
+        covered(np.ones((3, 2)), np.ones((4, 2)), "l2", bands)
+
+
+def test_without_faiss_the_error_names_both_extras(monkeypatch):
+    real = builtins.__import__
+
+    def without_faiss(name, *args, **kwargs):
+        if name == "faiss":
+            raise ImportError("No module named 'faiss'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_faiss)
+    with pytest.raises(ImportError, match=r"\.\[cpu\].*\.\[gpu\]"):
+        nearest(np.ones((3, 2)), np.ones((4, 2)), "l2")

@@ -1,0 +1,61 @@
+"""Imports point upstream, read from the source itself, imports within functions included."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sidepipe
+
+ROOT = Path(sidepipe.__file__).parent
+STAGES = ["data", "dpm", "generate", "label", "classifier", "extract", "evaluate", "report"]
+LAYERS = [
+    {"settings", "artifacts", "shards", "images"},
+    {"stage", "progress", "tracking"},
+    {"diffusion", "features"},
+    {"sampling", "training"},
+    *({stage} for stage in STAGES),
+    {"pipeline"},
+    {"__main__"},
+]
+LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
+FORBIDDEN = {
+    "diffusion": {"pathlib", "os", "hydra", "omegaconf", "lightning"},
+    "report": {"torch", "lightning"},
+}
+MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+def imports(path):
+    """(module, name) of every import, name "" for a plain `import module`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            for alias in node.names:
+                whole = node.module == "sidepipe"
+                yield (f"sidepipe.{alias.name}", "") if whole else (node.module, alias.name)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_upstream(path):
+    me = path.relative_to(ROOT).with_suffix("").parts[0]
+    assert me in LEVEL, f"say in LAYERS where {me} belongs"
+    for module, name in imports(path):
+        package, _, inner = module.partition(".")
+        assert package not in FORBIDDEN.get(me, ()), f"{me} knows nothing of {package}"
+        other = inner.partition(".")[0]
+        if package != "sidepipe" or other == me:
+            continue
+        assert LEVEL[other] < LEVEL[me], f"{me} lies upstream of {other}"
+        if me in STAGES and other in STAGES:
+            # Of an earlier stage: how to read its artifact, and its class, to check its settings.
+            assert inner in (other, f"{other}.stage"), f"{module} is {other}'s own business"
+            assert name.startswith("load") or name[:1].isupper(), f"{module}.{name} is not for {me}"
+
+
+def test_the_modules_looked_at_are_those_of_the_package():
+    assert {"diffusion", "data", "pipeline", "__main__"} <= {
+        path.relative_to(ROOT).with_suffix("").parts[0] for path in MODULES
+    }

@@ -1,0 +1,95 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from sidepipe import shards
+
+
+def images_of(indices):
+    """Images that say which they are."""
+    indices = np.asarray(list(indices), np.uint8)
+    return np.broadcast_to(indices[:, None, None, None], (len(indices), 2, 3, 1)).copy()
+
+
+def write_all(folder, num_images, shard_size, numbers):
+    ranges = shards.shard_ranges(num_images, shard_size)
+    for shard in numbers:
+        shards.write_shard(folder, shard, images_of(ranges[shard]))
+
+
+@pytest.mark.parametrize(("num_images", "shard_size"), [(10, 4), (8, 4), (3, 4), (1, 1), (5, 5)])
+def test_shards_hold_every_image_once_in_order(num_images, shard_size):
+    ranges = shards.shard_ranges(num_images, shard_size)
+    assert [i for indices in ranges for i in indices] == list(range(num_images))
+    assert all(len(indices) == shard_size for indices in ranges[:-1])
+    assert 1 <= len(ranges[-1]) <= shard_size
+
+
+def test_images_come_back_in_index_order_whatever_the_order_of_writing(tmp_path):
+    write_all(tmp_path, 250, 20, reversed(range(13)))
+    images = shards.load_shards(tmp_path)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, images_of(range(250)))
+
+
+def test_missing_shards_are_those_not_written(tmp_path):
+    assert shards.missing_shards(tmp_path, 10, 4) == [0, 1, 2]
+    write_all(tmp_path, 10, 4, [1])
+    assert shards.missing_shards(tmp_path, 10, 4) == [0, 2]
+    write_all(tmp_path, 10, 4, [0, 2])
+    assert shards.missing_shards(tmp_path, 10, 4) == []
+
+
+def test_a_shard_whose_writing_broke_off_is_missing_and_never_read(tmp_path, monkeypatch):
+    write_all(tmp_path, 8, 4, [0])
+    save = np.save
+
+    def broken_save(file, array):
+        save(file, array[:2])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "save", broken_save)
+    with pytest.raises(OSError, match="disk full"):
+        shards.write_shard(tmp_path, 1, images_of(range(4, 8)))
+    monkeypatch.undo()
+    assert [p.suffix for p in sorted((tmp_path / "shards").iterdir())] == [".tmp", ".npy"][::-1]
+    assert shards.missing_shards(tmp_path, 8, 4) == [1]
+    np.testing.assert_array_equal(shards.load_shards(tmp_path), images_of(range(4)))
+    write_all(tmp_path, 8, 4, [1])
+    np.testing.assert_array_equal(shards.load_shards(tmp_path), images_of(range(8)))
+
+
+def test_a_shard_appears_only_once_it_is_whole(tmp_path, monkeypatch):
+    """Where its name appears, every byte is there: it is renamed, not written in place."""
+    seen_while_saving = []
+    save = np.save
+
+    def watching_save(file, array):
+        save(file, array)
+        seen_while_saving.append(shards.shard_path(tmp_path, 0).exists())
+
+    monkeypatch.setattr(np, "save", watching_save)
+    shards.write_shard(tmp_path, 0, images_of(range(4)))
+    assert seen_while_saving == [False]
+    assert [p.name for p in (tmp_path / "shards").iterdir()] == ["000000.npy"]
+
+
+def test_a_folder_without_shards_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no shards"):
+        shards.load_shards(tmp_path)
+
+
+def test_the_disk_must_have_a_tenth_more_than_the_images_need(tmp_path, monkeypatch):
+    asked = []
+
+    def usage(path):
+        asked.append(path)
+        return shutil._ntuple_diskusage(total=2e9, used=1e9, free=1e9)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    missing_folder = tmp_path / "generate" / "0123456789ab"
+    shards.check_disk(missing_folder, 900_000_000)
+    with pytest.raises(OSError, match=r"must have 1\.045 GB free for the images, has 1\.000 GB"):
+        shards.check_disk(missing_folder, 950_000_000)
+    assert asked == [tmp_path, tmp_path]
