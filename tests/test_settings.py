@@ -101,7 +101,7 @@ def test_a_function_of_any_keyword_takes_any_argument():
 def test_a_decorated_constructor_is_bound_by_its_own_signature():
     """As diffusers' are, by `register_to_config`."""
     bind("x", f"{__name__}.Decorated", {"size": 2})
-    bind("x", "diffusers.UNet2DModel", {"sample_size": 32})
+    bind("x", "diffusers.DDPMScheduler", {"beta_end": 0.02})
     with refused(r"^x\.sise is not a setting .* did you mean 'size'\?"):
         bind("x", f"{__name__}.Decorated", {"sise": 2})
 

@@ -86,6 +86,11 @@ class Attack:
         return self.hits(self.compared) - self.hits("heldout")
 
     @property
+    def excess_share(self) -> float:
+        """The excess as a share of the generated images."""
+        return self.excess / self.num_images
+
+    @property
     def unique(self) -> int:
         """Different training images among the hits' nearest."""
         return round(self.results["bands"]["high"]["train"]["ums_nearest"] * self.num_images)

@@ -107,7 +107,7 @@ def _legend(attacks: Sequence[Attack]) -> list[Line2D]:
     )
     if len(attacks) > 1:
         handles.append(
-            Line2D([], [], color=GREY, linewidth=0.9, label="training, of the first attack")
+            Line2D([], [], color=GREY, linewidth=0.9, label="training images, first attack")
         )
     if first.hit_threshold is not None:
         handles.append(Line2D([], [], color="black", linewidth=0.7, label="threshold of a hit"))

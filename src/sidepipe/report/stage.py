@@ -76,6 +76,7 @@ def _content(attacks: Sequence[Attack], curves: Mapping[str, bytes]) -> dict[str
     return {
         "attacks": attacks,
         "first": first,
+        "best": max(attacks, key=lambda attack: attack.excess_share),
         "data": first.manifests["data"],
         "dpm": first.manifests["dpm"],
         "hit_rule": tables.hit_rule(first),

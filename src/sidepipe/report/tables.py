@@ -12,6 +12,7 @@ from sidepipe.report.attack import Attack
 
 DASH = "–"  # noqa: RUF001 - what a person reads where there is no number
 TERMINAL_COLUMNS = 110
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def band_rule(band: Sequence[float | None]) -> str:
     """A band's condition on gamma: `< 0.075`, `≥ 0.6` or `0.5 to 0.6`."""
     low, high = band
     if low is None:
-        return f"< {high:g}"
-    return f"≥ {low:g}" if high is None else f"{low:g} to {high:g}"
+        return f"<{NBSP}{high:g}"
+    return f"≥{NBSP}{low:g}" if high is None else f"{low:g} to {high:g}"
 
 
 def hit_rule(attack: Attack) -> str:
@@ -99,8 +100,7 @@ def _hits(attack: Attack, which: str) -> str:
 
 
 def _excess(attack: Attack, form: str = "{:+,d} ({} %)") -> str:
-    share = percent(attack.excess / attack.num_images, attack.num_images)
-    return form.format(attack.excess, share)
+    return form.format(attack.excess, percent(attack.excess_share, attack.num_images))
 
 
 def hits_table(attacks: Sequence[Attack]) -> Table:
@@ -119,7 +119,7 @@ def hits_table(attacks: Sequence[Attack]) -> Table:
     for share in rates(attacks):
         threshold = next(row for a in attacks if (row := a.calibrated(share)))["threshold"]
         sign = "≥" if first.metric == "cosine" else "≤"
-        groups.append((f"at {rate(share)} false positives: {sign} {threshold:.3g}", 3))
+        groups.append((f"at {rate(share)} false positives: {sign}{NBSP}{threshold:.3g}", 3))
         columns += ["training", "held-out", "different"]
     rows = [(attack.name, _hits_row(attack, rates(attacks))) for attack in attacks]
     return Table("Hits: generated images that match a training image", groups, columns, rows)
@@ -144,11 +144,11 @@ def bands_table(attacks: Sequence[Attack]) -> Table:
     first = attacks[0]
     groups, columns = [], []
     for name in first.band_names:
-        nearest = ["UMS, nearest only"] if name == "high" else []
+        nearest = ["nearest UMS"] if name == "high" else []
         groups.append(
             (f"{name}: {band_rule(first.results['bands'][name]['band'])}", 3 + len(nearest))
         )
-        columns += ["AMS", "AMS, held-out", "UMS", *nearest]
+        columns += ["AMS", "held-out AMS", "UMS", *nearest]
     tail = "95th" if first.metric == "cosine" else "5th"
     groups.append((f"{tail} percentile of {first.gamma_in_words}", 2))
     columns += ["training", "held-out"]
@@ -246,7 +246,8 @@ def terminal_table(attacks: Sequence[Attack]) -> str:
         f"{name:<{width}}" + "".join(f"{c[i]:>{w}}" for c, w in zip(cells, widths, strict=True))
         for i, name in enumerate(names)
     ]
-    legend = _legend(first, shares).replace("≥", ">=")  # not every terminal has the sign
+    # Not every terminal has these signs.
+    legend = _legend(first, shares).replace("≥", ">=").replace(NBSP, " ")
     wrapped = textwrap.wrap(legend, TERMINAL_COLUMNS, break_on_hyphens=False)
     return "\n".join([*lines, "", *wrapped]) + "\n"
 
