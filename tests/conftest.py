@@ -1,4 +1,4 @@
-"""Shared by all tests: one CPU thread a process, shapes checked, and where the real faces may lie."""
+"""Shared by all tests: one CPU thread a process, and where the real faces may lie."""
 
 from pathlib import Path
 

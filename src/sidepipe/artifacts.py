@@ -7,13 +7,14 @@ file beside the folder names the process at work; a dead owner's lock is taken o
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -32,9 +33,10 @@ def key_of(
 ) -> str:
     """Twelve hex digits that name the artifact of these settings and inputs.
 
-    Numbers are normalised: `3` and `3.0` are the same setting.
+    Numbers are normalised: `3` and `3.0` are the same setting. The order of inputs counts: a
+    report's rows are its inputs.
     """
-    content = [stage, version, _normal(settings), dict(input_keys)]
+    content = [stage, version, _normal(settings), list(input_keys.items())]
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -52,7 +54,11 @@ def _normal(value: Any) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON under a temporary name, then renames: readers never see half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -84,11 +90,16 @@ def read_progress(folder: Path) -> dict[str, Any] | None:
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes `manifest.json`: `content`, and the size and SHA-256 of every file of the folder."""
+    """Writes `manifest.json`: `content`, and the size and SHA-256 of every file of the folder.
+
+    What killed runs left under temporary names is removed first.
+    """
+    for leftover in folder.rglob("*.tmp"):
+        leftover.unlink()
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST, PROGRESS) and path.suffix != ".tmp"
+        if path.is_file() and path.name not in (MANIFEST, PROGRESS)
     }
     write_json(folder / MANIFEST, {**content, "files": files, **_provenance()})
 
@@ -205,10 +216,17 @@ def try_lock(folder: Path) -> Owner | None:
 
 
 @contextmanager
-def locked(folder: Path, on_wait: Any = None, poll_seconds: float = 2.0) -> Iterator[None]:
-    """Holds the lock of `folder`, waiting for a living owner; `on_wait(owner)` at every look."""
+def locked(
+    folder: Path,
+    on_wait: Callable[[Owner], None] | None = None,
+    poll_seconds: float = 2.0,
+    say_seconds: float = 60.0,
+) -> Iterator[None]:
+    """Holds the lock of `folder`; waits for a living owner, with `on_wait(owner)` now and then."""
+    said = -math.inf
     while (owner := try_lock(folder)) is not None:
-        if on_wait is not None:
+        if on_wait is not None and time.monotonic() - said >= say_seconds:
+            said = time.monotonic()
             on_wait(owner)
         time.sleep(poll_seconds)
     stop = threading.Event()
@@ -228,5 +246,7 @@ def _heartbeat(lock: Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         try:
             os.utime(lock)
-        except OSError:
+        except FileNotFoundError:
             return  # removed by hand: nothing left to keep alive
+        except OSError:
+            continue  # a network file system's hiccup; the next beat may pass

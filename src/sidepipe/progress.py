@@ -1,6 +1,7 @@
 """Progress and logs: a bar on a terminal, lines in a log file, `progress.json` for status."""
 
 import logging
+import multiprocessing
 import os
 import sys
 import time
@@ -11,11 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from sidepipe.artifacts import PROGRESS, write_json
 
 log = logging.getLogger(__name__)
+
+_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
 
 def quiet_libraries() -> None:
@@ -40,7 +44,7 @@ def quiet_libraries() -> None:
 def stage_log(path: Path) -> Iterator[None]:
     """Appends the package's log lines to `path`, and the traceback if the block raises."""
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_FORMAT)
     logger = logging.getLogger("sidepipe")
     logger.addHandler(handler)
     if logger.level == logging.NOTSET:
@@ -60,8 +64,8 @@ def stage_log(path: Path) -> Iterator[None]:
 class LineProgress(Callback):
     """One log line every `seconds`, and `progress.json` in `folder`, for training and prediction.
 
-    unit: what is counted, "step" or "image"; total: how many in all; first: how many a resumed run
-    already has; per_batch: how many a batch adds over all devices.
+    unit: what is counted, "step" or "image"; total: how many in all; first: how many images an
+    earlier run left. In training the trainer knows where it goes on.
     """
 
     def __init__(
@@ -72,10 +76,18 @@ class LineProgress(Callback):
         self.done = first
         self.started = self.said = time.monotonic()
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.first = self.done = trainer.global_step
+        self.started = self.said = time.monotonic()
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        self.started = self.said = time.monotonic()
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         self._report(trainer, trainer.global_step)
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        # The other devices' images are not seen from here; they are as many, nearly.
         self._report(trainer, self.done + len(outputs) * trainer.world_size)
 
     def _report(self, trainer: Any, done: int) -> None:
@@ -109,6 +121,27 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(min(seconds, 360000)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class SpawnedProcess(Callback):
+    """Makes a process that Lightning spawned like its parent: quiet, as many threads, and the
+    first one's log lines on stderr and in the folder's log.txt. In the parent it does nothing."""
+
+    def __init__(self, folder: Path, num_threads: int | None) -> None:
+        self.folder, self.num_threads = folder, num_threads
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if multiprocessing.parent_process() is None:
+            return
+        quiet_libraries()
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        logger = logging.getLogger("sidepipe")
+        if trainer.is_global_zero and not logger.handlers:
+            logger.setLevel(logging.INFO)
+            for handler in (logging.StreamHandler(), logging.FileHandler(self.folder / "log.txt")):
+                handler.setFormatter(_FORMAT)
+                logger.addHandler(handler)
 
 
 def progress_callbacks(folder: Path, total: int, **options: Any) -> list[Callback]:

@@ -22,7 +22,7 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0, eps_from_prediction
 from sidepipe.images import to_uint8
-from sidepipe.progress import progress_callbacks, progress_settings
+from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.shards import check_disk, missing_shards, shard_ranges, write_shard
 from sidepipe.stage import Runtime
 
@@ -165,7 +165,11 @@ def sample_to_shards(
         # The classifier's gradient is taken inside predict; inference mode would forbid it.
         inference_mode=False,
         precision=precision,
-        callbacks=[_ShardWriter(folder), *progress],
+        callbacks=[
+            SpawnedProcess(folder, runtime.num_threads),
+            _ShardWriter(folder),
+            *progress,
+        ],
         logger=False,
         use_distributed_sampler=False,
         enable_checkpointing=False,

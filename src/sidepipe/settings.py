@@ -87,9 +87,9 @@ def bind_nested(where: str, value: Any) -> None:
 
 
 def _parameters(function: Any) -> dict[str, inspect.Parameter]:
-    # Of a class, its constructor's, unwrapped: diffusers decorates them with functools.wraps.
+    # inspect follows functools.wraps, with which diffusers decorates constructors.
     if inspect.isclass(function):
-        parameters = dict(inspect.signature(inspect.unwrap(function.__init__)).parameters)
+        parameters = dict(inspect.signature(function.__init__).parameters)
         parameters.pop("self", None)
         return parameters
     return dict(inspect.signature(function).parameters)

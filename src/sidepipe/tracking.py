@@ -7,7 +7,7 @@ people's faces.
 import csv
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +31,27 @@ class Tracked:
 
 class _WandbTracked(Tracked):
     def __init__(self, run: Any) -> None:
-        self.run = run
+        self.run, self.works = run, True
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self.run.log({**metrics, "step": step})
+        self._try(self.run.log, {**metrics, "step": step})
 
     def summary(self, content: Mapping[str, Any]) -> None:
-        self.run.summary.update(
-            {k: v for k, v in content.items() if isinstance(v, int | float | str)}
-        )
+        plain = {k: v for k, v in content.items() if isinstance(v, int | float | str)}
+        self._try(self.run.summary.update, plain)
+
+    def finish(self, exit_code: int) -> None:
+        self.works = True  # a run that could not log may still be closed
+        self._try(self.run.finish, exit_code)
+
+    def _try(self, function: Callable[[Any], Any], content: Any) -> None:
+        if not self.works:
+            return
+        try:
+            function(content)
+        except Exception as error:  # wandb raises many kinds, and none may fail the stage
+            self.works = False  # one warning, not one every few steps
+            log.warning("W&B stopped tracking: %s; results are on disk all the same", error)
 
 
 # The run of the stage at work; the metrics logger of its trainer writes here too.
@@ -71,10 +83,7 @@ class Tracking:
         finally:
             _current.pop()
             if isinstance(tracked, _WandbTracked):
-                try:
-                    tracked.run.finish(exit_code=int(failed))
-                except Exception as error:  # wandb raises many kinds, and none may fail the stage
-                    log.warning("W&B could not finish run %s: %s", key, error)
+                tracked.finish(exit_code=int(failed))
 
     def _open(self, stage: str, key: str, config: Mapping[str, Any]) -> Tracked:
         if self.mode == "none":
@@ -87,12 +96,12 @@ class Tracking:
         if self.mode == "offline":
             os.environ["WANDB_MODE"] = "offline"
         folder.mkdir(parents=True, exist_ok=True)
-        import wandb
-
-        settings = wandb.Settings(
-            console="off", init_timeout=20, x_transaction_log_flush_interval=1, disable_git=True
-        )
         try:
+            import wandb
+
+            settings = wandb.Settings(
+                console="off", init_timeout=20, x_transaction_log_flush_interval=1, disable_git=True
+            )
             run = wandb.init(
                 id=key,
                 name=f"{stage} {key}",
@@ -119,8 +128,8 @@ class Tracking:
 class MetricsCSV(Logger):
     """Lightning logger that appends (step, metric, value) rows and forwards them to tracking.
 
-    Appends, so that a resumed run keeps its history; where a step was logged twice the later row
-    holds. Lightning's own CSVLogger deletes the earlier file.
+    step: optimizer steps taken. Appends, so that a resumed run keeps its history; where a step was
+    logged twice the later row holds. Lightning's own CSVLogger deletes the earlier file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,12 +150,25 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        rows = {k: float(v) for k, v in metrics.items() if k != "epoch"}
+        taken = 0 if step is None else step + 1  # Lightning says the last step's index
+        rows = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(["step", "metric", "value"])
-            writer.writerows([step, name, f"{value:.6g}"] for name, value in rows.items())
+            writer.writerows([taken, name, f"{value:.6g}"] for name, value in rows.items())
         if rows:
-            _current[-1].log(rows, step or 0)
+            _current[-1].log(rows, taken)
+
+    def rows(self) -> list[tuple[int, str, float]]:
+        """Everything logged so far, in order."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [(int(step), name, float(v)) for step, name, v in list(csv.reader(file))[1:]]
+
+    def forward(self, rows: Sequence[tuple[int, str, float]]) -> None:
+        """Sends to tracking what spawned processes logged; W&B runs live in the first process."""
+        for step, name, value in rows:
+            _current[-1].log({name: value}, step)

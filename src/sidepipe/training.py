@@ -5,6 +5,7 @@ same command sees the batches and the noise it would have seen.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sidepipe.progress import progress_callbacks, progress_settings
+from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.stage import Runtime
 from sidepipe.tracking import MetricsCSV
 
@@ -109,26 +111,26 @@ def fit(
     Afterwards `weights(folder)` has the result; the module itself may not (a run killed after its
     last step only has the file, and spawned processes keep theirs).
     """
-    last = folder / LAST
-    checkpoint = ModelCheckpoint(
-        dirpath=folder,
-        filename=last.stem,
-        every_n_train_steps=checkpoint_every_steps,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
-    progress = progress_callbacks(folder, max_steps, seconds=runtime.progress_seconds)
+    last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
+    validate_every_steps = min(validate_every_steps, max_steps)
     trainer = L.Trainer(
         max_steps=max_steps,
         max_epochs=-1,
         precision=precision,
         gradient_clip_val=gradient_clip_val,
-        logger=MetricsCSV(folder / "metrics.csv"),
+        logger=metrics,
         log_every_n_steps=log_every_steps,
-        val_check_interval=min(validate_every_steps, max_steps),
+        val_check_interval=validate_every_steps,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=[*callbacks, _SaveLastStep(last), checkpoint, *progress],
+        callbacks=[
+            SpawnedProcess(folder, runtime.num_threads),
+            *callbacks,
+            _SeedTorch(batches.seed),
+            _SaveLast(last, checkpoint_every_steps, validate_every_steps),
+            *progress_callbacks(folder, max_steps, seconds=runtime.progress_seconds),
+        ],
+        plugins=[_CheckpointByRename()],
         default_root_dir=folder,
         use_distributed_sampler=False,
         **progress_settings(),
@@ -137,8 +139,11 @@ def fit(
     if last.exists():
         log.info("going on from %s", last)
     resume = str(last) if last.exists() else None
+    earlier = len(metrics.rows())
     trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if runtime.devices > 1:
+        metrics.forward(metrics.rows()[earlier:])
+    return {name: value for _, name, value in metrics.rows()}
 
 
 def weights(folder: Path, checkpoint: str = LAST) -> dict[str, Tensor]:
@@ -146,12 +151,52 @@ def weights(folder: Path, checkpoint: str = LAST) -> dict[str, Tensor]:
     return torch.load(folder / checkpoint, map_location="cpu", weights_only=True)["state_dict"]
 
 
-class _SaveLastStep(Callback):
-    """Writes the checkpoint of the last step, which a period of saving can miss."""
+class _SeedTorch(Callback):
+    """Seeds torch's own generator, which dropout draws from, by (seed, step, rank)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        # 1 + rank: to SeedSequence a trailing 0 is nothing, and `step_generator` has (seed, step).
+        entropy = [self.seed, trainer.global_step, 1 + trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+
+
+class _SaveLast(Checkpoint):
+    """Writes `path` every so many steps and after the last; of a validated step, after validation.
+
+    So a checkpoint never skips a validation, and the other checkpoint callbacks' state in it is of
+    its step.
+    """
+
+    def __init__(self, path: Path, every_steps: int, validate_every_steps: int) -> None:
         self.path = path
+        self.every_steps, self.validate_every_steps = every_steps, validate_every_steps
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        if trainer.global_step == trainer.max_steps:
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step % self.validate_every_steps != 0:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Any, *args: Any) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Any) -> None:
+        step = trainer.global_step
+        if step % self.every_steps == 0 or step == trainer.max_steps:
             trainer.save_checkpoint(self.path)
+
+
+class _CheckpointByRename(TorchCheckpointIO):
+    """Writes beside the target; Lightning's own way leads through /tmp, often another disk, from
+    where a file is copied, and a run killed while copying has no checkpoint left."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)

@@ -20,6 +20,8 @@ class NoisyClassifierModule(L.LightningModule):
     network: (x_t, t) -> logits. alphas_cumprod: (T,), of the model under attack.
     """
 
+    alphas_cumprod: Tensor
+
     def __init__(
         self,
         network: nn.Module,

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidepipe.settings import require, require_known
+
 
 def time_embedding(t: Int64[Tensor, "n"], dim: int) -> Float[Tensor, "n dim"]:
     """Sines and cosines of t at geometric frequencies (DDPM, appendix B)."""
@@ -50,8 +52,9 @@ class TimeBlock(nn.Module):
 class TimeResNet(nn.Module):
     """Logits of p(y | x_t, t).
 
-    blocks, widths: basic blocks and channels of each level; (3, 4, 6, 3) and (64, 128, 256, 512)
-    are ResNet34. stem: "imagenet" (7x7, stride 2, pooling) or "small" (3x3), for images below 64.
+    blocks, widths: basic blocks and channels of each level, every level after the first at half
+    the resolution; (3, 4, 6, 3) and (64, 128, 256, 512) are ResNet34. stem: "small" (3x3), or
+    "imagenet" (7x7, stride 2, pooling), a quarter of the resolution, for images from 128 pixels on.
     """
 
     def __init__(
@@ -64,10 +67,10 @@ class TimeResNet(nn.Module):
         embedding_dim: int = 128,
     ) -> None:
         super().__init__()
-        if len(blocks) != len(widths):
-            raise ValueError(f"widths must be one per level of blocks, got {widths} for {blocks}")
-        if stem not in ("small", "imagenet"):
-            raise ValueError(f"stem must be 'small' or 'imagenet', got {stem!r}")
+        require(len(widths) == len(blocks), "widths", f"as many as blocks, {blocks}", widths)
+        require(bool(blocks) and min(blocks) >= 1, "blocks", ">= 1 in every level", blocks)
+        require_known("stem", stem, ["small", "imagenet"])
+        require(embedding_dim % 2 == 0, "embedding_dim", "even", embedding_dim)
         self.embedding_dim = embedding_dim
         self.embed = nn.Sequential(
             nn.Linear(embedding_dim, embedding_dim),

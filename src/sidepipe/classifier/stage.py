@@ -60,6 +60,7 @@ class Classifier(Stage):
         for field in ("max_steps", "batch_size", "log_every_steps", "checkpoint_every_steps"):
             require(getattr(self, field) >= 1, f"classifier.{field}", ">= 1", getattr(self, field))
         require(self.lr > 0, "classifier.lr", "> 0", self.lr)
+        require(0 <= self.seed < 2**32, "classifier.seed", "in [0, 2**32)", self.seed)
         require(
             0 < self.validation_fraction <= 0.5,
             "classifier.validation_fraction",
@@ -84,36 +85,63 @@ class Classifier(Stage):
             f"divisible by runtime.devices = {runtime.devices}",
             self.batch_size,
         )
+        # Without memory or weights: what the network refuses is refused before anything runs.
+        with torch.device("meta"):
+            build(self.network)(in_channels=1, num_classes=2)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         unet, scheduler = load_dpm(inputs["dpm"])
         images, labels = load_synthetic(inputs["generate"]), load_labels(inputs["label"])
         train, validation = _split(labels, self.validation_fraction, self.seed)
+        network = self._new_network(folder, unet.config["in_channels"], int(labels.max()) + 1)
+        log.info(
+            "training %.2f M parameters on %d images of %d labels, %d for validation",
+            sum(p.numel() for p in network.parameters()) / 1e6,
+            *(len(train), labels.max() + 1, len(validation)),
+        )
+        seen, unseen = ([images[rows], labels[rows]] for rows in (train, validation))
+        self._train(network, scheduler.alphas_cumprod, seen, unseen, folder, runtime)
+        save_file(network.state_dict(), folder / "model.safetensors")
+        device = runtime.torch_device()
+        rows = quality_by_noise_level(
+            network.to(device),
+            to_model(images[validation]).to(device),
+            torch.from_numpy(labels[validation]).to(device),
+            scheduler.alphas_cumprod.to(device),
+            self.seed,
+        )
+        return _judge(folder, rows, labels[labels >= 0])
+
+    def _new_network(self, folder: Path, in_channels: int, num_classes: int) -> nn.Module:
+        """A network with seeded weights, described in the folder for `load`."""
         L.seed_everything(self.seed, verbose=False)
-        arguments = {
-            "in_channels": unet.config["in_channels"],
-            "num_classes": int(labels.max()) + 1,
-        }
-        network = build(self.network)(**arguments)
+        arguments = {"in_channels": in_channels, "num_classes": num_classes}
         write_json(folder / "network.json", {"network": self.network, "arguments": arguments})
+        return build(self.network)(**arguments)
+
+    def _train(
+        self,
+        network: nn.Module,
+        alphas_cumprod: torch.Tensor,
+        seen: list[np.ndarray],
+        unseen: list[np.ndarray],
+        folder: Path,
+        runtime: Runtime,
+    ) -> None:
+        """Leaves the best weights in `network`. seen, unseen: images and labels."""
         module = NoisyClassifierModule(
             network,
-            scheduler.alphas_cumprod,
+            alphas_cumprod,
             lr=self.lr,
             weight_decay=self.weight_decay,
             lr_warmup_steps=self.lr_warmup_steps,
             random_flip=self.random_flip,
             seed=self.seed,
         )
-        log.info(
-            "training %.2f M parameters on %d images of %d labels, %d for validation",
-            sum(p.numel() for p in network.parameters()) / 1e6,
-            *(len(train), labels.max() + 1, len(validation)),
-        )
         fit(
             module,
-            EndlessBatches(module, [images[train], labels[train]], self.batch_size, self.seed),
-            validation_batches([images[validation], labels[validation]]),
+            EndlessBatches(module, seen, self.batch_size, self.seed),
+            validation_batches(unseen),
             folder,
             runtime,
             max_steps=self.max_steps,
@@ -125,24 +153,21 @@ class Classifier(Stage):
             callbacks=[_keep_best(folder)],
         )
         module.load_state_dict(weights(folder, BEST))
-        save_file(network.state_dict(), folder / "model.safetensors")
-        device = runtime.torch_device()
-        rows = quality_by_noise_level(
-            network.to(device),
-            to_model(images[validation]).to(device),
-            torch.from_numpy(labels[validation]).to(device),
-            scheduler.alphas_cumprod.to(device),
-            self.seed,
-        )
-        return _judge(folder, rows, labels)
 
 
 def _judge(folder: Path, rows: list[dict[str, float]], labels: np.ndarray) -> dict[str, Any]:
-    """Writes quality.csv beside the chance baselines; warns where the classifier knows nothing."""
-    counts = np.bincount(labels[labels >= 0])
+    """Writes quality.csv beside what chance gives; warns where the classifier knows nothing.
+
+    Chance is an equal probability for every label, ln K', and always naming the most frequent one.
+    Who knows how frequent each label is, and nothing of the image, has the entropy of the labels:
+    a classifier above it misleads.
+    """
+    counts = np.unique(labels, return_counts=True)[1]
+    shares = counts / len(labels)
     chance = {
-        "chance_cross_entropy": math.log(len(counts)),
-        "chance_accuracy": float(counts.max() / counts.sum()),
+        "chance_cross_entropy": math.log(len(shares)),
+        "chance_accuracy": float(shares.max()),
+        "label_entropy": float(-(shares * np.log(shares)).sum()),
     }
     rows = [{**row, **chance} for row in rows]
     pd.DataFrame(rows).to_csv(folder / "quality.csv", index=False, float_format="%.6f")
@@ -152,15 +177,18 @@ def _judge(folder: Path, rows: list[dict[str, float]], labels: np.ndarray) -> di
             "%(chance_cross_entropy).3f), accuracy %(accuracy).3f (chance %(chance_accuracy).3f)",
             row,
         )
-    useless = [row for row in rows if row["cross_entropy"] >= row["chance_cross_entropy"]]
+    useless = [row for row in rows if row["cross_entropy"] >= row["label_entropy"]]
     if useless:
         log.warning(
-            "the classifier is no better than chance (ln K' = %.3f nats) at t in %s: guiding there "
-            "harms the attack; remedy: more synthetic images, fewer clusters, extract.t_min, t_max",
-            chance["chance_cross_entropy"],
-            ", ".join(f"[{r['t_from']}, {r['t_to']})" for r in useless),
+            "the classifier is no better than chance (%.3f nats from how frequent the labels are; "
+            "ln K' = %.3f) at t in %s: guiding there cannot help and may harm the attack; remedy: "
+            "more synthetic images, fewer clusters, extract.t_min, extract.t_max",
+            *(chance["label_entropy"], chance["chance_cross_entropy"]),
+            ", ".join(
+                f"[{r['t_from']}, {r['t_to']}) ({r['cross_entropy']:.3f} nats)" for r in useless
+            ),
         )
-    return {"num_labels": len(counts), "quality": rows}
+    return {"num_labels": len(shares), "quality": rows}
 
 
 def _keep_best(folder: Path) -> ModelCheckpoint:

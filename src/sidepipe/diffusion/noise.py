@@ -16,7 +16,9 @@ STREAMS = {"generate": 1, "extract": 2, "targets": 3}
 
 
 def generator(seed: int, stream: str, index: int) -> np.random.Generator:
-    """The generator of one image. 0 <= seed < 2**32, 0 <= index < 2**62."""
+    """The generator of one image. Raises ValueError unless 0 <= seed < 2**32."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in [0, 2**32), got {seed}")
     key = np.array([(STREAMS[stream] << 32) | seed, index], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 

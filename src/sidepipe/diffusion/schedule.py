@@ -39,6 +39,7 @@ def training_target(
         return eps
     if prediction_type == "sample":
         return x_0
+    _require_v(prediction_type)
     alpha_bar = at(alphas_cumprod, t, x_0)
     return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
@@ -56,7 +57,16 @@ def eps_from_prediction(
     alpha_bar = at(alphas_cumprod, t, x_t)
     if prediction_type == "sample":
         return (x_t - alpha_bar.sqrt() * prediction) / (1 - alpha_bar).sqrt()
+    _require_v(prediction_type)
     return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
+
+
+def _require_v(prediction_type: str) -> None:
+    if prediction_type != "v_prediction":
+        raise ValueError(
+            "prediction_type must be 'epsilon', 'v_prediction' or 'sample', "
+            f"got {prediction_type!r}"
+        )
 
 
 def clip_x_0(eps_fn: EpsFn, alphas_cumprod: Float[Tensor, "T"]) -> EpsFn:

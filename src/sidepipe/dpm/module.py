@@ -4,6 +4,7 @@ A step's noise is drawn for the global batch and then sliced by rank, so that a 
 sees the same noise.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,15 +94,16 @@ class DenoisingModule(L.LightningModule):
         loss = self.loss(batch[0], generator).mean()
         self.log(name, loss, add_dataloader_idx=False, batch_size=len(batch[0]), sync_dist=True)
 
-    def on_validation_epoch_end(self) -> None:
-        # Runs before the EMA callback puts the training weights back.
+    def on_validation_epoch_start(self) -> None:
+        # The EMA callback's hooks run before the module's: at the start its weights are in place,
+        # at the end they are gone.
         if self.trainer.is_global_zero:
             self.preview_folder.mkdir(exist_ok=True)
             save_grid(self.preview_folder / f"step_{self.global_step:07d}.png", self.preview())
 
     @torch.no_grad()
     def preview(self) -> np.ndarray:
-        """A few samples of the present weights, uint8 NHWC."""
+        """A few samples of the present weights by DDIM, uint8 NHWC."""
 
         def eps_fn(x_t: Tensor, t: Tensor) -> Tensor:
             prediction = self.unet(x_t, t).sample.float()
@@ -118,3 +121,23 @@ class DenoisingModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return adamw_with_warmup(self.unet, self.lr, self.weight_decay, self.lr_warmup_steps)
+
+
+class EMA(WeightAveraging):
+    """Moving average of the weights: from its first step on, average += (1 - decay) (w - average).
+
+    In place of the weights during validation, and in checkpoints. Lightning's own
+    EMAWeightAveraging holds a closure, which cannot be sent to spawned processes.
+    """
+
+    def __init__(self, decay: float, start_step: int) -> None:
+        average = partial(_toward, share=1 - decay)
+        super().__init__(use_buffers=False, avg_fn=average)
+        self.start_step = start_step
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx >= self.start_step
+
+
+def _toward(average: Tensor, w: Tensor, num_averaged: Any, share: float) -> Tensor:
+    return torch.lerp(average, w, share)

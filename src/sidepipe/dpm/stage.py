@@ -1,6 +1,5 @@
 """Stage `dpm`: trains the diffusion model under attack, or takes somebody else's checkpoint."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +8,20 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from hydra.errors import InstantiationException
 
 from sidepipe.data.stage import Data, load_partitions
 from sidepipe.data.stage import load as load_images
-from sidepipe.dpm.module import DenoisingModule
+from sidepipe.dpm.checkpoint import (
+    check_checkpoint,
+    check_network,
+    check_schedule,
+    fingerprint,
+    load_checkpoint,
+)
+from sidepipe.dpm.module import EMA, DenoisingModule
 from sidepipe.dpm.subset import split
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
@@ -36,6 +43,16 @@ class _DPM(Stage):
     train_partitions: list | None
     subset_seed: int
 
+    def __post_init__(self) -> None:
+        if self.num_train_images is not None:
+            require(
+                self.num_train_images >= 1,
+                "dpm.num_train_images",
+                ">= 1 or null",
+                self.num_train_images,
+            )
+        require(self.subset_seed >= 0, "dpm.subset_seed", ">= 0", self.subset_seed)
+
     def inputs(self) -> tuple[str, ...]:
         return ("data",)
 
@@ -53,7 +70,8 @@ class TrainDPM(_DPM):
     """A UNet2DModel trained on the subset.
 
     batch_size: global, in images. lr_warmup_steps, max_steps, *_every_steps: in optimizer steps.
-    ema_decay: per step, from ema_start_step on. gradient_clip_val: maximal gradient norm.
+    ema_decay: per step, from ema_start_step on. gradient_clip_val: maximal gradient norm, 0
+    for none.
     """
 
     unet: dict[str, Any]
@@ -74,14 +92,13 @@ class TrainDPM(_DPM):
     seed: int
 
     def __post_init__(self) -> None:
-        for field in ("max_steps", "batch_size", "log_every_steps", "checkpoint_every_steps"):
+        super().__post_init__()
+        for field in ("max_steps", "batch_size"):
             require(getattr(self, field) >= 1, f"dpm.{field}", ">= 1", getattr(self, field))
-        require(
-            self.preview_every_steps >= 1,
-            "dpm.preview_every_steps",
-            ">= 1",
-            self.preview_every_steps,
-        )
+        for field in ("log_every_steps", "checkpoint_every_steps", "preview_every_steps"):
+            require(getattr(self, field) >= 1, f"dpm.{field}", ">= 1", getattr(self, field))
+        for field in ("weight_decay", "lr_warmup_steps", "ema_start_step", "gradient_clip_val"):
+            require(getattr(self, field) >= 0, f"dpm.{field}", ">= 0", getattr(self, field))
         require(self.lr > 0, "dpm.lr", "> 0", self.lr)
         require(0 <= self.ema_decay < 1, "dpm.ema_decay", "in [0, 1)", self.ema_decay)
         require(
@@ -90,17 +107,21 @@ class TrainDPM(_DPM):
             f"< dpm.max_steps = {self.max_steps}, or the averaged weights are the initial ones",
             self.ema_start_step,
         )
-        require(self.seed >= 0, "dpm.seed", ">= 0", self.seed)
+        require(0 <= self.seed < 2**32, "dpm.seed", "in [0, 2**32)", self.seed)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]
         assert isinstance(data, Data)
-        levels = len(self.unet["block_out_channels"])
-        factor = 2 ** (levels - 1)
+        scheduler = _built("diffusion", self.noise_schedule)
+        check_schedule(scheduler.config, "diffusion")
+        with torch.device("meta"):  # its settings are tried, no weights are made
+            unet = _built("dpm.unet", self.unet)
+        check_network(unet.config, "dpm.unet", data.size, data.channels)
+        levels = len(unet.config["block_out_channels"])
         require(
-            data.size % factor == 0,
+            data.size % 2 ** (levels - 1) == 0,
             "data.size",
-            f"divisible by {factor}, what {levels} levels of the UNet downsample",
+            f"divisible by {2 ** (levels - 1)}, what {levels} levels of the UNet downsample",
             data.size,
             "change data.size or dpm.unet.block_out_channels",
         )
@@ -121,10 +142,7 @@ class TrainDPM(_DPM):
         validation = [validation_batches([images[p[:512]]]) for p in (train, heldout) if len(p)]
         log.info(
             "training %.2f M parameters on %d images, %d held out",
-            *(sum(p.numel() for p in unet.parameters()) / 1e6, len(train), len(heldout)),
-        )
-        ema = EMAWeightAveraging(
-            decay=self.ema_decay, update_starting_at_step=self.ema_start_step, use_buffers=False
+            *(unet.num_parameters() / 1e6, len(train), len(heldout)),
         )
         metrics = fit(
             module,
@@ -138,14 +156,14 @@ class TrainDPM(_DPM):
             log_every_steps=self.log_every_steps,
             checkpoint_every_steps=self.checkpoint_every_steps,
             validate_every_steps=self.preview_every_steps,
-            callbacks=[ema],
+            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
         )
         module.load_state_dict(weights(folder))
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
         return {
             "num_train_images": len(train),
             "num_heldout_images": len(heldout),
-            "num_parameters": sum(p.numel() for p in unet.parameters()),
+            "num_parameters": unet.num_parameters(),
             "epochs": self.max_steps * self.batch_size / len(train),
             **metrics,
         }
@@ -178,74 +196,42 @@ class PretrainedDPM(_DPM):
     revision: str | None
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        data = upstream["data"]
+        assert isinstance(data, Data)
         folder = Path(self.path).expanduser()
         if folder.is_dir():
-            data = upstream["data"]
-            assert isinstance(data, Data)
-            _check_checkpoint(folder, data)
+            check_checkpoint(folder, data.size, data.channels)
         elif self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
             raise FileNotFoundError(f"dpm.path names {self.path}, which is not a folder")
 
+    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir() or fingerprint(folder) == summary["files"]:
+            return None  # the checkpoint need not be at hand once the artifact is
+        return (
+            f"the checkpoint {folder} changed since this artifact was made; results are of the old "
+            "one; remedy: delete the artifact's folder to read it again"
+        )
+
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        images = load_images(inputs["data"])
+        _, size, _, channels = load_images(inputs["data"]).shape
+        unet, scheduler = load_checkpoint(self.path, self.revision, size, channels)
         train, heldout = self._split(folder, inputs["data"])
-        source = (
-            str(Path(self.path).expanduser())
-            if Path(self.path).expanduser().is_dir()
-            else self.path
-        )
-        options = {} if self.revision is None else {"revision": self.revision}
-        unet = UNet2DModel.from_pretrained(
-            source, subfolder="unet", low_cpu_mem_usage=False, **options
-        )
-        scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler", **options)
-        _check_network(dict(unet.config), self.path, images.shape[1], images.shape[3])
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
+        source = Path(self.path).expanduser()
         return {
             "num_train_images": len(train),
             "num_heldout_images": len(heldout),
-            "num_parameters": sum(p.numel() for p in unet.parameters()),
-            "path": self.path,
+            "num_parameters": unet.num_parameters(),
+            "files": fingerprint(source) if source.is_dir() else {},
         }
 
 
-def _check_checkpoint(folder: Path, data: Data) -> None:
-    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
-        if not (folder / part).is_file():
-            raise FileNotFoundError(
-                f"dpm.path must be a folder written by DDPMPipeline.save_pretrained, but {folder} "
-                f"has no {part}"
-            )
-    config = json.loads((folder / "unet/config.json").read_text())
-    _check_network(config, str(folder), data.size, data.channels)
-    scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
-    require(
-        "ScoreSde" not in scheduler.get("_class_name", "") and "num_train_timesteps" in scheduler,
-        "dpm.path",
-        "a model with discrete timesteps (DDPM, DDIM and kin)",
-        scheduler.get("_class_name"),
-        "variance-exploding models have no alphas_cumprod and are not supported",
-    )
-
-
-def _check_network(config: Mapping[str, Any], path: str, size: int, channels: int) -> None:
-    kind = config.get("_class_name", "UNet2DModel")
-    require(kind == "UNet2DModel", f"the network of {path}", "an unconditional UNet2DModel", kind)
-    fixes = (
-        ("in_channels", channels, f"data.channels={config['in_channels']}"),
-        ("out_channels", channels, "learned-variance outputs are not supported"),
-        ("sample_size", size, f"data.size={config['sample_size']}"),
-    )
-    for name, wanted, remedy in fixes:
-        require(
-            config[name] == wanted,
-            f"{name} of {path}",
-            f"{wanted}, as the data are",
-            config[name],
-            remedy,
-        )
-    labels = config.get("num_class_embeds")
-    require(labels is None, f"num_class_embeds of {path}", "null (an unconditional model)", labels)
+def _built(where: str, config: Mapping[str, Any]) -> Any:
+    try:
+        return build(config)
+    except InstantiationException as error:
+        raise ValueError(f"{where} cannot be built: {error.__cause__ or error}") from None
 
 
 def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:

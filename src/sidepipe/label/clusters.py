@@ -1,12 +1,8 @@
 """Clusters of features, their cohesion, and the surrogate labels they give (SIDE, algorithm 1)."""
 
-import logging
-
 import faiss
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
-
-log = logging.getLogger(__name__)
 
 
 def kmeans(
@@ -25,7 +21,7 @@ def kmeans(
         max_points_per_centroid=len(features),
     )
     clustering.train(np.ascontiguousarray(features, np.float32))
-    return clustering.centroids.reshape(num_clusters, -1)
+    return np.asarray(clustering.centroids, np.float32)
 
 
 def nearest_centroid(

@@ -128,12 +128,13 @@ def _picture(
     cohesions: np.ndarray,
     kept: np.ndarray,
 ) -> None:
-    """One row a kept cluster, most cohesive first; in it the members nearest the centroid."""
+    """A row for each of the most and then the least cohesive kept clusters, most cohesive first.
+
+    In it the members nearest the centroid, nearest first.
+    """
     order = np.flatnonzero(kept)[np.argsort(-cohesions[kept], kind="stable")]
     half = PICTURE_CLUSTERS // 2
-    chosen = (
-        order if len(order) <= PICTURE_CLUSTERS else np.concatenate([order[:half], order[-half:]])
-    )
+    chosen = np.concatenate([order[:half], order[half:][-half:]])
     rows = np.full((len(chosen), PICTURE_MEMBERS, *images.shape[1:]), 255, np.uint8)
     for row, k in zip(rows, chosen, strict=True):
         inside = np.flatnonzero(members == k)

@@ -1,7 +1,6 @@
 """A row of the comparison: what one evaluate artifact and its lineage say, without any formatting.
 
-Everything the report shows of an attack is asked of `Attack`; files are read here and in the gallery
-only.
+Everything the report shows of an attack is asked of `Attack`.
 """
 
 import csv
@@ -72,9 +71,16 @@ class Attack:
         return low if self.metric == "cosine" else high
 
     @property
+    def references(self) -> list[str]:
+        """The sets that the images were compared with, training images first."""
+        return [
+            n for n in ("train", "train_equal", "heldout") if n in self.results["num_reference"]
+        ]
+
+    @property
     def compared(self) -> str:
         """The training images that the held-out ones are compared with: an equal number of them."""
-        return "train_equal" if "train_equal" in self.results["num_reference"] else "train"
+        return self.references[-2]
 
     def hits(self, which: str = "train") -> int:
         """Generated images whose nearest image of `which` lies in the band `high`."""
@@ -117,7 +123,7 @@ def _low(band: Sequence[float | None]) -> float:
 
 
 def read_attacks(inputs: Mapping[str, Path]) -> list[Attack]:
-    """The attacks of evaluate artifacts, in order; ValueError unless gamma means the same in all."""
+    """The attacks of evaluate artifacts, in order; ValueError unless of one model and measure."""
     attacks = [
         Attack(name, folder, load_results(folder), artifacts.lineage(folder))
         for name, folder in inputs.items()
@@ -126,17 +132,18 @@ def read_attacks(inputs: Mapping[str, Path]) -> list[Attack]:
     measures = {attack.name: _measure(attack) for attack in attacks}
     require(
         len(set(measures.values())) == 1,
-        "the measure of all attacks",
+        "the model and measure of all attacks",
         "one and the same",
         measures,
-        "evaluate all of them with the same settings",
+        "compare attacks on one model, evaluated with the same settings",
     )
     return attacks
 
 
 def _measure(attack: Attack) -> str:
     bands = {name: band["band"] for name, band in sorted(attack.results["bands"].items())}
-    return f"{attack.metric} of {attack.results['transform']}, bands {bands}"
+    model, metric = attack.manifests["dpm"]["key"], attack.metric
+    return f"dpm {model}, {metric} of {attack.results['transform']}, bands {bands}"
 
 
 def distinct(attacks: Sequence[Attack], stage: str) -> list[tuple[Attack, list[str]]]:

@@ -19,7 +19,7 @@ from sidepipe.report.attack import Attack
 
 TRAIN, HELDOUT, GREY = "#1b4f8a", "#c2570c", "#8a8f98"
 # Text as outlines: the same picture whatever fonts the reader has.
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sidepipe",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -60,7 +60,10 @@ def curves_svg(attacks: Sequence[Attack], score: str) -> bytes:
             last.tick_params(labelbottom=True)
         for axis in axes[:, 0]:
             axis.set_ylabel(f"{score.upper()}, % of images")
-        figure.legend(handles=_legend(attacks), loc="outside upper left", ncols=4, frameon=False)
+        _limits(axes[0, 0], attacks, score)  # shared by all panels
+        handles = _legend(attacks)
+        wide = len(handles) if columns == 3 else 2
+        figure.legend(handles=handles, loc="outside upper left", ncols=wide, frameon=False)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return file.getvalue()
@@ -85,6 +88,15 @@ def _panel(axis: Any, attack: Attack, first: Attack, score: str) -> None:
     axis.set_title(attack.name, parse_math=False)
     if attack.hit_threshold is not None:
         axis.axvline(attack.hit_threshold, color="black", linewidth=0.7)
+
+
+def _limits(axis: Any, attacks: Sequence[Attack], score: str) -> None:
+    """The thresholds' range; from less than one image to more than the highest share."""
+    curves = [attack.results["curve"] for attack in attacks]
+    highest = max(max(curve[which][score]) for curve in curves for which in ("train", "heldout"))
+    one_image = 1 / max(attack.num_images for attack in attacks)
+    axis.set_xlim(curves[0]["thresholds"][0], curves[0]["thresholds"][-1])
+    axis.set_ylim(70 * one_image, 130 * max(highest, one_image))
 
 
 def _x_label(attack: Attack) -> str:
@@ -120,7 +132,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def thumbnail_uri(image: np.ndarray) -> str:
-    """A uint8 (h, w, c) image: its very pixels where it is small, else WebP of at most 128 pixels."""
+    """A uint8 (h, w, c) image: PNG where it is small, else WebP of at most 128 pixels."""
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if max(picture.size) <= LOSSLESS_PIXELS:
         return data_uri(_encoded(picture, "png", optimize=True), "png")

@@ -4,6 +4,7 @@ Everything is computed from the artifacts of evaluate and what they were made fr
 a clock: the same artifacts give the same bytes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def _content(attacks: Sequence[Attack], curves: Mapping[str, bytes]) -> dict[str
         "first": first,
         "best": max(attacks, key=lambda attack: attack.excess_share),
         "data": first.manifests["data"],
+        "source": _source(first.manifests["data"]["settings"]["source"]),
         "dpm": first.manifests["dpm"],
         "hit_rule": tables.hit_rule(first),
         "tables": [
@@ -85,7 +87,7 @@ def _content(attacks: Sequence[Attack], curves: Mapping[str, bytes]) -> dict[str
         ],
         "uncalibrated": sorted(set(wanted) - set(tables.rates(attacks))),
         "widest": max(
-            a.hits(which) / a.num_images for a in attacks for which in ("train", "heldout")
+            a.hits(which) / a.num_images for a in attacks for which in (a.compared, "heldout")
         ),
         "synthetic": [a.manifests["generate"] for a, _ in distinct(attacks, "generate")],
         "curves": {score: figures.data_uri(svg, "svg+xml") for score, svg in curves.items()},
@@ -93,7 +95,8 @@ def _content(attacks: Sequence[Attack], curves: Mapping[str, bytes]) -> dict[str
         "open_pairs": OPEN_PAIRS,
         "clusters": [_clusters(*shared) for shared in distinct(attacks, "label")],
         "classifiers": [_classifier(*shared) for shared in distinct(attacks, "classifier")],
-        "stages": _stages(attacks),
+        "artifacts": _artifacts(attacks),
+        "settings": _settings(attacks),
     }
 
 
@@ -130,26 +133,37 @@ def _classifier(attack: Attack, names: list[str]) -> dict[str, Any]:
     return {"names": names, "num_labels": num_labels, "quality": classifier_quality(attack)}
 
 
-def _stages(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
-    """Every artifact behind the page once, in the order of its making."""
+def _source(settings: Mapping[str, Any]) -> str:
+    """A source in words: its class, and its folder's name if it has one."""
+    kind = settings["_target_"].rpartition(".")[2]
+    return f"{kind} “{Path(settings['folder']).name}”" if "folder" in settings else kind
+
+
+def _artifacts(attacks: Sequence[Attack]) -> list[tuple[list[str], dict[str, Any]]]:
+    """Every artifact behind the page once, in the order of making: its attacks, its manifest."""
     longest = max(attacks, key=lambda attack: len(attack.manifests))
     names = dict.fromkeys([*longest.manifests, *(n for a in attacks for n in a.manifests)])
     return [
-        {
-            "names": shared if len(shared) < len(attacks) else [],
-            "manifest": attack.manifests[name],
-            "settings": "\n".join(_flat(name, attack.manifests[name]["settings"])),
-        }
+        (shared, attack.manifests[name])
         for name in names
         for attack, shared in distinct(attacks, name)
     ]
+
+
+def _settings(attacks: Sequence[Attack]) -> list[tuple[str, list[str], str]]:
+    """Stage, its attacks and its settings; settings that several artifacts have come once."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for names, manifest in _artifacts(attacks):
+        lines = "\n".join(_flat(manifest["stage"], manifest["settings"]))
+        found.setdefault(lines, (manifest["stage"], []))[1].extend(names)
+    return [(*owned, lines) for lines, owned in found.items()]
 
 
 def _flat(name: str, value: Any) -> list[str]:
     """Settings as they are typed on the command line, one a line."""
     if isinstance(value, Mapping):
         return [line for key, inner in value.items() for line in _flat(f"{name}.{key}", inner)]
-    return [f"{name}={'null' if value is None else value}"]
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
 
 
 def load_table(folder: Path) -> str:

@@ -126,8 +126,7 @@ def hits_table(attacks: Sequence[Attack]) -> Table:
 
 
 def _hits_row(attack: Attack, shares: Sequence[float]) -> list[str]:
-    which = ["train", *(["train_equal"] if attack.compared == "train_equal" else []), "heldout"]
-    cells = [count(attack.num_images), *(_hits(attack, name) for name in which)]
+    cells = [count(attack.num_images), *(_hits(attack, which) for which in attack.references)]
     cells += [_excess(attack), count(attack.unique)]
     for share in shares:
         row = attack.calibrated(share)
@@ -190,20 +189,21 @@ def numbers(attack: Attack) -> dict[str, Any]:
     row |= {name: attack.settings[name] if attack.guided else None for name in guidance}
     row |= {"metric": attack.metric, "transform": attack.results["transform"]}
     row |= {"hit_threshold": attack.hit_threshold, "num_images": attack.num_images}
-    row |= {f"num_{which}": number for which, number in attack.results["num_reference"].items()}
-    row |= {f"{which}_hits": attack.hits(which) for which in attack.results["num_reference"]}
+    sets = attack.references
+    row |= {f"num_{which}": attack.results["num_reference"][which] for which in sets}
+    row |= {f"{which}_hits": attack.hits(which) for which in sets}
     row |= {"excess": attack.excess, "unique": attack.unique}
     for name in attack.band_names:
-        for which in attack.results["num_reference"]:
+        for which in sets:
             band = attack.results["bands"][name][which]
             row |= {
                 f"{score}_{name}_{which}": band[score] for score in ("ams", "ums", "ums_nearest")
             }
-    row |= {f"tail_{which}": tail for which, tail in attack.results["tail_percentile"].items()}
+    row |= {f"tail_{which}": attack.results["tail_percentile"][which] for which in sets}
     for found in attack.results["calibrated"]:
         at = f"at_{found['false_positive_rate']:g}"
         row[f"threshold_{at}"] = found["threshold"]
-        for which in attack.results["num_reference"]:
+        for which in sets:
             row |= {f"{which}_hits_{at}": found[which]["count"]}
             row |= {f"{which}_unique_{at}": found[which]["unique"]}
     return {**row, **attack.results["cost"]}
@@ -264,20 +264,20 @@ def _shorten(name: str, width: int) -> str:
 
 
 def _legend(attack: Attack, shares: Sequence[float]) -> str:
-    sizes = attack.results["num_reference"]
+    sizes = {name: count(size) for name, size in attack.results["num_reference"].items()}
     text = (
-        f"hits: images whose nearest of {count(sizes['train'])} training images has {hit_rule(attack)} "
-        f"({attack.results['transform']}); held-out: the same against {count(sizes['heldout'])} images the "
-        "model never saw; different: training images hit."
+        f"hits: images whose nearest of {sizes['train']} training images has {hit_rule(attack)} "
+        f"({attack.results['transform']}); held-out: the same against {sizes['heldout']} images "
+        "the model never saw; different: training images hit."
     )
     if attack.compared == "train_equal":
         text += (
-            f" hits, equal: against {count(sizes['train_equal'])} of the training images, as many as are "
+            f" hits, equal: against {sizes['train_equal']} of the training images, as many as are "
             "held out; the excess is over these."
         )
-    if shares:
+    for share in shares:
         text += (
-            f" at {rate(shares[0])} FP: training / held-out hits at the threshold that {rate(shares[0])} of "
-            "real held-out images reach."
+            f" at {rate(share)} FP: training / held-out hits at the threshold that {rate(share)} "
+            "of real held-out images reach."
         )
     return text

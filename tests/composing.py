@@ -1,0 +1,13 @@
+"""Composing configs as the command line does."""
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from sidepipe.__main__ import CONF
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config of `sidepipe <overrides>`."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        # `runtime.outputs` is Hydra's own folder too; tests never write there.
+        return compose("config", overrides=list(overrides))

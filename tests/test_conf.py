@@ -1,0 +1,127 @@
+"""The configs: every option composes and mirrors its package; wrong arguments are found at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.errors import ConfigCompositionException
+from tests.composing import composed
+
+from sidepipe.__main__ import CONF
+from sidepipe.pipeline import STAGES, plan
+
+GROUPS = ("data", "diffusion", "dpm", "generate", "label", "classifier", "extract", "evaluate")
+# What a user must choose, so that options with ??? can be composed.
+CHOSEN = {
+    "data=imagefolder": ["data.source.folder=/images", "dpm=unet64"],
+    "data=celeba": ["dpm=unet64"],
+    "data=celeba_hq_fi": ["dpm=unet64"],
+    "data=cifar10": ["dpm=unet32"],
+    "dpm=unet128": ["data.size=16"],
+    "dpm=pretrained": ["dpm.path=someone/model"],
+}
+
+
+def _yaml_files() -> list[Path]:
+    return sorted(CONF.glob("*/*.yaml"))
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [target for value in node.values() for target in _targets(value)]
+    return []
+
+
+@pytest.mark.parametrize("path", _yaml_files(), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_targets_of_a_group_lie_in_the_package_of_that_name(path: Path) -> None:
+    for target in _targets(yaml.safe_load(path.read_text())):
+        if target.startswith("sidepipe."):
+            assert target.startswith(f"sidepipe.{path.parent.name}.")
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda p: p.stem)
+def test_experiments_are_global_and_hold_overrides_only(path: Path) -> None:
+    assert path.read_text().startswith("# @package _global_")
+    assert _targets(yaml.safe_load(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        f"{group}={path.stem}"
+        for group in GROUPS
+        for path in sorted((CONF / group).glob("*.yaml"))
+        if (group, path.stem) not in {("dpm", "base"), ("evaluate", "cosine")}
+    ],
+)
+def test_every_option_makes_a_plan(option: str) -> None:
+    assert plan(composed(option, *CHOSEN.get(option, []))).nodes
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "faces16", "cifar10"])
+def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
+    assert plan(composed(f"experiment={name}")).nodes
+
+
+@pytest.mark.parametrize("name", ["celeba_25000", "celeba_hq_fi"])
+def test_experiments_with_sscd_ask_for_its_file_and_hash(name: str, tmp_path: Path) -> None:
+    weights = tmp_path / "sscd.pt"
+    weights.write_bytes(b"not loaded here")
+    chosen = [f"label.features.path={weights}", f"evaluate.features.path={weights}"]
+    with pytest.raises(ValueError, match="sha256"):
+        plan(composed(f"experiment={name}", *chosen))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_setting_that_a_stage_does_not_have_is_refused_with_its_name(stage: str) -> None:
+    with pytest.raises(ValueError, match=rf"{stage}\.sede is not a setting of"):
+        plan(composed(f"+{stage}.sede=1"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_key_that_no_config_has_is_refused_by_hydra(stage: str) -> None:
+    with pytest.raises(ConfigCompositionException, match="sede"):
+        composed(f"{stage}.sede=1")
+
+
+def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() -> None:
+    with pytest.raises(ValueError, match=r"layers_per_blok .*did you mean 'layers_per_block'"):
+        plan(composed("+dpm.unet.layers_per_blok=2"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("label.num_clusters=5000", r"label.num_clusters must be <= generate.num_images = 4000"),
+        ("label.num_clusters=1", r"label.num_clusters must be >= 2, got 1"),
+        ("extract.t_min=700 extract.t_max=300", r"t_max must be >= extract.t_min = 700, got 300"),
+        ("extract.guidance_scale=-1", r"extract.guidance_scale must be >= 0, got -1"),
+        ("extract.surrogate=clasifier", r"extract.surrogate.*did you mean 'classifier'"),
+        ("extract.targets=cohesion", r"extract.targets.*did you mean 'top_cohesion'"),
+        ("extract.t_min=1000", r"extract.t_min must be < diffusion.num_train_timesteps = 1000"),
+        ("generate.num_images=many", r"generate.num_images must be a whole number, got 'many'"),
+        ("generate.num_inference_steps=2000", r"<= diffusion.num_train_timesteps = 1000, got 2000"),
+        ("generate.eta=1.5", r"generate.eta must be in \[0, 1\], got 1.5"),
+        ("data.size=9", r"data.size must be divisible by 2.*got 9; change data.size"),
+        ("dpm.max_steps=100", r"dpm.ema_start_step must be < dpm.max_steps = 100"),
+        ("dpm.batch_size=63 runtime.devices=2", r"dpm.batch_size must be divisible by runtime.dev"),
+        ("classifier.validation_fraction=0", r"classifier.validation_fraction must be in \(0, 0.5"),
+        ("evaluate.bands.mid=[0.2,0.1]", r"evaluate.bands.mid must be \[low, high\) with low < hi"),
+        ("features@evaluate.features=pixels", r"evaluate.bands.high must be the closest band"),
+        ("features@label.features=pixels_l2", r"label.features must be an encoder of unit vectors"),
+        ("data.on_bad_file=ignore", r"data.on_bad_file.*known: error, skip"),
+        ("runtime.accelerator=tpu9", r"runtime.accelerator does not know 'tpu9'"),
+        ("+attacks.mine.extrat.seed=1", r"attacks.mine.*'extrat'.*did you mean 'extract'"),
+        ("+attacks.mine.extract.sed=1", r"attacks.mine.extract.sed is not a setting.*'seed'"),
+    ],
+)
+def test_a_wrong_value_is_refused_at_start_up(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(composed(*override.split()))
+
+
+def test_what_the_user_must_choose_is_asked_for() -> None:
+    with pytest.raises(Exception, match=r"data.source.folder"):
+        plan(composed("data=imagefolder", "dpm=unet64"))

@@ -1,0 +1,103 @@
+"""The command line as a user meets it: the whole pipeline in small, helps, and wrong commands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def sidepipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `sidepipe` in an empty folder, with one thread and no network proxies to hide behind."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    command = [sys.executable, "-m", "sidepipe", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which the smoke experiment has run, and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    done = sidepipe("experiment=smoke", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_whole_pipeline_prints_a_table_and_a_report_that_exists(
+    finished: tuple[Path, str],
+) -> None:
+    _, printed = finished
+    assert "unconditional" in printed
+    assert "side" in printed
+    page = re.search(r"report: (\S+)", printed)
+    assert page is not None
+    assert "<html" in Path(page[1]).read_text()
+
+
+def test_a_second_run_makes_nothing_and_prints_the_same(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    done = sidepipe("experiment=smoke", cwd=folder)
+    assert done.returncode == 0
+    assert done.stdout == printed
+    assert "nothing to do" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_new_guidance_scale_runs_extract_evaluate_and_report_alone(
+    finished: tuple[Path, str],
+) -> None:
+    folder, _ = finished
+    done = sidepipe("experiment=smoke", "extract.guidance_scale=3", cwd=folder)
+    assert done.returncode == 0
+    started = re.findall(r"INFO (\w+)(?: \[side\])?: done", done.stderr)
+    assert started == ["extract", "evaluate", "report"]
+
+
+def test_nothing_is_written_outside_outputs(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    assert [p.name for p in folder.iterdir()] == ["outputs"]
+    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("*.pkl"))
+
+
+def test_status_lists_every_artifact(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    done = sidepipe("stage=status", "experiment=smoke", cwd=folder)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10
+    assert all("done" in line for line in lines)
+
+
+def test_a_wrong_value_is_one_line_and_exit_code_one(tmp_path: Path) -> None:
+    done = sidepipe("extract.t_min=5", "extract.t_max=1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "extract.t_max must be >= extract.t_min = 5, got 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
+
+
+def test_an_unknown_key_is_refused_by_hydra(tmp_path: Path) -> None:
+    done = sidepipe("extract.guidnce_scale=2", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "guidnce_scale" in done.stderr
+
+
+def test_a_missing_folder_is_named_with_the_remedy(tmp_path: Path) -> None:
+    done = sidepipe("data=celeba", "dpm=unet64", "stage=data", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "datasets/celeba" in done.stderr
+    assert "runtime.data_root" in done.stderr
+
+
+def test_help_and_cfg_are_hydras_own(tmp_path: Path) -> None:
+    assert "experiment: " in sidepipe("--help", cwd=tmp_path).stdout
+    shown = sidepipe("--cfg", "job", "--resolve", cwd=tmp_path)
+    assert "guidance_scale: 1.0" in shown.stdout
+    assert shown.returncode == 0

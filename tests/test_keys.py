@@ -1,0 +1,77 @@
+"""Keys: they name what an artifact is, and nothing else."""
+
+from functools import cache
+
+import pytest
+from tests.composing import composed
+
+from sidepipe.pipeline import plan
+
+ROWS = ("unconditional", "classifier", "posterior")
+
+
+@cache
+def keys(*overrides: str) -> dict[str, str]:
+    """Key of every node of the demo by its title."""
+    the_plan = plan(composed("experiment=demo", *overrides))
+    return {the_plan.title(node): key for key, node in the_plan.nodes.items()}
+
+
+def changed(*overrides: str) -> set[str]:
+    """Stages of which some artifact's key differs from the demo's."""
+    now, before = keys(*overrides), keys()
+    return {title.split()[0] for title in now if now[title] != before.get(title)}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "runtime.outputs=/elsewhere",
+        "runtime.data_root=/elsewhere",
+        "runtime.sampling_batch_size=7",
+        "runtime.devices=2",
+        "runtime.num_threads=3",
+        "tracking=offline",
+        "stage=evaluate",
+    ],
+)
+def test_runtime_and_tracking_never_enter_a_key(override: str) -> None:
+    assert changed(override) == set()
+
+
+def test_the_seed_enters_every_random_stage() -> None:
+    assert changed("seed=1") >= {"dpm", "generate", "label", "classifier", "extract"}
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("extract.guidance_scale=2", {"extract", "evaluate", "report"}),
+        ("evaluate.gallery_pairs=10", {"evaluate", "report"}),
+        ("report.title=mine", {"report"}),
+        ("classifier.lr=0.01", {"classifier", "extract", "evaluate", "report"}),
+        ("label.seed=5", {"label", "classifier", "extract", "evaluate", "report"}),
+    ],
+)
+def test_a_setting_changes_its_stage_and_what_reads_it_alone(
+    override: str, stages: set[str]
+) -> None:
+    assert changed(override) == stages
+
+
+def test_plain_samples_do_not_change_with_guidance() -> None:
+    now, before = keys("extract.guidance_scale=2", "extract.t_min=5"), keys()
+    assert now["extract [unconditional]"] == before["extract [unconditional]"]
+    assert now["extract [classifier]"] != before["extract [classifier]"]
+
+
+def test_rows_share_what_they_have_in_common() -> None:
+    titles = keys()
+    assert {"data", "dpm"} <= set(titles)
+    assert "generate [classifier, posterior]" in titles
+    assert {f"extract [{row}]" for row in ROWS} <= set(titles)
+    assert "classifier [classifier]" in titles
+
+
+def test_whole_numbers_are_one_setting_in_either_spelling() -> None:
+    assert changed("extract.guidance_scale=1") == changed("extract.guidance_scale=1.0") == set()

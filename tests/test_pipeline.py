@@ -1,0 +1,133 @@
+"""Running the graph: only what is missing, each artifact once, states told truly."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from sidepipe import artifacts, pipeline
+from sidepipe.pipeline import Node, Plan
+from sidepipe.stage import Runtime, Stage
+from sidepipe.tracking import Tracking
+
+RAN: list[str] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(Stage):
+    name: ClassVar[str] = "data"
+    count: int = 3
+    changed: bool = False
+
+    def source_changed(self, summary: Any, runtime: Runtime) -> str | None:
+        return "the files changed" if self.changed else None
+
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {"count": settings["count"]}
+
+    def run(self, folder: Path, inputs: Any, runtime: Runtime) -> dict[str, Any]:
+        RAN.append("numbers")
+        (folder / "numbers.json").write_text(json.dumps(list(range(self.count))))
+        return {"count": self.count}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total(Stage):
+    name: ClassVar[str] = "dpm"
+    fail: bool = False
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("data",)
+
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def run(self, folder: Path, inputs: Any, runtime: Runtime) -> dict[str, Any]:
+        RAN.append("total")
+        if self.fail:
+            raise ValueError("no total today")
+        return {"total": sum(json.loads((inputs["data"] / "numbers.json").read_text()))}
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    RAN.clear()
+
+
+def make_plan(outputs: Path, fail: bool = False, changed: bool = False) -> Plan:
+    data = Node(Numbers(changed=changed), {"count": 3})
+    total = Node(Total(fail=fail), {}, {"data": data})
+    nodes = {data.key: data, total.key: total}
+    attacks = {"all": ["only"], data.key: ["only"], total.key: ["only"]}
+    return Plan(nodes, attacks, Runtime(outputs=str(outputs)), Tracking())
+
+
+def states(plan: Plan) -> list[str]:
+    return [line.split("  ")[-1] for line in pipeline.status(plan).splitlines()]
+
+
+def test_a_stage_runs_what_it_needs_and_a_second_run_makes_nothing(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    (goal,) = pipeline.run(plan, "dpm")
+    assert RAN == ["numbers", "total"]
+    manifest = artifacts.read_manifest(goal.folder(plan.runtime))
+    assert manifest is not None
+    assert manifest["summary"] == {"total": 3}
+    pipeline.run(make_plan(tmp_path), "dpm")
+    assert RAN == ["numbers", "total"]
+
+
+def test_only_the_stage_asked_for_and_its_inputs_run(tmp_path: Path) -> None:
+    pipeline.run(make_plan(tmp_path), "data")
+    assert RAN == ["numbers"]
+
+
+def test_a_failed_stage_leaves_no_manifest_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no total today"):
+        pipeline.run(make_plan(tmp_path, fail=True), "dpm")
+    plan = make_plan(tmp_path)
+    assert states(plan)[0].startswith("done")
+    assert states(plan)[1].startswith("unfinished")
+    (log,) = tmp_path.glob("dpm/*/log.txt")
+    assert "no total today" in log.read_text()
+    assert "Traceback" in log.read_text()
+    pipeline.run(plan, "dpm")
+    assert RAN == ["numbers", "total", "total"]
+    assert states(plan)[1].startswith("done")
+
+
+def test_status_tells_missing_from_running(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    assert states(plan) == ["missing", "missing"]
+    data = next(iter(plan.nodes.values()))
+    folder = data.folder(plan.runtime)
+    folder.mkdir(parents=True)
+    content = {"step": 7, "total": 9, "unit": "image"}
+    artifacts.write_json(folder / artifacts.PROGRESS, content)
+    with artifacts.locked(folder):
+        assert "running on" in states(plan)[0]
+        assert "image 7/9" in states(plan)[0]
+    assert states(plan)[0] == "unfinished at image 7/9: the same command goes on"
+
+
+def test_a_source_that_changed_is_a_warning_and_not_a_new_artifact(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.run(make_plan(tmp_path), "data")
+    with caplog.at_level(logging.WARNING):
+        pipeline.run(make_plan(tmp_path, changed=True), "data")
+    assert "the files changed" in caplog.text
+    assert RAN == ["numbers"]
+
+
+def test_an_unknown_stage_is_refused_with_the_closest_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'evalute'.*did you mean 'evaluate'"):
+        pipeline.run(make_plan(tmp_path), "evalute")
+
+
+def test_a_stage_that_no_attack_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has a stage 'label'"):
+        pipeline.run(make_plan(tmp_path), "label")
