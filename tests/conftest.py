@@ -17,5 +17,3 @@ def faces_root() -> Path:
     if not (FACES / "faces").is_dir():
         pytest.skip(f"no real faces under {FACES}")
     return FACES
-
-

@@ -13,13 +13,16 @@ from sidepipe.pipeline import STAGES, plan
 
 GROUPS = ("data", "diffusion", "dpm", "generate", "label", "classifier", "extract", "evaluate")
 # What a user must choose, so that options with ??? can be composed.
+TRAINED_ON = "dpm.train_partitions=[train]"
 CHOSEN = {
-    "data=imagefolder": ["data.source.folder=/images", "dpm=unet64"],
-    "data=celeba": ["dpm=unet64"],
-    "data=celeba_hq_fi": ["dpm=unet64"],
-    "data=cifar10": ["dpm=unet32"],
-    "dpm=unet128": ["data.size=16"],
-    "dpm=pretrained": ["dpm.path=someone/model"],
+    "data=imagefolder": ["data.source.folder=/images", "dpm=unet64", TRAINED_ON],
+    "data=celeba": ["dpm=unet64", TRAINED_ON],
+    "data=celeba_hq_fi": ["dpm=unet64", TRAINED_ON],
+    "data=cifar10": ["dpm=unet32", TRAINED_ON],
+    "dpm=unet32": [TRAINED_ON],
+    "dpm=unet64": [TRAINED_ON],
+    "dpm=unet128": ["data.size=16", TRAINED_ON],
+    "dpm=pretrained": ["dpm.path=someone/model", TRAINED_ON],
 }
 
 

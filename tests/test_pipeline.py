@@ -124,7 +124,7 @@ def test_a_source_that_changed_is_a_warning_and_not_a_new_artifact(
 
 
 def test_an_unknown_stage_is_refused_with_the_closest_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'evalute'.*did you mean 'evaluate'"):
+    with pytest.raises(ValueError, match=r"'evalute'.*did you mean 'evaluate'"):
         pipeline.run(make_plan(tmp_path), "evalute")
 
 

@@ -3,9 +3,9 @@
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,8 +52,9 @@ def stage_log(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        record = "".join(traceback.format_exception(error))
-        handler.stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} failed\n{record}")
+        # To the file alone: on the console the message is enough.
+        at, exc_info = (__file__, 0), sys.exc_info()
+        handler.emit(logger.makeRecord(__name__, logging.ERROR, *at, "failed", (), exc_info))
         error.add_note(f"the traceback is in {path}")
         raise
     finally:
@@ -109,9 +110,9 @@ class LineProgress(Callback):
         }
         write_json(self.folder / PROGRESS, content)
         if not sys.stderr.isatty():
-            said = " ".join(f"{k} {v:g}" for k, v in metrics.items())
+            said = "".join(f" {k} {v:g}" for k, v in metrics.items())
             log.info(
-                "%s %d/%d (%d %%), %.1f/s, %s left %s",
+                "%s %d/%d (%d %%), %.1f/s, %s left%s",
                 *(self.unit, self.done, self.total, 100 * self.done // self.total, rate),
                 *(_clock(left), said),
             )
@@ -124,8 +125,11 @@ def _clock(seconds: float) -> str:
 
 
 class SpawnedProcess(Callback):
-    """Makes a process that Lightning spawned like its parent: quiet, as many threads, and the
-    first one's log lines on stderr and in the folder's log.txt. In the parent it does nothing."""
+    """Makes a process that Lightning spawned like its parent: quiet, as many threads, the log lines
+    of the first on stderr and in the folder's log.txt; and it dies with its parent.
+
+    In the parent itself this does nothing.
+    """
 
     def __init__(self, folder: Path, num_threads: int | None) -> None:
         self.folder, self.num_threads = folder, num_threads
@@ -133,6 +137,8 @@ class SpawnedProcess(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if multiprocessing.parent_process() is None:
             return
+        # torch sends SIGINT to a process whose parent died; background jobs of a shell ignore it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         quiet_libraries()
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)

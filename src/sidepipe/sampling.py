@@ -47,6 +47,9 @@ class ImageSampler(L.LightningModule):
     `grad_log_prob(x_t, t, y)`, or None for plain sampling. image_shape: (c, h, w).
     """
 
+    alphas_cumprod: Tensor
+    surrogate: Any
+
     def __init__(
         self,
         unet: nn.Module,
@@ -102,10 +105,15 @@ class _ShardBatches:
     bytes as an uninterrupted one.
     """
 
-    def __init__(self, module: L.LightningModule, shards: list[tuple[int, range]], batch_size: int,
-                 targets: np.ndarray) -> None:  # fmt: skip
-        self.module, self.shards, self.targets = module, shards, targets
-        self.batch_size = batch_size
+    def __init__(
+        self,
+        module: L.LightningModule,
+        shards: list[tuple[int, range]],
+        batch_size: int,
+        targets: np.ndarray,
+    ) -> None:
+        self.module, self.shards = module, shards
+        self.batch_size, self.targets = batch_size, targets
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         trainer = self.module.trainer
@@ -114,20 +122,29 @@ class _ShardBatches:
                 part = indices[start : start + self.batch_size]
                 yield {
                     "indices": torch.tensor(part),
-                    "targets": torch.from_numpy(self.targets[part.start : part.stop].copy()),
+                    "targets": torch.tensor(self.targets[part.start : part.stop]),
                     "shard": shard,
                     "ends_shard": part.stop == indices.stop,
                 }
 
 
 class _ShardWriter(BasePredictionWriter):
+    """Gathers a shard's batches and writes it when its last is there."""
+
     def __init__(self, folder: Path) -> None:
         super().__init__("batch")
         self.folder = folder
         self.images: list[np.ndarray] = []
 
-    def write_on_batch_end(self, trainer: Any, pl_module: Any, prediction: Any, batch_indices: Any,
-                           batch: Any, batch_idx: int, dataloader_idx: int) -> None:  # fmt: skip
+    def write_on_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        *args: int,
+    ) -> None:
         self.images.append(prediction.cpu().numpy())
         if batch["ends_shard"]:
             write_shard(self.folder, batch["shard"], np.concatenate(self.images))

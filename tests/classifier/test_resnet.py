@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -53,23 +55,30 @@ def test_logits_depend_on_the_noise_level():
     assert (logits[1] - logits[2]).abs().max() > 1e-3
 
 
-def test_time_acts_in_every_block_after_its_first_norm():
+def test_every_block_depends_on_time():
     network = net()
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
     normal = network(x, t)
     for block in network.blocks:
-        weight, bias = block.time.weight.clone(), block.time.bias.clone()
-        with torch.no_grad():
-            block.time.weight.zero_()
-            block.time.bias.zero_()
+        weight = block.time.weight.clone()
+        torch.nn.init.zeros_(block.time.weight)
         assert not torch.allclose(network(x, t), normal)
-        # Scale 1 + 0 and shift 0 leave the normalised map as it is.
-        h = block.norm1(block.conv1(seen := torch.randn(1, block.conv1.in_channels, 8, 8)))
-        plain = (block.norm2(block.conv2(h.relu())) + block.shortcut(seen)).relu()
-        torch.testing.assert_close(block(seen, torch.randn(1, 128)), plain)
         with torch.no_grad():
             block.time.weight.copy_(weight)
-            block.time.bias.copy_(bias)
+    torch.testing.assert_close(network(x, t), normal)
+
+
+@torch.no_grad()
+def test_time_scales_and_shifts_the_channels_after_the_first_norm():
+    block, x = net().blocks[1], torch.randn(2, 8, 8, 8)
+    for parameter in (block.norm1.running_mean, block.norm1.weight, block.norm1.bias):
+        parameter.copy_(torch.randn(16))
+    scale, shift = torch.randn(2, 16, 1, 1)
+    block.time.weight.zero_()  # so that every time gives the same scale and shift
+    block.time.bias.copy_(torch.cat([scale.flatten(), shift.flatten()]))
+    h = (1 + scale) * block.norm1(block.conv1(x)) + shift
+    expected = (block.norm2(block.conv2(h.relu())) + block.shortcut(x)).relu()
+    torch.testing.assert_close(block(x, torch.randn(2, 128)), expected)
 
 
 def test_an_image_s_logits_do_not_depend_on_its_neighbours_in_the_batch():
@@ -80,12 +89,18 @@ def test_an_image_s_logits_do_not_depend_on_its_neighbours_in_the_batch():
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_the_time_embedding_tells_all_timesteps_apart():
+def test_the_time_embedding_is_sines_and_cosines_at_geometric_frequencies():
     embedding = time_embedding(torch.arange(1000), 128)
     assert embedding.shape == (1000, 128)
-    distance = torch.cdist(embedding, embedding) + 9 * torch.eye(1000)
-    assert distance.min() > 0.1
-    torch.testing.assert_close(embedding.square().sum(1), torch.full((1000,), 64.0))
+    for t, k in [(0, 0), (1, 0), (7, 5), (999, 63)]:
+        angle = t / 10_000 ** (k / 64)
+        assert embedding[t, k] == pytest.approx(math.sin(angle), abs=1e-5)
+        assert embedding[t, 64 + k] == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+def test_the_time_embedding_tells_all_timesteps_apart():
+    embedding = time_embedding(torch.arange(1000), 128)
+    assert (torch.cdist(embedding, embedding) + 9 * torch.eye(1000)).min() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,7 @@ def test_it_learns_what_can_be_seen_and_at_the_highest_noise_nothing_can(trained
 def test_quality_has_ten_bins_beside_what_chance_gives(trained, planted):
     folder, summary = trained
     rows = quality(folder)
-    assert [(r["t_from"], r["t_to"]) for r in rows] == [
-        (i, i + 100) for i in range(0, 1000, 100)
-    ]
+    assert [(r["t_from"], r["t_to"]) for r in rows] == [(i, i + 100) for i in range(0, 1000, 100)]
     labels = np.load(planted["label"] / "labels.npy")
     # Ten labels withheld, all of label 0.
     shares = [(labels == y).sum() / 390 for y in range(4)]
@@ -270,7 +268,9 @@ def test_an_interrupted_run_goes_on_to_the_bytes_of_an_uninterrupted_one(
     assert not (tmp_path / "resumed" / "model.safetensors").exists()
     run(tmp_path / "resumed", planted, **settings)
     for file in FILES:
-        assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert (tmp_path / "resumed" / file).read_bytes() == (
+            tmp_path / "whole" / file
+        ).read_bytes()
 
 
 def test_a_run_killed_after_training_only_judges_again(planted, tmp_path, monkeypatch):

@@ -47,11 +47,15 @@ def knows(x_0, prediction_type):
     """The exact prediction where every image is `x_0`: DDPM, eq. 4 solved for eps."""
 
     def function(x_t, t):
-        signal, noise = (a[t].sqrt()[:, None, None, None] for a in (ALPHAS_CUMPROD, 1 - ALPHAS_CUMPROD))
+        signal, noise = (
+            a[t].sqrt()[:, None, None, None] for a in (ALPHAS_CUMPROD, 1 - ALPHAS_CUMPROD)
+        )
         eps = (x_t - signal * x_0) / noise
-        return {"epsilon": eps, "v_prediction": signal * eps - noise * x_0, "sample": x_0 + 0 * x_t}[
-            prediction_type
-        ]
+        return {
+            "epsilon": eps,
+            "v_prediction": signal * eps - noise * x_0,
+            "sample": x_0 + 0 * x_t,
+        }[prediction_type]
 
     return function
 

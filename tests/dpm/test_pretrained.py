@@ -15,29 +15,18 @@ from diffusers import (
     ScoreSdeVeScheduler,
     UNet2DModel,
 )
+from tests.tiny import RUNTIME, UNET
 
 from sidepipe.data.stage import Data
 from sidepipe.dpm.stage import PretrainedDPM, load, load_subset
-from sidepipe.stage import Runtime
+from sidepipe.settings import build
 
-RUNTIME = Runtime(accelerator="cpu")
-NETWORK = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (4, 4),
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 2,
-    "add_attention": False,
-}
 STEPS, V = {"num_train_timesteps": 50}, {"prediction_type": "v_prediction"}
 
 
 def network(**changes) -> UNet2DModel:
     torch.manual_seed(0)
-    return UNet2DModel(**{**NETWORK, **changes})
+    return build({**UNET, **changes})
 
 
 def saved(folder, unet=None, scheduler=None, kind=DDPMPipeline, **options) -> Path:
@@ -134,7 +123,7 @@ def test_a_hub_id_is_fetched_when_the_stage_runs_and_checked_then(
     assert_same_weights(load(tmp_path)[0], network())
     assert stage.source_changed(summary, RUNTIME) is None
     saved(tmp_path / "cache", network(sample_size=16))
-    with pytest.raises(ValueError, match="sample_size of .* must be 8, as the data are, got 16"):
+    with pytest.raises(ValueError, match=r"sample_size of .* must be 8, as the data are, got 16"):
         stage.run(tmp_path, {"data": data}, RUNTIME)
 
 
@@ -210,7 +199,9 @@ def test_a_latent_model_is_refused_though_its_network_would_fit(tmp_path, digits
 def test_a_conditional_network_is_refused(tmp_path, digits):
     checkpoint = saved(tmp_path)
     path = checkpoint / "unet/config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "UNet2DConditionModel"}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "_class_name": "UNet2DConditionModel"})
+    )
     refused(checkpoint, digits, match="must be an unconditional UNet2DModel, got 'UNet2DCondition")
 
 
@@ -230,5 +221,5 @@ def test_a_folder_that_is_no_checkpoint_is_refused_with_what_it_lacks(tmp_path, 
 
 
 def test_a_subset_out_of_range_is_refused_by_name():
-    with pytest.raises(ValueError, match="dpm.num_train_images must be >= 1 or null, got 0"):
+    with pytest.raises(ValueError, match=r"dpm\.num_train_images must be >= 1 or null, got 0"):
         pretrained("theirs", num_train_images=0)

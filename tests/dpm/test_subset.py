@@ -4,7 +4,7 @@ import pytest
 from sidepipe.dpm.subset import split
 
 # Twelve images: five to train on, four to validate with, three to test with, in no order.
-PARTITIONS = np.array("train val test train val train test train val test val train".split())
+PARTITIONS = np.array(["train", "val", "test"] * 3 + ["train", "val", "train"])
 TRAIN = np.flatnonzero(PARTITIONS == "train")
 
 

@@ -217,7 +217,11 @@ def test_features_that_are_no_unit_vectors_are_refused_at_the_start():
 
 
 def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
-    sscd = {"_target_": "sidepipe.features.encoders.SSCD", "path": str(tmp_path / "no"), "sha256": "0"}
+    sscd = {
+        "_target_": "sidepipe.features.encoders.SSCD",
+        "path": str(tmp_path / "no"),
+        "sha256": "0",
+    }
     with pytest.raises(FileNotFoundError, match="must be a file"):
         label(features=sscd).check({"generate": SYNTHETIC}, RUNTIME)
 

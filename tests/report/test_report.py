@@ -279,7 +279,9 @@ def test_hits_are_those_of_the_results(page, outputs, name):
     train, heldout = high["train"]["count"], high["heldout"]["count"]
     unique = len(np.unique(hit_indices(outputs, name)))
     expected = ["200", f"{train} ({train / 2:.1f} %)", f"{heldout} ({heldout / 2:.1f} %)"]
-    expected += [f"{train - heldout:+d} ({(train - heldout) / 2:.1f} %)", str(unique)]
+    low, high = (100 * end for end in found["excess"]["interval"])
+    share = f"{(train - heldout) / 2:.1f} %; {low:.1f} to {high:.1f}"
+    expected += [f"{train - heldout:+d} ({share})", str(unique)]
     for row in rows:
         assert row["false_positive_rate"] in (0.001, 0.01)
         expected += [str(row["train"]["count"]), str(row["heldout"]["count"])]
@@ -299,7 +301,7 @@ def test_hit_columns_say_what_was_counted(page):
         "images",
         "hits on 256 training images",
         "hits on 256 held-out images",
-        "excess over held-out",
+        "excess over held-out (95 % interval)",
         "different training images hit",
     ]
     assert page.tables[HITS][0][2].replace("\xa0", " ") == "hit: RMS pixel difference < 0.075"
@@ -442,6 +444,7 @@ def test_a_second_run_gives_the_same_bytes(made, outputs, folder, tmp_path):
         "table.txt",
         "tables/attacks.csv",
         "figures/ams.svg",
+        "figures/pairs.png",
         "figures/ums.svg",
     }
     for path in files:
@@ -515,7 +518,7 @@ def test_the_excess_is_over_an_equal_training_set_where_the_control_is_small(unu
     assert high["train"]["count"] > equal
     assert summary["attacks"]["unconditional"]["excess"] == equal - heldout
     assert page.cell_of(HITS, "unconditional", "hits on 150 of them").split()[0] == str(equal)
-    excess = page.cell_of(HITS, "unconditional", "excess over held-out")
+    excess = page.cell_of(HITS, "unconditional", "excess over held-out (95 % interval)")
     assert excess.split()[0] == f"{equal - heldout:+d}"
     assert "so the excess is taken over a training set of that same size" in page.text
     assert "hits, equal" in load_table(made.folder / "report")
@@ -553,7 +556,7 @@ def test_a_comparison_without_any_hit_says_so(tmp_path):
     summary, page = report(tmp_path / "report", made)
     assert summary["attacks"]["other"]["hits"] == 0
     assert "No generated image hits a training image, nor a held-out one." in page.text
-    assert page.cells(HITS)["other"][1:4] == ["0 (0 %)", "0 (0 %)", "+0 (0 %)"]
+    assert page.cells(HITS)["other"][1:4] == ["0 (0 %)", "0 (0 %)", "+0 (0 %; 0 to 0)"]
 
 
 def test_attacks_on_different_measures_are_refused(tmp_path):

@@ -84,7 +84,7 @@ def quality_by_noise_level(
     seed: int,
     num_bins: int = 10,
     draws: int = 4,
-) -> list[dict[str, float]]:
+) -> list[dict[str, int | float]]:
     """Cross-entropy (nats) and accuracy of `network` in equal bins of t, on images it has not seen.
 
     Each image is noised `draws` times in every bin. Rows: t_from, t_to (exclusive), cross_entropy,

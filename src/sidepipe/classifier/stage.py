@@ -155,7 +155,7 @@ class Classifier(Stage):
         module.load_state_dict(weights(folder, BEST))
 
 
-def _judge(folder: Path, rows: list[dict[str, float]], labels: np.ndarray) -> dict[str, Any]:
+def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray) -> dict[str, Any]:
     """Writes quality.csv beside what chance gives; warns where the classifier knows nothing.
 
     Chance is an equal probability for every label, ln K', and always naming the most frequent one.

@@ -86,7 +86,8 @@ def load_checkpoint(
         folder = Path(DDPMPipeline.download(path, revision=revision))
     check_checkpoint(folder, size, channels)
     unet = UNet2DModel.from_pretrained(_part(folder, "unet"), low_cpu_mem_usage=False)
-    return unet, DDPMScheduler.from_pretrained(_part(folder, "scheduler"))
+    schedule: Any = DDPMScheduler.from_pretrained(_part(folder, "scheduler"))
+    return unet, schedule
 
 
 def fingerprint(folder: Path) -> dict[str, str]:

@@ -33,6 +33,8 @@ class DenoisingModule(L.LightningModule):
     when a loss is not finite.
     """
 
+    alphas_cumprod: Tensor
+
     def __init__(
         self,
         unet: nn.Module,

@@ -240,7 +240,8 @@ def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
     unet = UNet2DModel.from_pretrained(
         model / "unet", use_safetensors=True, low_cpu_mem_usage=False
     )
-    return unet.eval(), DDPMScheduler.from_pretrained(model / "scheduler")
+    scheduler: Any = DDPMScheduler.from_pretrained(model / "scheduler")
+    return unet.eval(), scheduler
 
 
 def load_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -14,32 +14,25 @@ import numpy as np
 import pandas as pd
 
 from sidepipe.artifacts import read_manifest, write_json
-from sidepipe.data.stage import Data, load_ids
 from sidepipe.data.stage import load as load_images
-from sidepipe.dpm.stage import load_subset
+from sidepipe.data.stage import load_ids
+from sidepipe.dpm.stage import PretrainedDPM, TrainDPM, load_subset
 from sidepipe.evaluate import memorization as m
+from sidepipe.evaluate.reference import Reference, encode, references
 from sidepipe.extract.stage import load as load_extracted
 from sidepipe.extract.stage import load_targets
-from sidepipe.features.search import covered, nearest
+from sidepipe.features.encoders import Encoder
+from sidepipe.features.search import Metric, covered, nearest
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Reference:
-    """Images that the attack's images are compared with, and the comparison.
-
-    gamma, index: each generated image's nearest reference image. reverse_gamma: each reference
-    image's nearest generated one. rows: places in the data's array.
-    """
-
-    rows: np.ndarray
-    features: np.ndarray
-    gamma: np.ndarray
-    index: np.ndarray
-    reverse_gamma: np.ndarray
+NO_HELDOUT = (
+    "evaluate needs held-out images, and the model is trained on all of data; remedy: lower "
+    "dpm.num_train_images, or bring images outside the training set and set "
+    "dpm.train_partitions=[train]"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +56,16 @@ class Evaluate(Stage):
         require(
             "high" in self.bands, "evaluate.bands", "named with `high` among them", list(self.bands)
         )
-        for name, (low, high) in self.bands_of_gamma().items():
-            require(
-                low < high, f"evaluate.bands.{name}", "[low, high) with low < high", [low, high]
-            )
+        for name, band in self.bands.items():
+            rule = "[low, high) with low < high, null for no end"
+            is_pair = isinstance(band, list | tuple) and len(band) == 2
+            require(is_pair, f"evaluate.bands.{name}", rule, band)
+            low, high = self.bands_of_gamma()[name]
+            require(low < high, f"evaluate.bands.{name}", rule, band)
+        rule = "[start, stop, count] with start < stop and count >= 2"
+        require(len(self.curve) == 3, "evaluate.curve", rule, self.curve)
         start, stop, count = self.curve
-        require(
-            start < stop and count >= 2, "evaluate.curve", "[start, stop, count >= 2]", self.curve
-        )
+        require(start < stop and count >= 2, "evaluate.curve", rule, self.curve)
         for rate in self.false_positive_rates:
             require(0 < rate < 1, "evaluate.false_positive_rates", "in (0, 1)", rate)
         require(self.gallery_pairs >= 0, "evaluate.gallery_pairs", ">= 0", self.gallery_pairs)
@@ -86,66 +81,58 @@ class Evaluate(Stage):
         return ("data", "dpm", "extract")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        assert isinstance(upstream["data"], Data)
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, TrainDPM | PretrainedDPM)
+        if dpm.num_train_images is None and dpm.train_partitions is None:
+            raise ValueError(NO_HELDOUT)
         encoder = build(self.features)
         encoder.check()
-        high, rest = self.bands_of_gamma()["high"], self.bands_of_gamma()
-        edge = max if encoder.metric == "cosine" else min
-        closest = edge(rest.values(), key=lambda band: band[0])
+        bands, similar = self.bands_of_gamma(), encoder.metric == "cosine"
+        closest = (max if similar else min)(bands.values(), key=lambda band: band[0])
         require(
-            high == closest,
+            bands["high"] == closest,
             "evaluate.bands.high",
             f"the closest band of {encoder.transform} ({encoder.metric})",
             self.bands,
             "evaluate=l2 for pixels_l2, evaluate=cosine for the others",
         )
+        # The cosine of a vector with itself can come out as 1.0000001.
+        low, high = bands["high"]
+        require(
+            high > 1 if similar else low <= 0,
+            "evaluate.bands.high",
+            "a band that exact copies lie in",
+            self.bands["high"],
+            f"set its {'second' if similar else 'first'} end to null",
+        )
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         data, generated = load_images(inputs["data"]), load_extracted(inputs["extract"])
-        train_rows, rest_rows = load_subset(inputs["dpm"])
-        if len(rest_rows) == 0:
-            raise ValueError(
-                "evaluate needs held-out images, and the model was trained on all of data; remedy: "
-                "lower dpm.num_train_images, or bring images outside the training set and set "
-                "dpm.train_partitions=[train]"
-            )
-        encoder = build(self.features)
-
-        def encode(images: np.ndarray) -> np.ndarray:
-            return encoder.encode(images, device=runtime.torch_device())
-
-        queries = encode(generated)
-        train = _compare(
-            queries, encode(data[np.sort(train_rows)]), np.sort(train_rows), encoder.metric
-        )
-        control_rows = np.sort(rest_rows[: len(train_rows)])
-        heldout = _compare(queries, encode(data[control_rows]), control_rows, encoder.metric)
-        references = {"train": train, "heldout": heldout}
-        if len(control_rows) < len(train_rows):
-            # A larger set is nearer to anything: the control is then a training set of its size.
-            rows = np.sort(train_rows[: len(control_rows)])
-            references["train_equal"] = _compare(queries, encode(data[rows]), rows, encoder.metric)
-        rest = nearest(encode(data[np.sort(rest_rows)]), train.features, encoder.metric)[0][:, 0]
-        results = self._results(queries, references, rest, encoder)
-        manifest = read_manifest(inputs["extract"]) or {}
-        results["cost"] = {
-            name: manifest["summary"][name] for name in ("unet_forwards", "surrogate_gradients")
-        }
+        train_rows, unseen_rows = load_subset(inputs["dpm"])
+        if len(unseen_rows) == 0:
+            raise ValueError(NO_HELDOUT)
+        encoder, device = build(self.features), runtime.torch_device()
+        queries = encoder.encode(generated, device=device)
+        train = encode(encoder, data, train_rows, device)
+        unseen = encode(encoder, data, unseen_rows, device)
+        found = references(queries, train, unseen, encoder.metric)
+        unseen_gamma = nearest(unseen.features, train.features, encoder.metric)[0][:, 0]
+        results = self._results(queries, found, unseen_gamma, encoder)
+        results["cost"] = _cost(inputs["extract"])
         write_json(folder / "results.json", results)
-        hit = m.in_band(train.gamma, self.bands_of_gamma()["high"])
-        table = _table(
-            train, heldout, load_ids(inputs["data"]), load_targets(inputs["extract"]), hit
-        )
+        ids, targets = load_ids(inputs["data"]), load_targets(inputs["extract"])
+        hit = m.in_band(found["train"].gamma, self.bands_of_gamma()["high"])
+        table = _table(found["train"], found["heldout"], ids, targets, hit)
         table.to_csv(folder / "nearest.csv", index=False, float_format="%.6f")
         self._save_gallery(folder, table, generated, data, encoder.metric)
-        return self._headline(results)
+        return _headline(results)
 
     def _results(
         self,
         queries: np.ndarray,
         references: Mapping[str, Reference],
-        rest: np.ndarray,
-        encoder: Any,
+        unseen_gamma: np.ndarray,
+        encoder: Encoder,
     ) -> dict[str, Any]:
         thresholds = np.linspace(self.curve[0], self.curve[1], int(self.curve[2])).round(6).tolist()
         return {
@@ -167,11 +154,12 @@ class Evaluate(Stage):
                 }
                 for name, r in references.items()
             },
-            "calibrated": self._calibrated(references, rest, encoder.metric),
+            "excess": self._excess(references),
+            "calibrated": self._calibrated(references, unseen_gamma, encoder.metric),
         }
 
     def _bands(
-        self, queries: np.ndarray, references: Mapping[str, Reference], metric: str
+        self, queries: np.ndarray, references: Mapping[str, Reference], metric: Metric
     ) -> dict[str, Any]:
         bands = self.bands_of_gamma()
         found: dict[str, Any] = {name: {"band": list(self.bands[name])} for name in bands}
@@ -186,21 +174,31 @@ class Evaluate(Stage):
                 }
         return found
 
+    def _excess(self, references: Mapping[str, Reference]) -> dict[str, Any]:
+        """Share of training hits less that on as many held-out images, with its interval."""
+        train, heldout = references.get("train_equal", references["train"]), references["heldout"]
+        high = self.bands_of_gamma()["high"]
+        hits, control = m.in_band(train.gamma, high), m.in_band(heldout.gamma, high)
+        return {
+            "share": float(hits.mean() - control.mean()),
+            "interval": list(m.excess_interval(hits, control, train.index)),
+        }
+
     def _calibrated(
-        self, references: Mapping[str, Reference], rest: np.ndarray, metric: str
+        self, references: Mapping[str, Reference], unseen_gamma: np.ndarray, metric: Metric
     ) -> list[dict[str, Any]]:
         """Rates at thresholds that few real held-out images reach."""
         rows: list[dict[str, Any]] = []
         for rate in self.false_positive_rates:
             try:
-                threshold = m.threshold_at_false_positive_rate(rest, rate, metric)
+                threshold = m.threshold_at_false_positive_rate(unseen_gamma, rate, metric)
             except ValueError as error:
                 log.warning("%s", error)
                 continue
             row: dict[str, Any] = {
                 "false_positive_rate": rate,
                 "threshold": threshold,
-                "num_real": len(rest),
+                "num_real": len(unseen_gamma),
             }
             for which, reference in references.items():
                 hits = m.closer(reference.gamma, threshold, metric)
@@ -218,7 +216,7 @@ class Evaluate(Stage):
         table: pd.DataFrame,
         generated: np.ndarray,
         data: np.ndarray,
-        metric: str,
+        metric: Metric,
     ) -> None:
         """The closest pairs, one of each training image, with the nearest held-out image."""
         best = table.sort_values("train_gamma", ascending=metric == "l2", kind="stable")
@@ -228,26 +226,12 @@ class Evaluate(Stage):
         np.save(folder / "gallery.npy", triples)
         best.to_csv(folder / "gallery.csv", index=False, float_format="%.6f")
 
-    def _headline(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        high = results["bands"]["high"]
-        equal = high.get("train_equal", high["train"])
-        log.info(
-            "%d of %d images hit a training image, %d an equally large held-out set; %d different",
-            *(equal["count"], results["num_images"], high["heldout"]["count"]),
-            round(high["train"]["ums_nearest"] * results["num_images"]),
-        )
-        return {
-            "hits": high["train"]["count"],
-            "heldout_hits": high["heldout"]["count"],
-            "ams_high": high["train"]["ams"],
-            "ums_high": high["train"]["ums"],
-        }
 
-
-def _compare(queries: np.ndarray, features: np.ndarray, rows: np.ndarray, metric: str) -> Reference:
-    gamma, index = nearest(queries, features, metric)
-    reverse_gamma, _ = nearest(features, queries, metric)
-    return Reference(rows, features, gamma[:, 0], index[:, 0], reverse_gamma[:, 0])
+def _cost(extract: Path) -> dict[str, int]:
+    """What the attack's images cost, in evaluations."""
+    manifest = read_manifest(extract)
+    assert manifest is not None  # an input is finished
+    return {name: manifest["summary"][name] for name in ("unet_forwards", "surrogate_gradients")}
 
 
 def _table(
@@ -269,6 +253,22 @@ def _table(
     return pd.DataFrame(columns)
 
 
+def _headline(results: Mapping[str, Any]) -> dict[str, Any]:
+    high, sizes = results["bands"]["high"], results["num_reference"]
+    for name in sizes:
+        log.info(
+            "%s: %d of %d images hit one of %d images, %d different ones",
+            *(name, high[name]["count"], results["num_images"], sizes[name]),
+            round(high[name]["ums_nearest"] * results["num_images"]),
+        )
+    return {
+        "hits": high["train"]["count"],
+        "heldout_hits": high["heldout"]["count"],
+        "ams_high": high["train"]["ams"],
+        "ums_high": high["train"]["ums"],
+    }
+
+
 def load(folder: Path) -> dict[str, Any]:
     """The results as written to results.json."""
     return json.loads((folder / "results.json").read_text())
@@ -276,5 +276,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 def load_gallery(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """uint8 (n, 3, h, w, c): generated, nearest training, nearest held-out; and their rows."""
-    rows: Any = pd.read_csv(folder / "gallery.csv", dtype={"train_id": str, "heldout_id": str})
+    ids: Any = {"train_id": str, "heldout_id": str}
+    # An image may be called "NA".
+    rows: Any = pd.read_csv(folder / "gallery.csv", dtype=ids, keep_default_na=False)
     return np.load(folder / "gallery.npy"), rows.to_dict("records")

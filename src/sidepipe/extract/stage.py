@@ -1,6 +1,5 @@
 """Stage `extract`: N_G samples, each guided toward a surrogate label (SIDE, part 2)."""
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +22,10 @@ from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.images import to_model
 from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_cohesion
-from sidepipe.sampling import Guidance
+from sidepipe.sampling import Guidance, network_timesteps
 from sidepipe.settings import require
 from sidepipe.shards import load_shards
 from sidepipe.stage import Runtime, Stage
-
-log = logging.getLogger(__name__)
 
 _INPUTS = {
     "none": ("dpm",),
@@ -86,36 +83,49 @@ class Extract(Sampling):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check(upstream, runtime)
         dpm = upstream["dpm"]
-        if self.surrogate != "none" and isinstance(dpm, TrainDPM):
-            steps = dpm.noise_schedule["num_train_timesteps"]
-            rule = f"< diffusion.num_train_timesteps = {steps}, or nothing is guided"
-            require(self.t_min < steps, "extract.t_min", rule, self.t_min)
+        if self.surrogate == "none" or self.guidance_scale == 0 or not isinstance(dpm, TrainDPM):
+            return
+        steps = dpm.noise_schedule["num_train_timesteps"]
+        rule = f"< diffusion.num_train_timesteps = {steps}, or nothing is guided"
+        require(self.t_min < steps, "extract.t_min", rule, self.t_min)
+        timesteps, guided = network_timesteps(
+            steps, self.num_inference_steps, self.timestep_spacing, self._guidance()
+        )
+        require(
+            guided > 0,
+            "[extract.t_min, extract.t_max]",
+            f"an interval with one of the {len(timesteps)} timesteps from {timesteps[-1]} to "
+            f"{timesteps[0]} that are evaluated, or nothing is guided",
+            [self.t_min, self.t_max],
+        )
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         if self.surrogate == "none":
             np.save(folder / "targets.npy", np.full(self.num_images, -1, np.int64))
             return self.sample(folder, inputs["dpm"], runtime)
-        labels = load_labels(inputs["label"])
         allowed = self._allowed_targets(load_cohesion(inputs["label"]))
         targets = draw_targets(allowed, self.num_images, self.seed)
         np.save(folder / "targets.npy", targets)
-        guidance = Guidance(guidance_scale=self.guidance_scale, t_min=self.t_min, t_max=self.t_max)
-        surrogate = self._surrogate(inputs, labels)
-        spent = self.sample(folder, inputs["dpm"], runtime, surrogate, guidance, targets)
+        surrogate = self._surrogate(inputs)
+        spent = self.sample(folder, inputs["dpm"], runtime, surrogate, self._guidance(), targets)
         return {**spent, "num_targets": len(allowed)}
+
+    def _guidance(self) -> Guidance:
+        return Guidance(guidance_scale=self.guidance_scale, t_min=self.t_min, t_max=self.t_max)
 
     def _allowed_targets(self, cohesion: np.ndarray) -> Int64[np.ndarray, "k"]:
         if self.targets == "uniform":
             return np.arange(len(cohesion))
-        count = max(1, math.ceil(self.target_fraction * len(cohesion)))
+        # Rounded first: 0.07 * 100 is a little more than 7.
+        count = max(1, math.ceil(round(self.target_fraction * len(cohesion), 9)))
         return np.sort(np.argsort(-cohesion, kind="stable")[:count])
 
-    def _surrogate(self, inputs: Mapping[str, Path], labels: np.ndarray) -> nn.Module:
+    def _surrogate(self, inputs: Mapping[str, Path]) -> nn.Module:
         if self.surrogate == "classifier":
             return ClassifierSurrogate(load_classifier(inputs["classifier"]))
         images = to_model(load_synthetic(inputs["generate"]))
-        alphas_cumprod = load_dpm(inputs["dpm"])[1].alphas_cumprod
-        return Posterior(images, torch.from_numpy(labels), alphas_cumprod)
+        labels = torch.from_numpy(load_labels(inputs["label"]))
+        return Posterior(images, labels, load_dpm(inputs["dpm"])[1].alphas_cumprod)
 
 
 def draw_targets(

@@ -3,7 +3,6 @@
 The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`; here is the paper's.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,10 +20,10 @@ class ClassifierSurrogate(nn.Module):
         self.network = network.eval().requires_grad_(False)
 
     def log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """log p(y | x_t, t), (n,)."""
-        log_probs = F.log_softmax(self.network(x_t, t).float(), dim=1)
+        """log p(y | x_t, t), (n,), in x_t's dtype: logits may come in fewer bits."""
+        log_probs = F.log_softmax(self.network(x_t, t).to(x_t.dtype), dim=1)
         return log_probs.gather(1, y[:, None])[:, 0]
 
     def grad_log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """grad_{x_t} log p(y | x_t, t), in x_t's shape."""
-        return grad_of(self.log_prob)(x_t, t, y).to(torch.float32)
+        """grad_{x_t} log p(y | x_t, t), in x_t's shape and dtype."""
+        return grad_of(self.log_prob)(x_t, t, y)

@@ -97,6 +97,12 @@ class Attack:
         return self.excess / self.num_images
 
     @property
+    def excess_interval(self) -> tuple[float, float]:
+        """The excess share's 95 % bootstrap interval over groups of copies of one image."""
+        low, high = self.results["excess"]["interval"]
+        return low, high
+
+    @property
     def unique(self) -> int:
         """Different training images among the hits' nearest."""
         return round(self.results["bands"]["high"]["train"]["ums_nearest"] * self.num_images)

@@ -126,6 +126,40 @@ def _legend(attacks: Sequence[Attack]) -> list[Line2D]:
     return handles
 
 
+def pairs_png(galleries: Sequence[tuple[str, np.ndarray]], columns: int = 16) -> bytes:
+    """Of each attack (name, uint8 (n, 3, h, w, c)) the closest pairs, as one picture for a paper.
+
+    Rows: generated image, nearest training image, nearest held-out image. Each training image
+    comes once; a gallery shorter than `columns` leaves the rest blank.
+    """
+    rows = [(name, triples[:columns]) for name, triples in galleries if len(triples)]
+    if not rows:
+        return _encoded(Image.new("L", (1, 1), 255), "png")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 2.35 * len(rows)), layout="constrained", dpi=150)
+        for axis, (name, triples) in zip(
+            figure.subplots(len(rows), 1, squeeze=False).flat, rows, strict=True
+        ):
+            _, _, height, width, channels = triples.shape
+            pad = max(1, height // 8)
+            sheet = np.full((3 * (height + pad), columns * (width + pad), channels), 255, np.uint8)
+            for column, triple in enumerate(triples):
+                for row, image in enumerate(triple):
+                    top, left = row * (height + pad), column * (width + pad)
+                    sheet[top : top + height, left : left + width] = image
+            axis.imshow(sheet[:, :, 0] if channels == 1 else sheet, cmap="gray", vmin=0, vmax=255)
+            axis.set_title(name, parse_math=False)
+            axis.grid(False)
+            axis.set_xticks([])
+            centres = [height / 2 + row * (height + pad) for row in range(3)]
+            axis.set_yticks(centres, ["generated", "training", "held-out"])
+            axis.tick_params(length=0)
+            axis.spines[["left", "bottom"]].set_visible(False)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
 def data_uri(content: bytes, kind: str) -> str:
     """`content` as a data URI of the media type `image/<kind>`."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -41,6 +41,8 @@ class Report(Stage):
         curves = {score: figures.curves_svg(attacks, score) for score in ("ams", "ums")}
         for score, svg in curves.items():
             (folder / "figures" / f"{score}.svg").write_bytes(svg)
+        pairs = figures.pairs_png([(a.name, load_gallery(a.folder)[0]) for a in attacks])
+        (folder / "figures" / "pairs.png").write_bytes(pairs)
         (folder / TABLE).write_text(tables.terminal_table(attacks), encoding="utf-8")
         page = _template().render(title=self.title, **_content(attacks, curves))
         (folder / PAGE).write_text(page, encoding="utf-8")
@@ -53,6 +55,7 @@ def _headline(attack: Attack) -> dict[str, Any]:
         "hits": attack.hits(),
         "heldout_hits": attack.hits("heldout"),
         "excess": attack.excess,
+        "excess_interval": list(attack.excess_interval),
         "unique": attack.unique,
         "unet_forwards": attack.unet_forwards,
     }
@@ -66,7 +69,8 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (tables.count, tables.percent, tables.rate, tables.parameters, tables.epochs)
+    words = (tables.count, tables.percent, tables.rate, tables.parameters)
+    words += (tables.epochs, tables.excess_interval)
     environment.filters |= {function.__name__: function for function in words}
     return environment.get_template("page.html.j2")
 

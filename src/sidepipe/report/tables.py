@@ -99,8 +99,15 @@ def _hits(attack: Attack, which: str) -> str:
     return f"{count(hits)} ({percent(hits / attack.num_images, attack.num_images)} %)"
 
 
-def _excess(attack: Attack, form: str = "{:+,d} ({} %)") -> str:
-    return form.format(attack.excess, percent(attack.excess_share, attack.num_images))
+def excess_interval(attack: Attack) -> str:
+    """The excess share's interval in percent: `3.1 to 5.2`."""
+    low, high = (percent(share, attack.num_images) for share in attack.excess_interval)
+    return f"{low} to {high}"
+
+
+def _excess(attack: Attack) -> str:
+    share = percent(attack.excess_share, attack.num_images)
+    return f"{attack.excess:+,d} ({share} %; {excess_interval(attack)})"
 
 
 def hits_table(attacks: Sequence[Attack]) -> Table:
@@ -112,7 +119,7 @@ def hits_table(attacks: Sequence[Attack]) -> Table:
         columns.append(f"hits on {count(sizes['train_equal'])} of them")
     columns += [
         f"hits on {count(sizes['heldout'])} held-out images",
-        "excess over held-out",
+        "excess over held-out (95 % interval)",
         "different training images hit",
     ]
     groups = [("", 1), (f"hit: {hit_rule(first)}", len(columns) - 1)]
@@ -192,7 +199,9 @@ def numbers(attack: Attack) -> dict[str, Any]:
     sets = attack.references
     row |= {f"num_{which}": attack.results["num_reference"][which] for which in sets}
     row |= {f"{which}_hits": attack.hits(which) for which in sets}
-    row |= {"excess": attack.excess, "unique": attack.unique}
+    low, high = attack.excess_interval
+    row |= {"excess": attack.excess, "excess_low": low, "excess_high": high}
+    row |= {"unique": attack.unique}
     for name in attack.band_names:
         for which in sets:
             band = attack.results["bands"][name][which]
@@ -230,7 +239,8 @@ def terminal_table(attacks: Sequence[Attack]) -> str:
         columns["hits, equal"] = lambda a: count(a.hits("train_equal"))
     columns |= {
         "held-out": lambda a: count(a.hits("heldout")),
-        "excess %": lambda a: _excess(a, "{1}"),
+        "excess %": lambda a: percent(a.excess_share, a.num_images),
+        "95 % interval": excess_interval,
         "different": lambda a: count(a.unique),
         "UMS %": lambda a: percent(a.results["bands"]["high"]["train"]["ums"], a.num_images),
     }
