@@ -63,6 +63,7 @@ def test_a_new_guidance_scale_runs_extract_evaluate_and_report_alone(
 def test_nothing_is_written_outside_outputs(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     assert [p.name for p in folder.iterdir()] == ["outputs"]
+    assert all(p.is_dir() for p in (folder / "outputs").iterdir())
     assert not list(folder.rglob("*.tmp"))
     assert not list(folder.rglob("*.pkl"))
 
@@ -90,7 +91,7 @@ def test_an_unknown_key_is_refused_by_hydra(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named_with_the_remedy(tmp_path: Path) -> None:
-    done = sidepipe("data=celeba", "dpm=unet64", "stage=data", cwd=tmp_path)
+    done = sidepipe("data=celeba", "data.size=8", "stage=data", cwd=tmp_path)
     assert done.returncode == 1
     assert "datasets/celeba" in done.stderr
     assert "runtime.data_root" in done.stderr
