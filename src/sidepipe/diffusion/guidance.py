@@ -67,6 +67,10 @@ class Posterior(nn.Module):
     pass in blocks of `block`, so memory beyond the images is n x m weights and one block.
     """
 
+    images: Tensor
+    labels: Tensor
+    alphas_cumprod: Tensor
+
     def __init__(
         self,
         images: Float[Tensor, "m *shape"],
