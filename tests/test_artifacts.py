@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -138,13 +139,11 @@ def test_a_write_that_breaks_off_leaves_the_old_file_whole_and_no_other_reader_o
 ):
     path = tmp_path / artifacts.PROGRESS
     artifacts.write_json(path, {"step": 1})
-    write_text = Path.write_text
 
-    def half(self, text, *args, **kwargs):
-        write_text(self, text[: len(text) // 2], *args, **kwargs)
+    def full(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
         artifacts.write_json(path, {"step": 2})
     with pytest.raises(OSError, match="disk full"):
@@ -179,6 +178,7 @@ def run_python(code, *arguments, **environment):
 HOLDER = """
 import sys
 from pathlib import Path
+from threading import Timer
 from sidepipe.artifacts import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
@@ -213,7 +213,7 @@ def test_a_lock_keeps_another_process_out_until_its_owner_is_done(holder, folder
             holder.stdin.flush()
             assert holder.stdout.readline() == "released\n"
 
-    with artifacts.locked(folder, on_wait, poll_seconds=0.01):
+    with artifacts.locked(folder, on_wait, poll_seconds=0.01, say_seconds=0):
         assert artifacts.owner_of(folder) == Owner.me()
     assert [(owner.host, owner.pid) for owner in looks] == [(socket.gethostname(), holder.pid)] * 3
     assert not folder.exists()
@@ -223,6 +223,24 @@ def test_a_lock_keeps_another_process_out_until_its_owner_is_done(holder, folder
 def test_try_lock_names_the_living_owner_and_leaves_the_lock_to_it(holder, folder):
     assert artifacts.try_lock(folder).pid == holder.pid
     assert artifacts.owner_of(folder).pid == holder.pid
+
+
+def test_a_long_wait_is_spoken_of_now_and_then_only(holder, folder):
+    looks = []
+
+    def release(owner):
+        looks.append(owner)
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline() == "released\n"
+
+    def wait_and_look(owner):
+        looks.append(owner)
+        Timer(0.3, release, [owner]).start()
+
+    with artifacts.locked(folder, wait_and_look, poll_seconds=0.01, say_seconds=60):
+        pass
+    assert len(looks) == 2  # one by the wait of some thirty looks, one by the timer
 
 
 def test_a_killed_owners_lock_is_taken_over_at_once(holder, folder):
@@ -307,6 +325,7 @@ def test_an_owner_that_lost_its_lock_does_not_remove_the_new_owners(folder):
 RACER = """
 import os, sys, time
 from pathlib import Path
+from threading import Timer
 from sidepipe.artifacts import locked
 root, rounds = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
