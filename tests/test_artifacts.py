@@ -178,7 +178,6 @@ def run_python(code, *arguments, **environment):
 HOLDER = """
 import sys
 from pathlib import Path
-from threading import Timer
 from sidepipe.artifacts import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
@@ -325,7 +324,6 @@ def test_an_owner_that_lost_its_lock_does_not_remove_the_new_owners(folder):
 RACER = """
 import os, sys, time
 from pathlib import Path
-from threading import Timer
 from sidepipe.artifacts import locked
 root, rounds = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
