@@ -21,7 +21,7 @@ from sidepipe.evaluate.stage import Evaluate
 from sidepipe.images import save_grid
 from sidepipe.report.figures import shown_pixels, thumbnail_uri
 from sidepipe.report.stage import Report, load_table, page_path
-from sidepipe.report.tables import DASH, percent
+from sidepipe.report.tables import DASH, _shorten, percent
 from sidepipe.stage import Runtime
 
 RUNTIME = Runtime(accelerator="cpu")
@@ -591,3 +591,11 @@ def test_a_browser_shows_one_gallery_and_refuses_nothing(made, folder, tmp_path)
     assert [a["class"] for a in galleries] == ["gallery off", "gallery", "gallery off"]
     assert [a["aria-pressed"] for a in dom.all("button")] == ["false", "true", "false"]
     assert "CONSOLE" not in done.stderr
+
+
+def test_long_names_that_differ_at_their_end_stay_apart():
+    names = ["classifier_t200", "classifier_t200_cohesive", "one"]
+    short = [_shorten(name, 14) for name in names]
+    assert len(set(short)) == 3
+    assert max(map(len, short)) == 14
+    assert short[2] == "one"

@@ -12,6 +12,7 @@ from sidepipe.report.attack import Attack
 
 DASH = "–"  # noqa: RUF001 - what a person reads where there is no number
 TERMINAL_COLUMNS = 110
+SHORTEST_NAME = 12
 NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -242,14 +243,13 @@ def terminal_table(attacks: Sequence[Attack]) -> str:
         "excess %": lambda a: percent(a.excess_share, a.num_images),
         "95 % interval": excess_interval,
         "different": lambda a: count(a.unique),
-        "UMS %": lambda a: percent(a.results["bands"]["high"]["train"]["ums"], a.num_images),
     }
     for share in shares:
         columns[f"at {rate(share)} FP"] = lambda a, share=share: _calibrated(a, share)
     columns["UNet forwards"] = lambda a: count(a.unet_forwards)
     cells = [[title, *(cell(attack) for attack in attacks)] for title, cell in columns.items()]
     widths = [2 + max(map(len, column)) for column in cells]
-    room = TERMINAL_COLUMNS - sum(widths)
+    room = max(SHORTEST_NAME, TERMINAL_COLUMNS - sum(widths))
     names = [_shorten(name, room) for name in ("attack", *(attack.name for attack in attacks))]
     width = max(map(len, names))
     lines = [
@@ -270,7 +270,11 @@ def _calibrated(attack: Attack, share: float) -> str:
 
 
 def _shorten(name: str, width: int) -> str:
-    return name if len(name) <= width else name[: width - 3] + "..."
+    """The name, its middle left out where it is too long: variants often differ at their end."""
+    if len(name) <= width:
+        return name
+    tail = (width - 2) // 2
+    return name[: width - 2 - tail] + ".." + name[-tail:]
 
 
 def _legend(attack: Attack, shares: Sequence[float]) -> str:
