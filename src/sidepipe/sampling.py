@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sidepipe.diffusion.guidance import guided
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
-from sidepipe.diffusion.schedule import clip_x_0, eps_from_prediction
+from sidepipe.diffusion.schedule import clip_x_0, eps_of
 from sidepipe.images import to_uint8
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.shards import check_disk, missing_shards, shard_ranges, write_shard
@@ -71,18 +71,12 @@ class ImageSampler(L.LightningModule):
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
-    def eps_fn(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The plain network's eps; no gradient is ever needed through it."""
-        with torch.no_grad():
-            prediction = self.unet(x_t, t).sample.float()
-        return eps_from_prediction(self.prediction_type, prediction, x_t, t, self.alphas_cumprod)
-
     @torch.no_grad()
     def predict_step(self, batch: dict[str, Tensor]) -> UInt8[Tensor, "n h w c"]:
         noise_fn = image_noise(
             self.seed, self.stream, batch["indices"].tolist(), self.image_shape, self.device
         )
-        eps_fn = self.eps_fn
+        eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
         if self.surrogate is not None and self.guidance is not None:
             eps_fn = guided(
                 eps_fn,

@@ -1,4 +1,4 @@
-"""What dpm and classifier share in training: endless batches, seeded steps, checkpoints, resuming.
+"""What the trained stages share: noised and endless batches, seeded steps, checkpoints, resuming.
 
 Everything random of a step comes from (seed, step), so a run that was killed and goes on by the
 same command sees the batches and the noise it would have seen.
@@ -7,17 +7,21 @@ same command sees the batches and the noise it would have seen.
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from jaxtyping import Float, Int64, UInt8
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sidepipe.diffusion.schedule import add_noise
+from sidepipe.images import to_model
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.stage import Runtime
 from sidepipe.tracking import MetricsCSV
@@ -31,6 +35,39 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
     """The generator of one training step, on `device`."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) & (2**63 - 1))
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch at random noise levels: x_t of x_0 and eps at t (DDPM, eq. 4)."""
+
+    x_0: Float[Tensor, "n c h w"]
+    eps: Float[Tensor, "n c h w"]
+    t: Int64[Tensor, "n"]
+    x_t: Float[Tensor, "n c h w"]
+
+
+def noised(
+    images: UInt8[Tensor, "n h w c"],
+    alphas_cumprod: Float[Tensor, "T"],
+    generator: torch.Generator,
+    share: tuple[int, int] = (0, 1),
+    random_flip: bool = False,
+) -> Noised:
+    """The images at uniform t, mirrored at random if `random_flip`.
+
+    Drawn for the global batch, of which the images are share[0] of share[1], then sliced: a run on
+    more devices sees the same noise.
+    """
+    x_0, (rank, world) = to_model(images), share
+    count, mine = len(x_0) * world, slice(rank * len(x_0), (rank + 1) * len(x_0))
+    options: dict[str, Any] = {"generator": generator, "device": x_0.device}
+    t = torch.randint(0, len(alphas_cumprod), (count,), **options)[mine]
+    eps = torch.randn((count, *x_0.shape[1:]), **options)[mine]
+    if random_flip:
+        flip = torch.rand(count, **options)[mine] < 0.5
+        x_0 = torch.where(flip[:, None, None, None], x_0.flip(3), x_0)
+    return Noised(x_0, eps, t, add_noise(x_0, eps, t, alphas_cumprod))
 
 
 class EndlessBatches:

@@ -120,7 +120,7 @@ def test_ranks_draw_slices_of_the_global_batch():
     module = denoising(lambda x_t, t: x_t, random_flip=True).train()
     for rank, world in [(0, 1), (0, 3), (1, 3), (2, 3)]:
         mine = images.chunk(world)[rank]
-        module.loss(mine, step_generator(5, 7, torch.device("cpu")), rank, world)
+        module.loss(mine, step_generator(5, 7, torch.device("cpu")), (rank, world))
     (x_t, t), *parts = module.unet.seen
     assert torch.cat([part[0] for part in parts]).equal(x_t)
     assert torch.cat([part[1] for part in parts]).equal(t)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidepipe.diffusion.schedule import add_noise
-from sidepipe.images import to_model
-from sidepipe.training import adamw_with_warmup, require_finite, step_generator
+from sidepipe.training import adamw_with_warmup, noised, require_finite, step_generator
 
 
 class NoisyClassifierModule(L.LightningModule):
@@ -43,16 +42,9 @@ class NoisyClassifierModule(L.LightningModule):
         self, images: Tensor, generator: torch.Generator, share: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """x_t and t of this rank's share (rank, world) of the global batch."""
-        x_0 = to_model(images)
-        rank, world = share
-        mine = slice(rank * len(x_0), (rank + 1) * len(x_0))
-        options: dict[str, Any] = {"generator": generator, "device": self.device}
-        t = torch.randint(0, len(self.alphas_cumprod), (len(x_0) * world,), **options)[mine]
-        eps = torch.randn((len(x_0) * world, *x_0.shape[1:]), **options)[mine]
-        if self.random_flip and self.training:
-            flip = torch.rand(len(x_0) * world, **options)[mine] < 0.5
-            x_0 = torch.where(flip[:, None, None, None], x_0.flip(3), x_0)
-        return add_noise(x_0, eps, t, self.alphas_cumprod), t
+        flip = self.random_flip and self.training
+        x = noised(images, self.alphas_cumprod, generator, share, flip)
+        return x.x_t, x.t
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, labels = batch

@@ -4,7 +4,9 @@ Broadcasting over images happens here and nowhere else.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -59,6 +61,19 @@ def eps_from_prediction(
         return (x_t - alpha_bar.sqrt() * prediction) / (1 - alpha_bar).sqrt()
     _require_v(prediction_type)
     return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
+
+
+def eps_of(
+    network: Callable[..., Any], prediction_type: str, alphas_cumprod: Float[Tensor, "T"]
+) -> EpsFn:
+    """The eps of a diffusers network; no gradient is ever needed through it."""
+
+    def eps_fn(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            prediction = network(x_t, t).sample.float()
+        return eps_from_prediction(prediction_type, prediction, x_t, t, alphas_cumprod)
+
+    return eps_fn
 
 
 def _require_v(prediction_type: str) -> None:

@@ -1,8 +1,4 @@
-"""Training a diffusion model: the Lightning module and its validation.
-
-A step's noise is drawn for the global batch and then sliced by rank, so that a run on more devices
-sees the same noise.
-"""
+"""Training a diffusion model: the Lightning module and its validation."""
 
 from functools import partial
 from pathlib import Path
@@ -18,9 +14,9 @@ from torch.nn import functional as F
 
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
-from sidepipe.diffusion.schedule import add_noise, clip_x_0, eps_from_prediction, training_target
-from sidepipe.images import save_grid, to_model, to_uint8
-from sidepipe.training import adamw_with_warmup, require_finite, step_generator
+from sidepipe.diffusion.schedule import clip_x_0, eps_of, training_target
+from sidepipe.images import save_grid, to_uint8
+from sidepipe.training import adamw_with_warmup, noised, require_finite, step_generator
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 50
 
@@ -60,30 +56,19 @@ class DenoisingModule(L.LightningModule):
         self,
         images: UInt8[Tensor, "n h w c"],
         generator: torch.Generator,
-        rank: int = 0,
-        world: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> Float[Tensor, "n"]:
-        """Each image's squared error at a random t; slice `rank` of the draws for `world` ranks."""
-        x_0 = to_model(images)
-        mine = slice(rank * len(x_0), (rank + 1) * len(x_0))
-        options = {"generator": generator, "device": self.device}
-        steps = len(self.alphas_cumprod)
-        t = torch.randint(0, steps, (len(x_0) * world,), **options)[mine]
-        eps = torch.randn((len(x_0) * world, *x_0.shape[1:]), **options)[mine]
-        if self.random_flip and self.training:
-            flip = torch.rand(len(x_0) * world, **options)[mine] < 0.5
-            x_0 = torch.where(flip[:, None, None, None], x_0.flip(3), x_0)
-        x_t = add_noise(x_0, eps, t, self.alphas_cumprod)
-        target = training_target(self.prediction_type, x_0, eps, t, self.alphas_cumprod)
-        return (
-            F.mse_loss(self.unet(x_t, t).sample.float(), target, reduction="none")
-            .flatten(1)
-            .mean(1)
-        )
+        """Each image's squared error at a random t; share: rank and number of ranks."""
+        flip = self.random_flip and self.training
+        x = noised(images, self.alphas_cumprod, generator, share, flip)
+        target = training_target(self.prediction_type, x.x_0, x.eps, x.t, self.alphas_cumprod)
+        prediction = self.unet(x.x_t, x.t).sample.float()
+        return F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step, self.device)
-        loss = self.loss(batch[0], generator, self.global_rank, self.trainer.world_size).mean()
+        share = (self.global_rank, self.trainer.world_size)
+        loss = self.loss(batch[0], generator, share).mean()
         require_finite(loss, "dpm", self.global_step)
         self.log("loss", loss, prog_bar=True)
         return loss
@@ -103,21 +88,14 @@ class DenoisingModule(L.LightningModule):
             self.preview_folder.mkdir(exist_ok=True)
             save_grid(self.preview_folder / f"step_{self.global_step:07d}.png", self.preview())
 
-    @torch.no_grad()
     def preview(self) -> np.ndarray:
         """A few samples of the present weights by DDIM, uint8 NHWC."""
-
-        def eps_fn(x_t: Tensor, t: Tensor) -> Tensor:
-            prediction = self.unet(x_t, t).sample.float()
-            return eps_from_prediction(
-                self.prediction_type, prediction, x_t, t, self.alphas_cumprod
-            )
-
         steps = len(self.alphas_cumprod)
         timesteps = sampling_timesteps(steps, min(PREVIEW_STEPS, steps), "leading")
         noise = image_noise(
             self.seed, "generate", range(PREVIEW_IMAGES), self.image_shape, self.device
         )
+        eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
         clipped = clip_x_0(eps_fn, self.alphas_cumprod)
         return to_uint8(ddim(clipped, noise(), timesteps, self.alphas_cumprod)).cpu().numpy()
 
