@@ -11,10 +11,14 @@ from tests.composing import composed
 from sidepipe.__main__ import CONF
 from sidepipe.pipeline import STAGES, plan
 
-GROUPS = ("data", "diffusion", "dpm", "generate", "label", "classifier", "extract", "evaluate")
+GROUPS = (
+    *("data", "diffusion", "dpm", "generate", "label", "classifier", "extract"),
+    *("descriptor", "evaluate"),
+)
 # What a user must choose, so that options with ??? can be composed.
 TRAINED_ON = "dpm.train_partitions=[train]"
 CHOSEN = {
+    "data=none": ["data.size=64", "dpm=pretrained", "dpm.path=a/model", "evaluate.truth=none"],
     "data=imagefolder": ["data.source.folder=/images", "dpm=unet64", TRAINED_ON],
     "data=celeba": ["dpm=unet64", TRAINED_ON],
     "data=celeba_hq_fi": ["dpm=unet64", TRAINED_ON],
@@ -114,6 +118,8 @@ def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() 
         ("evaluate.bands.mid=[0.2,0.1]", r"evaluate.bands.mid must be \[low, high\) with low < hi"),
         ("features@evaluate.features=pixels", r"evaluate.bands.high must be the closest band"),
         ("features@label.features=pixels_l2", r"label.features must be an encoder of unit vectors"),
+        ("descriptor.fraction=1", r"descriptor.fraction must be in \(0, 1\), got 1"),
+        ("descriptor.batch_size=7", r"descriptor.batch_size must be >= 4 and divisible by 2"),
         ("data.on_bad_file=ignore", r"data.on_bad_file.*known: error, skip"),
         ("runtime.accelerator=tpu9", r"runtime.accelerator does not know 'tpu9'"),
         ("+attacks.mine.extrat.seed=1", r"attacks.mine.*'extrat'.*did you mean 'extract'"),

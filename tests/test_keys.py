@@ -65,10 +65,19 @@ def test_plain_samples_do_not_change_with_guidance() -> None:
     assert now["extract [classifier]"] != before["extract [classifier]"]
 
 
+def test_a_descriptor_is_made_only_for_an_evaluation_that_asks_for_it() -> None:
+    assert "descriptor" not in keys()
+    assert changed("descriptor.seed=5") == set()
+    asked = ("evaluate=cosine", "features@evaluate.features=copydet")
+    here, other = keys(*asked), keys(*asked, "descriptor.seed=5")
+    assert {name.split()[0] for name in here if here[name] != other[name]} == {
+        *("descriptor", "evaluate", "report")
+    }
+
+
 def test_rows_share_what_they_have_in_common() -> None:
     titles = keys()
-    assert {"data", "dpm"} <= set(titles)
-    assert "generate [classifier, posterior]" in titles
+    assert {"data", "dpm", "generate"} <= set(titles)
     assert {f"extract [{row}]" for row in ROWS} <= set(titles)
     assert "classifier [classifier]" in titles
 

@@ -8,7 +8,10 @@ import pytest
 import sidepipe
 
 ROOT = Path(sidepipe.__file__).parent
-STAGES = ["data", "dpm", "generate", "label", "classifier", "extract", "evaluate", "report"]
+STAGES = [
+    *("data", "dpm", "generate", "label", "classifier", "extract"),
+    *("descriptor", "evaluate", "report"),
+]
 LAYERS = [
     {"settings", "artifacts", "shards", "images"},
     {"stage", "progress", "tracking"},

@@ -1,6 +1,6 @@
 """The graph of stages: which there are, what each reads, their keys, and running them in order.
 
-    data -> dpm -> generate -> label -> classifier -> extract -> evaluate -> report
+    data -> dpm -> generate -> label -> classifier -> extract -> descriptor -> evaluate -> report
 
 One composed config gives every key, so no path is ever typed. `attacks` are the rows of the
 comparison: each is a set of changes laid over the stages' settings; what rows share is made once.
@@ -27,7 +27,10 @@ from sidepipe.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
-STAGES = ("data", "dpm", "generate", "label", "classifier", "extract", "evaluate", "report")
+STAGES = (
+    *("data", "dpm", "generate", "label", "classifier", "extract"),
+    *("descriptor", "evaluate", "report"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,9 @@ def plan(cfg: DictConfig) -> Plan:
     nodes: dict[str, Node] = {}
     attacks: dict[str, list[str]] = {"all": list(rows)}
     scored: dict[str, Node] = {}
+    made: dict[str, Node] = {}
     for attack, changes in rows.items():
-        chain = _chain(plain, attack, changes, runtime)
+        chain = _chain(plain, attack, changes, runtime, made)
         # A stage that this attack does not read (the classifier, of plain samples) is left out.
         for key, node in chain["evaluate"].upstream().items():
             nodes.setdefault(key, node)
@@ -106,16 +110,26 @@ def plan(cfg: DictConfig) -> Plan:
 
 
 def _chain(
-    plain: Mapping[str, Any], attack: str, changes: Mapping[str, Any], runtime: Runtime
+    plain: Mapping[str, Any],
+    attack: str,
+    changes: Mapping[str, Any],
+    runtime: Runtime,
+    made: dict[str, Node],
 ) -> dict[str, Node]:
-    """One attack's nodes, from data to evaluate: its changes laid over the config."""
+    """One attack's nodes, from data to evaluate: its changes laid over the config.
+
+    made: nodes of earlier attacks by settings and predecessors; they are checked once.
+    """
     chain: dict[str, Node] = {}
     for name in changes:
         require_known(f"attacks.{attack}", name, STAGES[:-1])
     for name in STAGES[:-1]:
         where = f"attacks.{attack}.{name}" if name in changes else name
         settings = _laid_over(plain[name], changes.get(name) or {})
-        chain[name] = _node(name, where, settings, chain, None, runtime)
+        same = json.dumps([name, settings, [id(node) for node in chain.values()]])
+        if same not in made:
+            made[same] = _node(name, where, settings, chain, None, runtime)
+        chain[name] = made[same]
     return chain
 
 

@@ -129,3 +129,15 @@ def test_a_setting_out_of_range_is_named(name, value):
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_data_config_names_arguments_that_exist(file):
     bind_nested("data", yaml.safe_load(file.read_text()))
+
+
+def test_no_images_are_an_empty_array_of_the_shape_asked_for(tmp_path):
+    nothing = data({"_target_": "sidepipe.data.sources.Nothing"}, size=16, channels=3)
+    assert nothing.is_empty
+    assert not data().is_empty
+    summary = nothing.run(tmp_path, {}, Runtime())
+    assert load(tmp_path).shape == (0, 16, 16, 3)
+    assert load_partitions(tmp_path).tolist() == []
+    assert summary["num_images"] == 0
+    assert summary["shape"] == [16, 16, 3]
+    assert nothing.source_changed(summary, Runtime()) is None

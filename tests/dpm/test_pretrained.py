@@ -55,6 +55,14 @@ def assert_same_weights(one, two):
         assert value.equal(two.state_dict()[name])
 
 
+NOTHING = Data(
+    source={"_target_": "sidepipe.data.sources.Nothing"},
+    size=8,
+    channels=1,
+    center_crop=None,
+    on_bad_file="error",
+)
+
 # what is taken
 
 
@@ -223,3 +231,22 @@ def test_a_folder_that_is_no_checkpoint_is_refused_with_what_it_lacks(tmp_path, 
 def test_a_subset_out_of_range_is_refused_by_name():
     with pytest.raises(ValueError, match=r"dpm\.num_train_images must be >= 1 or null, got 0"):
         pretrained("theirs", num_train_images=0)
+
+
+def test_a_checkpoint_is_taken_without_any_images(tmp_path):
+    stage = pretrained(saved(tmp_path / "theirs"), num_train_images=None)
+    stage.check({"data": NOTHING}, RUNTIME)
+    for name in ("data", "ours"):
+        (tmp_path / name).mkdir()
+    NOTHING.run(tmp_path / "data", {}, RUNTIME)
+    summary = stage.run(tmp_path / "ours", {"data": tmp_path / "data"}, RUNTIME)
+    assert (summary["num_train_images"], summary["num_heldout_images"]) == (0, 0)
+    assert [len(rows) for rows in load_subset(tmp_path / "ours")] == [0, 0]
+    assert_same_weights(network(), load(tmp_path / "ours")[0])
+
+
+def test_without_images_there_is_no_subset_to_choose_and_nothing_to_train_on(tmp_path, train_dpm):
+    with pytest.raises(ValueError, match=r"dpm.num_train_images must be null, got 30; there"):
+        pretrained(saved(tmp_path / "theirs")).check({"data": NOTHING}, RUNTIME)
+    with pytest.raises(ValueError, match=r"data must be images to train on, .* dpm=pretrained"):
+        train_dpm().check({"data": NOTHING}, RUNTIME)

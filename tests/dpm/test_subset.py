@@ -68,3 +68,9 @@ def test_a_partition_without_images_is_refused_with_those_that_have():
 def test_a_number_the_pool_has_not_is_refused_with_the_pool(count):
     with pytest.raises(ValueError, match=rf"must be in \[1, 5\].* got {count}; remedy: lower it"):
         splits(count, ["train"])
+
+
+def test_without_images_nothing_is_split():
+    train, heldout = split(np.array([], str), None, None, 0)
+    assert len(train) == len(heldout) == 0
+    assert train.dtype == heldout.dtype == np.int64

@@ -163,90 +163,35 @@ def test_the_tail_percentile_is_95_of_similarities_and_5_of_distances():
     assert m.tail_percentile(values, "l2") == pytest.approx(0.05)
 
 
-# Thresholds from held-out images
+# Published decision rules
 
 
-@METRICS
-@pytest.mark.parametrize(
-    ("count", "rate", "passing"),
-    [
-        (1000, 0.001, 1),
-        (1999, 0.001, 1),
-        (1000, 0.01, 10),
-        (100, 0.29, 29),
-        (50, 0.5, 25),
-        (1, 0.999999, 0),
-    ],
-)
-def test_exactly_the_allowed_share_of_held_out_images_passes(metric, count, rate, passing):
-    values = np.random.default_rng(0).random(count).astype(np.float32)
-    assert len(np.unique(values)) == count
-    if passing == 0:
-        with pytest.raises(ValueError, match="at least 2 held-out images, got 1"):
-            m.threshold_at_false_positive_rate(values, rate, metric)
-        return
-    threshold = m.threshold_at_false_positive_rate(values, rate, metric)
-    assert m.closer(values, threshold, metric).sum() == passing
-    # It is the loosest: the next float on lets one more pass.
-    looser = np.nextafter(np.float32(threshold), np.float32(-1 if metric == "cosine" else 2))
-    assert m.closer(values, float(looser), metric).sum() == passing + 1
+def test_the_adaptive_score_is_its_formula():
+    distances = np.sort(np.random.default_rng(0).random((7, 50)), axis=1)
+    expected = [row[0] / (0.5 * sum(row) / 50) for row in distances.tolist()]
+    np.testing.assert_allclose(m.adaptive_scores(distances), expected, rtol=1e-12)
+    doubled = [row[0] / (1.0 * sum(row) / 50) for row in distances.tolist()]
+    np.testing.assert_allclose(m.adaptive_scores(distances, a=1.0), doubled, rtol=1e-12)
 
 
-@METRICS
-def test_images_that_tie_at_the_edge_all_fail(metric):
-    # From closest: one at 0.9, three at 0.8, the rest at 0.1. Two of ten may pass; one does.
-    values = np.array([0.9, 0.8, 0.8, 0.8] + [0.1] * 6, np.float32)
-    values = values if metric == "cosine" else 1 - values
-    threshold = m.threshold_at_false_positive_rate(values, 0.2, metric)
-    assert m.closer(values, threshold, metric).sum() == 1
-    threshold = m.threshold_at_false_positive_rate(values, 0.4, metric)
-    assert m.closer(values, threshold, metric).sum() == 4
+def test_a_copy_scores_low_however_dense_its_surroundings_and_a_typical_image_does_not():
+    copy, typical = np.full(50, 0.2), np.full(50, 0.2)
+    copy[0] = 0.01
+    scores = m.adaptive_scores(np.stack([copy, typical, np.zeros(50)]))
+    assert scores[0] < 0.11
+    assert scores[1] == pytest.approx(2)
+    assert scores[2] == 0  # fifty copies in the training set
 
 
-@METRICS
-def test_if_all_held_out_images_are_equally_close_none_passes(metric):
-    values = np.full(100, 0.3, np.float32)
-    threshold = m.threshold_at_false_positive_rate(values, 0.01, metric)
-    assert not m.closer(values, threshold, metric).any()
+def test_the_ratio_rule_wants_more_than_three_times_closer():
+    first, second = np.array([0.1, 0.1, 0.0, 0.2]), np.array([0.31, 0.3, 0.0, 0.5])
+    assert m.ratio_hits(first, second).tolist() == [True, False, False, False]
 
 
-def test_the_threshold_survives_json_and_other_floats():
-    values = np.random.default_rng(1).random(500).astype(np.float32)
-    for metric in ("cosine", "l2"):
-        threshold = m.threshold_at_false_positive_rate(values, 0.01, metric)
-        assert type(threshold) is float
-        assert m.closer(values, float(repr(threshold)), metric).sum() == 5
-        assert m.closer(values.astype(np.float64), threshold, metric).sum() == 5
-
-
-@METRICS
-def test_too_few_held_out_images_are_refused_with_the_number_needed(metric):
-    with pytest.raises(ValueError, match=r"rate of 0.001 needs at least 1000 .* got 999; remedy"):
-        m.threshold_at_false_positive_rate(np.zeros(999, np.float32), 0.001, metric)
-
-
-def test_the_excess_interval_covers_the_planted_excess_in_most_repetitions():
-    rng = np.random.default_rng(0)
-    covers = 0
-    for repetition in range(100):
-        hit, control = rng.random(200) < 0.15, rng.random(200) < 0.02
-        alone = np.arange(200)
-        low, high = m.excess_interval(hit, control, alone, draws=300, seed=repetition)
-        covers += low <= 0.13 <= high
-    assert covers >= 90
-
-
-def test_copies_of_one_image_widen_the_interval():
-    hit = np.arange(200) < 40
-    control = np.zeros(200, bool)
-    alone = np.arange(200)
-    together = np.where(hit, 0, alone)  # the forty hits are one finding
-    narrow = np.subtract(*m.excess_interval(hit, control, alone)[::-1])
-    wide = np.subtract(*m.excess_interval(hit, control, together)[::-1])
-    assert wide > 2 * narrow
-
-
-def test_the_excess_of_what_scores_alike_on_both_covers_nothing():
-    hit = np.random.default_rng(1).random(500) < 0.1
-    low, high = m.excess_interval(hit, np.roll(hit, 250), np.arange(500))
-    assert low < 0 < high
+def test_distances_of_unit_vectors_come_from_their_cosine():
+    a, b = vectors(2, "cosine", 5)
+    gamma = np.array([a @ b, 1.0000001], np.float32)
+    distance = m.distance(gamma, "cosine")
+    assert distance[0] == pytest.approx(np.linalg.norm(a - b), rel=1e-6)
+    assert distance[1] == 0
+    assert m.distance(np.array([0.3], np.float32), "l2")[0] == np.float32(0.3)

@@ -2,6 +2,8 @@ import csv
 import json
 import logging
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,13 +11,18 @@ import pytest
 from sidepipe.artifacts import write_manifest
 from sidepipe.dpm.stage import PretrainedDPM
 from sidepipe.evaluate import reference
-from sidepipe.evaluate.stage import Evaluate, load, load_gallery
+from sidepipe.evaluate.blind import near_duplicate_groups
+from sidepipe.evaluate.stage import Evaluate, load, load_candidates, load_gallery, load_labels
+from sidepipe.extract.stage import Extract
+from sidepipe.features.encoders import PixelsL2
+from sidepipe.settings import build
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
 
 RUNTIME = Runtime(accelerator="cpu")
 L2 = {
     "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
+    "truth": "train",
     "bands": {"low": [0.1, 0.125], "mid": [0.075, 0.1], "high": [None, 0.075]},
     "curve": [0.0, 0.6, 61],
     "false_positive_rates": [0.01, 0.1],
@@ -26,6 +33,20 @@ COSINE = {
     "features": {"_target_": "sidepipe.features.encoders.Pixels"},
     "bands": {"low": [0.2, 0.5], "mid": [0.5, 0.93], "high": [0.93, None]},
     "curve": [-0.2, 1.0, 61],
+}
+EXTRACT = {
+    "surrogate": "none",
+    "guidance_scale": 1.0,
+    "t_min": 0,
+    "t_max": None,
+    "targets": "uniform",
+    "target_fraction": 0.1,
+    "num_inference_steps": 10,
+    "eta": 0.0,
+    "timestep_spacing": "leading",
+    "precision": "32-true",
+    "shard_size": 100,
+    "seed": 0,
 }
 SETTINGS = pytest.mark.parametrize("settings", [L2, COSINE], ids=["l2", "cosine"])
 
@@ -46,20 +67,27 @@ class Planted:
         self.images = self.random(num_train + num_unseen)
         order = self.rng.permutation(len(self.images))
         self.train, self.unseen = order[:num_train], order[num_train:]
-        self.generated = self.random(num_generated)
+        self.generated, self.synthetic = self.random(num_generated), self.random(50)
         self.targets = self.rng.integers(0, 9, num_generated)
         self.ids = [ids.format(i) for i in range(len(self.images))]
 
     def random(self, n):
         return self.rng.integers(0, 256, (n, 8, 8, 1)).astype(np.uint8)
 
+    def noisy(self, rows, noise):
+        noisy = self.images[rows] + self.rng.normal(0, noise, (len(rows), 8, 8, 1))
+        return noisy.clip(0, 255).astype(np.uint8)
+
     def plant(self, places, rows, noise):
         """Makes the generated images in `places` noisy copies of the data's `rows`."""
-        noisy = self.images[rows] + self.rng.normal(0, noise, (len(rows), 8, 8, 1))
-        self.generated[places] = noisy.clip(0, 255).astype(np.uint8)
+        self.generated[places] = self.noisy(rows, noise)
+
+    def calibrate(self, noise):
+        """Makes the last real unseen images as like training images as `noise`, and no more."""
+        self.images[self.unseen[-4:]] = self.noisy(self.train[40:44], noise)
 
     def write(self):
-        for name in ("data", "dpm", "extract"):
+        for name in INPUTS:
             (self.folder / name).mkdir()
         np.save(self.folder / "data" / "images.npy", self.images)
         with (self.folder / "data" / "ids.csv").open("w", newline="") as file:
@@ -73,12 +101,14 @@ class Planted:
             write_shard(self.folder / "extract", shard, part)
         np.save(self.folder / "extract" / "targets.npy", self.targets)
         cost = {"unet_forwards": 1234, "surrogate_gradients": 567}
-        write_manifest(
-            self.folder / "extract", {"summary": {**cost, "num_images": len(self.generated)}}
-        )
-        return {name: self.folder / name for name in ("data", "dpm", "extract")}
+        summary = {**cost, "num_images": len(self.generated)}
+        inputs = {"label": "label"} if (self.folder.parent / "label").exists() else {}
+        write_manifest(self.folder / "extract", {"summary": summary, "inputs": inputs})
+        write_shard(self.folder / "generate", 0, self.synthetic)
+        return {name: self.folder / name for name in INPUTS}
 
 
+INPUTS = ("data", "dpm", "generate", "extract")
 COPIES = np.arange(5, 35)  # generated images that are copies, of 12 training images
 NEAR_MISSES = np.arange(40, 52)
 
@@ -89,12 +119,13 @@ def planted(tmp_path):
     planted.source = planted.train[np.arange(30) % 12]
     planted.plant(COPIES, planted.source, noise=8)
     planted.plant(NEAR_MISSES, planted.train[20:32], noise=45)
+    planted.calibrate(noise=30)
     return planted
 
 
 def run(planted, settings=L2, name="evaluate", **changes):
     inputs = planted.write() if not (planted.folder / "data").exists() else None
-    inputs = inputs or {n: planted.folder / n for n in ("data", "dpm", "extract")}
+    inputs = inputs or {n: planted.folder / n for n in INPUTS}
     folder = planted.folder / name
     folder.mkdir()
     return folder, Evaluate(**{**settings, **changes}).run(folder, inputs, RUNTIME)
@@ -110,12 +141,16 @@ def test_thirty_planted_copies_of_two_hundred_are_found_and_near_misses_are_not(
     folder, summary = run(planted, settings)
     assert summary["hits"] == 30
     assert summary["heldout_hits"] == 0
+    assert summary["unique"] == 12
+    assert summary["excess"] == 30 / 200
+    assert summary["excess_low"] <= 30 / 200 <= summary["excess_high"]
     assert summary["ams_high"] == 30 / 200
     assert summary["ums_high"] == 12 / 200
     hits = [i for i, row in enumerate(table(folder)) if row["hit"] == "1"]
     assert hits == COPIES.tolist()
     high = load(folder)["bands"]["high"]
     assert high["train"] == {"count": 30, "ams": 0.15, "ums": 0.06, "ums_nearest": 0.06}
+    assert high["excess"]["share"] == 0.15
     assert high["heldout"] == {"count": 0, "ams": 0.0, "ums": 0.0, "ums_nearest": 0.0}
 
 
@@ -171,7 +206,7 @@ def scores(generated, images, settings):
 
 
 @SETTINGS
-@pytest.mark.parametrize(("num_train", "num_unseen"), [(40, 110), (40, 25), (40, 40)])
+@pytest.mark.parametrize(("num_train", "num_unseen"), [(60, 130), (40, 25), (40, 40)])
 def test_results_equal_the_formulas_for_every_reference_set(
     tmp_path, settings, num_train, num_unseen
 ):
@@ -183,6 +218,7 @@ def test_results_equal_the_formulas_for_every_reference_set(
     planted.plant(np.arange(12, 20), planted.train[28:36], noise=24)
     planted.plant(np.arange(20, 24), planted.unseen[18:22], noise=12)
     planted.plant(np.arange(24, 26), planted.unseen[-2:], noise=4)
+    settings = {**settings, "false_positive_rates": [0.1, 0.3]}
     folder, summary = run(planted, settings)
     results = load(folder)
     fewer = min(num_train, num_unseen)
@@ -204,23 +240,69 @@ def test_results_equal_the_formulas_for_every_reference_set(
     high = results["bands"]["high"]
     assert high["train"]["ums"] > high["train"]["ums_nearest"]  # the five that are alike
     assert results["num_images"] == 60
-    assert results["metric"] == ("l2" if settings is L2 else "cosine")
+    assert results["metric"] == ("l2" if settings["features"] == L2["features"] else "cosine")
     assert results["cost"] == {"unet_forwards": 1234, "surrogate_gradients": 567}
-    assert summary["hits"] == high["train"]["count"]
+    assert summary["hits"] == results["calibrated"][0]["train"]["count"]
+    rules_equal_the_formulas(planted, results, settings, sets)
     calibrated_equals_the_formula(planted, results, settings, sets, best)
 
 
+def euclidean(a, b, settings):
+    """The distance that the rules are about."""
+    gamma = gamma_of(settings)(a, b)
+    return gamma if settings["features"] == L2["features"] else math.sqrt(max(0, 2 - 2 * gamma))
+
+
+def rules_equal_the_formulas(planted, results, settings, sets):
+    rules, big = results["rules"], min(map(len, sets.values())) >= 50
+    assert ("adaptive" in rules) == big
+    for name, rows in sets.items():
+        images = planted.images[rows]
+        pairs = np.array([[euclidean(g, d, settings) for d in images] for g in planted.generated])
+        closest = np.sort(pairs, axis=1)
+        index = pairs.argmin(1)
+        if big:
+            hits = closest[:, 0] <= 0.5 * closest[:, :50].mean(1)
+            assert rules["adaptive"][name] == {
+                "count": hits.sum(),
+                "unique": len(set(index[hits])),
+            }
+        encoder = build(settings["features"])
+        threshold = results["calibrated"][0]["threshold"]
+        groups = near_duplicate_groups(encoder.encode(images), encoder.metric, threshold)
+        unique = np.unique(groups)
+        assert rules["ratio"][f"num_unique_{name}"] == len(unique)
+        closest = np.sort(pairs[:, unique], axis=1)
+        hits = closest[:, 0] < closest[:, 1] / 3
+        assert rules["ratio"][name] == {"count": hits.sum(), "unique": len(set(index[hits]))}
+
+
+def test_duplicates_in_the_training_set_do_not_hide_a_copy_from_the_ratio_rule(planted):
+    planted.images[planted.train[51]] = planted.images[planted.train[50]]
+    planted.plant(np.arange(60, 64), planted.train[[50] * 4], noise=5)
+    ratio = load(run(planted)[0])["rules"]["ratio"]
+    assert ratio["num_unique_train"] == 63
+    assert ratio["train"] == {"count": 30 + 4, "unique": 12 + 1}
+    assert ratio["heldout"] == {"count": 0, "unique": 0}
+
+
 def calibrated_equals_the_formula(planted, results, settings, sets, best):
-    similar = settings is COSINE
+    similar = settings["features"] == COSINE["features"]
     real = planted.images[planted.unseen]
     _, unseen_best, _ = scores(real, planted.images[planted.train], settings)
-    rates = [r for r in settings["false_positive_rates"] if r * len(real) >= 1]
+    rates = settings["false_positive_rates"]
     assert [row["false_positive_rate"] for row in results["calibrated"]] == rates
     for row in results["calibrated"]:
         threshold = row["threshold"]
         passing = unseen_best >= threshold if similar else unseen_best <= threshold
         assert passing.sum() == int(row["false_positive_rate"] * len(real) + 1e-9)
         assert row["num_real"] == len(real)
+        assert row["real_passing"] == passing.sum()
+        low, high = row["true_rate_interval"]
+        assert low <= passing.mean() <= high
+        equal = "train_equal" if "train_equal" in sets else "train"
+        share = row[equal]["ams"] - row["heldout"]["ams"]
+        assert row["excess"]["share"] == pytest.approx(share)
         for name in sets:
             gammas, index = best[name]
             hits = gammas >= threshold if similar else gammas <= threshold
@@ -232,29 +314,134 @@ def test_copies_of_held_out_images_count_as_held_out_hits_and_other_unseen_ones_
     planted = Planted(tmp_path)
     planted.plant(np.arange(7), planted.unseen[50:57], noise=5)  # within the first 64
     planted.plant(np.arange(7, 12), planted.unseen[64:69], noise=5)  # beyond
-    _, summary = run(planted)
-    assert summary["hits"] == 0
-    assert summary["heldout_hits"] == 7
+    high = load(run(planted)[0])["bands"]["high"]
+    assert high["train"]["count"] == 0
+    assert high["heldout"]["count"] == 7
 
 
-def test_a_rate_that_needs_more_real_images_is_left_out_with_a_warning(planted, caplog):
-    with caplog.at_level(logging.WARNING, "sidepipe"):
-        folder, _ = run(planted, false_positive_rates=[0.001, 0.01])
-    assert [row["false_positive_rate"] for row in load(folder)["calibrated"]] == [0.01]
-    [warning] = caplog.messages
-    assert "0.001 needs at least 1000 held-out images, got 150; remedy" in warning
+def test_too_few_real_images_for_a_rate_are_refused_before_anything_is_encoded(
+    planted, monkeypatch
+):
+    monkeypatch.setattr(PixelsL2, "encode", None)
+    message = r"false_positive_rates must be >= 1 / 150 .* got 0.001; remedy: bring at least 1000"
+    with pytest.raises(ValueError, match=message):
+        run(planted, false_positive_rates=[0.01, 0.001])
 
 
 def test_hits_are_logged_beside_the_sizes_they_are_out_of(tmp_path, caplog):
     planted = Planted(tmp_path, num_train=64, num_unseen=20)
     planted.plant(np.arange(6), planted.train[[0, 0, 1, 2, 40, 50]], noise=5)
+    planted.calibrate(noise=30)
     with caplog.at_level(logging.INFO, "sidepipe"):
-        run(planted, false_positive_rates=[])
-    assert caplog.messages == [
+        run(planted, false_positive_rates=[0.05])
+    assert caplog.messages[:3] == [
         "train: 6 of 200 images hit one of 64 images, 5 different ones",
         "heldout: 0 of 200 images hit one of 20 images, 0 different ones",
         "train_equal: 4 of 200 images hit one of 20 images, 3 different ones",
     ]
+    said = r"excess at 5 % held-out false positives: 4 of 200 images \(95 % interval \d+ to \d+\)"
+    assert re.fullmatch(said, caplog.messages[3])
+
+
+def test_hits_whose_training_image_the_synthetic_images_hit_are_not_new(planted):
+    known = np.unique(planted.source)[:5]
+    planted.synthetic[:10] = planted.noisy(np.repeat(known, 2), noise=8)
+    folder, _ = run(planted)
+    seen = np.isin(planted.source, known)
+    assert load(folder)["novelty"] == {
+        "synthetic_unique": 5,
+        "synthetic_hits": 10,
+        "seen": {"count": int(seen.sum()), "unique": 5},
+        "new": {"count": int((~seen).sum()), "unique": 7},
+    }
+    new = [i for i, row in enumerate(table(folder)) if row["new"] == "1"]
+    assert new == COPIES[~seen].tolist()
+
+
+def test_labels_are_listed_with_what_aiming_at_them_gave(planted, tmp_path):
+    label = tmp_path.parent / "label" / "label"
+    label.mkdir(parents=True)
+    try:
+        (label / "clusters.csv").write_text(
+            "cluster,size,cohesion,kept,label,labelled\n"
+            + "".join(f"{k},9,{0.9 - k / 20},1,{k},9\n" for k in range(9))
+        )
+        folder, _ = run(planted)
+    finally:
+        shutil.rmtree(label.parent)
+    rows = load_labels(folder)
+    assert [row["label"] for row in rows] == list(range(9))
+    assert sum(row["images"] for row in rows) == 200
+    for row in rows:
+        of = planted.targets[COPIES] == row["label"]
+        assert row["images"] == (planted.targets == row["label"]).sum()
+        assert row["hits"] == row["new"] == of.sum()
+        assert row["unique"] == len(set(planted.source[of]))
+        assert row["cohesion"] == pytest.approx(0.9 - row["label"] / 20)
+
+
+def test_an_attack_without_labels_lists_none(planted):
+    assert load_labels(run(planted)[0]) == []
+
+
+def test_the_blind_ranking_finds_what_is_repeated_and_truth_says_how_well(planted):
+    folder, _ = run(planted)
+    blind = load(folder)["blind"]
+    # Twelve training images, each generated two or three times; all else once.
+    assert blind["groups"] == 12
+    assert blind["largest"] == 3
+    assert blind["num_candidates"] == 200 - 30 + 12
+    assert blind["precision_at"]["10"] == 1
+    assert blind["auc"] == 1
+    images, rows = load_candidates(folder)
+    assert len(images) == len(rows) == 60
+    assert [row["hit"] for row in rows[:13]] == [1] * 12 + [0]
+    assert [row["rank"] for row in rows] == list(range(1, 61))
+    for image, row in zip(images, rows, strict=True):
+        np.testing.assert_array_equal(image, planted.generated[row["index"]])
+
+
+def test_without_truth_the_images_are_ranked_alike_and_nothing_else_is_read(planted):
+    with_truth, _ = run(planted, name="with")
+    for name in ("data", "dpm", "generate"):
+        shutil.rmtree(planted.folder / name)
+    folder = planted.folder / "without"
+    folder.mkdir()
+    stage = Evaluate(**{**L2, "truth": "none"})
+    assert stage.inputs() == ("extract",)
+    summary = stage.run(folder, {"extract": planted.folder / "extract"}, RUNTIME)
+    assert summary["groups"] == 12
+    results = load(folder)
+    known = load(with_truth)["blind"]
+    assert results["blind"] == {name: known[name] for name in results["blind"]}
+    assert set(known) - set(results["blind"]) == {"base_rate", "precision_at", "auc", "roc"}
+    images, rows = load_candidates(folder)
+    assert "hit" not in rows[0]
+    np.testing.assert_array_equal(images, load_candidates(with_truth)[0])
+
+
+def test_images_that_the_descriptor_learnt_from_are_no_control(planted):
+    descriptor = planted.folder / "descriptor"
+    descriptor.mkdir()
+    used = planted.unseen[:50]  # the best held-out ones
+    np.save(descriptor / "rows.npy", used)
+    planted.plant(np.arange(60, 70), used[:10], noise=5)
+    inputs = {**planted.write(), "descriptor": descriptor}
+    folder = planted.folder / "evaluate"
+    folder.mkdir()
+    Evaluate(**L2).run(folder, inputs, RUNTIME)
+    results = load(folder)
+    assert results["calibrated"][0]["num_real"] == 100
+    assert results["bands"]["high"]["heldout"]["count"] == 0
+    assert not {int(row["heldout_index"]) for row in table(folder)} & set(used)
+
+
+def test_a_trained_descriptor_is_an_input_and_one_of_a_folder_is_not():
+    target = "sidepipe.features.copydet.CopyDet"
+    ours = Evaluate(**{**COSINE, "features": {"_target_": target, "path": None}})
+    assert ours.inputs() == ("data", "dpm", "generate", "descriptor", "extract")
+    theirs = Evaluate(**{**COSINE, "features": {"_target_": target, "path": "somewhere"}})
+    assert theirs.inputs() == ("data", "dpm", "generate", "extract")
 
 
 def test_the_gallery_has_one_pair_a_training_image_the_closest_first(planted):
@@ -316,7 +503,8 @@ def test_results_do_not_depend_on_how_many_images_are_encoded_at_once(planted, m
     monkeypatch.setattr(reference, "ENCODE_IMAGES", 7)
     parts, _ = run(planted, name="parts")
     files = sorted(path.name for path in whole.iterdir())
-    assert files == ["gallery.csv", "gallery.npy", "nearest.csv", "results.json"]
+    tables = ["candidates.csv", "candidates.npy", "gallery.csv", "gallery.npy", "nearest.csv"]
+    assert files == [*tables, "results.json"]
     for file in files:
         assert (whole / file).read_bytes() == (parts / file).read_bytes()
 
@@ -342,15 +530,16 @@ def test_without_held_out_images_it_refuses_with_the_remedy(tmp_path):
         run(planted)
 
 
-def dpm(num_train_images=100, train_partitions=None):
+def upstream(num_train_images=100, train_partitions=None, num_images=200):
     return {
+        "extract": Extract(**{**EXTRACT, "num_images": num_images}),
         "dpm": PretrainedDPM(
             path="someone/model",
             revision=None,
             num_train_images=num_train_images,
             train_partitions=train_partitions,
             subset_seed=0,
-        )
+        ),
     }
 
 
@@ -358,17 +547,26 @@ def test_a_model_trained_on_all_of_data_is_refused_at_the_start():
     with pytest.raises(
         ValueError, match=r"held-out images.*remedy.*dpm.train_partitions=\[train\]"
     ):
-        Evaluate(**L2).check(dpm(None, None), RUNTIME)
-    Evaluate(**L2).check(dpm(100, None), RUNTIME)
-    Evaluate(**L2).check(dpm(None, ["train"]), RUNTIME)
+        Evaluate(**L2).check(upstream(None, None), RUNTIME)
+    Evaluate(**L2).check(upstream(100, None), RUNTIME)
+    Evaluate(**L2).check(upstream(None, ["train"]), RUNTIME)
+
+
+def test_without_truth_a_model_trained_on_all_of_data_is_fine():
+    Evaluate(**{**L2, "truth": "none"}).check(upstream(None, None), RUNTIME)
+
+
+def test_too_few_images_for_a_percentile_are_refused_at_the_start():
+    with pytest.raises(ValueError, match=r"extract.num_images must be >= 20, .* got 19"):
+        Evaluate(**L2).check(upstream(num_images=19), RUNTIME)
 
 
 def test_bands_of_another_metric_are_refused_at_the_start():
     for settings, other in ((L2, COSINE), (COSINE, L2)):
-        Evaluate(**settings).check(dpm(), RUNTIME)
+        Evaluate(**settings).check(upstream(), RUNTIME)
         mixed = Evaluate(**{**settings, "features": other["features"]})
         with pytest.raises(ValueError, match=r"evaluate.bands.high must be the closest band of pi"):
-            mixed.check(dpm(), RUNTIME)
+            mixed.check(upstream(), RUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -382,9 +580,9 @@ def test_a_high_band_without_exact_copies_is_refused_at_the_start(settings, high
         bands = {"high": high}
     message = rf"bands.high must be a band that exact copies lie in, got .*; set its {end} end"
     with pytest.raises(ValueError, match=message):
-        Evaluate(**{**settings, "bands": bands}).check(dpm(), RUNTIME)
+        Evaluate(**{**settings, "bands": bands}).check(upstream(), RUNTIME)
     for end in ([0.0, 0.075], [-1.0, 0.075]) if settings is L2 else ([0.9, 1.01],):
-        Evaluate(**{**settings, "bands": {"high": end}}).check(dpm(), RUNTIME)
+        Evaluate(**{**settings, "bands": {"high": end}}).check(upstream(), RUNTIME)
 
 
 def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
@@ -394,7 +592,7 @@ def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
         "sha256": "0",
     }
     with pytest.raises(FileNotFoundError, match="must be a file"):
-        Evaluate(**{**COSINE, "features": sscd}).check(dpm(), RUNTIME)
+        Evaluate(**{**COSINE, "features": sscd}).check(upstream(), RUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -410,6 +608,7 @@ def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
         ({"curve": [0, 1, 1]}, r"evaluate.curve must be .* count >= 2"),
         ({"false_positive_rates": [0.1, 0]}, r"false_positive_rates must be in \(0, 1\), got 0"),
         ({"false_positive_rates": [1]}, r"false_positive_rates must be in \(0, 1\), got 1"),
+        ({"false_positive_rates": []}, r"false_positive_rates must be one rate at least, got \[\]"),
         ({"gallery_pairs": -1}, r"evaluate.gallery_pairs must be >= 0, got -1"),
     ],
 )

@@ -1,11 +1,12 @@
 import builtins
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from sidepipe.features import search
-from sidepipe.features.search import covered, nearest
+from sidepipe.features import exact, pairs, search
+from sidepipe.features.search import covered, nearest, pairs_within
 
 PIXEL = 1 / 255 / math.sqrt(3072)  # RMS of one value in 3072 off by one grey level
 
@@ -94,9 +95,10 @@ BANDS = {
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-@pytest.mark.parametrize("max_results", [1, 60, 10_000_000])
-def test_covered_is_brute_force_whatever_the_blocks(metric, max_results, monkeypatch):
-    monkeypatch.setattr(search, "MAX_RESULTS", max_results)
+@pytest.mark.parametrize("tile", [(1, 1), (2, 29), (4, 3), (4096, 2048)])
+def test_covered_is_brute_force_whatever_the_tiles(metric, tile, monkeypatch):
+    monkeypatch.setattr(pairs, "TILE_QUERIES", tile[0])
+    monkeypatch.setattr(pairs, "TILE_ITEMS", tile[1])
     queries, database = vectors(11, 4, metric, 2), vectors(29, 4, metric, 3)
     queries[3] = database[5]
     gamma = brute(queries, database, metric)
@@ -131,7 +133,7 @@ def test_a_band_holds_its_lower_edge_and_not_its_upper_one():
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_an_edge_at_a_value_of_nearest_splits_exactly_there(metric, monkeypatch):
-    monkeypatch.setattr(search, "MAX_RESULTS", 90)  # blocks of 3 queries
+    monkeypatch.setattr(pairs, "TILE_QUERIES", 3)
     queries, database = photographs(40, 0), photographs(30, 1)
     if metric == "cosine":
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
@@ -149,6 +151,15 @@ def test_an_edge_at_a_value_of_nearest_splits_exactly_there(metric, monkeypatch)
     assert np.flatnonzero(only).tolist() == sorted(set(indices[values == edge]))
 
 
+def test_items_that_a_band_holds_already_do_not_hide_those_it_does_not(monkeypatch):
+    monkeypatch.setattr(pairs, "TILE_QUERIES", 1)
+    database = np.arange(6, dtype=np.float32)[:, None]
+    mask = covered(database[::-1], database, "l2", [(0.0, 0.5), (4.0, 9.0), (5.0, 9.0)])
+    assert mask[0].all()
+    assert mask[1].tolist() == [True, True, False, False, True, True]
+    assert mask[2].tolist() == [True, False, False, False, False, True]
+
+
 def test_a_near_copy_is_not_covered_as_a_copy():
     database = photographs(60, 0)
     queries = database.copy()
@@ -159,18 +170,101 @@ def test_a_near_copy_is_not_covered_as_a_copy():
     np.testing.assert_array_equal(near, ~copies)
 
 
+def brute_pairs(gamma, metric, threshold):
+    """The pairs above the diagonal, by a double loop."""
+    n, edge = len(gamma), np.float32(threshold)
+    close = gamma >= edge if metric == "cosine" else gamma <= edge
+    return [(i, j) for i in range(n) for j in range(i + 1, n) if close[i, j]]
+
+
+@pytest.mark.parametrize(
+    ("metric", "threshold"), [("cosine", 0.3), ("cosine", -math.inf), ("l2", 2.2), ("l2", 0)]
+)
+@pytest.mark.parametrize("tile", [(1, 1), (4, 3), (4096, 2048)])
+def test_pairs_within_are_brute_force_whatever_the_tiles(metric, threshold, tile, monkeypatch):
+    monkeypatch.setattr(pairs, "TILE_QUERIES", tile[0])
+    monkeypatch.setattr(pairs, "TILE_ITEMS", tile[1])
+    features = vectors(23, 5, metric, 4)
+    features[[3, 17]] = features[11]
+    gamma = brute(features, features, metric)
+    i, j, found = pairs_within(features, metric, threshold)
+    expected = brute_pairs(gamma, metric, threshold)
+    assert list(zip(i.tolist(), j.tolist(), strict=True)) == expected
+    assert {(3, 11), (3, 17), (11, 17)} <= set(expected)
+    np.testing.assert_array_equal(found, gamma[i, j])
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_pairs_within_split_exactly_at_a_gamma_of_theirs(metric):
+    features = photographs(40, 2)
+    if metric == "cosine":
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+    gamma = brute(features, features, metric)
+    edge = gamma[7, 21]
+    i, j, _ = pairs_within(features, metric, float(edge))
+    assert list(zip(i.tolist(), j.tolist(), strict=True)) == brute_pairs(gamma, metric, edge)
+    assert (7, 21) in zip(i, j, strict=True)
+    stricter = np.nextafter(edge, np.float32(2 if metric == "cosine" else 0))
+    i, j, _ = pairs_within(features, metric, float(stricter))
+    assert list(zip(i.tolist(), j.tolist(), strict=True)) == brute_pairs(gamma, metric, stricter)
+    assert (7, 21) not in zip(i, j, strict=True)
+
+
+def test_no_pairs_are_three_empty_arrays():
+    i, j, gamma = pairs_within(vectors(9, 64, "cosine", 0), "cosine", 0.9)
+    assert len(i) == len(j) == len(gamma) == 0
+    assert len(pairs_within(np.ones((1, 4), np.float32), "l2", 1.0)[0]) == 0
+
+
+def test_too_many_pairs_are_refused_before_memory_is_gone(monkeypatch):
+    monkeypatch.setattr(search, "MAX_PAIRS", 44)
+    same = np.ones((10, 4), np.float32)
+    with pytest.raises(
+        ValueError, match=r"threshold must be .*at most 44 pairs.*, got 0.5; use a strict"
+    ):
+        pairs_within(same, "l2", 0.5)
+    monkeypatch.setattr(search, "MAX_PAIRS", 45)
+    assert len(pairs_within(same, "l2", 0.5)[0]) == 45
+    with pytest.raises(ValueError, match="threshold must be a number, got nan"):
+        pairs_within(same, "l2", math.nan)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_memory_does_not_grow_with_the_number_of_pairs(metric, monkeypatch):
+    monkeypatch.setattr(pairs, "TILE_QUERIES", 128)
+    monkeypatch.setattr(pairs, "TILE_ITEMS", 128)
+    monkeypatch.setattr(pairs, "MAX_EXACT_FLOATS", 10_000)
+    monkeypatch.setattr(exact, "MAX_CANDIDATES", 10_000)
+    monkeypatch.setattr(search, "CHECKED_AT_ONCE", 128)
+    queries, database = vectors(3000, 16, metric, 0), vectors(4000, 16, metric, 1)
+    few = (0.97, math.inf) if metric == "cosine" else (0.0, 0.5)  # 12 million pairs in the other
+    searches = (
+        lambda: nearest(queries, database, metric, 3),
+        lambda: covered(queries, database, metric, [few, (-math.inf, math.inf)]),
+        lambda: pairs_within(database, metric, few[metric == "l2"]),
+    )
+    for run in searches:
+        tracemalloc.start()
+        run()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2_500_000  # a byte a pair would be 12 MB
+
+
 @pytest.mark.parametrize("d", [3, 64, 700, 3072])
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_the_allowed_rounding_holds_for_faiss(metric, d):
+def test_the_allowed_rounding_holds_for_faiss_and_for_tiles(metric, d):
     grey = np.random.default_rng(0).random((200, 1)).repeat(d, 1)  # the worst: biased sums
     noisy = grey + np.random.default_rng(1).random((200, d)) / 100
     for x in (grey, noisy):
         x = (x / math.sqrt(d)).astype(np.float32)
-        values, j = search._index(x, metric, on_gpu=False).search(x, 200)
-        i = np.arange(200).repeat(200)
-        exact = search._losses(x, x, i, j.ravel(), metric).reshape(200, 200)
-        error = np.abs((-values if metric == "cosine" else values) - exact)
-        assert (error <= search._rounding(x, x, metric)[:, None]).all()
+        i, j = np.divmod(np.arange(200 * 200), 200)
+        truth = pairs.exact_losses(x, x, i, j, metric).reshape(200, 200)
+        found, indices = exact._search(x, metric, 200)(x)
+        allowed = pairs.rounding(x, x, metric)[:, None]
+        assert (np.abs(found - np.take_along_axis(truth, indices, 1)) <= allowed).all()
+        assert (np.abs(pairs.rough_losses(x, x, metric) - truth) <= allowed).all()
 
 
 @pytest.mark.parametrize(

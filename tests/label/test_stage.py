@@ -216,6 +216,12 @@ def test_features_that_are_no_unit_vectors_are_refused_at_the_start():
         stage.check({"generate": SYNTHETIC}, RUNTIME)
 
 
+def test_a_descriptor_that_learnt_from_unseen_images_is_not_for_an_attacker():
+    copydet = {"_target_": "sidepipe.features.copydet.CopyDet", "path": None}
+    with pytest.raises(ValueError, match=r"label.features.path must be .* folder, got None; train"):
+        label(features=copydet).check({"generate": SYNTHETIC}, RUNTIME)
+
+
 def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
     sscd = {
         "_target_": "sidepipe.features.encoders.SSCD",

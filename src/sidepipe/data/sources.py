@@ -63,6 +63,17 @@ class Digits:
 
 
 @dataclass(frozen=True)
+class Nothing:
+    """No images: for attacking a checkpoint without having what it was trained on."""
+
+    def entries(self) -> list[Entry]:
+        return []
+
+    def listing(self) -> str:
+        return "no images"
+
+
+@dataclass(frozen=True)
 class CelebA:
     """CelebA in its official layout, in the order of its partition file.
 

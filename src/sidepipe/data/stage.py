@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from sidepipe.data.reading import read_images
-from sidepipe.data.sources import Source
+from sidepipe.data.reading import Entry, read_images
+from sidepipe.data.sources import Nothing, Source
 from sidepipe.images import save_grid
 from sidepipe.settings import build, require
 from sidepipe.shards import check_disk
@@ -42,6 +42,11 @@ class Data(Stage):
         if self.center_crop is not None:
             require(self.center_crop >= 1, "data.center_crop", ">= 1 pixel", self.center_crop)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no images, as for who attacks a checkpoint and has none."""
+        return self.source["_target_"] == f"{Nothing.__module__}.{Nothing.__qualname__}"
+
     def _source(self, runtime: Runtime) -> Source:
         settings = dict(self.source)
         if "folder" in settings:
@@ -66,23 +71,13 @@ class Data(Stage):
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         source = self._source(runtime)
         listing = source.listing()  # before reading: a file changed meanwhile is noticed next time
-        entries = source.entries()
-        check_disk(folder, len(entries) * self.size**2 * self.channels)
-        path = folder / "images.npy"
-        images, kept, skipped = read_images(
-            entries,
-            path,
-            self.size,
-            self.channels,
-            self.center_crop,
-            self.on_bad_file,
-            runtime.progress_seconds,
-        )
+        images, kept, skipped = self._read(source, folder / "images.npy", runtime)
         with (folder / "ids.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["index", "id", "partition", "identity"])
             writer.writerows([i, e.id, e.partition, e.identity] for i, e in enumerate(kept))
-        save_grid(folder / "preview.png", images[:64])
+        if kept:
+            save_grid(folder / "preview.png", images[:64])
         if skipped:
             log.warning("skipped %d unreadable images: %s", len(skipped), ", ".join(skipped[:5]))
         log.info("%d images of %s", len(images), images.shape[1:])
@@ -93,6 +88,25 @@ class Data(Stage):
             "skipped": skipped,
             "listing": listing,
         }
+
+    def _read(
+        self, source: Source, path: Path, runtime: Runtime
+    ) -> tuple[np.ndarray, list[Entry], list[str]]:
+        """The images at `path`, the entries they are of, and the ids of those skipped."""
+        if self.is_empty:
+            np.save(path, np.empty((0, self.size, self.size, self.channels), np.uint8))
+            return load(path.parent), [], []
+        entries = source.entries()
+        check_disk(path.parent, len(entries) * self.size**2 * self.channels)
+        return read_images(
+            entries,
+            path,
+            self.size,
+            self.channels,
+            self.center_crop,
+            self.on_bad_file,
+            runtime.progress_seconds,
+        )
 
 
 def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:

@@ -112,6 +112,8 @@ class TrainDPM(_DPM):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]
         assert isinstance(data, Data)
+        remedy = "choose another data=, or dpm=pretrained to attack a checkpoint without images"
+        require(not data.is_empty, "data", "images to train on", "none", remedy)
         scheduler = _built("diffusion", self.noise_schedule)
         check_schedule(scheduler.config, "diffusion")
         with torch.device("meta"):  # its settings are tried, no weights are made
@@ -198,6 +200,11 @@ class PretrainedDPM(_DPM):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]
         assert isinstance(data, Data)
+        if data.is_empty:
+            for name in ("num_train_images", "train_partitions"):
+                remedy = "there are no images to split with data=none"
+                value = getattr(self, name)
+                require(value is None, f"dpm.{name}", "null", value, remedy)
         folder = Path(self.path).expanduser()
         if folder.is_dir():
             check_checkpoint(folder, data.size, data.channels)

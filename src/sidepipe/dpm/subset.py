@@ -19,8 +19,10 @@ def split(
 
     partitions: each image's partition. num_train_images: None for the whole pool.
     train_partitions: which partitions are the pool, None for all. Raises ValueError where the pool
-    is smaller than asked for, or a partition has no images.
+    is smaller than asked for, or a partition has no images. Without any images both are empty.
     """
+    if len(partitions) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     present = sorted(set(partitions.tolist()))
     for name in train_partitions or []:
         if name not in present:

@@ -1,14 +1,13 @@
-"""Memorisation metrics (SIDE, section 5): AMS, UMS, curves, and thresholds from held-out images.
+"""Memorisation scores as published: AMS and UMS (SIDE, section 5), adaptive score, ratio rule.
 
 gamma(x, y) is a similarity ("cosine", larger is closer) or a distance ("l2", smaller is closer).
 A band is the half-open interval [low, high) of gamma.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from sidepipe.features.search import Metric
 
@@ -69,49 +68,31 @@ def tail_percentile(nearest_gamma: Float[np.ndarray, "n"], metric: Metric) -> fl
     return float(np.percentile(nearest_gamma, 95 if metric == "cosine" else 5))
 
 
-def threshold_at_false_positive_rate(
-    heldout_gamma: Float[np.ndarray, "n"], rate: float, metric: Metric
-) -> float:
-    """The loosest float32 threshold that at most `rate` of real held-out images reach.
+def distance(gamma: Float[np.ndarray, "*s"], metric: Metric) -> Float64[np.ndarray, "*s"]:
+    """gamma as a Euclidean distance: itself for l2, that of unit vectors for a cosine."""
+    gamma = gamma.astype(np.float64)
+    return gamma if metric == "l2" else np.sqrt(np.maximum(2 - 2 * gamma, 0))
 
-    heldout_gamma: gamma of real images that were not trained on to their nearest training image.
-    Raises ValueError where there are fewer than 1/rate of them: no such quantile exists.
+
+def adaptive_scores(
+    nearest_distances: Float[np.ndarray, "n k"], a: float = 0.5
+) -> Float64[np.ndarray, "n"]:
+    """Carlini et al.'s adaptive score: distance to the nearest, over `a` times the mean to the k.
+
+    nearest_distances: to each image's k = 50 nearest training images, ascending. At most 1 where an
+    image is much nearer to one training image than to those around it (USENIX 2023, section 5.1).
     """
-    # Rounded first: 0.29 * 100 is a little less than 29.
-    allowed = math.floor(round(rate * len(heldout_gamma), 9))
-    if allowed < 1:
-        raise ValueError(
-            f"a false positive rate of {rate:g} needs at least {math.ceil(1 / rate)} held-out "
-            f"images, got {len(heldout_gamma)}; remedy: bring more, or raise "
-            "evaluate.false_positive_rates"
-        )
-    ordered = np.sort(heldout_gamma.astype(np.float32))
-    # Just beyond the closest image that may not pass: those that tie with it may not either.
-    if metric == "cosine":
-        return float(np.nextafter(ordered[-1 - allowed], np.float32(np.inf)))
-    return float(np.nextafter(ordered[allowed], np.float32(-np.inf)))
+    around = a * nearest_distances.mean(1, dtype=np.float64)
+    # All k at distance 0: many copies in the training set, and a copy of them.
+    return nearest_distances[:, 0] / np.where(around > 0, around, 1)
 
 
-def excess_interval(
-    train_hit: Bool[np.ndarray, "n"],
-    heldout_hit: Bool[np.ndarray, "n"],
-    nearest_index: Int64[np.ndarray, "n"],
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Bootstrap interval of the share of training hits less the share of held-out hits.
+def ratio_hits(
+    first: Float[np.ndarray, "n"], second: Float[np.ndarray, "n"]
+) -> Bool[np.ndarray, "n"]:
+    """Which images are more than three times closer to the nearest than to the second nearest.
 
-    Drawn are whole groups of generated images that have the same nearest training image: many
-    copies of one image are one finding, not many. nearest_index: that training image.
+    first, second: distances to the two nearest UNIQUE training images (Yoon et al., 2023): with a
+    duplicate in the training set the second would be as close as the first.
     """
-    groups, group = np.unique(nearest_index, return_inverse=True)
-    difference = train_hit.astype(np.float64) - heldout_hit
-    sums, sizes = np.bincount(group, difference), np.bincount(group)
-    rng = np.random.default_rng(seed)
-    shares = np.empty(draws)
-    for i in range(draws):  # one at a time: draws x groups may not fit
-        drawn = rng.integers(len(groups), size=len(groups))
-        shares[i] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return first < second / 3

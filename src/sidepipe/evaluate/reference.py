@@ -12,6 +12,7 @@ from sidepipe.features.encoders import Encoder
 from sidepipe.features.search import Metric, nearest
 
 ENCODE_IMAGES = 8192  # read at once: the data may be larger than memory
+AROUND = 50  # nearest images that Carlini et al.'s adaptive score looks at
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,57 @@ class Encoded:
 class Reference:
     """Encoded images, and how near generated ones come to them.
 
-    gamma, index: each generated image's nearest reference image, index within the m of `rows`.
-    reverse_gamma: each reference image's nearest generated one.
+    around, around_index: each generated image's nearest reference images, closest first, up to 50;
+    indices within the m of `rows`. reverse_gamma: each reference image's nearest generated one.
     """
 
     rows: Int64[np.ndarray, "m"]
     features: Float32[np.ndarray, "m d"]
-    gamma: Float32[np.ndarray, "n"]
-    index: Int64[np.ndarray, "n"]
+    around: Float32[np.ndarray, "n k"]
+    around_index: Int64[np.ndarray, "n k"]
     reverse_gamma: Float32[np.ndarray, "m"]
+
+    @property
+    def gamma(self) -> Float32[np.ndarray, "n"]:
+        """gamma to the nearest reference image."""
+        return self.around[:, 0]
+
+    @property
+    def index(self) -> Int64[np.ndarray, "n"]:
+        """The nearest reference image."""
+        return self.around_index[:, 0]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One attack's images against everything they are compared with.
+
+    queries: features of the generated images. references: `train`, `heldout` (equally many images
+    that the model never saw) and, with fewer unseen images than training images, `train_equal` (as
+    many training images as there are held out: a larger set is nearer to anything). real_gamma: of
+    every real unseen image to its nearest training image. synthetic_*: of every synthetic image,
+    which the attacker had before the attack, to its nearest training image.
+    """
+
+    metric: Metric
+    queries: Float32[np.ndarray, "n d"]
+    references: dict[str, Reference]
+    real_gamma: Float32[np.ndarray, "u"]
+    synthetic_gamma: Float32[np.ndarray, "s"]
+    synthetic_index: Int64[np.ndarray, "s"]
+
+    @property
+    def train(self) -> Reference:
+        return self.references["train"]
+
+    @property
+    def heldout(self) -> Reference:
+        return self.references["heldout"]
+
+    @property
+    def equal(self) -> Reference:
+        """The training images that the held-out ones are compared with: as many."""
+        return self.references.get("train_equal", self.train)
 
 
 def encode(encoder: Encoder, data: np.ndarray, rows: np.ndarray, device: str) -> Encoded:
@@ -48,21 +91,31 @@ def encode(encoder: Encoder, data: np.ndarray, rows: np.ndarray, device: str) ->
     return Encoded(rows, np.concatenate(features))
 
 
-def references(
-    queries: Float32[np.ndarray, "n d"], train: Encoded, unseen: Encoded, metric: Metric
-) -> dict[str, Reference]:
-    """`train`, and as `heldout` equally many images that the model never saw.
-
-    With fewer unseen images than training images comes `train_equal`, as many training images as
-    there are held out: a larger set is nearer to anything. queries: features of generated images.
-    """
+def compare(
+    queries: Float32[np.ndarray, "n d"],
+    synthetic: Float32[np.ndarray, "s d"],
+    train: Encoded,
+    unseen: Encoded,
+    metric: Metric,
+) -> Comparison:
+    """Searches that every measure is made of. queries, synthetic: features of generated images."""
     sets = {"train": train, "heldout": unseen.first(len(train.rows))}
     if len(unseen.rows) < len(train.rows):
         sets["train_equal"] = train.first(len(unseen.rows))
-    return {name: _compare(queries, images, metric) for name, images in sets.items()}
+    real_gamma, _ = nearest(unseen.features, train.features, metric)
+    synthetic_gamma, synthetic_index = nearest(synthetic, train.features, metric)
+    references = {name: _reference(queries, images, metric) for name, images in sets.items()}
+    return Comparison(
+        metric,
+        queries,
+        references,
+        real_gamma[:, 0],
+        synthetic_gamma[:, 0],
+        synthetic_index[:, 0],
+    )
 
 
-def _compare(queries: np.ndarray, images: Encoded, metric: Metric) -> Reference:
-    gamma, index = nearest(queries, images.features, metric)
+def _reference(queries: np.ndarray, images: Encoded, metric: Metric) -> Reference:
+    around, index = nearest(queries, images.features, metric, k=min(AROUND, len(images.rows)))
     reverse_gamma, _ = nearest(images.features, queries, metric)
-    return Reference(images.rows, images.features, gamma[:, 0], index[:, 0], reverse_gamma[:, 0])
+    return Reference(images.rows, images.features, around, index, reverse_gamma[:, 0])

@@ -1,14 +1,16 @@
 """Stage `evaluate`: scores an attack's images against the training subset and a held-out set.
 
 The only stage that looks at the training images; nothing upstream of it may be tuned on its output.
+With `truth: none` it does not look either, and ranks the images as an attacker would.
 """
 
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,13 +18,21 @@ import pandas as pd
 from sidepipe.artifacts import read_manifest, write_json
 from sidepipe.data.stage import load as load_images
 from sidepipe.data.stage import load_ids
+from sidepipe.descriptor.stage import load_rows
 from sidepipe.dpm.stage import PretrainedDPM, TrainDPM, load_subset
 from sidepipe.evaluate import memorization as m
-from sidepipe.evaluate.reference import Reference, encode, references
+from sidepipe.evaluate import results as r
+from sidepipe.evaluate import tables
+from sidepipe.evaluate.blind import Candidates, candidates, ranking_quality
+from sidepipe.evaluate.calibration import require_enough
+from sidepipe.evaluate.reference import Comparison, compare, encode
+from sidepipe.extract.stage import Extract, load_targets
 from sidepipe.extract.stage import load as load_extracted
-from sidepipe.extract.stage import load_targets
+from sidepipe.features.copydet import CopyDet
 from sidepipe.features.encoders import Encoder
-from sidepipe.features.search import Metric, covered, nearest
+from sidepipe.features.search import Metric
+from sidepipe.generate.stage import load as load_synthetic
+from sidepipe.label.stage import load_cohesion
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
 
@@ -31,22 +41,29 @@ log = logging.getLogger(__name__)
 NO_HELDOUT = (
     "evaluate needs held-out images, and the model is trained on all of data; remedy: lower "
     "dpm.num_train_images, or bring images outside the training set and set "
-    "dpm.train_partitions=[train]"
+    "dpm.train_partitions=[train], or evaluate.truth=none for a blind ranking alone"
 )
+MIN_IMAGES = 20  # of an attack: the 5th and 95th percentiles need them
+# A search among the images themselves: more would take hours, and the best bets are among these.
+BLIND_IMAGES = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
     """Memorisation metrics of one attack.
 
-    features: an encoder; it decides what gamma is. bands: name -> [low, high) of gamma, null for no
-    end, the one named `high` defining a hit. curve: start, stop and number of thresholds.
-    false_positive_rates: of real held-out images, for calibrated thresholds. gallery_pairs: how
-    many pairs are kept for the report, each of a different training image.
+    features: an encoder; it decides what gamma is. truth: "train", or "none" for a blind ranking
+    alone. bands: name -> [low, high) of gamma, null for no end, `high` the closest; its edge is
+    also what makes two generated images near duplicates. curve: start, stop and number of
+    thresholds. false_positive_rates: shares of real held-out images that calibrated thresholds let
+    pass, the first of which defines a hit. gallery_pairs: how many pairs and candidates are kept
+    for the report.
     """
 
     name: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 2
     features: dict[str, Any]
+    truth: Literal["train", "none"]
     bands: dict[str, Any]
     curve: list
     false_positive_rates: list
@@ -66,7 +83,9 @@ class Evaluate(Stage):
         require(len(self.curve) == 3, "evaluate.curve", rule, self.curve)
         start, stop, count = self.curve
         require(start < stop and count >= 2, "evaluate.curve", rule, self.curve)
-        for rate in self.false_positive_rates:
+        rates = self.false_positive_rates
+        require(len(rates) > 0, "evaluate.false_positive_rates", "one rate at least", rates)
+        for rate in rates:
             require(0 < rate < 1, "evaluate.false_positive_rates", "in (0, 1)", rate)
         require(self.gallery_pairs >= 0, "evaluate.gallery_pairs", ">= 0", self.gallery_pairs)
 
@@ -77,16 +96,34 @@ class Evaluate(Stage):
             for name, (low, high) in self.bands.items()
         }
 
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return build(self.features)
+
+    @property
+    def _needs_descriptor(self) -> bool:
+        return isinstance(self._encoder, CopyDet) and self._encoder.path is None
+
     def inputs(self) -> tuple[str, ...]:
-        return ("data", "dpm", "extract")
+        descriptor = ("descriptor",) if self._needs_descriptor else ()
+        if self.truth == "none":
+            return (*descriptor, "extract")
+        return ("data", "dpm", "generate", *descriptor, "extract")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        extract = upstream["extract"]
+        assert isinstance(extract, Extract)
+        rule = f">= {MIN_IMAGES}, or evaluate has no percentiles"
+        require(extract.num_images >= MIN_IMAGES, "extract.num_images", rule, extract.num_images)
         dpm = upstream["dpm"]
         assert isinstance(dpm, TrainDPM | PretrainedDPM)
-        if dpm.num_train_images is None and dpm.train_partitions is None:
+        needs_heldout = self.truth == "train" or self._needs_descriptor
+        if needs_heldout and dpm.num_train_images is None and dpm.train_partitions is None:
             raise ValueError(NO_HELDOUT)
-        encoder = build(self.features)
-        encoder.check()
+        self._encoder.check()
+        self._check_high(self._encoder)
+
+    def _check_high(self, encoder: Encoder) -> None:
         bands, similar = self.bands_of_gamma(), encoder.metric == "cosine"
         closest = (max if similar else min)(bands.values(), key=lambda band: band[0])
         require(
@@ -107,124 +144,117 @@ class Evaluate(Stage):
         )
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        data, generated = load_images(inputs["data"]), load_extracted(inputs["extract"])
-        train_rows, unseen_rows = load_subset(inputs["dpm"])
-        if len(unseen_rows) == 0:
-            raise ValueError(NO_HELDOUT)
-        encoder, device = build(self.features), runtime.torch_device()
+        encoder, device = self._encoder_of(inputs), runtime.torch_device()
+        # Before anything is encoded: too few unseen images are an error.
+        rows = self._rows(inputs) if self.truth == "train" else None
+        generated = load_extracted(inputs["extract"])
         queries = encoder.encode(generated, device=device)
-        train = encode(encoder, data, train_rows, device)
-        unseen = encode(encoder, data, unseen_rows, device)
-        found = references(queries, train, unseen, encoder.metric)
-        unseen_gamma = nearest(unseen.features, train.features, encoder.metric)[0][:, 0]
-        results = self._results(queries, found, unseen_gamma, encoder)
-        results["cost"] = _cost(inputs["extract"])
-        write_json(folder / "results.json", results)
+        ranking = self._rank(queries, encoder)
+        results = self._about(encoder, len(queries), ranking, inputs["extract"])
+        if rows is None:
+            tables.save_candidates(folder, ranking, generated, self.gallery_pairs, None)
+            self._save_labels(folder, inputs["extract"], None)
+            write_json(folder / "results.json", results)
+            return {"candidates": len(ranking.index), **results["blind"]}
+        data = load_images(inputs["data"])
+        train, unseen = (encode(encoder, data, some, device) for some in rows)
+        synthetic = encoder.encode(load_synthetic(inputs["generate"]), device=device)
+        c = compare(queries, synthetic, train, unseen, encoder.metric)
+        measured, hit, new = self._measured(c)
+        results |= {**measured, "num_synthetic": len(synthetic)}
+        results["blind"] |= ranking_quality(hit[ranking.index])
         ids, targets = load_ids(inputs["data"]), load_targets(inputs["extract"])
-        hit = m.in_band(found["train"].gamma, self.bands_of_gamma()["high"])
-        table = _table(found["train"], found["heldout"], ids, targets, hit)
-        table.to_csv(folder / "nearest.csv", index=False, float_format="%.6f")
-        self._save_gallery(folder, table, generated, data, encoder.metric)
+        table = tables.nearest_table(c, ids, targets, hit, new)
+        tables.save(folder / "nearest.csv", table)
+        tables.save_gallery(folder, table, generated, data, self.gallery_pairs, c.metric)
+        tables.save_candidates(folder, ranking, generated, self.gallery_pairs, table)
+        self._save_labels(folder, inputs["extract"], table)
+        write_json(folder / "results.json", results)
         return _headline(results)
 
-    def _results(
-        self,
-        queries: np.ndarray,
-        references: Mapping[str, Reference],
-        unseen_gamma: np.ndarray,
-        encoder: Encoder,
+    def _encoder_of(self, inputs: Mapping[str, Path]) -> Encoder:
+        """The encoder; a copy descriptor of this pipeline is loaded from its artifact."""
+        if self._needs_descriptor:
+            return build(self.features, path=str(inputs["descriptor"]))
+        return self._encoder
+
+    def _rows(self, inputs: Mapping[str, Path]) -> tuple[np.ndarray, np.ndarray]:
+        """Training images, and unseen ones that nothing was trained on; the best control first."""
+        train, unseen = load_subset(inputs["dpm"])
+        if "descriptor" in inputs:
+            unseen = unseen[~np.isin(unseen, load_rows(inputs["descriptor"]))]
+        if len(unseen) == 0:
+            raise ValueError(NO_HELDOUT)
+        for rate in self.false_positive_rates:
+            require_enough(len(unseen), rate)
+        return train, unseen
+
+    def _about(
+        self, encoder: Encoder, num_images: int, ranking: Candidates, extract: Path
     ) -> dict[str, Any]:
-        thresholds = np.linspace(self.curve[0], self.curve[1], int(self.curve[2])).round(6).tolist()
+        """What is known without truth."""
+        groups = ranking.size > 1
+        blind = {
+            "threshold": self._duplicate_threshold(encoder.metric),
+            "num_candidates": len(ranking.index),
+            "groups": int(groups.sum()),
+            "largest": int(ranking.size.max()),
+        }
         return {
+            "truth": self.truth,
             "metric": encoder.metric,
             "transform": encoder.transform,
-            "num_images": len(queries),
-            "num_reference": {name: len(r.rows) for name, r in references.items()},
-            "bands": self._bands(queries, references, encoder.metric),
+            "num_images": num_images,
+            "num_synthetic": 0,
+            "cost": _cost(extract),
+            "blind": blind,
+        }
+
+    def _measured(self, c: Comparison) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        """Everything that needs truth; which images are hits, and which of these are new."""
+        start, stop, count = self.curve
+        thresholds = np.linspace(start, stop, int(count)).round(6).tolist()
+        calibrated = r.calibrated(c, self.false_positive_rates)
+        threshold = calibrated[0]["threshold"]
+        hit = m.closer(c.train.gamma, threshold, c.metric)
+        novelty, new = r.new_hits(c, hit, threshold)
+        measured = {
+            "num_reference": {name: len(some.rows) for name, some in c.references.items()},
+            "calibrated": calibrated,
+            "bands": r.bands(c, self.bands_of_gamma()),
+            "curve": r.curve(c, thresholds),
             "tail_percentile": {
-                name: m.tail_percentile(r.gamma, encoder.metric) for name, r in references.items()
+                name: m.tail_percentile(some.gamma, c.metric) for name, some in c.references.items()
             },
-            "curve": {"thresholds": thresholds}
-            | {
-                name: {
-                    "ams": m.cumulative_ams(r.gamma, thresholds, encoder.metric),
-                    "ums": m.cumulative_ums(
-                        r.reverse_gamma, len(queries), thresholds, encoder.metric
-                    ),
-                }
-                for name, r in references.items()
-            },
-            "excess": self._excess(references),
-            "calibrated": self._calibrated(references, unseen_gamma, encoder.metric),
+            "rules": r.rules(c, threshold),
+            "distance_gap": r.distance_gap(c),
+            "quality": r.quality(c),
+            "divergence": r.divergence(c),
+            "rarefaction": r.extractable(c, hit),
+            "novelty": novelty,
         }
+        for name, band in measured["bands"].items():
+            band["band"] = list(self.bands[name])
+        return measured, hit, new
 
-    def _bands(
-        self, queries: np.ndarray, references: Mapping[str, Reference], metric: Metric
-    ) -> dict[str, Any]:
-        bands = self.bands_of_gamma()
-        found: dict[str, Any] = {name: {"band": list(self.bands[name])} for name in bands}
-        for which, reference in references.items():
-            masks = covered(queries, reference.features, metric, list(bands.values()))
-            for (name, band), mask in zip(bands.items(), masks, strict=True):
-                found[name][which] = {
-                    "count": int(m.in_band(reference.gamma, band).sum()),
-                    "ams": m.ams(reference.gamma, band),
-                    "ums": float(mask.sum() / len(queries)),
-                    "ums_nearest": m.ums_nearest(reference.gamma, reference.index, band),
-                }
-        return found
+    def _save_labels(self, folder: Path, extract: Path, table: pd.DataFrame | None) -> None:
+        cohesion = _cohesion(extract)
+        if cohesion is not None:
+            tables.save_labels(folder, load_targets(extract), cohesion, table)
 
-    def _excess(self, references: Mapping[str, Reference]) -> dict[str, Any]:
-        """Share of training hits less that on as many held-out images, with its interval."""
-        train, heldout = references.get("train_equal", references["train"]), references["heldout"]
-        high = self.bands_of_gamma()["high"]
-        hits, control = m.in_band(train.gamma, high), m.in_band(heldout.gamma, high)
-        return {
-            "share": float(hits.mean() - control.mean()),
-            "interval": list(m.excess_interval(hits, control, train.index)),
-        }
+    def _duplicate_threshold(self, metric: Metric) -> float:
+        """gamma of two generated images that are near duplicates: the edge of the closest band.
 
-    def _calibrated(
-        self, references: Mapping[str, Reference], unseen_gamma: np.ndarray, metric: Metric
-    ) -> list[dict[str, Any]]:
-        """Rates at thresholds that few real held-out images reach."""
-        rows: list[dict[str, Any]] = []
-        for rate in self.false_positive_rates:
-            try:
-                threshold = m.threshold_at_false_positive_rate(unseen_gamma, rate, metric)
-            except ValueError as error:
-                log.warning("%s", error)
-                continue
-            row: dict[str, Any] = {
-                "false_positive_rate": rate,
-                "threshold": threshold,
-                "num_real": len(unseen_gamma),
-            }
-            for which, reference in references.items():
-                hits = m.closer(reference.gamma, threshold, metric)
-                row[which] = {
-                    "count": int(hits.sum()),
-                    "ams": float(hits.mean()),
-                    "unique": len(np.unique(reference.index[hits])),
-                }
-            rows.append(row)
-        return rows
+        Nothing calibrated on real images: who ranks blindly has none.
+        """
+        low, high = self.bands_of_gamma()["high"]
+        return float(low if metric == "cosine" else high)
 
-    def _save_gallery(
-        self,
-        folder: Path,
-        table: pd.DataFrame,
-        generated: np.ndarray,
-        data: np.ndarray,
-        metric: Metric,
-    ) -> None:
-        """The closest pairs, one of each training image, with the nearest held-out image."""
-        best = table.sort_values("train_gamma", ascending=metric == "l2", kind="stable")
-        best = best.drop_duplicates("train_index").head(self.gallery_pairs)
-        sources = ((generated, "index"), (data, "train_index"), (data, "heldout_index"))
-        triples = np.stack([images[best[column].to_numpy()] for images, column in sources], axis=1)
-        np.save(folder / "gallery.npy", triples)
-        best.to_csv(folder / "gallery.csv", index=False, float_format="%.6f")
+    def _rank(self, queries: np.ndarray, encoder: Encoder) -> Candidates:
+        if len(queries) > BLIND_IMAGES:
+            log.info("ranked blindly are the first %d of %d images", BLIND_IMAGES, len(queries))
+        threshold = self._duplicate_threshold(encoder.metric)
+        return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold)
 
 
 def _cost(extract: Path) -> dict[str, int]:
@@ -234,38 +264,36 @@ def _cost(extract: Path) -> dict[str, int]:
     return {name: manifest["summary"][name] for name in ("unet_forwards", "surrogate_gradients")}
 
 
-def _table(
-    train: Reference, heldout: Reference, ids: np.ndarray, targets: np.ndarray, hit: np.ndarray
-) -> pd.DataFrame:
-    """A row per generated image; indices are places in the data's array."""
-    columns: dict[str, Any] = {
-        "index": np.arange(len(targets)),
-        "target": targets,
-        "hit": hit.astype(int),
-    }
-    for name, reference in (("train", train), ("heldout", heldout)):
-        rows = reference.rows[reference.index]
-        columns |= {
-            f"{name}_index": rows,
-            f"{name}_id": ids[rows],
-            f"{name}_gamma": reference.gamma,
-        }
-    return pd.DataFrame(columns)
+def _cohesion(extract: Path) -> np.ndarray | None:
+    """Cohesion of the labels that the attack could aim at, None where it had none."""
+    manifest = read_manifest(extract)
+    assert manifest is not None
+    label = manifest["inputs"].get("label")
+    return None if label is None else load_cohesion(extract.parents[1] / "label" / label)
 
 
 def _headline(results: Mapping[str, Any]) -> dict[str, Any]:
-    high, sizes = results["bands"]["high"], results["num_reference"]
+    at, sizes, count = results["calibrated"][0], results["num_reference"], results["num_images"]
     for name in sizes:
         log.info(
             "%s: %d of %d images hit one of %d images, %d different ones",
-            *(name, high[name]["count"], results["num_images"], sizes[name]),
-            round(high[name]["ums_nearest"] * results["num_images"]),
+            *(name, at[name]["count"], count, sizes[name], at[name]["unique"]),
         )
+    low, high = (count * share for share in at["excess"]["interval"])
+    log.info(
+        "excess at %g %% held-out false positives: %.0f of %d images (95 %% interval %.0f to %.0f)",
+        *(100 * at["false_positive_rate"], count * at["excess"]["share"], count, low, high),
+    )
     return {
-        "hits": high["train"]["count"],
-        "heldout_hits": high["heldout"]["count"],
-        "ams_high": high["train"]["ams"],
-        "ums_high": high["train"]["ums"],
+        "hits": at["train"]["count"],
+        "heldout_hits": at["heldout"]["count"],
+        "unique": at["train"]["unique"],
+        "excess": at["excess"]["share"],
+        "excess_low": at["excess"]["interval"][0],
+        "excess_high": at["excess"]["interval"][1],
+        "threshold": at["threshold"],
+        "ams_high": results["bands"]["high"]["train"]["ams"],
+        "ums_high": results["bands"]["high"]["train"]["ums"],
     }
 
 
@@ -274,9 +302,25 @@ def load(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
+def load_nearest(folder: Path) -> pd.DataFrame:
+    """A row per generated image: its target, nearest images, and whether it is a hit, and new."""
+    return tables.read(folder / "nearest.csv")
+
+
 def load_gallery(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """uint8 (n, 3, h, w, c): generated, nearest training, nearest held-out; and their rows."""
-    ids: Any = {"train_id": str, "heldout_id": str}
-    # An image may be called "NA".
-    rows: Any = pd.read_csv(folder / "gallery.csv", dtype=ids, keep_default_na=False)
-    return np.load(folder / "gallery.npy"), rows.to_dict("records")
+    rows: Any = tables.read(folder / "gallery.csv").to_dict("records")
+    return np.load(folder / "gallery.npy"), rows
+
+
+def load_candidates(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """uint8 (n, h, w, c): the best bets of the blind ranking, best first; and their rows."""
+    rows: Any = tables.read(folder / "candidates.csv").to_dict("records")
+    return np.load(folder / "candidates.npy"), rows
+
+
+def load_labels(folder: Path) -> list[dict[str, Any]]:
+    """What each target label gave; none for an attack without targets."""
+    path = folder / "labels.csv"
+    rows: Any = tables.read(path).to_dict("records") if path.exists() else []
+    return rows

@@ -98,7 +98,7 @@ class PixelsL2(Encoder):
         return x / (255 * np.sqrt(x.shape[1]))
 
 
-class _Network(Encoder):
+class Network(Encoder):
     """Unit vectors of a network, which is loaded at the first `encode` and then kept."""
 
     metric = "cosine"
@@ -125,7 +125,7 @@ class _Network(Encoder):
         """What the network says of prepared images."""
 
 
-class SSCD(_Network):
+class SSCD(Network):
     """Copy detection descriptors (Pizzi et al., 2022) from the authors' TorchScript file.
 
     path: sscd_disc_mixup.torchscript.pt. A TorchScript file is a program: it is loaded only if its
@@ -175,7 +175,7 @@ class SSCD(_Network):
         return network(x)
 
 
-class _Pretrained(_Network):
+class _Pretrained(Network):
     """A transformers model from a folder or, by its id "owner/name", from the Hugging Face hub."""
 
     model_types: tuple[str, ...]

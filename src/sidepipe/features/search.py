@@ -1,25 +1,26 @@
-"""Exact search between two sets of vectors: nearest neighbours, and coverage of bands of gamma.
+"""Search between two sets of vectors: nearest neighbours, coverage of bands, close pairs.
 
 gamma is the cosine of unit vectors ("cosine", larger is closer) or the Euclidean distance ("l2",
-smaller is closer). faiss finds the candidates, in float32 by |q|^2 + |x|^2 - 2 q.x, which cannot
-tell a copy from a near copy; so gamma of every pair that rounding could misplace is computed again
-in float64 from the two vectors. It depends neither on block sizes, nor on BLAS, nor on the device.
+smaller is closer). Candidates are found in float32 by |q|^2 + |x|^2 - 2 q.x, which cannot tell a
+copy from a near copy; so gamma of every pair that rounding could misplace is computed again in
+float64 from the two vectors. It depends neither on block sizes, nor on BLAS, nor on the device.
+All is exact, but for `nearest` in more than `EXACT_VECTORS` vectors, which says how good it is.
+Beyond float32 features, memory is bounded whatever their number.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
-Metric = Literal["cosine", "l2"]
-METRICS = ("cosine", "l2")
+from sidepipe.features import approximate, exact, pairs
+from sidepipe.features.pairs import METRICS, Metric, blocks
+from sidepipe.settings import require
 
-SPARE_CANDIDATES = 16
-GPU_MAX_CANDIDATES = 2048  # of one query: the limit of faiss on a GPU
-MAX_RESULTS = 10_000_000  # of one range search: 12 bytes each, twice over inside faiss
-MAX_EXACT_FLOATS = 4_000_000  # gathered at once for float64
+EXACT_VECTORS = 1_000_000  # beyond them `nearest` is approximate
+MAX_PAIRS = 20_000_000  # of `pairs_within`: 20 bytes each, three times over while they are sorted
+CHECKED_AT_ONCE = 8192
 
 
 def nearest(
@@ -36,24 +37,10 @@ def nearest(
     queries, database = _checked(queries, database, metric)
     if not 1 <= k <= len(database):
         raise ValueError(f"k must be 1 to the size of the database, {len(database)}, got {k}")
-    count = min(k + SPARE_CANDIDATES, len(database))
-    index = _index(database, metric, on_gpu=count <= GPU_MAX_CANDIDATES)
-    values, candidates = index.search(queries, count)
-    rough = -values if metric == "cosine" else values
-    # Whatever is truly among the k closest lies within two rounding errors of the k-th found.
-    limit = rough[:, k - 1] + 2 * _rounding(queries, database, metric)
-    losses = np.full(rough.shape, np.inf)
-    i, column = np.nonzero(rough <= limit[:, None])
-    losses[i, column] = _losses(queries, database, i, candidates[i, column], metric)
-    order = np.lexsort((candidates, losses), axis=1)[:, :k]
-    losses, indices = (np.take_along_axis(a, order, axis=1) for a in (losses, candidates))
-    # Where even the last candidate lies within, more may: compare those queries with everything.
-    everything = np.arange(len(database))
-    for i in np.flatnonzero((rough[:, -1] < limit) & (count < len(database))):
-        row = _losses(queries, database, np.full(len(database), i), everything, metric)
-        indices[i] = np.argsort(row, kind="stable")[:k]
-        losses[i] = row[indices[i]]
-    return _gamma(losses, metric), indices.astype(np.int64)
+    # An exact search of few queries is quicker than building an approximate index, which needs it.
+    few = len(database) <= EXACT_VECTORS or len(queries) <= approximate.RECALL_QUERIES
+    losses, indices = (exact if few else approximate).closest(queries, database, metric, k)
+    return pairs.gamma_of(losses, metric), indices
 
 
 def covered(
@@ -66,53 +53,110 @@ def covered(
 
     All pairs count, not only nearest ones (SIDE, eq. 9). gamma and the edges are compared as
     float32, as a comparison of `nearest`'s values with the edges would. math.inf is an open end: a
-    cosine can come out as 1.0000001, so a band that is to hold copies must not end at 1. Memory is
-    bounded by `MAX_RESULTS`, even if every pair is in a band. Errors as in `nearest`.
+    cosine can come out as 1.0000001, so a band that is to hold copies must not end at 1. Errors as
+    in `nearest`.
     """
     queries, database = _checked(queries, database, metric)
     edges = _checked_bands(bands)
-    ends = edges.astype(np.float64)
-    if metric == "l2":  # faiss gives and takes squares; no distance is below 0
-        ends = np.where(ends > 0, ends**2, -np.inf)
-    margin = float(_rounding(queries, database, metric).max())
-    radius = ends.min() - 2 * margin if metric == "cosine" else ends.max() + 2 * margin
-    # Range search is not implemented on a GPU (faiss 1.14).
-    index = _index(database, metric, on_gpu=False)
+    margin = 2 * float(pairs.rounding(queries, database, metric).max())
     mask = np.zeros((len(edges), len(database)), bool)
-    block = max(1, MAX_RESULTS // len(database))
-    for start in range(0, len(queries), block):
-        starts, values, j = index.range_search(queries[start : start + block], radius)
-        for b, (low, high) in enumerate(ends):
-            sure = (values >= low + margin) & (values < high - margin)
-            mask[b, j[sure]] = True
-            near = (values >= low - margin) & (values < high + margin) & ~mask[b, j]
-            near = np.flatnonzero(near)
-            i = start + np.searchsorted(starts, near, side="right") - 1
-            gamma = _gamma(_losses(queries, database, i, j[near], metric), metric)
-            inside = (gamma >= edges[b, 0]) & (gamma < edges[b, 1])
-            mask[b, j[near[inside]]] = True
+    for part in blocks(len(database), pairs.TILE_ITEMS):
+        for some in blocks(len(queries), pairs.TILE_QUERIES):
+            # What every band holds already needs no further query.
+            left = part.start + np.flatnonzero(~mask[:, part].all(0))
+            if len(left) == 0:
+                break
+            q, x = queries[some], database[left]
+            rough = pairs.rough_losses(q, x, metric)
+            low, high = rough.min(0), rough.max(0)
+            for row, edge in zip(mask, edges, strict=True):
+                near, far = np.sort(pairs.loss_of(edge, metric))
+                within = (low <= far + margin) & (high >= near - margin)
+                column = np.flatnonzero(within & ~row[left])
+                row[left[column]] = _reached(rough[:, column], q, x[column], metric, edge, margin)
     return mask
+
+
+def _reached(
+    rough: Float32[np.ndarray, "n m"],
+    queries: Float32[np.ndarray, "n d"],
+    database: Float32[np.ndarray, "m d"],
+    metric: Metric,
+    edge: Float32[np.ndarray, "2"],
+    margin: float,
+) -> Bool[np.ndarray, "m"]:
+    """Which items have a query with gamma in [edge[0], edge[1]).
+
+    margin: twice what rough losses can be off by; gamma decides where they cannot.
+    """
+    near, far = np.sort(pairs.loss_of(edge, metric))
+    reached = ((rough >= near + margin) & (rough <= far - margin)).any(0)
+    unsure = np.flatnonzero(~reached)
+    rough = rough[:, unsure]
+    i, column = np.nonzero((rough >= near - margin) & (rough <= far + margin))
+    j = unsure[column]
+    gamma = pairs.gamma_of(pairs.exact_losses(queries, database, i, j, metric), metric)
+    reached[j[(gamma >= edge[0]) & (gamma < edge[1])]] = True
+    return reached
+
+
+def pairs_within(
+    features: Float[np.ndarray, "n _"], metric: Metric, threshold: float
+) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "p"], Float32[np.ndarray, "p"]]:
+    """i, j and gamma of all pairs i < j of one set at least as close as `threshold`, by (i, j).
+
+    At least as close: gamma >= threshold for "cosine", <= for "l2", compared as float32. ValueError
+    beyond `MAX_PAIRS` pairs, and as in `nearest`.
+    """
+    features = _checked_set("features", features, metric)
+    require(not math.isnan(threshold), "threshold", "a number", threshold)
+    edge = np.float32(threshold)
+    limit = pairs.loss_of(np.array([edge]), metric) + 2 * pairs.rounding(features, features, metric)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    count = 0
+    for some in blocks(len(features), pairs.TILE_QUERIES):
+        rest = features[some.start :]
+        for i, j in pairs.candidates(features[some], rest, metric, limit[some]):
+            i, j = i[j > i], j[j > i]
+            gamma = pairs.gamma_of(pairs.exact_losses(rest, rest, i, j, metric), metric)
+            close = gamma >= edge if metric == "cosine" else gamma <= edge
+            found.append((some.start + i[close], some.start + j[close], gamma[close]))
+            count += len(found[-1][0])
+            _require_few(count, threshold)
+    i, j, gamma = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((j, i))
+    return i[order], j[order], gamma[order]
+
+
+def _require_few(num_pairs: int, threshold: float) -> None:
+    rule = f"so strict that at most {MAX_PAIRS} pairs are as close"
+    remedy = "use a stricter threshold or fewer vectors"
+    require(num_pairs <= MAX_PAIRS, "threshold", rule, threshold, remedy)
 
 
 def _checked(
     queries: Float[np.ndarray, "n _"], database: Float[np.ndarray, "m _"], metric: str
 ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "m d"]]:
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    for name, array in (("queries", queries), ("database", database)):
-        if array.ndim != 2 or array.size == 0:
-            raise ValueError(f"{name} must be (items, dimensions), not empty, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} must be finite, got nan or inf; look at the encoder's input")
+    checked = (_checked_set("queries", queries, metric), _checked_set("database", database, metric))
     if queries.shape[1] != database.shape[1]:
         raise ValueError(
             f"queries and database must have equally many dimensions, got {queries.shape[1]} and "
             f"{database.shape[1]}; encode both with the same encoder"
         )
-    return (
-        np.ascontiguousarray(queries, np.float32),
-        np.ascontiguousarray(database, np.float32),
-    )
+    return checked
+
+
+def _checked_set(
+    name: str, vectors: Float[np.ndarray, "n _"], metric: str
+) -> Float32[np.ndarray, "n d"]:
+    """The vectors as contiguous float32: themselves, and not a copy, if they are so already."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if vectors.ndim != 2 or vectors.size == 0:
+        raise ValueError(f"{name} must be (items, dimensions), not empty, got {vectors.shape}")
+    if not all(np.isfinite(vectors[b]).all() for b in blocks(len(vectors), CHECKED_AT_ONCE)):
+        raise ValueError(f"{name} must be finite, got nan or inf; look at the encoder's input")
+    return np.ascontiguousarray(vectors, np.float32)
 
 
 def _checked_bands(bands: Sequence[Sequence[float]]) -> Float32[np.ndarray, "b 2"]:
@@ -122,54 +166,3 @@ def _checked_bands(bands: Sequence[Sequence[float]]) -> Float32[np.ndarray, "b 2
         if not low < high:
             raise ValueError(f"bands must be (low, high) with low < high, got ({low}, {high})")
     return np.asarray(bands, np.float32)
-
-
-def _index(database: Float32[np.ndarray, "m d"], metric: Metric, on_gpu: bool) -> Any:
-    """An exact faiss index of `database`, on all GPUs if faiss has any and `on_gpu`."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "faiss is needed to search; pip install -e '.[cpu]' or, for NVIDIA GPUs, '.[gpu]'"
-        ) from error
-    kind = faiss.IndexFlatIP if metric == "cosine" else faiss.IndexFlatL2
-    index: Any = kind(database.shape[1])
-    # Some CPU builds of faiss lack get_num_gpus.
-    if on_gpu and hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0:
-        index = faiss.index_cpu_to_all_gpus(index)
-    index.add(database)
-    return index
-
-
-def _rounding(
-    queries: Float32[np.ndarray, "n d"], database: Float32[np.ndarray, "m d"], metric: Metric
-) -> Float64[np.ndarray, "n"]:
-    """By how much faiss's cosine or squared distance of each query can be off."""
-    q = np.einsum("nd,nd->n", queries, queries, dtype=np.float64)
-    x = np.einsum("md,md->m", database, database, dtype=np.float64).max()
-    # A float32 sum of d terms is off by at most d / 2 eps of their absolute sum; long ones are
-    # summed in blocks and lanes. Twice that, and a little for d = 1.
-    d = queries.shape[1]
-    terms = min(d, 256 + d / 8) + 8
-    return terms * np.finfo(np.float32).eps * (np.sqrt(q * x) if metric == "cosine" else q + x)
-
-
-def _losses(
-    queries: Float32[np.ndarray, "n d"],
-    database: Float32[np.ndarray, "m d"],
-    i: Int64[np.ndarray, "p"],
-    j: Int64[np.ndarray, "p"],
-    metric: Metric,
-) -> Float64[np.ndarray, "p"]:
-    """-cosine or squared distance, in float64, of the pairs (queries[i], database[j])."""
-    losses = np.empty(len(i))
-    step = math.ceil(MAX_EXACT_FLOATS / queries.shape[1])
-    for start in range(0, len(i), step):
-        some = slice(start, start + step)
-        q, x = queries[i[some]].astype(np.float64), database[j[some]].astype(np.float64)
-        losses[some] = -(q * x).sum(1) if metric == "cosine" else np.square(q - x).sum(1)
-    return losses
-
-
-def _gamma(losses: Float64[np.ndarray, "*s"], metric: Metric) -> Float32[np.ndarray, "*s"]:
-    return (-losses if metric == "cosine" else np.sqrt(losses)).astype(np.float32)

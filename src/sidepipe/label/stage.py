@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from sidepipe.features.copydet import CopyDet
 from sidepipe.generate.stage import Generate
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.images import save_grid
@@ -66,6 +67,15 @@ class Label(Stage):
             "an encoder of unit vectors, since cohesion is a cosine",
             encoder.transform,
             "features@label.features=pixels",
+        )
+        # The one trained here learns from images that the model has not seen; an attacker does not
+        # know which these are.
+        require(
+            not isinstance(encoder, CopyDet) or encoder.path is not None,
+            "label.features.path",
+            "a descriptor's folder",
+            None,
+            "train one on images that an attacker has, or choose another encoder",
         )
         encoder.check()
 

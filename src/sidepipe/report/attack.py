@@ -1,23 +1,24 @@
 """A row of the comparison: what one evaluate artifact and its lineage say, without any formatting.
 
-Everything the report shows of an attack is asked of `Attack`.
+Everything the report shows of an attack is asked of `Attack`. Without the truth (`has_truth` false)
+an attack has candidates and cost, and nothing about hits may be asked.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sidepipe import artifacts
-from sidepipe.evaluate.stage import load as load_results
-from sidepipe.settings import require
+from sidepipe.evaluate.stage import load_nearest
 
 # Of an encoder's transform, by how it begins: gamma in words.
 _GAMMA = {
     "pixels-rms": "RMS pixel difference",
     "pixels-centred": "correlation of pixels",
     "sscd": "SSCD similarity",
+    "copydet": "copy-descriptor similarity",
     "dinov2": "DINOv2 similarity",
     "clip": "CLIP similarity",
 }
@@ -33,8 +34,17 @@ class Attack:
     manifests: dict[str, dict[str, Any]]
 
     @property
+    def has_truth(self) -> bool:
+        """Whether the images were compared with the training images."""
+        return self.results["truth"] == "train"
+
+    @property
     def metric(self) -> str:
         return self.results["metric"]
+
+    @property
+    def transform(self) -> str:
+        return self.results["transform"]
 
     @property
     def num_images(self) -> int:
@@ -51,10 +61,9 @@ class Attack:
 
     @property
     def gamma_in_words(self) -> str:
-        transform = self.results["transform"]
-        known = [words for prefix, words in _GAMMA.items() if transform.startswith(prefix)]
+        known = [words for prefix, words in _GAMMA.items() if self.transform.startswith(prefix)]
         kind = "similarity" if self.metric == "cosine" else "distance"
-        return known[0] if known else f"{kind} of {transform}"
+        return known[0] if known else f"{kind} of {self.transform}"
 
     @property
     def band_names(self) -> list[str]:
@@ -63,12 +72,6 @@ class Attack:
         if self.metric == "cosine":
             return sorted(ends, key=lambda name: -_low(ends[name]))
         return sorted(ends, key=lambda name: _low(ends[name]))
-
-    @property
-    def hit_threshold(self) -> float | None:
-        """The end of the band `high` that gamma must reach for a hit."""
-        low, high = self.results["bands"]["high"]["band"]
-        return low if self.metric == "cosine" else high
 
     @property
     def references(self) -> list[str]:
@@ -82,9 +85,24 @@ class Attack:
         """The training images that the held-out ones are compared with: an equal number of them."""
         return self.references[-2]
 
+    @property
+    def headline(self) -> dict[str, Any]:
+        """The first calibrated threshold and what reaches it: it defines a hit."""
+        return self.results["calibrated"][0]
+
+    @property
+    def threshold(self) -> float:
+        """The gamma that a hit reaches."""
+        return self.headline["threshold"]
+
     def hits(self, which: str = "train") -> int:
-        """Generated images whose nearest image of `which` lies in the band `high`."""
-        return self.results["bands"]["high"][which]["count"]
+        """Generated images whose nearest image of `which` is at least as close as the threshold."""
+        return self.headline[which]["count"]
+
+    @property
+    def unique(self) -> int:
+        """Different training images among the hits' nearest."""
+        return self.headline["train"]["unique"]
 
     @property
     def excess(self) -> int:
@@ -94,27 +112,27 @@ class Attack:
     @property
     def excess_share(self) -> float:
         """The excess as a share of the generated images."""
-        return self.excess / self.num_images
+        return self.headline["excess"]["share"]
 
     @property
     def excess_interval(self) -> tuple[float, float]:
         """The excess share's 95 % bootstrap interval over groups of copies of one image."""
-        low, high = self.results["excess"]["interval"]
+        low, high = self.headline["excess"]["interval"]
         return low, high
 
-    @property
-    def unique(self) -> int:
-        """Different training images among the hits' nearest."""
-        return round(self.results["bands"]["high"]["train"]["ums_nearest"] * self.num_images)
+    @cached_property
+    def hit_images(self) -> frozenset[int]:
+        """Places of the training images that some generated image hits."""
+        table = load_nearest(self.folder)
+        return frozenset(table.loc[table["hit"] == 1, "train_index"].tolist())
 
     @property
     def unet_forwards(self) -> int:
         return self.results["cost"]["unet_forwards"]
 
-    def calibrated(self, rate: float) -> dict[str, Any] | None:
-        """Hits at the threshold that `rate` of real held-out images reach, None where unknown."""
-        rows = self.results["calibrated"]
-        return next((row for row in rows if row["false_positive_rate"] == rate), None)
+    @property
+    def surrogate_gradients(self) -> int:
+        return self.results["cost"]["surrogate_gradients"]
 
     def summary(self, stage: str) -> dict[str, Any]:
         return self.manifests[stage]["summary"]
@@ -123,46 +141,11 @@ class Attack:
         """The folder of the artifact of `stage` that this attack was made from."""
         return self.folder.parents[1] / stage / self.manifests[stage]["key"]
 
+    def classifier_quality(self) -> list[dict[str, float]]:
+        """Cross-entropy and accuracy by noise level, with those of chance."""
+        with (self.artifact("classifier") / "quality.csv").open(newline="") as file:
+            return [{name: float(v) for name, v in row.items()} for row in csv.DictReader(file)]
+
 
 def _low(band: Sequence[float | None]) -> float:
     return float("-inf") if band[0] is None else band[0]
-
-
-def read_attacks(inputs: Mapping[str, Path]) -> list[Attack]:
-    """The attacks of evaluate artifacts, in order; ValueError unless of one model and measure."""
-    attacks = [
-        Attack(name, folder, load_results(folder), artifacts.lineage(folder))
-        for name, folder in inputs.items()
-    ]
-    require(len(attacks) > 0, "attacks", "at least one row", 0, "attacks=compare")
-    measures = {attack.name: _measure(attack) for attack in attacks}
-    require(
-        len(set(measures.values())) == 1,
-        "the model and measure of all attacks",
-        "one and the same",
-        measures,
-        "compare attacks on one model, evaluated with the same settings",
-    )
-    return attacks
-
-
-def _measure(attack: Attack) -> str:
-    bands = {name: band["band"] for name, band in sorted(attack.results["bands"].items())}
-    model, metric = attack.manifests["dpm"]["key"], attack.metric
-    return f"dpm {model}, {metric} of {attack.results['transform']}, bands {bands}"
-
-
-def distinct(attacks: Sequence[Attack], stage: str) -> list[tuple[Attack, list[str]]]:
-    """An attack for every different artifact of `stage`, with the names of all that share it."""
-    found: dict[str, tuple[Attack, list[str]]] = {}
-    for attack in attacks:
-        if stage in attack.manifests:
-            first = found.setdefault(attack.manifests[stage]["key"], (attack, []))
-            first[1].append(attack.name)
-    return list(found.values())
-
-
-def classifier_quality(attack: Attack) -> list[dict[str, float]]:
-    """Cross-entropy and accuracy by noise level, with those of chance."""
-    with (attack.artifact("classifier") / "quality.csv").open(newline="") as file:
-        return [{name: float(v) for name, v in row.items()} for row in csv.DictReader(file)]

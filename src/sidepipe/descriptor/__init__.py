@@ -1,0 +1,1 @@
+"""A stage beside the attack: a copy descriptor, where SSCD's weights cannot be downloaded."""

@@ -1,0 +1,193 @@
+"""Stage `descriptor`: trains a copy descriptor on images the model never saw, and judges it.
+
+Only an evaluation may use it: an attacker does not know which images the model has not seen.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int64
+from safetensors.torch import save_file
+
+from sidepipe.artifacts import write_json
+from sidepipe.data.stage import load as load_images
+from sidepipe.descriptor.module import DescriptorModule
+from sidepipe.descriptor.task import judge
+from sidepipe.dpm.stage import load_subset
+from sidepipe.features.copydet import DESCRIPTION, WEIGHTS, CopyDet, CopyNet
+from sidepipe.features.encoders import SSCD, Encoder, Pixels, PixelsL2
+from sidepipe.settings import require
+from sidepipe.stage import Runtime, Stage
+from sidepipe.training import EndlessBatches, fit, validation_batches, weights
+
+log = logging.getLogger(__name__)
+
+MIN_IMAGES = 64
+TASK_SHARE, MAX_TASK_IMAGES = 0.2, 1200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descriptor(Stage):
+    """A copy descriptor in the recipe of SSCD.
+
+    fraction: share of the images outside the model's training subset that it takes, the worst
+    held-out ones; evaluate leaves them out. widths: channels of each level of the network.
+    dimensions: of the vectors. temperature: of the cosines. entropy_weight: of KoLeo. batch_size:
+    global, in images, of each of which a step sees two copies. sscd_path, sscd_sha256: of the
+    official descriptor, to be judged beside this one; None to go without.
+    """
+
+    name: ClassVar[str] = "descriptor"
+    fraction: float
+    widths: list
+    dimensions: int
+    temperature: float
+    entropy_weight: float
+    max_steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    lr_warmup_steps: int
+    gradient_clip_val: float
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    log_every_steps: int
+    checkpoint_every_steps: int
+    validate_every_steps: int
+    sscd_path: str | None
+    sscd_sha256: str | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for field in ("max_steps", "log_every_steps", "checkpoint_every_steps"):
+            require(getattr(self, field) >= 1, f"descriptor.{field}", ">= 1", getattr(self, field))
+        for field in ("lr", "temperature"):
+            require(getattr(self, field) > 0, f"descriptor.{field}", "> 0", getattr(self, field))
+        for field in ("entropy_weight", "weight_decay", "lr_warmup_steps", "gradient_clip_val"):
+            require(getattr(self, field) >= 0, f"descriptor.{field}", ">= 0", getattr(self, field))
+        require(0 < self.fraction < 1, "descriptor.fraction", "in (0, 1)", self.fraction)
+        every, rule = self.validate_every_steps, "in [1, max_steps]"
+        require(1 <= every <= self.max_steps, "descriptor.validate_every_steps", rule, every)
+        require(0 <= self.seed < 2**32, "descriptor.seed", "in [0, 2**32)", self.seed)
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("data", "dpm")
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        require(
+            self.batch_size >= 4 and self.batch_size % (2 * runtime.devices) == 0,
+            "descriptor.batch_size",
+            f">= 4 and divisible by {2 * runtime.devices}, pairs of images on every device",
+            self.batch_size,
+        )
+        # Without memory or weights: what the network refuses is refused before anything runs.
+        with torch.device("meta"):
+            CopyNet(8, self.widths, self.dimensions)
+        if self.sscd_path is not None:
+            SSCD(self.sscd_path, self.sscd_sha256).check()
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        images, unseen = load_images(inputs["data"]), load_subset(inputs["dpm"])[1]
+        rows = last_share(unseen, self.fraction)
+        np.save(folder / "rows.npy", rows)
+        train, task = _split(rows, self.seed)
+        network = self._new_network(folder, images.shape[1])
+        log.info(
+            "training %.2f M parameters on %d images the model never saw, %d kept for judging",
+            *(sum(p.numel() for p in network.parameters()) / 1e6, len(train), len(task)),
+        )
+        self._train(network, images[train], images[task], folder, runtime)
+        save_file(network.state_dict(), folder / WEIGHTS)
+        return self._judge(folder, images[task], runtime) | {
+            "num_train_images": len(train),
+            "num_task_images": len(task),
+        }
+
+    def _new_network(self, folder: Path, size: int) -> CopyNet:
+        """A network with seeded weights, described in the folder for `load`."""
+        L.seed_everything(self.seed, verbose=False)
+        arguments = {"size": size, "widths": list(self.widths), "dimensions": self.dimensions}
+        write_json(folder / DESCRIPTION, arguments)
+        return CopyNet(**arguments)
+
+    def _train(
+        self, network: CopyNet, seen: np.ndarray, unseen: np.ndarray, folder: Path, runtime: Runtime
+    ) -> None:
+        """Leaves the trained weights in `network`."""
+        module = DescriptorModule(
+            network,
+            temperature=self.temperature,
+            entropy_weight=self.entropy_weight,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            lr_warmup_steps=self.lr_warmup_steps,
+            seed=self.seed,
+        )
+        fit(
+            module,
+            EndlessBatches(module, [seen], self.batch_size, self.seed),
+            validation_batches([unseen]),
+            folder,
+            runtime,
+            max_steps=self.max_steps,
+            precision=self.precision,
+            gradient_clip_val=self.gradient_clip_val,
+            log_every_steps=self.log_every_steps,
+            checkpoint_every_steps=self.checkpoint_every_steps,
+            validate_every_steps=self.validate_every_steps,
+        )
+        module.load_state_dict(weights(folder))
+
+    def _judge(self, folder: Path, images: np.ndarray, runtime: Runtime) -> dict[str, Any]:
+        """Writes quality.csv; the summary is its rows of all edits together."""
+        encoders: dict[str, Encoder] = {
+            e.transform: e for e in (load(folder), PixelsL2(), Pixels())
+        }
+        if self.sscd_path is not None:
+            sscd = SSCD(self.sscd_path, self.sscd_sha256)
+            encoders[sscd.transform] = sscd
+        rows = list(judge(encoders, images, self.seed, runtime.torch_device()))
+        pd.DataFrame(rows).to_csv(folder / "quality.csv", index=False, float_format="%.6f")
+        together = {r["encoder"]: r["average_precision"] for r in rows if r["edit"] == "all"}
+        for name, value in together.items():
+            log.info("%s: average precision %.3f on planted copies", name, value)
+        return {"average_precision": together}
+
+
+def last_share(unseen: Int64[np.ndarray, "m"], fraction: float) -> Int64[np.ndarray, "n"]:
+    """The last `fraction` of the images outside the training subset, which come worst last.
+
+    ValueError with fewer than `MIN_IMAGES`.
+    """
+    count = int(len(unseen) * fraction)
+    require(
+        count >= MIN_IMAGES,
+        "descriptor.fraction",
+        f"enough for {MIN_IMAGES} of the {len(unseen)} images outside the training subset",
+        fraction,
+        "raise it, lower dpm.num_train_images, bring more images, or choose another encoder",
+    )
+    return unseen[len(unseen) - count :]
+
+
+def _split(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those to train on, and those to judge by."""
+    order = np.random.default_rng(seed).permutation(rows)
+    count = min(round(len(rows) * TASK_SHARE), MAX_TASK_IMAGES)
+    return order[count:], order[:count]
+
+
+def load(folder: Path) -> CopyDet:
+    """The trained descriptor."""
+    return CopyDet(str(folder))
+
+
+def load_rows(folder: Path) -> Int64[np.ndarray, "n"]:
+    """Places in the data's array of all images that it was trained on or judged by."""
+    return np.load(folder / "rows.npy")

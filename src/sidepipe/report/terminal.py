@@ -1,0 +1,89 @@
+"""The comparison in plain characters, at most 110 wide, with what its words mean."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+from sidepipe.report import words
+from sidepipe.report.attack import Attack
+from sidepipe.report.words import NBSP, count, percent
+
+TERMINAL_COLUMNS = 110
+SHORTEST_NAME = 12
+
+
+def terminal_table(attacks: Sequence[Attack]) -> str:
+    """A line an attack, and below them what was counted."""
+    columns = _columns(attacks[0])
+    cells = [[title, *(cell(attack) for attack in attacks)] for title, cell in columns.items()]
+    widths = [2 + max(map(len, column)) for column in cells]
+    room = max(SHORTEST_NAME, TERMINAL_COLUMNS - sum(widths))
+    names = [shortened(name, room) for name in ("attack", *(attack.name for attack in attacks))]
+    width = max(map(len, names))
+    lines = [
+        f"{name:<{width}}" + "".join(f"{c[i]:>{w}}" for c, w in zip(cells, widths, strict=True))
+        for i, name in enumerate(names)
+    ]
+    legend = _legend(attacks[0]) if attacks[0].has_truth else _legend_without_truth(attacks[0])
+    # Not every terminal has these signs.
+    for sign, plain in (("≥", ">="), ("≤", "<="), (NBSP, " ")):
+        legend = legend.replace(sign, plain)
+    wrapped = textwrap.wrap(legend, TERMINAL_COLUMNS, break_on_hyphens=False)
+    return "\n".join([*lines, "", *wrapped]) + "\n"
+
+
+def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
+    columns: dict[str, Callable[[Attack], str]] = {"images": lambda a: count(a.num_images)}
+    if not first.has_truth:
+        for name in ("num_candidates", "groups", "largest"):
+            title = "candidates" if name == "num_candidates" else name
+            columns[title] = lambda a, name=name: count(a.results["blind"][name])
+        return columns | {"UNet forwards": lambda a: count(a.unet_forwards)}
+    at = f"{100 * first.headline['false_positive_rate']:g} % FP"
+    columns[f"hits at {at}"] = lambda a: count(a.hits())
+    if first.compared == "train_equal":
+        columns["equal"] = lambda a: count(a.hits("train_equal"))
+    return columns | {
+        "held-out": lambda a: count(a.hits("heldout")),
+        "excess %": lambda a: percent(a.excess_share, a.num_images),
+        "95 % interval": words.excess_interval,
+        "different": lambda a: count(a.unique),
+        "new": lambda a: count(a.results["novelty"]["new"]["unique"]),
+        "UNet forwards": lambda a: count(a.unet_forwards),
+    }
+
+
+def shortened(name: str, width: int) -> str:
+    """The name, its middle left out where it is too long: variants often differ at their end."""
+    if len(name) <= width:
+        return name
+    tail = (width - 2) // 2
+    return name[: width - 2 - tail] + ".." + name[-tail:]
+
+
+def _legend(attack: Attack) -> str:
+    sizes = {name: count(size) for name, size in attack.results["num_reference"].items()}
+    share = words.rate(attack.headline["false_positive_rate"])
+    text = (
+        f"hits at {share} FP (held-out false positives): images whose nearest of "
+        f"{sizes['train']} training images has {words.hit_rule(attack)} ({attack.transform}), "
+        f"which {share} of real held-out images reach; held-out: the same against "
+        f"{sizes['heldout']} images the model never saw;"
+    )
+    if attack.compared == "train_equal":
+        text += (
+            f" equal: against {sizes['train_equal']} of the training images, as many as are held "
+            "out, and the excess is over these;"
+        )
+    return text + (
+        f" different: training images hit; new: those of them that none of "
+        f"{count(attack.results['num_synthetic'])} plain samples hits."
+    )
+
+
+def _legend_without_truth(attack: Attack) -> str:
+    return (
+        "No truth was given (evaluate.truth=none), so nothing here says how many images are "
+        "copies. candidates: images that stand for themselves or for a group of near-duplicates "
+        f"({attack.transform}); groups: candidates of two images or more; largest: images in the "
+        "largest group."
+    )

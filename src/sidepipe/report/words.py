@@ -1,0 +1,127 @@
+"""Numbers become words: counts, shares, intervals, rules. Without a number there is a dash."""
+
+import math
+from collections.abc import Sequence
+
+from sidepipe.report.attack import Attack
+
+DASH = "–"  # noqa: RUF001 - what a person reads where there is no number
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def count(number: float | None) -> str:
+    """A whole number with thousands apart."""
+    return DASH if number is None else f"{number:,.0f}"
+
+
+def percent(share: float, num_images: int) -> str:
+    """A share in percent, to as many decimals as one image makes; without the sign."""
+    decimals = max(0, math.ceil(math.log10(max(1, num_images) / 100)))
+    # Rounding gives -0 for a share just below zero.
+    return f"{round(100 * share, decimals) + 0.0:.{decimals}f}"
+
+
+def rate(share: float) -> str:
+    """A share in percent, to three digits: 0.1 %."""
+    return f"{100 * share:.3g}{NBSP}%"
+
+
+def rate_interval(ends: Sequence[float]) -> str:
+    """Two shares in percent: `0.002 to 0.36 %`."""
+    low, high = ends
+    return f"{100 * low:.2g} to {100 * high:.2g}{NBSP}%"
+
+
+def decimals(value: float | None, places: int = 3) -> str:
+    """A number with `places` decimals."""
+    return DASH if value is None else f"{value:.{places}f}"
+
+
+def with_interval(value: float | None, ends: Sequence[float] | None, places: int = 0) -> str:
+    """A number and its interval: `52 (44 to 71)`."""
+    if value is None or ends is None:
+        return decimals(value, places)
+    low, high = ends
+    return f"{value:,.{places}f} ({low:,.{places}f} to {high:,.{places}f})"
+
+
+def with_error(value: float, error: float) -> str:
+    """A number to three digits and its standard error or deviation to two: `0.124 ± 0.031`."""
+    return f"{value:.3g} ± {error:.2g}"
+
+
+def parameters(number: int) -> str:
+    """A model's size: `268 thousand`, `113.7 million`."""
+    return f"{number / 1e6:.1f} million" if number >= 1e6 else f"{number / 1e3:.0f} thousand"
+
+
+def epochs(number: float) -> str:
+    """Passes over the training images, to three digits at most."""
+    return count(number) if number >= 10 else f"{number:.2g}"
+
+
+def per_thousand(number: float, evaluations: int) -> str:
+    """A number for every 1,000 network evaluations, to three digits."""
+    return f"{1000 * number / evaluations:#.3g}"
+
+
+def threshold_rule(attack: Attack, threshold: float) -> str:
+    """Closeness to at least `threshold`: `≤ 0.0612`."""
+    return f"{'≥' if attack.metric == 'cosine' else '≤'}{NBSP}{threshold:.3g}"
+
+
+def band_rule(band: Sequence[float | None]) -> str:
+    """A band's condition on gamma: `< 0.075`, `≥ 0.6` or `0.5 to 0.6`."""
+    low, high = band
+    if low is None:
+        return f"<{NBSP}{high:g}"
+    return f"≥{NBSP}{low:g}" if high is None else f"{low:g} to {high:g}"
+
+
+def hit_rule(attack: Attack) -> str:
+    """What makes a hit: `RMS pixel difference ≤ 0.0612`."""
+    return f"{attack.gamma_in_words} {threshold_rule(attack, attack.threshold)}"
+
+
+def hits(attack: Attack, which: str) -> str:
+    """Hits and their share: `85 (4.25 %)`."""
+    number = attack.hits(which)
+    return f"{count(number)} ({percent(number / attack.num_images, attack.num_images)} %)"
+
+
+def excess(attack: Attack) -> str:
+    """The excess in images and percent, with its interval: `+85 (4.25 %; 3.10 to 5.45)`."""
+    share = percent(attack.excess_share, attack.num_images)
+    return f"{attack.excess:+,d} ({share} %; {excess_interval(attack)})"
+
+
+def excess_interval(attack: Attack) -> str:
+    """The excess share's interval in percent: `3.10 to 5.45`."""
+    low, high = (percent(share, attack.num_images) for share in attack.excess_interval)
+    return f"{low} to {high}"
+
+
+def excess_images(attack: Attack) -> str:
+    """The excess's interval in images: `62 to 109`."""
+    low, high = (count(share * attack.num_images) for share in attack.excess_interval)
+    return f"{low} to {high}"
+
+
+def guided_timesteps(attack: Attack) -> str:
+    """Guided timesteps: `all t`, `t ≥ 200`, `t 200 to 800`."""
+    if not attack.guided:
+        return DASH
+    t_min, t_max = attack.settings["t_min"], attack.settings["t_max"]
+    if t_max is None:
+        return f"t ≥ {t_min}" if t_min else "all t"
+    return f"t {t_min} to {t_max}"
+
+
+def targets(attack: Attack) -> str:
+    """Which labels the attack aims at, and how many these are."""
+    if not attack.guided:
+        return DASH
+    number = attack.summary("extract")["num_targets"]
+    if attack.settings["targets"] == "uniform":
+        return f"all {count(number)} labels"
+    return f"{count(number)} most cohesive, {rate(attack.settings['target_fraction'])}"

@@ -1,0 +1,54 @@
+"""Reports that several tests look at, each made once."""
+
+import pytest
+from tests.report.pages import report
+from tests.report.planted import COSINE, L2, Outputs
+
+NASTY = "<script>alert('$x^')</script> & 日本"
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory):
+    return Outputs(tmp_path_factory.mktemp("outputs"), skipped=["bad.jpg", "worse.jpg"])
+
+
+@pytest.fixture(scope="session")
+def folder(outputs):
+    return outputs.folder / "report"
+
+
+@pytest.fixture(scope="session")
+def made(outputs, folder):
+    return report(folder, outputs)
+
+
+@pytest.fixture(scope="session")
+def page(made):
+    return made[1]
+
+
+@pytest.fixture(scope="session")
+def unusual(tmp_path_factory):
+    """A control smaller than the training set, no gallery, one rate, a hostile name."""
+    folder = tmp_path_factory.mktemp("unusual")
+    attacks = {"unconditional": ("none", 0.3, {}), NASTY: ("none", 0.1, {})}
+    evaluate = {**L2, "gallery_pairs": 0, "false_positive_rates": [0.02]}
+    made = Outputs(folder, attacks, evaluate, num_train=400, num_heldout=150, num_images=120)
+    return made, *report(folder / "report", made)
+
+
+@pytest.fixture(scope="session")
+def similar(tmp_path_factory):
+    """A single attack, with a hostile name, by similarity: larger is closer."""
+    folder = tmp_path_factory.mktemp("similar")
+    attacks = {NASTY: ("classifier", 0.2, {"t_min": 100, "t_max": 800})}
+    made = Outputs(folder, attacks, COSINE, num_train=64, num_heldout=64, num_images=40)
+    return made, *report(folder / "report", made)
+
+
+@pytest.fixture(scope="session")
+def blind(tmp_path_factory):
+    """Attacks that nobody compared with the training images."""
+    folder = tmp_path_factory.mktemp("blind")
+    made = Outputs(folder, evaluate={**L2, "truth": "none"}, num_train=64, num_heldout=64)
+    return made, *report(folder / "report", made)

@@ -1,0 +1,335 @@
+"""The page's numbers against the results they come from."""
+
+import re
+
+import numpy as np
+import pytest
+from tests.report.conftest import NASTY
+from tests.report.pages import (
+    BANDS,
+    BLIND,
+    COST,
+    DISTANCES,
+    HITS,
+    NOVELTY,
+    OVERLAP,
+    QUALITY,
+    RAREFACTION,
+    RULES,
+    hit_images,
+    report,
+    results,
+    rows_of,
+)
+from tests.report.planted import ATTACKS, NUM_LABELS, Outputs
+
+from sidepipe.report.stage import load_table
+from sidepipe.report.words import DASH
+
+TABLES = [HITS, BANDS, COST, RAREFACTION, NOVELTY, OVERLAP, BLIND, RULES, QUALITY, DISTANCES]
+
+
+# Hits
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_attack_is_a_row_in_the_order_of_the_config(page, table):
+    assert list(page.cells(table)) == list(ATTACKS)
+
+
+def test_the_sections_come_in_the_order_of_a_readers_questions(page):
+    assert [heading.replace("\xa0", " ") for heading in page.headings] == [
+        "Hits at 0.1 % held-out false positives",
+        "At every threshold",
+        "How much there is to extract",
+        "What was new",
+        "The closest pairs",
+        "Without the truth",
+        "The surrogate condition",
+        "Published measures",
+        "Where the numbers come from",
+    ]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_hits_are_those_of_the_results(page, outputs, name):
+    first, second = results(outputs, name)["calibrated"]
+    train, heldout = first["train"]["count"], first["heldout"]["count"]
+    expected = ["200", f"{train} ({train / 2:.1f} %)", f"{heldout} ({heldout / 2:.1f} %)"]
+    low, high = (100 * end for end in first["excess"]["interval"])
+    share = f"{(train - heldout) / 2:.1f} %; {low:.1f} to {high:.1f}"
+    expected += [f"{train - heldout:+d} ({share})", str(len(hit_images(outputs, name)))]
+    expected += [str(second[which]["count"]) for which in ("train", "heldout")]
+    expected += [str(second["train"]["unique"])]
+    assert page.cells(HITS)[name] == expected
+    assert train > 0
+
+
+def test_hit_columns_say_what_was_counted(page, outputs):
+    assert page.tables[HITS][1] == [
+        "attack",
+        "images",
+        "hits on 256 training images",
+        "hits on 256 held-out images",
+        "excess over held-out (95 % interval)",
+        "different training images hit",
+        "training",
+        "held-out",
+        "different",
+    ]
+    first, second = (f"{r['threshold']:.3g}" for r in results(outputs, "side")["calibrated"])
+    assert page.tables[HITS][0][2:] == [
+        f"hit, at 0.1 % false positives: RMS pixel difference ≤ {first}",
+        f"at 1 %: ≤ {second}",
+    ]
+
+
+def test_the_headline_gives_hits_excess_interval_and_cost_of_every_attack(page, outputs):
+    text = page.text.replace("\xa0", " ")
+    for name in ATTACKS:
+        row = results(outputs, name)["calibrated"][0]
+        low, high = (200 * end for end in row["excess"]["interval"])
+        assert f"{name}: {row['train']['count']} of 200 generated images hit a training" in text
+        assert f" {row['heldout']['count']} hit a held-out image. Excess: +" in text
+        assert f"95 % interval {low:.0f} to {high:.0f} (" in text
+    assert "Cost: 10,000 UNet forwards and 8,000 surrogate gradients." in text
+
+
+def test_the_headline_says_how_sure_the_threshold_is(page, outputs):
+    row = results(outputs, "side")["calibrated"][0]
+    low, high = (f"{100 * end:.2g}" for end in row["true_rate_interval"])
+    text = page.text.replace("\xa0", " ")
+    assert "of 1,200 real images that the model never saw, 1 is that close to a" in text
+    assert f"the true share of false positives lies between {low} to {high} %" in text
+
+
+def test_the_headline_names_the_largest_excess(page):
+    share = {
+        name: float(re.findall(r"[\d.]+", row[3])[1]) for name, row in page.cells(HITS).items()
+    }
+    assert max(share, key=share.get) == "early"
+    assert (
+        f"early has the largest excess over held-out: {share['early']} % of its images, against "
+        f"{share['unconditional']} % with unconditional."
+    ) in page.text.replace("\xa0", " ")
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory):
+    """Attacks whose images are noise; the second made more of them."""
+
+    class Noise(Outputs):
+        def samples(self, copied, number):
+            return self.rng.integers(0, 256, (number, 8, 8, 1)).astype(np.uint8)
+
+    folder = tmp_path_factory.mktemp("nothing")
+    one = {"one": ("none", 0, {})}
+    made = Noise(folder, one, num_train=32, num_heldout=1000, num_images=20)
+    made.num_images = 30
+    made.inputs["other"] = made.attack(1, "posterior", 0, {})
+    return report(folder / "report", made)
+
+
+def test_a_comparison_without_any_hit_says_so(nothing):
+    summary, page = nothing
+    assert summary["attacks"]["other"]["hits"] == 0
+    assert "No generated image hits a training image, nor a held-out one." in page.text
+    assert [cell.split()[0] for cell in page.cells(HITS)["other"][1:4]] == ["0", "0", "+0"]
+    assert page.cell_of(BLIND, "other", "area under the ROC") == DASH
+    assert page.cell_of(RAREFACTION, "other", "error, %") == DASH
+
+
+def test_attacks_that_made_different_numbers_of_images_are_compared_with_care(nothing, page):
+    warning = "The attacks here made different numbers of images"
+    assert warning in nothing[1].text
+    assert warning not in page.text
+
+
+def test_the_excess_is_over_an_equal_training_set_where_the_control_is_small(unusual):
+    made, summary, page = unusual
+    row = results(made, "unconditional")["calibrated"][0]
+    equal, heldout = row["train_equal"]["count"], row["heldout"]["count"]
+    assert row["train"]["count"] > equal
+    assert summary["attacks"]["unconditional"]["excess"] == equal - heldout
+    assert page.cell_of(HITS, "unconditional", "hits on 150 of them").split()[0] == str(equal)
+    excess = page.cell_of(HITS, "unconditional", "excess over held-out (95 % interval)")
+    assert excess.split()[0] == f"{equal - heldout:+d}"
+    assert "so the excess is taken over a training set of that same size" in page.text
+    assert " equal " in load_table(made.folder / "report").splitlines()[0]
+
+
+# The other sections
+
+
+def test_plain_sampling_shows_no_guidance(page):
+    assert page.cells(COST)["unconditional"] == ["none", DASH, DASH, DASH, "10,000", "0"]
+
+
+def test_guidance_and_cost_are_shown(page):
+    row = page.cells(COST)["early"]
+    assert row == ["posterior", "1.5", "t ≥ 200", "9 most cohesive, 10 %", "10,000", "8,000"]
+
+
+def test_extrapolation_and_its_check_are_those_of_the_results(page, outputs):
+    found = results(outputs, "early")["rarefaction"]
+    check, chao1 = found["check"], found["chao1"]
+    row = page.cells(RAREFACTION)["early"]
+    assert row[1] == str(len(hit_images(outputs, "early")))
+    low, high = chao1["interval"]
+    assert row[4] == f"{chao1['estimate']:,.0f} ({low:,.0f} to {high:,.0f})"
+    assert row[5] == f"{100 * found['coverage']:.1f}"
+    low, high = check["interval"]
+    assert row[6:8] == ["50", f"{check['predicted']:.0f} ({low:.0f} to {high:.0f})"]
+    assert row[8:] == [row[1], f"{100 * check['relative_error']:.1f}"]
+
+
+def test_new_hits_and_their_price_are_shown(page, outputs):
+    row = page.cells(NOVELTY)["side"]
+    found = results(outputs, "side")["novelty"]
+    assert row[:3] == ["400", str(found["synthetic_hits"]), str(found["synthetic_unique"])]
+    hits = [r for r in rows_of(outputs, "side", "nearest.csv") if r["hit"] == "1"]
+    new = [r for r in hits if r["new"] == "1"]
+    assert 0 < len(new) < len(hits)
+    assert row[3] == str(len(hits) - len(new))
+    assert row[5:7] == [str(len(new)), str(len({r["train_index"] for r in new}))]
+    assert float(row[7]) == pytest.approx(len(hits) / 10, abs=0.005)
+    assert float(row[8]) == pytest.approx(len({r["train_index"] for r in hits}) / 10, abs=0.005)
+
+
+def test_overlap_counts_the_training_images_that_two_attacks_hit(page, outputs):
+    found = {name: hit_images(outputs, name) for name in ATTACKS}
+    alone = found["side"] - found["unconditional"] - found["early"]
+    both = {name: len(found["side"] & found[name]) for name in ("unconditional", "early")}
+    counts = [len(found["side"]), len(alone), len(found["side"]) - len(alone)]
+    assert both["unconditional"] != both["early"]
+    assert page.cells(OVERLAP)["side"] == [
+        *map(str, counts),
+        str(both["unconditional"]),
+        DASH,
+        str(both["early"]),
+    ]
+
+
+def test_precision_stands_beside_the_base_rate(page, outputs):
+    found = results(outputs, "early")["blind"]
+    columns = page.tables[BLIND][1]
+    assert columns[5:8] == ["of all", "of the first 10", "of the first 20"]
+    row = page.cells(BLIND)["early"]
+    assert row[1:4] == [str(found[name]) for name in ("num_candidates", "groups", "largest")]
+    assert row[4] == f"{100 * found['base_rate']:.1f}"
+    precision = {name: f"{100 * p:.1f}" for name, p in found["precision_at"].items()}
+    assert dict(zip(columns[6:-1], row[5:-1], strict=True)) == {
+        f"of the first {k}": precision.get(k, DASH) for k in ("10", "20", "50", "100")
+    }
+    assert row[-1] == f"{found['auc']:.3f}"
+
+
+def test_candidates_show_group_size_and_whether_they_hit(page, outputs):
+    expected = [
+        f"{row['rank']} · {'hit' if row['hit'] == '1' else 'no hit'}"
+        f"{'alone' if row['size'] == '1' else row['size'] + ' images'}"
+        for row in rows_of(outputs, "early", "candidates.csv")
+    ]
+    said = page.text.split("The first candidates of early")[1].replace("\xa0", " ")
+    assert re.findall(r"\d+ · (?:no )?hit(?:alone|\d+ images)", said) == expected
+    assert any("alone" not in text for text in expected)
+
+
+def test_the_classifier_is_judged_where_an_attack_used_one(page):
+    rows = page.tables["The classifier by noise level, for side"][1:]
+    assert rows[0] == ["0 to 99", "0.40", "4.41", "90.0", "3.0", ""]
+    # 4.0 nats beat equal probabilities (4.41), not the labels' frequencies (3.9).
+    assert [row[5] for row in rows] == [""] * 8 + ["no better than chance"] * 2
+
+
+def test_bands_are_in_percent_with_the_closest_first(page, outputs):
+    bands, tail = (results(outputs, "side")[name] for name in ("bands", "tail_percentile"))
+    expected = []
+    for name in ("high", "mid", "low"):
+        scores = [("train", "ams"), ("heldout", "ams"), ("train", "ums")]
+        scores += [("train", "ums_nearest")] if name == "high" else []
+        expected += [f"{100 * bands[name][which][score]:.1f}" for which, score in scores]
+    expected += [f"{tail['train']:.3f}", f"{tail['heldout']:.3f}"]
+    assert page.cells(BANDS)["side"] == expected
+
+
+def test_published_rules_stand_beside_their_false_alarms(page, outputs):
+    rules = results(outputs, "early")["rules"]
+    expected = [
+        str(rules[rule][which][kind])
+        for rule in ("adaptive", "ratio")
+        for which in ("train", "heldout")
+        for kind in ("count", "unique")
+    ]
+    assert page.cells(RULES)["early"] == expected
+    assert page.tables[RULES][0][1:] == ["adaptive: score ≤ 1", "ratio: nn1 < nn2 / 3"]
+
+
+def test_quality_and_distances_are_those_of_the_results(page, outputs):
+    found = results(outputs, "early")
+    fid, kid = found["quality"]["fid"], found["quality"]["kid"]
+    row = page.cells(QUALITY)["early"]
+    assert row[:2] == [f"{fid['train']:.3g}", f"{fid['heldout']:.3g}"]
+    assert row[2] == f"{kid['train'][0]:.3g} ± {kid['train'][1]:.2g}"
+    gap, row = found["distance_gap"], page.cells(DISTANCES)["early"]
+    low, high = gap["interval"]
+    assert row[0] == f"{gap['mean']:.4f} ({low:.4f} to {high:.4f})"
+    assert row[3] == f"{found['divergence']['bandwidth']:.3g}"
+
+
+def test_artifacts_are_listed_once_with_their_keys(page):
+    keys = {name: key for name, key, *_ in page.tables["Every artifact behind this page"][1:]}
+    assert keys["data"] == "da"
+    assert keys["generate"] == "ge"
+    assert keys["label (side, early)"] == "la"
+    assert keys["evaluate (early)"] == "ev2"
+    assert len(keys) == 5 + 2 * len(ATTACKS)
+
+
+def test_what_was_attacked_is_said_with_unreadable_images(page):
+    assert (
+        "a diffusion model of 268 thousand parameters, trained for 750 epochs on 256 of 1,456 "
+        "images (Digits, 8 \N{MULTIPLICATION SIGN} 8 pixels, grey)"
+    ) in page.text
+    assert "the other 1,200" in page.text
+    assert "Left out as unreadable: 2." in page.text
+
+
+def test_a_page_without_pairs_or_surrogate_says_so_or_leaves_it_out(unusual):
+    _, _, page = unusual
+    assert "No pairs were kept" in page.text
+    assert "The surrogate condition" not in page.text
+    assert page.tables[HITS][1][-1] == "different training images hit"
+    assert "No attack has a larger excess than unconditional." in page.text
+
+
+def test_a_single_attack_by_similarity_is_reported(similar):
+    _, _, page = similar
+    head = page.tables[HITS][0][2]
+    assert head.startswith("hit, at 2 % false positives: correlation of pixels ≥ 0.")
+    assert page.cells(COST)[NASTY][2:4] == ["t 100 to 800", f"all {NUM_LABELS} labels"]
+    assert OVERLAP not in page.tables
+    assert "larger is closer" in page.text
+
+
+# Without the truth
+
+
+def test_without_truth_a_page_ranks_and_says_that_nothing_was_compared(blind):
+    made, summary, page = blind
+    assert "No truth was given" in page.text
+    assert page.headings == [
+        "What came out",
+        "Without the truth",
+        "The surrogate condition",
+        "Where the numbers come from",
+    ]
+    found = results(made, "early")["blind"]
+    assert page.tables[BLIND][1][-1] == "images in the largest"
+    assert page.cells(BLIND)["early"][1] == str(found["num_candidates"])
+    assert summary["attacks"]["early"]["groups"] == found["groups"] > 0
+    assert page.text.count("The first candidates of ") == len(ATTACKS)
+    assert " hit " not in page.text.split("The first candidates of side")[1].split("Under each")[0]
+    files = {path.name for path in (made.folder / "report").rglob("*") if path.is_file()}
+    tables = {"attacks.csv", "blind.csv", "blind.tex", "cost.csv", "cost.tex"}
+    assert files == {"report.html", "table.txt", *tables}

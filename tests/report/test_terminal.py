@@ -1,0 +1,52 @@
+"""The table that a command prints."""
+
+import json
+import re
+
+from tests.report.planted import ATTACKS
+
+from sidepipe.report.stage import load_table
+from sidepipe.report.terminal import shortened
+
+
+def test_the_terminal_table_is_narrow_plain_and_right(made, outputs, folder):
+    text = load_table(folder)
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 110
+    head, *rows = text.splitlines()[: 1 + len(ATTACKS)]
+    assert [row.split()[0] for row in rows] == list(ATTACKS)
+    assert len({len(line) for line in (head, *rows)}) == 1
+    assert head.split("  ")[0] == "attack"
+    assert "hits at 0.1 % FP" in head
+    results = json.loads((outputs.inputs["side"] / "results.json").read_text())
+    row, new = results["calibrated"][0], results["novelty"]["new"]["unique"]
+    low, high = row["excess"]["interval"]
+    cells = [200, row["train"]["count"], row["heldout"]["count"]]
+    assert rows[1].split()[1:] == [
+        *map(str, cells),
+        f"{100 * row['excess']['share']:.1f}",
+        *f"{100 * low:.1f} to {100 * high:.1f}".split(),
+        str(row["train"]["unique"]),
+        str(new),
+        "10,000",
+    ]
+    assert f"RMS pixel difference <= {row['threshold']:.3g}" in " ".join(text.split())
+
+
+def test_without_truth_the_terminal_table_shows_candidates(blind):
+    made, _, _ = blind
+    text = load_table(made.folder / "report")
+    head = text.splitlines()[0]
+    assert re.split(r"\s{2,}", head) == [
+        *("attack", "images", "candidates", "groups", "largest", "UNet forwards")
+    ]
+    assert "No truth was given" in text
+    assert "hits" not in text
+
+
+def test_long_names_that_differ_at_their_end_stay_apart():
+    names = ["classifier_t200", "classifier_t200_cohesive", "one"]
+    short = [shortened(name, 14) for name in names]
+    assert len(set(short)) == 3
+    assert max(map(len, short)) == 14
+    assert short[2] == "one"
