@@ -58,9 +58,9 @@ def run(folder, inputs, runtime=RUNTIME, **changes):
 def trained(inputs, tmp_path_factory):
     """A descriptor that has learnt something, and its summary."""
     folder = tmp_path_factory.mktemp("trained")
-    settings = {"max_steps": 250, "batch_size": 64, "validate_every_steps": 125,
+    settings = {"max_steps": 120, "batch_size": 64, "validate_every_steps": 120,
                 "widths": [16, 32], "dimensions": 32}  # fmt: skip
-    return folder, run(folder, inputs, checkpoint_every_steps=250, **settings)
+    return folder, run(folder, inputs, checkpoint_every_steps=120, **settings)
 
 
 def test_it_beats_pixels_on_planted_copies(trained):

@@ -1,1 +1,1 @@
-"""A stage beside the attack: a copy descriptor, where SSCD's weights cannot be downloaded."""
+"""Stage 7, beside the attack: a copy descriptor, where SSCD's weights cannot be downloaded."""

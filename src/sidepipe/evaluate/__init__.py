@@ -1,1 +1,1 @@
-"""Stage 7: how much of the training set came out, against images the model never saw."""
+"""Stage 8: how much of the training set came out, against images the model never saw."""

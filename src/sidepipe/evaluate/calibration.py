@@ -27,7 +27,8 @@ def require_enough(num_real: int, rate: float) -> None:
         raise ValueError(
             f"evaluate.false_positive_rates must be >= 1 / {num_real} (there are {num_real} "
             f"held-out images that nothing was trained on), got {rate:g}; remedy: bring at "
-            f"least {math.ceil(1 / rate)}, or evaluate.false_positive_rates="
+            f"least {math.ceil(1 / rate)}, with features=copydet lower descriptor.fraction, which "
+            f"takes its share of them, or evaluate.false_positive_rates="
             f"[{min(0.5, 3 / max(num_real, 1)):.1g}]"
         )
 

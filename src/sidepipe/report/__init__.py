@@ -1,1 +1,1 @@
-"""Stage 8: tables, figures and one page that a person can read without the code."""
+"""Stage 9: tables, figures and one page that a person can read without the code."""
