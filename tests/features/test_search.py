@@ -70,16 +70,32 @@ def test_l2_tells_an_identical_image_from_one_grey_level_in_one_pixel(num_querie
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_a_copy_is_found_among_more_near_copies_than_there_are_candidates(metric):
+@pytest.mark.parametrize("copies", [9, 80])  # fewer and more than there are candidates
+def test_a_copy_is_found_among_near_copies(metric, copies):
     image = photographs(1, 0)[0]
-    database = np.tile(image, (80, 1))
-    database[np.arange(80), np.arange(80)] += np.float32(PIXEL)
-    database[61] = image
+    database = np.tile(image, (copies, 1))
+    database[np.arange(copies), np.arange(copies)] += np.float32(PIXEL)
+    database[copies - 2] = image
+    database = np.concatenate([database, photographs(30, 1)])
     if metric == "cosine":
         database /= np.linalg.norm(database.astype(np.float64), axis=1, keepdims=True)
-    values, indices = nearest(np.tile(database[61], (50, 1)), database, metric)
-    assert (indices == 61).all()
+    values, indices = nearest(np.tile(database[copies - 2], (50, 1)), database, metric)
+    assert (indices == copies - 2).all()
     np.testing.assert_allclose(values, 0 if metric == "l2" else 1, atol=1e-7)
+
+
+def test_near_ties_are_decided_for_near_and_for_far_queries():
+    near, far = photographs(2, 0)
+    database = np.repeat(photographs(2, 0), 40, axis=0)
+    database[np.arange(80), np.arange(80)] += np.float32(PIXEL)
+    queries = np.stack([near, far])
+    queries[1, 100:110] += 50 * np.float32(PIXEL)
+    values, indices = nearest(queries, database, "l2", k=3)
+    squares = np.square(queries[:, None].astype(np.float64) - database).sum(2)
+    np.testing.assert_array_equal(indices, np.argsort(squares, axis=1, kind="stable")[:, :3])
+    np.testing.assert_array_equal(
+        values, np.sqrt(np.sort(squares, axis=1)[:, :3]).astype(np.float32)
+    )
 
 
 def test_a_zero_vector_has_cosine_zero_with_all():
