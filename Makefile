@@ -5,11 +5,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo run test check format status clean help
+.PHONY: demo run test bench check format status clean help
 
 help:
 	@echo "make demo      the whole pipeline on the embedded digits, and its report"
 	@echo "make test      the tests"
+	@echo "make bench     seconds and memory of what is slow, beside a plain implementation"
 	@echo "make check     ruff and pyright"
 	@echo "make run ARGS='...'     sidepipe with any overrides"
 	@echo "make status ARGS='...'  what is done, running and missing for these overrides"
@@ -25,6 +26,9 @@ status: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/installed
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

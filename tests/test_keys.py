@@ -31,6 +31,7 @@ def changed(*overrides: str) -> set[str]:
         "runtime.sampling_batch_size=7",
         "runtime.devices=2",
         "runtime.num_threads=3",
+        "runtime.compile=false",
         "tracking=offline",
         "stage=evaluate",
     ],
@@ -80,6 +81,19 @@ def test_rows_share_what_they_have_in_common() -> None:
     assert {"data", "dpm", "generate"} <= set(titles)
     assert {f"extract [{row}]" for row in ROWS} <= set(titles)
     assert "classifier [classifier]" in titles
+
+
+def test_every_baseline_is_an_attack_of_its_own_and_shares_what_it_can() -> None:
+    the_plan = plan(composed("attacks=baselines"))
+    titles = {the_plan.title(node) for node in the_plan.nodes.values()}
+    for row in ("unconditional", "carlini_cond", "carlini_cond_x0", "random_labels", "side"):
+        assert f"extract [{row}]" in titles
+    assert {t for t in titles if t.startswith("classifier")} == {
+        "classifier [carlini_cond, carlini_cond_x0]",
+        "classifier [random_labels]",
+        "classifier [side]",
+    }
+    assert len([t for t in titles if t.startswith("label")]) == 2
 
 
 def test_whole_numbers_are_one_setting_in_either_spelling() -> None:

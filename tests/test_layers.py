@@ -14,7 +14,7 @@ STAGES = [
 ]
 LAYERS = [
     {"settings", "artifacts", "shards", "images"},
-    {"stage", "progress", "tracking"},
+    {"stage", "progress", "tracking", "speed"},
     {"diffusion", "features"},
     {"sampling", "training"},
     *({stage} for stage in STAGES),

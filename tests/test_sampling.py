@@ -12,12 +12,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline
 from tests.tiny import DIGITS, SCHEDULE, SETTINGS, UNET
 
+from sidepipe import shards
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.dpm.stage import TrainDPM
 from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.generate.stage import Generate, load
 from sidepipe.images import to_uint8
-from sidepipe.progress import quiet_libraries
 from sidepipe.sampling import Guidance, ImageSampler, network_timesteps
 from sidepipe.settings import build
 from sidepipe.shards import shard_path
@@ -34,11 +34,6 @@ SAMPLING = {
     "seed": 3,
 }
 SHARDS = [0, 1, 2, 3]
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    quiet_libraries()
 
 
 @pytest.fixture(scope="module", params=["epsilon"])
@@ -237,6 +232,42 @@ def test_network_timesteps_counts_those_that_are_guided(guidance, count):
     timesteps, guided_steps = network_timesteps(1000, 10, "leading", guidance)
     assert timesteps == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
     assert guided_steps == count
+
+
+# batches
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"),
+    [(16, [16, 16, 16, 2]), (15, [8] * 6 + [2]), (5, [4] * 12 + [2]), (None, [16, 16, 16, 2])],
+)
+def test_shards_are_cut_into_equal_batches(tmp_path, dpm, monkeypatch, batch_size, sizes):
+    predict_step, seen = ImageSampler.predict_step, []
+
+    def watching(self, batch):
+        seen.append(len(batch["indices"]))
+        return predict_step(self, batch)
+
+    monkeypatch.setattr(ImageSampler, "predict_step", watching)
+    sampled(tmp_path, dpm, runtime(sampling_batch_size=batch_size))
+    assert seen == sizes
+
+
+def test_an_error_of_writing_ends_the_run_and_whole_shards_stay(tmp_path, dpm, monkeypatch):
+    write_shard = shards.write_shard
+
+    def failing(folder, shard, images):
+        if shard == 2:
+            raise OSError("the disk is full")
+        write_shard(folder, shard, images)
+
+    monkeypatch.setattr(shards, "write_shard", failing)
+    with pytest.raises(OSError, match="the disk is full"):
+        sampled(tmp_path / "broken", dpm)
+    monkeypatch.undo()
+    assert {"000000.npy", "000001.npy"} <= written(tmp_path / "broken").keys()
+    images = sampled(tmp_path / "broken", dpm)
+    np.testing.assert_array_equal(images, sampled(tmp_path / "whole", dpm))
 
 
 # going on

@@ -1,4 +1,5 @@
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -93,3 +94,80 @@ def test_the_disk_must_have_a_tenth_more_than_the_images_need(tmp_path, monkeypa
     with pytest.raises(OSError, match=r"must have 1\.045 GB free for the images, has 1\.000 GB"):
         shards.check_disk(missing_folder, 950_000_000)
     assert asked == [tmp_path, tmp_path]
+
+
+def test_the_first_images_are_read_from_the_shards_that_hold_them(tmp_path, monkeypatch):
+    write_all(tmp_path, 20, 8, range(3))
+    load, read = np.load, []
+    monkeypatch.setattr(np, "load", lambda path, **kw: read.append(path.name) or load(path, **kw))
+    for count, shards_read in [(3, 1), (8, 1), (9, 2), (20, 3), (64, 3)]:
+        read.clear()
+        np.testing.assert_array_equal(
+            shards.load_first(tmp_path, count), images_of(range(min(count, 20)))
+        )
+        assert len(read) == shards_read
+
+
+# in the background
+
+
+def parts_of(indices, size=3):
+    """The images of a shard, in parts as batches come."""
+    indices = list(indices)
+    return [
+        lambda part=indices[i : i + size]: images_of(part) for i in range(0, len(indices), size)
+    ]
+
+
+def test_shards_written_in_the_background_are_those_given_in_their_order(tmp_path, monkeypatch):
+    order, write_shard = [], shards.write_shard
+
+    def noting(folder, shard, images):
+        order.append((shard, threading.current_thread() is threading.main_thread()))
+        write_shard(folder, shard, images)
+
+    monkeypatch.setattr(shards, "write_shard", noting)
+    background = shards.BackgroundShards(tmp_path)
+    ranges = shards.shard_ranges(50, 8)
+    for shard in (3, 0, 1, 6, 2, 5, 4):
+        background.write(shard, parts_of(ranges[shard]))
+    background.close()
+    assert order == [(shard, False) for shard in (3, 0, 1, 6, 2, 5, 4)]
+    np.testing.assert_array_equal(shards.load_shards(tmp_path), images_of(range(50)))
+
+
+def test_a_caller_faster_than_the_disk_waits_with_two_shards_in_memory(tmp_path, monkeypatch):
+    disk, given = threading.Semaphore(0), []
+    monkeypatch.setattr(shards, "write_shard", lambda *args: disk.acquire())
+    background = shards.BackgroundShards(tmp_path)
+
+    def give():
+        for shard in range(5):
+            background.write(shard, parts_of(range(4)))
+            given.append(shard)
+
+    caller = threading.Thread(target=give)
+    caller.start()
+    for written in range(3):
+        while len(given) < 2 + written:
+            pass
+        caller.join(0.05)
+        assert given == list(range(2 + written))
+        disk.release()
+    disk.release(2)
+    caller.join()
+    background.close()
+
+
+@pytest.mark.parametrize("later", ["write", "close"])
+def test_an_error_in_the_background_is_raised_by_what_is_called_next(tmp_path, monkeypatch, later):
+    def failing(folder, shard, images):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(shards, "write_shard", failing)
+    background = shards.BackgroundShards(tmp_path)
+    background.write(0, parts_of(range(4)))
+    with pytest.raises(OSError, match="the disk is gone"):  # noqa: PT012
+        while later == "write":
+            background.write(1, parts_of(range(4)))
+        background.close()

@@ -6,7 +6,6 @@ import pytest
 from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
 from sidepipe.dpm.stage import TrainDPM
-from sidepipe.progress import quiet_libraries
 from sidepipe.tracking import MetricsCSV, Tracking
 
 ENVIRONMENT = [
@@ -226,7 +225,6 @@ def test_an_offline_run_stays_in_its_folder_and_holds_no_images(tmp_path, monkey
         folder.mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(work)
-    quiet_libraries()
     DIGITS.run(outputs / "data", {}, RUNTIME)
     with tracking(outputs).run("dpm", "0123456789ab", {"lr": 0.1}) as tracked:
         summary = TrainDPM(**SETTINGS).run(outputs / "dpm", {"data": outputs / "data"}, RUNTIME)

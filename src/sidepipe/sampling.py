@@ -5,7 +5,9 @@ so images depend on batch size and number of devices only by floating-point roun
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +15,28 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
 
 from sidepipe.diffusion.guidance import guided
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
-from sidepipe.diffusion.schedule import clip_x_0, eps_of
+from sidepipe.diffusion.schedule import EpsFn, clip_x_0, eps_of
 from sidepipe.images import to_uint8
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
-from sidepipe.shards import check_disk, missing_shards, shard_ranges, write_shard
+from sidepipe.shards import BackgroundShards, check_disk, missing_shards, shard_ranges
+from sidepipe.speed import (
+    CPU_BATCH_SIZE,
+    cast_once,
+    compile_networks,
+    compiling_pays,
+    has_compiler,
+    largest_useful_batch,
+    lay_out,
+    networks_of,
+    seconds_of,
+)
 from sidepipe.stage import Runtime
 
 log = logging.getLogger(__name__)
@@ -38,6 +51,11 @@ class Guidance:
     guidance_scale: float
     t_min: int
     t_max: int | None
+
+    def within(self, timesteps: Sequence[int]) -> list[int]:
+        """Those of `timesteps` that are guided."""
+        t_max = math.inf if self.t_max is None else self.t_max
+        return [t for t in timesteps if self.t_min <= t <= t_max and self.guidance_scale != 0]
 
 
 class ImageSampler(L.LightningModule):
@@ -66,9 +84,12 @@ class ImageSampler(L.LightningModule):
     ) -> None:
         super().__init__()
         self.unet, self.surrogate = unet.eval(), surrogate
+        if surrogate is not None:
+            lay_out(surrogate)
         self.prediction_type, self.image_shape = prediction_type, image_shape
         self.seed, self.stream = seed, stream
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
+        self.is_compiled = False
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     @torch.no_grad()
@@ -76,44 +97,94 @@ class ImageSampler(L.LightningModule):
         noise_fn = image_noise(
             self.seed, self.stream, batch["indices"].tolist(), self.image_shape, self.device
         )
+        eps_fn = self._eps_fn(batch["targets"])
+        # Compiling again, for the last shard's smaller batches, would take longer than they do.
+        once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
+        with cast_once(self.device), once or nullcontext():
+            x_0 = ddim(eps_fn, noise_fn(), self.timesteps, self.alphas_cumprod, self.eta, noise_fn)
+        return to_uint8(x_0)
+
+    def _eps_fn(self, targets: Int64[Tensor, "n"]) -> EpsFn:
         eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
         if self.surrogate is not None and self.guidance is not None:
             eps_fn = guided(
                 eps_fn,
                 self.surrogate.grad_log_prob,
-                batch["targets"],
+                targets,
                 self.guidance.guidance_scale,
                 self.alphas_cumprod,
                 self.guidance.t_min,
                 self.guidance.t_max,
             )
-        eps_fn = clip_x_0(eps_fn, self.alphas_cumprod)
-        x_0 = ddim(eps_fn, noise_fn(), self.timesteps, self.alphas_cumprod, self.eta, noise_fn)
-        return to_uint8(x_0)
+        return clip_x_0(eps_fn, self.alphas_cumprod)
+
+    def prepare(self, num_images: int, shard_size: int, runtime: Runtime) -> int:
+        """The batch size to sample `num_images` with; compiles the networks where that pays.
+
+        Shards are cut into equal batches, so that nearly all have the compiled shape.
+        """
+        size = runtime.sampling_batch_size or self._useful_batch_size(shard_size)
+        size = math.ceil(shard_size / math.ceil(shard_size / size))
+        step, evaluations = self._step(size), num_images * len(self.timesteps)
+
+        def seconds() -> float:
+            return seconds_of(step, self.device) * evaluations / size
+
+        pays = compiling_pays(runtime.compile, evaluations, seconds, self.device)
+        if pays and has_compiler(self.device):
+            self.compile_for(step)
+        return size
+
+    def compile_for(self, step: Callable[[], object]) -> None:
+        """Compiles the networks for the batches that `step` evaluates them on."""
+        compile_networks([self.unet, *networks_of(self.surrogate)], step)
+        self.is_compiled = True
+
+    def _useful_batch_size(self, most: int) -> int:
+        if self.device.type != "cuda":
+            return CPU_BATCH_SIZE
+        return largest_useful_batch(lambda n: n / seconds_of(self._step(n), self.device), 64, most)
+
+    def _step(self, n: int) -> Callable[[], Tensor]:
+        """One evaluation of the networks on `n` images, at a guided timestep if there is one."""
+        of_guidance = [] if self.guidance is None else self.guidance.within(self.timesteps)
+        t = torch.full((n,), (of_guidance or self.timesteps)[0], device=self.device)
+        x_t = torch.zeros(n, *self.image_shape, device=self.device)
+        eps_fn = self._eps_fn(torch.zeros_like(t))
+
+        @torch.no_grad()
+        def step() -> Tensor:
+            with self.trainer.precision_plugin.predict_step_context(), cast_once(self.device):
+                return eps_fn(x_t, t)
+
+        return step
 
 
 class _ShardBatches:
     """Batches of image indices, none across two shards; rank r of w takes every w-th shard.
 
-    A batch never depends on which shards are already there, so a resumed run computes the same
-    bytes as an uninterrupted one.
+    All but the last shard are cut alike, whichever are already there.
     """
 
     def __init__(
         self,
-        module: L.LightningModule,
+        module: ImageSampler,
         shards: list[tuple[int, range]],
-        batch_size: int,
+        shard_size: int,
         targets: np.ndarray,
+        runtime: Runtime,
     ) -> None:
-        self.module, self.shards = module, shards
-        self.batch_size, self.targets = batch_size, targets
+        self.module, self.shards, self.shard_size = module, shards, shard_size
+        self.targets, self.runtime = targets, runtime
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         trainer = self.module.trainer
-        for shard, indices in self.shards[trainer.global_rank :: trainer.world_size]:
-            for start in range(0, len(indices), self.batch_size):
-                part = indices[start : start + self.batch_size]
+        mine = self.shards[trainer.global_rank :: trainer.world_size]
+        count = sum(len(indices) for _, indices in mine)
+        batch_size = self.module.prepare(count, self.shard_size, self.runtime)
+        for shard, indices in mine:
+            for start in range(0, len(indices), batch_size):
+                part = indices[start : start + batch_size]
                 yield {
                     "indices": torch.tensor(part),
                     "targets": torch.tensor(self.targets[part.start : part.stop]),
@@ -123,12 +194,17 @@ class _ShardBatches:
 
 
 class _ShardWriter(BasePredictionWriter):
-    """Gathers a shard's batches and writes it when its last is there."""
+    """Gathers a shard's batches and has it written when its last is there."""
+
+    shards: BackgroundShards
 
     def __init__(self, folder: Path) -> None:
         super().__init__("batch")
         self.folder = folder
-        self.images: list[np.ndarray] = []
+        self.parts: list[Callable[[], np.ndarray]] = []
+
+    def on_predict_start(self, *args: Any) -> None:
+        self.shards = BackgroundShards(self.folder)  # here: a thread cannot be sent to a process
 
     def write_on_batch_end(
         self,
@@ -139,10 +215,34 @@ class _ShardWriter(BasePredictionWriter):
         batch: Any,
         *args: int,
     ) -> None:
-        self.images.append(prediction.cpu().numpy())
+        self.parts.append(_on_host(prediction))
         if batch["ends_shard"]:
-            write_shard(self.folder, batch["shard"], np.concatenate(self.images))
-            self.images.clear()
+            self.shards.write(batch["shard"], self.parts)
+            self.parts = []
+
+    def on_predict_end(self, *args: Any) -> None:
+        self.shards.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        # Shards that are whole are worth writing; the error that is known is the one to raise.
+        if hasattr(self, "shards"):
+            self.shards.thread.shutdown(wait=True)
+
+
+def _on_host(images: UInt8[Tensor, "n h w c"]) -> Callable[[], np.ndarray]:
+    """A function that waits for the images; a GPU goes on with the next batch meanwhile."""
+    if not images.is_cuda:
+        return images.cpu().numpy
+    host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
+    host.copy_(images, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
 
 
 def sample_to_shards(
@@ -187,7 +287,7 @@ def sample_to_shards(
         **progress_settings(),
         **runtime.trainer_settings(),
     )
-    batches = _ShardBatches(sampler, missing, runtime.sampling_batch_size, targets)
+    batches = _ShardBatches(sampler, missing, len(ranges[0]), targets, runtime)
     trainer.predict(sampler, batches, return_predictions=False)
 
 
@@ -196,7 +296,4 @@ def network_timesteps(
 ) -> tuple[list[int], int]:
     """The timesteps of a sampling run, and how many of them evaluate the surrogate."""
     timesteps = sampling_timesteps(num_train_timesteps, num_inference_steps, spacing)
-    if guidance is None or guidance.guidance_scale == 0:
-        return timesteps, 0
-    t_max = num_train_timesteps if guidance.t_max is None else guidance.t_max
-    return timesteps, sum(guidance.t_min <= t <= t_max for t in timesteps)
+    return timesteps, 0 if guidance is None else len(guidance.within(timesteps))

@@ -6,6 +6,9 @@ the same command makes the rest.
 
 import os
 import shutil
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,36 @@ def write_shard(folder: Path, shard: int, images: UInt8[np.ndarray, "n h w c"]) 
     temporary.replace(path)
 
 
+class BackgroundShards:
+    """Writes shards in a thread of its own, one after the other in the order they come.
+
+    At most WAITING shards are in memory here; a caller that is faster waits. An error of the thread
+    is raised by a later `write` or by `close`.
+    """
+
+    WAITING = 2
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: deque[Future[None]] = deque()
+
+    def write(self, shard: int, parts: Sequence[Callable[[], np.ndarray]]) -> None:
+        """Writes one shard soon. parts: give its images when called, in the thread."""
+        while self.pending and (len(self.pending) >= self.WAITING or self.pending[0].done()):
+            self.pending.popleft().result()
+        self.pending.append(self.thread.submit(self._write, shard, parts))
+
+    def _write(self, shard: int, parts: Sequence[Callable[[], np.ndarray]]) -> None:
+        write_shard(self.folder, shard, np.concatenate([part() for part in parts]))
+
+    def close(self) -> None:
+        """Returns when everything is written; raises the first error."""
+        self.thread.shutdown(wait=True)
+        while self.pending:
+            self.pending.popleft().result()
+
+
 def load_shards(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
     """All images of a finished artifact, in index order."""
     paths = sorted((folder / "shards").glob("*.npy"))
@@ -49,6 +82,16 @@ def load_shards(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
             f"{folder} holds no shards; remedy: delete the folder and run again"
         )
     return np.concatenate([np.load(path, mmap_mode="r") for path in paths])
+
+
+def load_first(folder: Path, count: int) -> UInt8[np.ndarray, "n h w c"]:
+    """The first `count` images, or all of fewer, read from the shards that hold them."""
+    parts: list[np.ndarray] = []
+    for path in sorted((folder / "shards").glob("*.npy")):
+        parts.append(np.load(path, mmap_mode="r")[: count - sum(map(len, parts))])
+        if sum(map(len, parts)) == count:
+            break
+    return np.concatenate(parts)
 
 
 def check_disk(folder: Path, num_bytes: int) -> None:

@@ -7,7 +7,7 @@ and never does.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from sidepipe.settings import require, require_known
 
@@ -16,7 +16,9 @@ from sidepipe.settings import require, require_known
 class Runtime:
     """Where and how fast: never part of a key.
 
-    `sampling_batch_size` is per device; images do not depend on it beyond floating-point rounding.
+    sampling_batch_size: per device, None for the size that measures fastest. compile: whether
+    torch.compile makes the networks that sample; "auto" where a run is long enough. Images depend
+    on neither beyond floating-point rounding.
     """
 
     outputs: str = "outputs"
@@ -24,7 +26,8 @@ class Runtime:
     accelerator: str = "auto"
     devices: int = 1
     num_threads: int | None = None
-    sampling_batch_size: int = 256
+    sampling_batch_size: int | None = None
+    compile: Literal["auto", True, False] = "auto"
     progress_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -34,12 +37,8 @@ class Runtime:
         require(self.devices >= 1, "runtime.devices", ">= 1", self.devices)
         if self.num_threads is not None:
             require(self.num_threads >= 1, "runtime.num_threads", ">= 1", self.num_threads)
-        require(
-            self.sampling_batch_size >= 1,
-            "runtime.sampling_batch_size",
-            ">= 1",
-            self.sampling_batch_size,
-        )
+        size = self.sampling_batch_size
+        require(size is None or size >= 1, "runtime.sampling_batch_size", ">= 1 or null", size)
 
     def trainer_settings(self) -> dict[str, Any]:
         """Arguments for Lightning's Trainer.

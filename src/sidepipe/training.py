@@ -74,7 +74,8 @@ class EndlessBatches:
     """Batches of rows, one seeded permutation after another, from the trainer's step on.
 
     rows: arrays of equal length; a batch is a list of tensors. batch_size is global, each rank gets
-    its slice. The order depends on (seed, epoch) alone.
+    its slice. The order depends on (seed, epoch) alone. On a GPU that has room the rows and their
+    order lie there, and a step waits for no copy.
     """
 
     def __init__(
@@ -87,18 +88,31 @@ class EndlessBatches:
         trainer = self.module.trainer
         size = self.batch_size // trainer.world_size
         mine = slice(trainer.global_rank * size, (trainer.global_rank + 1) * size)
-        indices = self._indices(trainer.global_step * self.batch_size)
+        rows = _where_there_is_room(self.rows, self.module.device)
+        orders = self._orders(trainer.global_step * self.batch_size)
+        left = next(orders).to(rows[0].device)
         while True:
-            batch = torch.tensor([next(indices) for _ in range(self.batch_size)][mine])
-            yield [r[batch] for r in self.rows]
+            while len(left) < self.batch_size:
+                left = torch.cat([left, next(orders).to(left.device)])
+            batch, left = left[: self.batch_size][mine], left[self.batch_size :]
+            yield [r[batch] for r in rows]
 
-    def _indices(self, start: int) -> Iterator[int]:
+    def _orders(self, start: int) -> Iterator[Int64[Tensor, "k"]]:
+        """What is left of the epoch of the `start`-th image, then whole epochs."""
         count = len(self.rows[0])
         epoch, skip = divmod(start, count)
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(count)
-            yield from order[skip:].tolist()
+            yield torch.from_numpy(order[skip:])
             epoch, skip = epoch + 1, 0
+
+
+def _where_there_is_room(rows: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The rows on `device` if they take at most half of its free memory, else as they are."""
+    needed = sum(r.nbytes for r in rows)
+    if device.type != "cuda" or 2 * needed > torch.cuda.mem_get_info(device)[0]:
+        return rows
+    return [r.to(device) for r in rows]
 
 
 def validation_batches(rows: Sequence[np.ndarray], size: int = 256) -> DataLoader:
@@ -122,7 +136,9 @@ def adamw_with_warmup(
     module: torch.nn.Module, lr: float, weight_decay: float, warmup_steps: int
 ) -> tuple[list[Any], list[Any]]:
     """AdamW whose learning rate rises linearly over the first steps, as Lightning wants it."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(module.parameters(), lr, weight_decay=weight_decay, fused=True)
+    # Fused, it could unscale 16-bit gradients itself, and Lightning then refuses to clip them.
+    optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
     warmup = max(1, warmup_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / warmup))
     return [optimizer], [{"scheduler": schedule, "interval": "step"}]

@@ -16,7 +16,6 @@ from sidepipe.descriptor.module import DescriptorModule
 from sidepipe.descriptor.stage import Descriptor, last_share, load, load_rows
 from sidepipe.descriptor.task import EDITS, judge
 from sidepipe.dpm.stage import load_subset
-from sidepipe.progress import quiet_libraries
 from sidepipe.settings import bind
 from sidepipe.stage import Runtime
 
@@ -49,7 +48,6 @@ def descriptor(**changes) -> Descriptor:
 
 
 def run(folder, inputs, runtime=RUNTIME, **changes):
-    quiet_libraries()
     folder.mkdir(exist_ok=True)
     return descriptor(**changes).run(folder, inputs, runtime)
 

@@ -7,12 +7,6 @@ from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
 from sidepipe.data.stage import Data
 from sidepipe.dpm.stage import TrainDPM
-from sidepipe.progress import quiet_libraries
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    quiet_libraries()
 
 
 @pytest.fixture(scope="session")

@@ -5,16 +5,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from sidepipe.dpm.module import DenoisingModule
 from sidepipe.images import to_model, to_uint8
+from sidepipe.stage import Runtime
 from sidepipe.training import (
     EndlessBatches,
     adamw_with_warmup,
+    fit,
     require_finite,
     step_generator,
     validation_batches,
+    weights,
 )
 
 ALPHAS_CUMPROD = DDPMScheduler(20).alphas_cumprod
@@ -179,7 +183,7 @@ def test_validation_batches_are_all_rows_in_order():
 def endless(batch_size=4, seed=0, count=10, global_step=0, rank=0, world=1):
     """Row numbers of the batches that a trainer in this state gets."""
     trainer = SimpleNamespace(global_step=global_step, global_rank=rank, world_size=world)
-    module = SimpleNamespace(trainer=trainer)
+    module = SimpleNamespace(trainer=trainer, device=torch.device("cpu"))
     rows = [np.arange(count), np.arange(count) * 2]
     for numbers, doubles in EndlessBatches(module, rows, batch_size, seed):
         assert doubles.equal(numbers * 2), "rows of all arrays belong together"
@@ -213,3 +217,60 @@ def test_slices_of_the_ranks_make_up_the_global_batch():
     ranks = [list(islice(endless(batch_size=6, rank=r, world=3), 5)) for r in range(3)]
     together = [[i for part in parts for i in part] for parts in zip(*ranks, strict=True)]
     assert together == list(islice(endless(batch_size=6), 5))
+
+
+# going fast
+
+
+class Denoiser(nn.Module):
+    """The smallest network of diffusers' kind that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x_t, t):
+        h = self.conv(x_t)
+        return UNet2DOutput(sample=h[:, :1] * torch.sigmoid(h[:, 1:]))
+
+
+def trained(folder, precision):
+    """The weights after four clipped steps on random images."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    module = DenoisingModule(
+        Denoiser(),
+        torch.linspace(0.99, 0.1, 20),
+        "epsilon",
+        lr=0.1,
+        weight_decay=0.0,
+        lr_warmup_steps=0,
+        random_flip=False,
+        seed=0,
+        preview_folder=folder / "previews",
+        image_shape=(1, 4, 4),
+    )
+    images = random_images(24).numpy()
+    fit(
+        module,
+        EndlessBatches(module, [images], 8, 0),
+        validation_batches([images[:5]]),
+        folder,
+        Runtime(accelerator="cpu"),
+        max_steps=4,
+        precision=precision,
+        gradient_clip_val=0.01,
+        log_every_steps=1,
+        checkpoint_every_steps=4,
+        validate_every_steps=2,
+    )
+    return torch.cat([w.flatten() for w in weights(folder).values()])
+
+
+def test_the_fused_optimizer_lets_gradients_be_clipped_at_half_precision(tmp_path):
+    torch.testing.assert_close(
+        trained(tmp_path / "16", "bf16-mixed"),
+        trained(tmp_path / "32", "32-true"),
+        atol=0.05,
+        rtol=0,
+    )

@@ -57,7 +57,7 @@ def ddim(
     if eta > 0 and noise_fn is None:
         raise ValueError(f"noise_fn is needed when eta > 0, got eta = {eta}")
     x_t = x_T
-    alpha_bars = [*(float(alphas_cumprod[t]) for t in timesteps), 1.0]
+    alpha_bars = [*alphas_cumprod[list(timesteps)].tolist(), 1.0]  # one wait for the device
     for t, alpha_bar, alpha_bar_prev in zip(
         timesteps, alpha_bars[:-1], alpha_bars[1:], strict=True
     ):

@@ -14,7 +14,7 @@ from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.images import save_grid
 from sidepipe.sampling import Guidance, ImageSampler, network_timesteps, sample_to_shards
 from sidepipe.settings import require
-from sidepipe.shards import load_shards
+from sidepipe.shards import load_first, load_shards
 from sidepipe.stage import Runtime, Stage
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,11 @@ class Sampling(Stage):
         sample_to_shards(
             sampler, folder, self.num_images, self.shard_size, self.precision, runtime, targets
         )
-        images = load_shards(folder)
-        save_grid(folder / "preview.png", images[:64])
+        save_grid(folder / "preview.png", load_first(folder, 64))
         return {
-            "num_images": len(images),
-            "unet_forwards": len(images) * len(timesteps),
-            "surrogate_gradients": len(images) * surrogate_steps,
+            "num_images": self.num_images,
+            "unet_forwards": self.num_images * len(timesteps),
+            "surrogate_gradients": self.num_images * surrogate_steps,
         }
 
 

@@ -1,0 +1,168 @@
+"""Images a second: a plain guided sampler against ours, in turns within one run.
+
+Plain: float32, eager, diffusers' DDIMScheduler.step, autograd through a float32 classifier. Ours:
+what the stages run, at the precision they run it. Targets on two cores: guided twice as fast as
+plain; guided at most 1.25 times as dear as unguided where t >= 200 is guided, 1.6 times where all t
+are.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from sidepipe.diffusion.sampler import sampling_timesteps
+from sidepipe.extract.surrogates import ClassifierSurrogate
+from sidepipe.sampling import Guidance, ImageSampler
+from sidepipe.settings import build
+from sidepipe.speed import has_compiler
+
+CONF = Path(__file__).parents[1] / "conf"
+SIDES = {"tiny": 8, "unet16": 16}
+NUM_CLASSES, NUM_STEPS, REPEATS = 60, 10, 7
+EVERYWHERE = Guidance(guidance_scale=1.0, t_min=0, t_max=None)
+INTERVAL = Guidance(guidance_scale=1.0, t_min=200, t_max=None)
+
+
+def unet_of(name: str) -> nn.Module:
+    """The network of conf/dpm, with random weights, for grey images."""
+    data = {"data": {"size": SIDES[name], "channels": 1}}
+    config = OmegaConf.merge(data, OmegaConf.load(CONF / f"dpm/{name}.yaml"))
+    torch.manual_seed(0)
+    return build(OmegaConf.to_container(config.unet, resolve=True)).eval()
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(1)
+    network = OmegaConf.load(CONF / "classifier/small.yaml").network
+    return build(network)(in_channels=1, num_classes=NUM_CLASSES).eval()
+
+
+def plain(name: str, device: torch.device, targets: Tensor) -> Callable[[], object]:
+    """Guided sampling as it is usually written (Dhariwal & Nichol, 2021, algorithm 2)."""
+    unet, network = unet_of(name).to(device), classifier().to(device)
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(NUM_STEPS)
+    alphas_cumprod = scheduler.alphas_cumprod.to(device)
+
+    def gradient(x_t: Tensor, t: Tensor) -> Tensor:
+        x_t = x_t.detach().requires_grad_(True)
+        log_probs = F.log_softmax(network(x_t, t), 1)
+        total = log_probs[range(len(targets)), targets].sum()
+        return torch.autograd.grad(total, x_t)[0]
+
+    def sample() -> Tensor:
+        x_t = torch.randn(len(targets), 1, SIDES[name], SIDES[name], device=device)
+        for t in scheduler.timesteps.tolist():
+            ts = torch.full((len(x_t),), t, device=device)
+            with torch.no_grad():
+                eps = unet(x_t, ts).sample
+            eps = eps - (1 - alphas_cumprod[t]).sqrt() * gradient(x_t, ts)
+            x_t = scheduler.step(eps, t, x_t, return_dict=False)[0]
+        return x_t.cpu()
+
+    return sample
+
+
+def ours(
+    name: str, device: torch.device, targets: Tensor, guidance: Guidance | None, compiled: bool
+) -> Callable[[], object]:
+    """A batch as the stages sample it, from noise to uint8."""
+    sampler = ImageSampler(
+        unet_of(name),
+        DDIMScheduler().alphas_cumprod,
+        "epsilon",
+        (1, SIDES[name], SIDES[name]),
+        seed=0,
+        stream="extract",
+        timesteps=sampling_timesteps(1000, NUM_STEPS, "leading"),
+        eta=0.0,
+        surrogate=None if guidance is None else ClassifierSurrogate(classifier()),
+        guidance=guidance,
+    ).to(device)
+    batch = {"indices": torch.arange(len(targets)), "targets": targets}
+
+    def sample() -> Tensor:
+        # As Lightning's bf16-mixed does it.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            return sampler.predict_step(batch).cpu()
+
+    if compiled:
+        sampler.compile_for(sample)
+    return sample
+
+
+def medians(samplers: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of each, run in turns, so that what else the machine does slows all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in samplers}
+    for repeat in range(REPEATS + 1):
+        for name, sample in samplers.items():
+            start = time.perf_counter()
+            sample()
+            if repeat > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def matmul_flops(device: torch.device, n: int = 8192) -> float:
+    """bf16 operations a second that a large matrix product reaches."""
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
+    seconds = []
+    for _ in range(10):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        torch.matmul(a, a)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / statistics.median(seconds)
+
+
+def unet_flops(name: str) -> int:
+    """Operations of one evaluation on one image."""
+    side = SIDES[name]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet_of(name)(torch.zeros(1, 1, side, side), torch.zeros(1, dtype=torch.int64))
+    return counter.get_total_flops()
+
+
+def measure(name: str, device: torch.device, can_compile: bool) -> None:
+    count = 1024 if device.type == "cuda" else 128
+    targets = torch.arange(count, device=device) % NUM_CLASSES
+    attacks = {"unguided": None, "guided": EVERYWHERE, "guided, t >= 200": INTERVAL}
+    samplers = {"plain guided": plain(name, device, targets)}
+    for compiled in [False, True] if can_compile else [False]:
+        for attack, guidance in attacks.items():
+            title = f"ours {attack}" + (", compiled" if compiled else "")
+            samplers[title] = ours(name, device, targets, guidance, compiled)
+    seconds = medians(samplers)
+    print(f"\n{name}, {count} images, {NUM_STEPS} steps")
+    print(f"{'':34} images/s  / plain guided  cost / ours unguided")
+    for title, value in seconds.items():
+        alike = "ours unguided" + (", compiled" if title.endswith("compiled") else "")
+        print(
+            f"{title:34} {count / value:8.1f}  {seconds['plain guided'] / value:14.2f}"
+            f"  {value / seconds[alike]:20.2f}"
+        )
+    if device.type == "cuda":
+        done = count * NUM_STEPS * unet_flops(name) / min(seconds.values())
+        print(f"{done / matmul_flops(device):.1%} of the bf16 rate of a matrix product")
+
+
+def main() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"{hardware}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    can_compile = has_compiler(device)
+    for name in SIDES:
+        measure(name, device, can_compile)
+
+
+if __name__ == "__main__":
+    main()
