@@ -72,6 +72,12 @@ def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
     assert plan(composed(f"experiment={name}")).nodes
 
 
+@pytest.mark.parametrize("path", sorted(CONF.glob("attacks/*.yaml")), ids=lambda p: p.stem)
+def test_attacks_make_a_plan_with_a_row_each(path: Path) -> None:
+    the_plan = plan(composed(f"attacks={path.stem}"))
+    assert the_plan.attacks["all"] == list(yaml.safe_load(path.read_text()))
+
+
 @pytest.mark.parametrize("name", ["celeba_25000", "celeba_hq_fi"])
 def test_experiments_with_sscd_ask_for_its_file_and_hash(name: str, tmp_path: Path) -> None:
     weights = tmp_path / "sscd.pt"
@@ -107,6 +113,10 @@ def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() 
         ("extract.guidance_scale=-1", r"extract.guidance_scale must be >= 0, got -1"),
         ("extract.surrogate=clasifier", r"extract.surrogate.*did you mean 'classifier'"),
         ("extract.targets=cohesion", r"extract.targets.*did you mean 'top_cohesion'"),
+        ("extract.max_guidance_norm=0", r"extract.max_guidance_norm must be > 0 or null, got 0.0"),
+        ("extract.posterior_neighbours=0", r"extract.posterior_neighbours must be >= 1 or null"),
+        ("extract.guide_through=pred_x0", r"extract.guide_through.*did you mean 'pred_x_0'"),
+        ("label.assign=original", r"label.assign does not know 'original'; .*known: all, members"),
         ("extract.t_min=1000", r"extract.t_min must be < diffusion.num_train_timesteps = 1000"),
         ("generate.num_images=many", r"generate.num_images must be a whole number, got 'many'"),
         ("generate.num_inference_steps=2000", r"<= diffusion.num_train_timesteps = 1000, got 2000"),

@@ -6,8 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sidepipe.classifier.module import NoisyClassifierModule, quality_by_noise_level
+from sidepipe.classifier.module import (
+    IgnoresTime,
+    NoisyClassifierModule,
+    quality_by_noise_level,
+    quality_on_clean_images,
+)
 from sidepipe.diffusion.schedule import add_noise
+from sidepipe.images import to_model
 
 T = 100
 ALPHAS_CUMPROD = (1 - torch.linspace(1e-3, 0.2, T)).cumprod(0)
@@ -89,6 +95,7 @@ def module(network, **changes):
         "lr_warmup_steps": 1,
         "random_flip": False,
         "seed": 0,
+        "noised": True,
     }
     return NoisyClassifierModule(network, ALPHAS_CUMPROD, **{**settings, **changes})
 
@@ -118,6 +125,42 @@ def test_x_t_is_the_image_noised_at_a_uniform_t():
     assert abs(float(eps.mean())) < 0.02
     assert float(eps.std()) == pytest.approx(1, abs=0.02)
     torch.testing.assert_close(x_t, add_noise(x_0, eps, t, ALPHAS_CUMPROD))
+
+
+def test_without_noise_it_sees_the_images_at_t_0():
+    images = ramps(300)
+    x_t, t = noised(images, noised=False)
+    assert x_t.equal(to_model(images))
+    assert t.equal(torch.zeros(300, dtype=torch.int64))
+
+
+def test_without_noise_it_is_validated_on_the_images_themselves():
+    network = Spy()
+    classifier = module(network, noised=False)
+    classifier.log = lambda name, value, **options: None
+    classifier.validation_step([ramps(8), torch.arange(8) % 2], 0)
+    [(x_t, t, _)] = network.asked
+    assert x_t.equal(to_model(ramps(8)))
+    assert t.tolist() == [0] * 8
+
+
+def test_what_ignores_time_is_told_0_at_every_t():
+    network = Spy()
+    IgnoresTime(network)(IMAGES[:3], torch.tensor([0, 7, 99]))
+    [(x_t, t, _)] = network.asked
+    assert x_t is IMAGES[:3] or x_t.equal(IMAGES[:3])
+    assert t.tolist() == [0, 0, 0]
+
+
+def test_quality_on_clean_images_is_of_every_image_once_at_t_0():
+    network = Spy()
+    network.forward = lambda x_t, t: torch.stack([t - x_t[:, 0, 0, 0], x_t[:, 0, 0, 0]], 1)
+    labels = LABELS.clone()
+    labels[:300] = 1 - labels[:300]  # a tenth of 3,000 are named wrongly
+    quality = quality_on_clean_images(network, IMAGES, labels)
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    assert quality["accuracy"] == pytest.approx(0.9)
+    assert quality["cross_entropy"] == pytest.approx(0.9 * right + 0.1 * wrong, rel=1e-5)
 
 
 def test_two_ranks_together_see_the_noise_that_one_process_sees():

@@ -9,9 +9,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 from sidepipe.classifier.module import NoisyClassifierModule, quality_by_noise_level
-from sidepipe.classifier.stage import BEST, Classifier, load
+from sidepipe.classifier.stage import BEST, Classifier, load, load_quality
 from sidepipe.images import to_model
-from sidepipe.progress import quiet_libraries
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
 
@@ -28,6 +27,7 @@ FILES = ("model.safetensors", "network.json", "quality.csv")
 def classifier(**changes) -> Classifier:
     settings = {
         "network": NETWORK,
+        "noised": True,
         "max_steps": 150,
         "batch_size": 32,
         "lr": 0.01,
@@ -76,7 +76,6 @@ def halves(n, seed=0):
 
 
 def run(folder, inputs, **changes):
-    quiet_libraries()
     folder.mkdir(exist_ok=True)
     return classifier(**changes).run(folder, inputs, RUNTIME)
 
@@ -132,6 +131,32 @@ def test_quality_has_ten_bins_beside_what_chance_gives(trained, planted):
     assert summary["num_labels"] == 4
     for row, same in zip(rows, summary["quality"], strict=True):
         assert row == pytest.approx(same, abs=1e-6)
+
+
+def test_load_quality_gives_the_rows(trained):
+    folder, summary = trained
+    for row, same in zip(load_quality(folder), summary["quality"], strict=True):
+        assert row == pytest.approx(same, abs=1e-6)
+
+
+def test_on_clean_images_it_learns_them_knows_no_time_and_is_judged_by_noise_all_the_same(
+    planted, trained, tmp_path
+):
+    summary = run(tmp_path, planted, noised=False, max_steps=100)
+    assert summary["clean"]["accuracy"] > 0.95
+    assert summary["clean"]["cross_entropy"] < 0.2
+    assert "clean" not in trained[1]
+    network = load(tmp_path)
+    x = torch.randn(3, 1, 8, 8)
+    same = network(x, torch.tensor([0, 500, 999]))
+    assert same.equal(network(x, torch.zeros(3, dtype=torch.int64)))
+    # What it has not seen it cannot do: noise misleads it, as it does not the one trained on noise.
+    clean, noised = (quality(folder) for folder in (tmp_path, trained[0]))
+    assert len(clean) == 10
+    assert clean[9]["cross_entropy"] > clean[9]["label_entropy"] + 0.1
+    assert np.mean([row["cross_entropy"] for row in clean]) > np.mean(
+        [row["cross_entropy"] for row in noised]
+    )
 
 
 def test_load_gives_the_network_that_was_judged(trained, planted):

@@ -1,9 +1,13 @@
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sidepipe.diffusion.guidance import Posterior, grad_of, guided
+from sidepipe.diffusion import guidance
+from sidepipe.diffusion.guidance import Posterior, SeesEps, grad_of, guided
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
+from sidepipe.images import to_model
 
 MEANS = torch.tensor([-2.0, 1.0], dtype=torch.float64)
 STDS = torch.tensor([0.5, 0.3], dtype=torch.float64)
@@ -93,6 +97,17 @@ def test_guidance_moves_eps_by_minus_scale_sigma_gradient(alphas_cumprod):
     assert asked_x_t is x_t
     assert asked_t.equal(t)
     assert asked_y.equal(y)
+
+
+def test_a_gradient_that_sees_eps_gets_the_model_s(alphas_cumprod):
+    class Eps(SeesEps):
+        def forward(self, x_t, t, y, eps):
+            return eps * y[:, None]
+
+    x_t, t, y = torch.ones(2, 3), torch.full((2,), 700), torch.tensor([1, 5])
+    eps_hat = guided(lambda x_t, t: x_t + 1, Eps(), y, 0.5, alphas_cumprod)(x_t, t)
+    sigma = (1 - float(alphas_cumprod[700])) ** 0.5
+    torch.testing.assert_close(eps_hat, 2 - 0.5 * sigma * 2 * y[:, None].expand(2, 3))
 
 
 class Counting:
@@ -246,14 +261,60 @@ def test_a_label_that_no_image_has_is_impossible(images, x_t, alphas_cumprod):
     assert log_prob.tolist() == [-torch.inf] * 6
 
 
-@pytest.mark.parametrize("block", [1, 7, 39, 40])
-def test_block_size_does_not_matter(images, x_t, alphas_cumprod, block):
-    blocked, whole = (Posterior(images, LABELS, alphas_cumprod, b) for b in (block, 10_000))
+@pytest.mark.parametrize("images_a_block", [1, 3, 7, 39])
+def test_blocks_do_not_matter(images, x_t, alphas_cumprod, images_a_block, monkeypatch):
+    posterior = Posterior(images, LABELS, alphas_cumprod)
+    whole = posterior.log_prob(x_t, T, Y), posterior.grad_log_prob(x_t, T, Y)
+    monkeypatch.setattr(guidance, "BLOCK_ELEMENTS", 6 * images_a_block)
+    blocked = posterior.log_prob(x_t, T, Y), posterior.grad_log_prob(x_t, T, Y)
+    torch.testing.assert_close(blocked, whole, rtol=1e-10, atol=1e-12)
+    by_autograd = grad_of(posterior.log_prob)(x_t, T, Y)
+    torch.testing.assert_close(blocked[1], by_autograd, rtol=1e-8, atol=1e-10)
+
+
+def test_nothing_computed_is_larger_than_a_block(alphas_cumprod, monkeypatch):
+    """Of 5,000 images of 48 pixels and 16 x_t: neither all pixels nor all weights at once."""
+    monkeypatch.setattr(guidance, "BLOCK_ELEMENTS", 2000)
+    images = torch.randint(0, 256, (5000, 3, 4, 4), dtype=torch.uint8)
+    posterior = Posterior(images, torch.arange(5000) % 3, alphas_cumprod.float())
+    with Sizes() as sizes:
+        posterior.grad_log_prob(
+            torch.randn(16, 3, 4, 4), torch.full((16,), 300), torch.arange(16) % 3
+        )
+    assert 1000 < sizes.largest <= 2000
+
+
+class Sizes(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.largest = max(self.largest, *(x.numel() for x in tensors), 0)
+        return result
+
+
+def test_bytes_are_the_images_that_models_see(x_t, alphas_cumprod):
+    pixels = torch.randint(0, 256, (40, 3, 2, 1), generator=torch.Generator().manual_seed(4))
+    pixels = pixels.to(torch.uint8)
+    images = to_model(pixels).double()
+    ours = Posterior(pixels.permute(0, 3, 1, 2), LABELS, alphas_cumprod)
+    same = Posterior(images, LABELS, alphas_cumprod)
+    assert ours.grad_log_prob(x_t, T, Y).equal(same.grad_log_prob(x_t, T, Y))
+
+
+def test_a_label_of_which_all_images_are_far_has_a_finite_gradient(alphas_cumprod):
+    """Weights of its images are e^-10,000 of the others', which is 0 in any float."""
+    images = torch.tensor([[-1.0], [1.0], [0.98]]).double()
+    posterior = Posterior(images, torch.tensor([0, 1, 1]), alphas_cumprod)
+    t, y, x_t = torch.tensor([0]), torch.tensor([1]), torch.tensor([[-1.0]]).double()
+    assert posterior.log_prob(x_t, t, y) < -10_000
+    sqrt_ab, variance = alphas_cumprod[0].sqrt(), 1 - alphas_cumprod[0]
+    expected = sqrt_ab / variance * (0.98 + 1)
     torch.testing.assert_close(
-        blocked.log_prob(x_t, T, Y), whole.log_prob(x_t, T, Y), rtol=1e-12, atol=1e-12
-    )
-    torch.testing.assert_close(
-        blocked.grad_log_prob(x_t, T, Y), whole.grad_log_prob(x_t, T, Y), rtol=1e-10, atol=1e-12
+        posterior.grad_log_prob(x_t, t, y)[0, 0], expected, rtol=1e-6, atol=0
     )
 
 

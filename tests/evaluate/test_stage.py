@@ -34,8 +34,15 @@ COSINE = {
     "bands": {"low": [0.2, 0.5], "mid": [0.5, 0.93], "high": [0.93, None]},
     "curve": [-0.2, 1.0, 61],
 }
+COST = {"unet_forwards": 1234, "surrogate_gradients": 567}
+COST |= {"gradient_cost": 0.5, "network_evaluations": 1518}
 EXTRACT = {
     "surrogate": "none",
+    "posterior_neighbours": None,
+    "guidance_schedule": "constant",
+    "max_guidance_norm": None,
+    "guide_through": "x_t",
+    "tuning": None,
     "guidance_scale": 1.0,
     "t_min": 0,
     "t_max": None,
@@ -100,7 +107,7 @@ class Planted:
         for shard, part in enumerate((self.generated[:half], self.generated[half:])):
             write_shard(self.folder / "extract", shard, part)
         np.save(self.folder / "extract" / "targets.npy", self.targets)
-        cost = {"unet_forwards": 1234, "surrogate_gradients": 567}
+        cost = {**COST, "num_targets": 9}
         summary = {**cost, "num_images": len(self.generated)}
         inputs = {"label": "label"} if (self.folder.parent / "label").exists() else {}
         write_manifest(self.folder / "extract", {"summary": summary, "inputs": inputs})
@@ -241,7 +248,7 @@ def test_results_equal_the_formulas_for_every_reference_set(
     assert high["train"]["ums"] > high["train"]["ums_nearest"]  # the five that are alike
     assert results["num_images"] == 60
     assert results["metric"] == ("l2" if settings["features"] == L2["features"] else "cosine")
-    assert results["cost"] == {"unet_forwards": 1234, "surrogate_gradients": 567}
+    assert results["cost"] == {**COST, "synthetic_evaluations": 0}
     assert summary["hits"] == results["calibrated"][0]["train"]["count"]
     rules_equal_the_formulas(planted, results, settings, sets)
     calibrated_equals_the_formula(planted, results, settings, sets, best)

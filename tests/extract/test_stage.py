@@ -1,6 +1,7 @@
 import csv
 import math
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0
 from sidepipe.dpm.stage import TrainDPM
-from sidepipe.extract.stage import Extract, draw_targets, load, load_targets
+from sidepipe.extract.stage import Extract, load, load_targets, load_trials
+from sidepipe.extract.tuning import Tuning
 from sidepipe.images import to_model, to_uint8
-from sidepipe.progress import quiet_libraries
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
 
@@ -33,11 +34,16 @@ LABELS = np.array([0, 0, 0, 1, 1, 2])
 def extract(**changes) -> Extract:
     settings = {
         "surrogate": "posterior",
+        "posterior_neighbours": None,
         "guidance_scale": 1.0,
+        "guidance_schedule": "constant",
+        "max_guidance_norm": None,
+        "guide_through": "x_t",
         "t_min": 0,
         "t_max": None,
         "targets": "uniform",
         "target_fraction": 0.1,
+        "tuning": None,
         "num_images": 48,
         "num_inference_steps": len(TIMESTEPS),
         "eta": 0.0,
@@ -104,19 +110,21 @@ def inputs(tmp_path):
 
 
 def clusters(folder, cohesions, kept=None):
-    """clusters.csv of clusters with these cohesions; their labels count the kept ones."""
+    """clusters.csv of clusters with these cohesions; their labels count the kept ones.
+
+    Cluster k has 9 + k members.
+    """
     with (folder / "clusters.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["cluster", "size", "cohesion", "kept", "label", "labelled"])
         label = 0
         for k, cohesion in enumerate(cohesions):
             keep = kept is None or kept[k]
-            writer.writerow([k, 9, f"{cohesion:.6f}", int(keep), label if keep else -1, 9])
+            writer.writerow([k, 9 + k, f"{cohesion:.6f}", int(keep), label if keep else -1, 9])
             label += keep
 
 
 def run(folder, inputs, runtime=RUNTIME, **changes):
-    quiet_libraries()
     folder.mkdir(exist_ok=True)
     return extract(**changes).run(folder, inputs, runtime)
 
@@ -188,7 +196,8 @@ def test_the_trained_classifier_is_read_from_its_folder_and_guides(tmp_path, inp
         "widths": [8],
     }
     arguments = {"in_channels": 1, "num_classes": 3}
-    write_json(inputs["classifier"] / "network.json", {"network": network, "arguments": arguments})
+    described = {"network": network, "arguments": arguments, "noised": True}
+    write_json(inputs["classifier"] / "network.json", described)
     weights = TimeResNet(1, 3, [1], [8]).state_dict()
     save_file(weights, inputs["classifier"] / "model.safetensors")
     settings = {"surrogate": "classifier", "num_images": 8, "precision": "bf16-mixed"}
@@ -237,10 +246,21 @@ def test_the_cost_is_what_was_evaluated(
         return original(self, x_t, t, y)
 
     monkeypatch.setattr(Posterior, "grad_log_prob", counted)
+    monkeypatch.setattr("sidepipe.extract.stage.gradient_cost", lambda *_: 0.3)
     summary = run(tmp_path / "extract", inputs, surrogate=surrogate, num_images=23, **changes)
     assert summary["num_images"] == 23
     assert summary["unet_forwards"] == unet.images_seen == 23 * 20
     assert summary["surrogate_gradients"] == sum(gradients) == 23 * guided_steps
+    assert summary["gradient_cost"] == (0.3 if guided_steps else 0)
+    assert summary["network_evaluations"] == round(23 * (20 + 0.3 * guided_steps))
+
+
+def test_the_measured_cost_changes_no_image(tmp_path, inputs, unet, monkeypatch):
+    measured = run(tmp_path / "measured", inputs)
+    assert 0 < measured["gradient_cost"] < math.inf
+    monkeypatch.setattr("sidepipe.extract.stage.gradient_cost", lambda *_: 99.0)
+    run(tmp_path / "planted", inputs)
+    np.testing.assert_array_equal(load(tmp_path / "measured"), load(tmp_path / "planted"))
 
 
 def test_images_depend_on_batch_size_by_rounding_only_and_on_the_seed(tmp_path, inputs, unet):
@@ -253,24 +273,129 @@ def test_images_depend_on_batch_size_by_rounding_only_and_on_the_seed(tmp_path, 
     assert not np.array_equal(load(tmp_path / "7"), load(tmp_path / "other"))
 
 
+# Shaping
+
+
+@pytest.fixture
+def exact_classifier(inputs, monkeypatch):
+    """The classifier stage's artifact: exact, and of the quality that `quality` writes."""
+    monkeypatch.setattr("sidepipe.extract.stage.load_classifier", lambda _: ExactClassifier())
+    return inputs["classifier"]
+
+
+def quality(folder, cross_entropies):
+    """quality.csv of equal bins with these cross-entropies, where the labels' entropy is 2."""
+    with (folder / "quality.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["t_from", "t_to", "cross_entropy", "accuracy", "label_entropy"])
+        width = 1000 // len(cross_entropies)
+        for i, value in enumerate(cross_entropies):
+            writer.writerow([i * width, (i + 1) * width, f"{value:.6f}", 0.5, 2.0])
+
+
+def test_a_classifier_that_knows_half_guides_by_half(tmp_path, inputs, unet, exact_classifier):
+    quality(exact_classifier, [1.0])
+    run(tmp_path / "half", inputs, surrogate="classifier", guidance_scale=0.4)
+    settings = {"surrogate": "classifier", "guidance_schedule": "classifier_quality"}
+    run(tmp_path / "scheduled", inputs, guidance_scale=0.8, **settings)
+    difference = load(tmp_path / "half").astype(int) - load(tmp_path / "scheduled")
+    assert np.abs(difference).max() <= 1
+
+
+def test_where_the_classifier_knows_nothing_it_is_not_asked_and_costs_nothing(
+    tmp_path, inputs, unet, exact_classifier
+):
+    quality(exact_classifier, [0.0, 0.0, 2.0, 2.5])
+    early = run(tmp_path / "early", inputs, surrogate="classifier", t_max=499)
+    settings = {"surrogate": "classifier", "guidance_schedule": "classifier_quality"}
+    scheduled = run(tmp_path / "scheduled", inputs, **settings)
+    np.testing.assert_array_equal(load(tmp_path / "early"), load(tmp_path / "scheduled"))
+    assert scheduled["surrogate_gradients"] == early["surrogate_gradients"] == 48 * 10
+
+
+def test_a_schedule_that_guides_nowhere_is_plain_sampling_with_a_warning(
+    tmp_path, inputs, unet, exact_classifier, caplog
+):
+    quality(exact_classifier, [2.0])
+    settings = {"surrogate": "classifier", "guidance_schedule": "classifier_quality"}
+    summary = run(tmp_path / "scheduled", inputs, **settings)
+    run(tmp_path / "none", inputs, surrogate="none")
+    np.testing.assert_array_equal(load(tmp_path / "scheduled"), load(tmp_path / "none"))
+    assert summary["network_evaluations"] == summary["unet_forwards"]
+    assert "nothing is guided" in caplog.text
+
+
+def test_a_limit_of_guidance_leads_from_plain_samples_to_unlimited_ones(tmp_path, inputs, unet):
+    images = {}
+    for limit in (1e-9, 0.2, 1e9, None):
+        run(tmp_path / str(limit), inputs, max_guidance_norm=limit)
+        images[limit] = load(tmp_path / str(limit)).astype(int)
+    run(tmp_path / "none", inputs, surrogate="none")
+    assert np.abs(images[1e-9] - load(tmp_path / "none")).max() <= 1
+    assert np.abs(images[1e9] - images[None]).max() <= 1
+    for limit in (1e-9, 1e9):
+        assert np.abs(images[0.2] - images[limit]).max() > 50
+
+
+def test_guidance_through_pred_x_0_is_that_of_log_p_of_the_image_it_predicts(
+    tmp_path, inputs, unet, exact_classifier
+):
+    settings = {"surrogate": "classifier", "guide_through": "pred_x_0"}
+    run(tmp_path / "through", inputs, guidance_scale=0.01, t_min=300, **settings)
+    y = torch.from_numpy(load_targets(tmp_path / "through"))
+
+    def eps_fn(x_t, t):
+        eps, alpha_bar = unet(x_t, t).sample, ALPHAS_CUMPROD[t[0]]
+        if t[0] < 300:
+            return eps
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_(True)
+            pred_x_0 = (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+            logits = ExactClassifier()(pred_x_0, torch.zeros_like(t))
+            total = logits.log_softmax(1).gather(1, y[:, None]).sum()
+            gradient = torch.autograd.grad(total, x_t)[0]
+        return eps - 0.01 * (1 - alpha_bar).sqrt() * gradient
+
+    noise_fn = image_noise(0, "extract", range(48), (1, 4, 4))
+    x_0 = ddim(clip_x_0(eps_fn, ALPHAS_CUMPROD), noise_fn(), TIMESTEPS, ALPHAS_CUMPROD)
+    difference = load(tmp_path / "through").astype(int) - to_uint8(x_0).numpy()
+    # The classifier at t = 0 is steep: a rounding may decide what an image becomes.
+    assert (np.abs(difference).max((1, 2, 3)) <= 1).mean() > 0.9
+    run(tmp_path / "none", inputs, surrogate="none")
+    changed = np.abs(load(tmp_path / "through").astype(int) - load(tmp_path / "none"))
+    assert (changed.max((1, 2, 3)) > 50).mean() > 0.2
+
+
+# The posterior cut to the nearest images
+
+
+def test_a_cut_that_cuts_nothing_changes_nothing_and_says_so(tmp_path, inputs, unet, caplog):
+    run(tmp_path / "full", inputs)
+    with caplog.at_level("INFO", "sidepipe"):
+        summary = run(tmp_path / "cut", inputs, posterior_neighbours=8)
+    assert np.abs(load(tmp_path / "cut").astype(int) - load(tmp_path / "full")).max() <= 1
+    assert max(row["relative_error"] for row in summary["cut_error"]) < 1e-4
+    assert all(record.levelname != "WARNING" for record in caplog.records)
+    assert "cut_error" not in run(tmp_path / "again", inputs)
+
+
+def test_a_cut_that_changes_the_gradient_is_warned_of_with_timesteps_and_numbers(
+    tmp_path, inputs, unet, caplog
+):
+    with caplog.at_level("INFO", "sidepipe"):
+        summary = run(tmp_path / "cut", inputs, posterior_neighbours=1)
+    rows = summary["cut_error"]
+    assert [row["t"] for row in rows] == sorted({row["t"] for row in rows}, reverse=True)
+    assert (len(rows), rows[0]["t"], rows[-1]["t"]) == (10, 950, 0)
+    assert rows[0]["relative_error"] > 0.5 > 0.02 > rows[-1]["relative_error"]
+    wrong = [row["t"] for row in rows if row["relative_error"] > 0.1]
+    [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert f"at t in {wrong}; remedy:" in warning
+    assert f"extract.t_max below {min(wrong)}" in warning
+    assert f"t = 950: {rows[0]['relative_error']:.3f}" in caplog.text
+
+
 # Targets
-
-
-def test_targets_are_uniform_over_the_allowed_labels():
-    allowed = np.array([2, 3, 5, 7, 11])
-    targets = draw_targets(allowed, 5000, seed=0)
-    assert targets.dtype == np.int64
-    values, counts = np.unique(targets, return_counts=True)
-    assert values.tolist() == allowed.tolist()
-    assert np.abs(counts - 1000).max() < 4 * math.sqrt(1000 * 0.8)
-
-
-def test_an_image_s_target_depends_on_seed_and_index_alone():
-    allowed = np.arange(50)
-    targets = draw_targets(allowed, 300, seed=3)
-    np.testing.assert_array_equal(draw_targets(allowed, 100, seed=3), targets[:100])
-    other = draw_targets(allowed, 300, seed=4)
-    assert (other == targets).mean() < 0.1
 
 
 @pytest.mark.parametrize(
@@ -302,6 +427,18 @@ def test_top_cohesion_aims_at_exactly_the_most_cohesive_labels(
     assert summary["num_targets"] == count
 
 
+def test_weighted_targets_are_drawn_by_cohesion_rank_and_size(tmp_path, inputs, unet):
+    clusters(inputs["label"], [0.2, 0.9, 0.5, 0.7], [True, True, False, True])
+    settings = {"num_images": 2000, "num_inference_steps": 1, "guidance_scale": 0.0}
+    runtime = Runtime(accelerator="cpu", sampling_batch_size=2000)
+    summary = run(tmp_path / "a", inputs, runtime, targets="weighted", shard_size=2000, **settings)
+    counts = np.bincount(load_targets(tmp_path / "a"), minlength=3)
+    weights = np.array([1 / 3 * 9, 3 / 3 * 10, 2 / 3 * 12])
+    expected = 2000 * weights / weights.sum()
+    assert np.abs(counts - expected).max() < 4 * math.sqrt(500)
+    assert summary["num_targets"] == 3
+
+
 def test_uniform_targets_reach_every_label(tmp_path, inputs, unet):
     assert run(tmp_path / "extract", inputs, target_fraction=0.1)["num_targets"] == 3
     assert set(load_targets(tmp_path / "extract")) == {0, 1, 2}
@@ -330,12 +467,18 @@ def test_settings_of_guidance_are_no_part_of_the_key_of_plain_samples_only():
         t_max=200,
         targets="top_cohesion",
         target_fraction=0.5,
+        posterior_neighbours=5,
+        guidance_schedule="classifier_quality",
+        max_guidance_norm=0.5,
+        guide_through="pred_x_0",
     )
     for changes in (
         {"guidance_scale": 3.0},
         {"t_min": 1},
         {"t_max": 9},
         {"targets": "top_cohesion"},
+        {"targets": "weighted"},
+        {"max_guidance_norm": 0.5},
     ):
         for surrogate in ("posterior", "classifier"):
             assert key_settings(surrogate=surrogate, **changes) != key_settings(surrogate=surrogate)
@@ -343,8 +486,20 @@ def test_settings_of_guidance_are_no_part_of_the_key_of_plain_samples_only():
         assert key_settings(surrogate="none", **changes) != key_settings(surrogate="none")
 
 
+def test_settings_of_one_surrogate_are_part_of_its_key_alone():
+    for changes in ({"guidance_schedule": "classifier_quality"}, {"guide_through": "pred_x_0"}):
+        assert key_settings(surrogate="classifier", **changes) != key_settings(
+            surrogate="classifier"
+        )
+    assert key_settings(posterior_neighbours=5) != key_settings()
+    cut = key_settings(surrogate="classifier", posterior_neighbours=5)
+    assert cut == key_settings(surrogate="classifier")
+
+
 def test_the_target_fraction_is_part_of_the_key_where_it_is_used():
     assert key_settings(target_fraction=0.5) == key_settings()
+    weighted = {"targets": "weighted"}
+    assert key_settings(target_fraction=0.5, **weighted) == key_settings(**weighted)
     top = {"targets": "top_cohesion"}
     assert key_settings(target_fraction=0.5, **top) != key_settings(**top)
 
@@ -357,6 +512,13 @@ def test_the_target_fraction_is_part_of_the_key_where_it_is_used():
         ({"t_min": 5, "t_max": 4}, r"extract.t_max must be >= extract.t_min = 5, got 4; swap"),
         ({"target_fraction": 0.0}, r"extract.target_fraction must be in \(0, 1\], got 0.0"),
         ({"target_fraction": 1.1}, r"extract.target_fraction must be in \(0, 1\], got 1.1"),
+        ({"max_guidance_norm": 0.0}, r"extract.max_guidance_norm must be > 0 or null, got 0.0"),
+        ({"posterior_neighbours": 0}, r"extract.posterior_neighbours must be >= 1 or null, got 0"),
+        (
+            {"guidance_schedule": "classifier_quality"},
+            r"extract.guidance_schedule must be 'constant' where extract.surrogate is 'posterior'",
+        ),
+        ({"guide_through": "pred_x_0"}, r"guide_through must be 'x_t' where .* got 'pred_x_0'"),
         ({"num_images": 0}, r"extract.num_images must be >= 1, got 0"),
         ({"eta": -0.1}, r"extract.eta must be in \[0, 1\], got -0.1"),
     ],
@@ -421,3 +583,84 @@ def test_an_attack_that_guides_nowhere_is_refused_at_the_start(changes, message)
 )
 def test_an_attack_that_guides_somewhere_or_means_not_to_is_accepted(changes):
     extract(**changes).check({"dpm": DPM}, RUNTIME)
+
+
+# Tuning
+
+TUNING = {
+    "grid": {"guidance_scale": [0.0, 1.0], "targets": ["uniform", "top_cohesion"]},
+    "num_images": 12,
+    "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
+    "duplicate_threshold": 0.05,
+}
+
+
+def test_the_setting_whose_trial_repeats_itself_most_makes_the_images(tmp_path, unet, inputs):
+    folder, plain = tmp_path / "tuned", tmp_path / "plain"
+    for place in (folder, plain):
+        place.mkdir()
+    summary = extract(tuning=TUNING, target_fraction=0.3).run(folder, inputs, RUNTIME)
+    trials = load_trials(folder)
+    tried = [(row["guidance_scale"], row["targets"]) for row, _ in trials]
+    assert tried == [(0, "uniform"), (0, "top_cohesion"), (1, "uniform"), (1, "top_cohesion")]
+    scores = [row["score"] for row, _ in trials]
+    for (_, images), score in zip(trials, scores, strict=True):
+        x = images.reshape(12, -1) / 255
+        rms = np.sqrt(np.square(x[:, None] - x).mean(2)) + np.eye(12)
+        assert score == pytest.approx(np.mean(rms.min(1) <= 0.05))
+    chosen = dict(zip(TUNING["grid"], tried[int(np.argmax(scores))], strict=True))
+    assert summary["tuned"] == chosen
+    alone = extract(**chosen, target_fraction=0.3).run(plain, inputs, RUNTIME)
+    np.testing.assert_array_equal(load(folder), load(plain))
+    # Four trials of 12 images, and 48 of the chosen setting.
+    assert summary["unet_forwards"] == (4 * 12 + 48) * len(TIMESTEPS)
+    gradients = sum(row["surrogate_gradients"] for row, _ in trials)
+    assert summary["surrogate_gradients"] == gradients + alone["surrogate_gradients"]
+
+
+def test_a_killed_tuning_goes_on_where_it_was(tmp_path, unet, inputs, monkeypatch):
+    stage = extract(tuning=TUNING)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    stage.run(tmp_path / "whole", inputs, RUNTIME)
+    monkeypatch.setattr(Tuning, "score", interrupted := Mock(side_effect=[0.1, KeyboardInterrupt]))
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(tmp_path / "killed", inputs, RUNTIME)
+    assert interrupted.call_count == 2
+    monkeypatch.undo()
+    for module in ("generate", "extract"):
+        monkeypatch.setattr(f"sidepipe.{module}.stage.load_dpm", lambda _: (unet, DDPMScheduler()))
+    stage.run(tmp_path / "killed", inputs, RUNTIME)
+    whole, killed = (load_trials(tmp_path / name) for name in ("whole", "killed"))
+    assert [row["score"] for row, _ in killed] == [row["score"] for row, _ in whole]
+    np.testing.assert_array_equal(load(tmp_path / "killed"), load(tmp_path / "whole"))
+
+
+def test_plain_sampling_is_not_tuned_and_keeps_its_key():
+    plain, tuned = extract(surrogate="none"), extract(surrogate="none", tuning=TUNING)
+    settings = dict.fromkeys(vars(tuned), 1)
+    assert "tuning" not in tuned.key_settings(settings)
+    assert plain.inputs() == tuned.inputs()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": {}}, "extract.tuning.grid must be settings with values to try"),
+        ({"grid": {"lambda": [1]}}, "extract.tuning.grid does not know 'lambda'"),
+        (
+            {"grid": {"t_min": 5}},
+            "extract.tuning.grid.t_min must be a list of values to try, got 5",
+        ),
+        ({"grid": {"t_min": []}}, "extract.tuning.grid.t_min must be a list of values"),
+        ({"grid": {"t_min": ["late"]}}, "extract.tuning.grid.t_min must be a whole number"),
+        ({"grid": {"guidance_scale": [1, -1]}}, "extract.guidance_scale must be >= 0, got -1"),
+        ({"grid": {"targets": ["tight"]}}, "extract.tuning.grid.targets does not know 'tight'"),
+        ({"num_images": 1}, "extract.tuning.num_images must be >= 2, got 1"),
+        ({"images": 5}, "extract.tuning.images is not a setting"),
+    ],
+)
+def test_a_grid_that_cannot_be_tried_is_refused_at_the_start(changes, message):
+    stage = extract(tuning={**TUNING, **changes})
+    with pytest.raises(ValueError, match=message):
+        stage.check({"dpm": DPM}, RUNTIME)

@@ -103,7 +103,7 @@ MEMBERS = np.array([0, 1, 1, 2, 2, 3, 3])
 
 
 def test_assign_all_labels_images_of_dropped_clusters_by_the_nearest_kept_centroid():
-    labels = surrogate_labels(IMAGES, MEMBERS, CENTROIDS, KEPT, "all")
+    labels = surrogate_labels(IMAGES, MEMBERS, CENTROIDS, KEPT, "all", 0)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert labels.dtype == np.int64
 
@@ -114,12 +114,12 @@ def test_assign_all_equals_algorithm_1_line_7(rng):
     kept_centroids = [c for c, keep in zip(centroids, kept, strict=True) if keep]
     expected = [int(np.argmin([np.linalg.norm(x - c) for c in kept_centroids])) for x in features]
     members = nearest_centroid(features, centroids)
-    assert surrogate_labels(features, members, centroids, kept, "all").tolist() == expected
+    assert surrogate_labels(features, members, centroids, kept, "all", 0).tolist() == expected
     assert 0 < kept.sum() < 12
 
 
 def test_assign_members_labels_only_members_of_kept_clusters():
-    labels = surrogate_labels(IMAGES, MEMBERS, CENTROIDS, KEPT, "members")
+    labels = surrogate_labels(IMAGES, MEMBERS, CENTROIDS, KEPT, "members", 0)
     assert labels.tolist() == [0, -1, -1, 1, 1, -1, -1]
     assert labels.dtype == np.int64
 
@@ -129,5 +129,29 @@ def test_with_every_cluster_kept_both_ways_of_assigning_agree(rng):
     centroids = kmeans(features, 7, num_iterations=10, seed=0)
     members, kept = nearest_centroid(features, centroids), np.ones(7, bool)
     for assign in ("all", "members"):
-        labels = surrogate_labels(features, members, centroids, kept, assign)
+        labels = surrogate_labels(features, members, centroids, kept, assign, 0)
         np.testing.assert_array_equal(labels, members)
+
+
+def test_random_labels_are_as_frequent_as_all_s_and_fall_anywhere(rng):
+    features, kept = unit(rng.normal(size=(4000, 3))), np.array([True, True, False, True])
+    centroids = directions([0, 20, 90, 180])
+    features[:, 2] = 0
+    features = unit(features)[:, :2]
+    members = nearest_centroid(features, centroids)
+    given = {
+        seed: surrogate_labels(features, members, centroids, kept, assign, seed)
+        for assign, seed in (("all", 9), ("random", 0), ("random", 1))
+    }
+    share = np.bincount(given[9]) / 4000
+    assert len(share) == 3
+    assert share.max() - share.min() > 0.1
+    for seed in (0, 1):
+        np.testing.assert_array_equal(np.bincount(given[seed]), np.bincount(given[9]))
+        # Independent of what `all` says: they agree by chance alone.
+        agreement = (given[seed] == given[9]).mean()
+        assert agreement == pytest.approx((share**2).sum(), abs=0.04)
+    assert (given[0] == given[1]).mean() < 0.6
+    again = surrogate_labels(features, members, centroids, kept, "random", 0)
+    np.testing.assert_array_equal(again, given[0])
+    assert again.dtype == np.int64

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sidepipe.generate.stage import Generate
-from sidepipe.label.stage import Label, load, load_cohesion
+from sidepipe.label.stage import Label, load, load_cohesion, load_sizes
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
 
@@ -94,6 +94,7 @@ def test_labels_cohesion_and_kept_clusters_are_those_of_algorithm_1(tmp_path, ge
     assert load(folder).tolist() == labels
     assert load(folder).dtype == np.int64
     np.testing.assert_allclose(load_cohesion(folder), [cohesions[k] for k in kept], atol=1e-6)
+    assert load_sizes(folder).tolist() == [members.count(k) for k in kept]
     quantiles = np.quantile(cohesions, [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(summary["cohesion_quantiles"], quantiles, atol=6e-4)
     assert summary["num_clusters"] == 5
@@ -108,6 +109,16 @@ def test_labels_cohesion_and_kept_clusters_are_those_of_algorithm_1(tmp_path, ge
         assert int(row["kept"]) == is_kept
         assert int(row["label"]) == y
         assert int(row["labelled"]) == (labels.count(y) if is_kept else 0)
+
+
+def test_random_labels_leave_clusters_and_frequencies_as_they_are(tmp_path, generated):
+    folders = {
+        assign: run(tmp_path, generated, assign, assign=assign)[0] for assign in ("all", "random")
+    }
+    assert table(folders["random"]) == table(folders["all"])
+    labels = {assign: load(folder) for assign, folder in folders.items()}
+    assert sorted(labels["random"]) == sorted(labels["all"])
+    assert (labels["random"] != labels["all"]).mean() > 0.3
 
 
 def test_planted_clusters_are_kept_and_noise_is_not(tmp_path, generated):

@@ -32,6 +32,9 @@ COSINE = {
 }
 GUIDANCE = {
     "guidance_scale": 1.5,
+    "guidance_schedule": "constant",
+    "max_guidance_norm": None,
+    "guide_through": "x_t",
     "t_min": 0,
     "t_max": None,
     "targets": "uniform",
@@ -158,7 +161,8 @@ class Outputs:
         inputs = {name: keys[name] for name in used.get(surrogate, keys)}
         gradients = 0 if surrogate == "none" else 40 * self.num_images
         summary = {"num_images": self.num_images, "unet_forwards": 50 * self.num_images}
-        summary |= {"surrogate_gradients": gradients}
+        summary |= {"surrogate_gradients": gradients, "gradient_cost": 0.5 if gradients else 0.0}
+        summary |= {"network_evaluations": 50 * self.num_images + gradients // 2}
         if surrogate != "none":
             summary["num_targets"] = 9 if guidance.get("targets") == "top_cohesion" else NUM_LABELS
         self.finish(

@@ -1,5 +1,6 @@
-"""Training the time-conditioned classifier on noised synthetic images, and judging it by noise."""
+"""Training the classifier on synthetic images, noised or clean, and judging it by noise."""
 
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +14,22 @@ from sidepipe.diffusion.schedule import add_noise
 from sidepipe.training import adamw_with_warmup, noised, require_finite, step_generator
 
 
+class IgnoresTime(nn.Module):
+    """The network told t = 0 at every t: what was trained on clean images knows no other."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t: Tensor, t: Int64[Tensor, "n"]) -> Tensor:
+        return self.network(x_t, torch.zeros_like(t))
+
+
 class NoisyClassifierModule(L.LightningModule):
     """Minimises cross-entropy of the surrogate label of x_t, t uniform (SIDE, algorithm 1, line 9).
 
-    network: (x_t, t) -> logits. alphas_cumprod: (T,), of the model under attack.
+    network: (x_t, t) -> logits. alphas_cumprod: (T,), of the model under attack. noised False: of
+    the clean image instead, at t = 0 (Carlini et al., 2023).
     """
 
     alphas_cumprod: Tensor
@@ -31,9 +44,10 @@ class NoisyClassifierModule(L.LightningModule):
         lr_warmup_steps: int,
         random_flip: bool,
         seed: int,
+        noised: bool,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.noised = network, noised
         self.lr, self.weight_decay, self.lr_warmup_steps = lr, weight_decay, lr_warmup_steps
         self.random_flip, self.seed = random_flip, seed
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
@@ -41,10 +55,10 @@ class NoisyClassifierModule(L.LightningModule):
     def _noised(
         self, images: Tensor, generator: torch.Generator, share: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """x_t and t of this rank's share (rank, world) of the global batch."""
+        """What the network sees, x_t and t, of this rank's share (rank, world) of the batch."""
         flip = self.random_flip and self.training
         x = noised(images, self.alphas_cumprod, generator, share, flip)
-        return x.x_t, x.t
+        return (x.x_t, x.t) if self.noised else (x.x_0, torch.zeros_like(x.t))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -67,7 +81,6 @@ class NoisyClassifierModule(L.LightningModule):
         return adamw_with_warmup(self.network, self.lr, self.weight_decay, self.lr_warmup_steps)
 
 
-@torch.no_grad()
 def quality_by_noise_level(
     network: nn.Module,
     images: Float[Tensor, "n c h w"],
@@ -82,27 +95,41 @@ def quality_by_noise_level(
     Each image is noised `draws` times in every bin. Rows: t_from, t_to (exclusive), cross_entropy,
     accuracy.
     """
-    network.eval()
     steps = len(alphas_cumprod)
     edges = [round(i * steps / num_bins) for i in range(num_bins + 1)]
     generator = step_generator(seed, 0, images.device)
-    rows = []
-    for low, high in pairwise(edges):
-        total = correct = 0.0
+
+    def noised_batches(low: int, high: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for x_0, y in zip(images.split(256), labels.split(256), strict=True):
             for _ in range(draws):
                 t = torch.randint(low, high, (len(x_0),), generator=generator, device=x_0.device)
                 eps = torch.randn(x_0.shape, generator=generator, device=x_0.device)
-                logits = network(add_noise(x_0, eps, t, alphas_cumprod), t).float()
-                total += float(F.cross_entropy(logits, y, reduction="sum"))
-                correct += float((logits.argmax(1) == y).sum())
-        count = len(images) * draws
-        rows.append(
-            {
-                "t_from": low,
-                "t_to": high,
-                "cross_entropy": total / count,
-                "accuracy": correct / count,
-            }
-        )
-    return rows
+                yield add_noise(x_0, eps, t, alphas_cumprod), t, y
+
+    return [
+        {"t_from": low, "t_to": high, **_quality(network, noised_batches(low, high))}
+        for low, high in pairwise(edges)
+    ]
+
+
+def quality_on_clean_images(
+    network: nn.Module, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, "n"]
+) -> dict[str, float]:
+    """Cross-entropy (nats) and accuracy of `network` at the images themselves and t = 0."""
+    batches = zip(images.split(256), labels.split(256), strict=True)
+    return _quality(network, ((x_0, torch.zeros_like(y), y) for x_0, y in batches))
+
+
+@torch.no_grad()
+def _quality(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]]
+) -> dict[str, float]:
+    """Means over batches of x_t, t and labels."""
+    network.eval()
+    total = correct = count = 0.0
+    for x_t, t, y in batches:
+        logits = network(x_t, t).float()
+        total += float(F.cross_entropy(logits, y, reduction="sum"))
+        correct += float((logits.argmax(1) == y).sum())
+        count += len(y)
+    return {"cross_entropy": total / count, "accuracy": correct / count}

@@ -17,7 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sidepipe.artifacts import write_json
-from sidepipe.classifier.module import NoisyClassifierModule, quality_by_noise_level
+from sidepipe.classifier.module import (
+    IgnoresTime,
+    NoisyClassifierModule,
+    quality_by_noise_level,
+    quality_on_clean_images,
+)
 from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.images import to_model
@@ -35,13 +40,15 @@ BEST = "best.ckpt"
 class Classifier(Stage):
     """A time-conditioned classifier of surrogate labels.
 
-    network: a partial config; `in_channels` and `num_classes` are added. batch_size: global, in
+    network: a partial config; `in_channels` and `num_classes` are added. noised: train it on noised
+    images, as the paper does, or on clean ones, blind to t, as Carlini's. batch_size: global, in
     images. validation_fraction: share of the synthetic images kept for judging. The weights with
     the lowest validation cross-entropy are kept.
     """
 
     name: ClassVar[str] = "classifier"
     network: dict[str, Any]
+    noised: bool
     max_steps: int
     batch_size: int
     lr: float
@@ -103,20 +110,20 @@ class Classifier(Stage):
         self._train(network, scheduler.alphas_cumprod, seen, unseen, folder, runtime)
         save_file(network.state_dict(), folder / "model.safetensors")
         device = runtime.torch_device()
-        rows = quality_by_noise_level(
-            network.to(device),
-            to_model(images[validation]).to(device),
-            torch.from_numpy(labels[validation]).to(device),
-            scheduler.alphas_cumprod.to(device),
-            self.seed,
-        )
-        return _judge(folder, rows, labels[labels >= 0])
+        judged = to_model(images[validation]).to(device)
+        their = torch.from_numpy(labels[validation]).to(device)
+        alphas_cumprod = scheduler.alphas_cumprod.to(device)
+        network = load(folder).to(device)
+        rows = quality_by_noise_level(network, judged, their, alphas_cumprod, self.seed)
+        summary = _judge(folder, rows, labels[labels >= 0])
+        return summary if self.noised else {**summary, "clean": _clean(network, judged, their)}
 
     def _new_network(self, folder: Path, in_channels: int, num_classes: int) -> nn.Module:
         """A network with seeded weights, described in the folder for `load`."""
         L.seed_everything(self.seed, verbose=False)
         arguments = {"in_channels": in_channels, "num_classes": num_classes}
-        write_json(folder / "network.json", {"network": self.network, "arguments": arguments})
+        described = {"network": self.network, "arguments": arguments, "noised": self.noised}
+        write_json(folder / "network.json", described)
         return build(self.network)(**arguments)
 
     def _train(
@@ -137,6 +144,7 @@ class Classifier(Stage):
             lr_warmup_steps=self.lr_warmup_steps,
             random_flip=self.random_flip,
             seed=self.seed,
+            noised=self.noised,
         )
         fit(
             module,
@@ -191,6 +199,12 @@ def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray)
     return {"num_labels": len(shares), "quality": rows}
 
 
+def _clean(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    quality = quality_on_clean_images(network, images, labels)
+    log.info("clean: cross-entropy %(cross_entropy).3f, accuracy %(accuracy).3f", quality)
+    return quality
+
+
 def _keep_best(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(
         dirpath=folder,
@@ -210,8 +224,14 @@ def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, 
 
 
 def load(folder: Path) -> nn.Module:
-    """The trained network (x_t, t) -> logits, in eval mode."""
+    """The trained network (x_t, t) -> logits, in eval mode; on clean images, blind to t."""
     described = json.loads((folder / "network.json").read_text())
     network = build(described["network"])(**described["arguments"])
     network.load_state_dict(load_file(folder / "model.safetensors"))
-    return network.eval()
+    return (network if described["noised"] else IgnoresTime(network)).eval()
+
+
+def load_quality(folder: Path) -> list[dict[str, int | float]]:
+    """The rows of quality.csv: equal bins of t, least noise first."""
+    rows: Any = pd.read_csv(folder / "quality.csv").to_dict("records")
+    return rows

@@ -1,13 +1,14 @@
 """Guiding an `eps_fn` toward a surrogate label, and the surrogate posterior in closed form.
 
 Guidance is a wrapper: `eps_hat = eps - lambda sqrt(1 - ab_t) grad_x log p(c | x_t)` (Dhariwal &
-Nichol, 2021, algorithm 2; SIDE, section 4.2).
+Nichol, 2021, algorithm 2; SIDE, section 4.2). What shapes the gradient is in `shaping`.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from sidepipe.diffusion.schedule import EpsFn, at
@@ -16,10 +17,37 @@ Labels = Int64[Tensor, "n"]
 LogProbFn = Callable[[Tensor, Tensor, Labels], Float[Tensor, "n"]]
 GradLogProbFn = Callable[[Tensor, Tensor, Labels], Tensor]
 
+# Numbers in the largest intermediate of the posterior: 128 MB in float64, whatever the images.
+BLOCK_ELEMENTS = 2**24
+
+
+# log sum_i exp(w_i) and the mean of s_i weighted by exp(w_i), for each x_t.
+Moments = tuple[Float[Tensor, "n"], Float[Tensor, "n d"]]
+
+
+class SeesEps(nn.Module):
+    """Base of gradients that need the model's eps too: called with (x_t, t, y, eps).
+
+    It is its own `grad_log_prob`, so it stands wherever a surrogate does.
+    """
+
+    @property
+    def grad_log_prob(self) -> "SeesEps":
+        return self
+
+
+def gradient_at(
+    grad_log_prob_fn: GradLogProbFn | SeesEps, x_t: Tensor, t: Tensor, y: Labels, eps: Tensor
+) -> Tensor:
+    """grad_{x_t} log p(y | x_t, t); eps goes to a gradient that asks for it."""
+    if isinstance(grad_log_prob_fn, SeesEps):
+        return grad_log_prob_fn(x_t, t, y, eps)
+    return grad_log_prob_fn(x_t, t, y)
+
 
 def guided(
     eps_fn: EpsFn,
-    grad_log_prob_fn: GradLogProbFn,
+    grad_log_prob_fn: GradLogProbFn | SeesEps,
     y: Labels,
     guidance_scale: float,
     alphas_cumprod: Float[Tensor, "T"],
@@ -38,7 +66,7 @@ def guided(
         if guidance_scale == 0 or step < t_min or (t_max is not None and step > t_max):
             return eps
         sigma = (1 - at(alphas_cumprod, t, x_t)).sqrt()
-        return eps - guidance_scale * sigma * grad_log_prob_fn(x_t, t, y)
+        return eps - guidance_scale * sigma * gradient_at(grad_log_prob_fn, x_t, t, y, eps)
 
     return guided_eps_fn
 
@@ -62,59 +90,103 @@ class Posterior(nn.Module):
     log p(c | x_t) = logsumexp_{i in c} w_i - logsumexp_i w_i, and its gradient is
     sqrt(ab_t) / (1 - ab_t) * (E[s | x_t, c] - E[s | x_t]).
 
-    images: (m, *shape) in [-1, 1]; labels: int64 (m,), -1 for images that belong to no label.
-    Weights are computed in float64: near t = 0 they are small differences of large numbers. Images
-    pass in blocks of `block`, so memory beyond the images is n x m weights and one block.
+    images: (m, *shape), float in [-1, 1] or uint8, which takes a quarter of the memory and stands
+    for [-1, 1] too; labels: int64 (m,), -1 for images that belong to no label. Weights are computed
+    in float64: near t = 0 they are small differences of large numbers. Images lie sorted by label
+    and pass in blocks, so memory beyond them is a few times BLOCK_ELEMENTS numbers.
     """
 
     images: Tensor
-    labels: Tensor
+    square_norms: Tensor
     alphas_cumprod: Tensor
 
     def __init__(
         self,
-        images: Float[Tensor, "m *shape"],
+        images: Float[Tensor, "m *shape"] | UInt8[Tensor, "m *shape"],
         labels: Int64[Tensor, "m"],
         alphas_cumprod: Float[Tensor, "T"],
-        block: int = 8192,
     ) -> None:
         super().__init__()
         if len(images) != len(labels):
             raise ValueError(
                 f"labels must be one per image, got {len(labels)} for {len(images)} images"
             )
-        self.block = block
-        self.register_buffer("images", images.flatten(1), persistent=False)
-        self.register_buffer("labels", labels, persistent=False)
+        order = labels.argsort(stable=True)
+        self.labels: list[int] = labels[order].tolist()
+        self.register_buffer("images", images.flatten(1)[order], persistent=False)
+        blocks = self._blocks(1, 0, len(labels), torch.float64)
+        norms = [s.square().sum(1) for _, s in blocks]
+        self.register_buffer("square_norms", torch.cat(norms), persistent=False)
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
     def log_prob(self, x_t: Tensor, t: Tensor, y: Labels) -> Float[Tensor, "n"]:
         """log p(y | x_t), float64; -inf for a label that no image has."""
-        w = self._weights(x_t, t)
-        within = w.masked_fill(self.labels != y[:, None], -torch.inf)
-        return within.logsumexp(1) - w.logsumexp(1)
+        within, overall = self._moments(x_t, t, y)
+        return within[0] - overall[0]
 
     def grad_log_prob(self, x_t: Tensor, t: Tensor, y: Labels) -> Tensor:
-        """grad_{x_t} log p(y | x_t), in x_t's shape and dtype."""
-        w = self._weights(x_t, t)
-        within = w.masked_fill(self.labels != y[:, None], -torch.inf)
-        difference = self._mean(within.softmax(1) - w.softmax(1))
+        """grad_{x_t} log p(y | x_t), in x_t's shape and dtype; nan for a label of no image."""
+        within, overall = self._moments(x_t, t, y)
+        difference = within[1] - overall[1]
         alpha_bar = at(self.alphas_cumprod, t, difference)
         return (alpha_bar.sqrt() / (1 - alpha_bar) * difference).reshape(x_t.shape).to(x_t.dtype)
 
-    def _weights(self, x_t: Tensor, t: Tensor) -> Float[Tensor, "n m"]:
+    def _moments(self, x_t: Tensor, t: Tensor, y: Labels) -> tuple[Moments, Moments]:
+        """Over the images of y, and over all."""
         x = x_t.flatten(1).double()
-        alpha_bar = self.alphas_cumprod[t].double()[:, None]
-        columns = []
-        for s in self.images.split(self.block):
-            s = s.double()
-            inner = x @ s.T * alpha_bar.sqrt()
-            # |x_t|^2 is the same for every i and cancels in both softmaxes.
-            columns.append((2 * inner - alpha_bar * s.square().sum(1)) / (2 * (1 - alpha_bar)))
-        return torch.cat(columns, 1)
+        log_sum, mean = x.new_empty(len(x)), torch.empty_like(x)
+        for rows, start, stop in self._of_each_label(y):
+            log_sum[rows], mean[rows] = self._moments_of(x[rows], t[rows], start, stop)
+        return (log_sum, mean), self._moments_of(x, t, 0, len(self.labels))
 
-    def _mean(self, weights: Float[Tensor, "n m"]) -> Float[Tensor, "n d"]:
-        mean = weights.new_zeros(len(weights), self.images.shape[1])
-        for w, s in zip(weights.split(self.block, 1), self.images.split(self.block), strict=True):
-            mean += w @ s.double()
-        return mean
+    def _moments_of(self, x: Float[Tensor, "n d"], t: Tensor, start: int, stop: int) -> Moments:
+        """logsumexp of w_i and E[s | x_t] over images start to stop, block after block.
+
+        As online softmax has it (Milakov & Gimelshein, 2018): sums are relative to the largest
+        weight so far, and shrink when a larger one comes.
+        """
+        # Finite, since -inf - -inf is nan.
+        top = x.new_full((len(x), 1), torch.finfo(x.dtype).min)
+        total, mean = torch.zeros_like(top), torch.zeros_like(x)
+        for first, s in self._blocks(len(x), start, stop, x.dtype):
+            w = self._weights(x, t, s, self.square_norms[first : first + len(s)])
+            largest = torch.maximum(top, w.detach().amax(1, keepdim=True))
+            shrunk, share = (top - largest).exp(), (w - largest).exp()
+            total = total * shrunk + share.sum(1, keepdim=True)
+            mean = mean * shrunk + share @ s
+            top = largest
+        return (top + total.log())[:, 0], mean / total
+
+    def _weights(
+        self,
+        x: Float[Tensor, "n d"],
+        t: Tensor,
+        s: Float[Tensor, "b d"],
+        square_norms: Float[Tensor, "b"],
+    ) -> Float[Tensor, "n b"]:
+        """w_i, less what is the same for every i and cancels: |x_t|^2."""
+        alpha_bar = at(self.alphas_cumprod, t, x)
+        inner = (alpha_bar.sqrt() / (1 - alpha_bar) * x) @ s.T
+        return torch.addr(inner, (-alpha_bar / (2 * (1 - alpha_bar)))[:, 0], square_norms)
+
+    def _of_each_label(self, y: Labels) -> Iterator[tuple[Int64[Tensor, "k"], int, int]]:
+        """Rows of each label in y, and where its images start and stop."""
+        for label in y.unique().tolist():
+            rows = (y == label).nonzero()[:, 0]
+            yield rows, bisect_left(self.labels, label), bisect_right(self.labels, label)
+
+    def _blocks(
+        self, n: int, start: int, stop: int, dtype: torch.dtype
+    ) -> Iterator[tuple[int, Float[Tensor, "b d"]]]:
+        """Images start to stop with where each block begins.
+
+        So many a block that neither they nor n rows of weights exceed BLOCK_ELEMENTS.
+        """
+        size = max(1, BLOCK_ELEMENTS // max(n, self.images.shape[1]))
+        for first in range(start, stop, size):
+            yield first, self.pixels(slice(first, min(first + size, stop)), dtype)
+
+    def pixels(self, which: slice | Int64[Tensor, "*k"], dtype: torch.dtype) -> Tensor:
+        """Images in [-1, 1], (*k, d), by their place here; uint8 as `images.to_model` has it."""
+        s = self.images[which]
+        return (s.float().div_(127.5).sub_(1) if s.dtype == torch.uint8 else s).to(dtype)

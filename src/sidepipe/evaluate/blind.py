@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from sidepipe.evaluate.memorization import closer
-from sidepipe.features.search import Metric, nearest, pairs_within
+from sidepipe.features.search import Metric, closer, nearest, pairs_within
 
 AT = (10, 20, 50, 100, 200, 500, 1000)
 ROC_POINTS = 200

@@ -9,16 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from sidepipe.features.search import Metric
+from sidepipe.features.search import Metric, closer
 
 Band = tuple[float, float]
-
-
-def closer(
-    gamma: Float[np.ndarray, "n"], threshold: float, metric: Metric
-) -> Bool[np.ndarray, "n"]:
-    """Which of gamma are at least as close as `threshold`: gamma >= it for cosine, <= for l2."""
-    return gamma >= threshold if metric == "cosine" else gamma <= threshold
 
 
 def in_band(gamma: Float[np.ndarray, "n"], band: Band) -> Bool[np.ndarray, "n"]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 
 from sidepipe.evaluate import memorization as m
 from sidepipe.evaluate.blind import near_duplicate_groups
@@ -152,10 +152,20 @@ def new_hits(
     synthetic_hit = m.closer(c.synthetic_gamma, threshold, c.metric)
     known = np.unique(c.synthetic_index[synthetic_hit])
     seen = np.isin(c.train.index, known)
-    summary: dict[str, Any] = {"synthetic_unique": len(known), "synthetic_hits": int(synthetic_hit.sum())}
+    summary: dict[str, Any] = {
+        "synthetic_unique": len(known),
+        "synthetic_hits": int(synthetic_hit.sum()),
+    }
     for name, some in (("seen", hit & seen), ("new", hit & ~seen)):
         summary[name] = _rule_counted(some, c.train)
     return summary, hit & ~seen
+
+
+def trial(c: Comparison, features: Float32[np.ndarray, "n d"], threshold: float) -> dict[str, int]:
+    """The true hits of images that a tuned attack tried: its images, hits, different ones."""
+    gamma, index = (x[:, 0] for x in nearest(features, c.train.features, c.metric))
+    hit = m.closer(gamma, threshold, c.metric)
+    return {"images": len(hit), "hits": int(hit.sum()), "unique": len(np.unique(index[hit]))}
 
 
 def quality(c: Comparison) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from sidepipe.evaluate import tables
 from sidepipe.evaluate.blind import Candidates, candidates, ranking_quality
 from sidepipe.evaluate.calibration import require_enough
 from sidepipe.evaluate.reference import Comparison, compare, encode
-from sidepipe.extract.stage import Extract, load_targets
+from sidepipe.extract.stage import Extract, load_targets, load_trials
 from sidepipe.extract.stage import load as load_extracted
 from sidepipe.features.copydet import CopyDet
 from sidepipe.features.encoders import Encoder
@@ -61,7 +61,7 @@ class Evaluate(Stage):
     """
 
     name: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     features: dict[str, Any]
     truth: Literal["train", "none"]
     bands: dict[str, Any]
@@ -162,6 +162,11 @@ class Evaluate(Stage):
         c = compare(queries, synthetic, train, unseen, encoder.metric)
         measured, hit, new = self._measured(c)
         results |= {**measured, "num_synthetic": len(synthetic)}
+        threshold = measured["calibrated"][0]["threshold"]
+        results["trials"] = [
+            {**row, **r.trial(c, encoder.encode(images, device=device), threshold)}
+            for row, images in load_trials(inputs["extract"])
+        ]
         results["blind"] |= ranking_quality(hit[ranking.index])
         ids, targets = load_ids(inputs["data"]), load_targets(inputs["extract"])
         table = tables.nearest_table(c, ids, targets, hit, new)
@@ -257,11 +262,21 @@ class Evaluate(Stage):
         return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold)
 
 
-def _cost(extract: Path) -> dict[str, int]:
-    """What the attack's images cost, in evaluations."""
+def _cost(extract: Path) -> dict[str, Any]:
+    """What the attack's images cost, in evaluations of the network, and N_syn before them.
+
+    Plain sampling needs no synthetic images.
+    """
     manifest = read_manifest(extract)
     assert manifest is not None  # an input is finished
-    return {name: manifest["summary"][name] for name in ("unet_forwards", "surrogate_gradients")}
+    names = ("unet_forwards", "surrogate_gradients", "gradient_cost", "network_evaluations")
+    cost = {name: manifest["summary"][name] for name in names}
+    generate = manifest["inputs"].get("generate")
+    if generate is None:
+        return {**cost, "synthetic_evaluations": 0}
+    synthetic = read_manifest(extract.parents[1] / "generate" / generate)
+    assert synthetic is not None
+    return {**cost, "synthetic_evaluations": synthetic["summary"]["unet_forwards"]}
 
 
 def _cohesion(extract: Path) -> np.ndarray | None:

@@ -1,8 +1,13 @@
 """What can stand in for the missing condition: modules with `grad_log_prob(x_t, t, y)`.
 
-The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`; here is the paper's.
+The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`; here is the paper's, and how
+far it can be trusted.
 """
 
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,3 +32,17 @@ class ClassifierSurrogate(nn.Module):
     def grad_log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """grad_{x_t} log p(y | x_t, t), in x_t's shape and dtype."""
         return grad_of(self.log_prob)(x_t, t, y)
+
+
+def quality_factors(
+    quality: Sequence[Mapping[str, int | float]], num_train_timesteps: int
+) -> Float[Tensor, "T"]:
+    """max(0, 1 - CE(t) / H(labels)): 1 where the classifier is certain, 0 where it knows nothing.
+
+    quality: rows of the classifier's quality.csv, constant from t_from to t_to (exclusive).
+    """
+    factors = torch.zeros(num_train_timesteps)
+    for row in quality:
+        share = 1 - row["cross_entropy"] / row["label_entropy"]
+        factors[int(row["t_from"]) : int(row["t_to"])] = max(0.0, share)
+    return factors

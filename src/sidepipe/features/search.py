@@ -23,6 +23,13 @@ MAX_PAIRS = 20_000_000  # of `pairs_within`: 20 bytes each, three times over whi
 CHECKED_AT_ONCE = 8192
 
 
+def closer(
+    gamma: Float[np.ndarray, "n"], threshold: float, metric: Metric
+) -> Bool[np.ndarray, "n"]:
+    """Which of gamma are at least as close as `threshold`: gamma >= it for cosine, <= for l2."""
+    return gamma >= threshold if metric == "cosine" else gamma <= threshold
+
+
 def nearest(
     queries: Float[np.ndarray, "n _"],
     database: Float[np.ndarray, "m _"],

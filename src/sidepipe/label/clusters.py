@@ -57,13 +57,16 @@ def surrogate_labels(
     centroids: Float32[np.ndarray, "k d"],
     kept: Bool[np.ndarray, "k"],
     assign: str,
+    seed: int,
 ) -> Int64[np.ndarray, "n"]:
     """Each image's label in [0, K'), counting kept clusters in order; -1 for no label.
 
     assign: "all" labels every image with its nearest KEPT centroid (algorithm 1, line 7);
-    "members" labels only the members of kept clusters.
+    "members" labels only the members of kept clusters; "random" deals the labels that "all" gives
+    among the images by `seed`, so that they are as frequent as there and say nothing.
     """
-    if assign == "all":
-        return nearest_centroid(features, centroids[kept])
-    label_of = np.where(kept, np.cumsum(kept) - 1, -1)
-    return label_of[members].astype(np.int64)
+    if assign == "members":
+        label_of = np.where(kept, np.cumsum(kept) - 1, -1)
+        return label_of[members].astype(np.int64)
+    labels = nearest_centroid(features, centroids[kept])
+    return np.random.default_rng(seed).permutation(labels) if assign == "random" else labels

@@ -28,7 +28,8 @@ class Label(Stage):
 
     num_clusters: K. min_cohesion: tau, the smallest mean cosine to the centroid of a kept cluster.
     min_cluster_size: smallest kept cluster, in images; a single image always has cohesion 1.
-    assign: "all" as in the paper, or "members". features: an encoder of unit vectors.
+    assign: "all" as in the paper, "members", or "random", a control whose labels say nothing of the
+    images. features: an encoder of unit vectors.
     """
 
     name: ClassVar[str] = "label"
@@ -37,7 +38,7 @@ class Label(Stage):
     num_iterations: int
     min_cohesion: float
     min_cluster_size: int
-    assign: Literal["all", "members"]
+    assign: Literal["all", "members", "random"]
     seed: int
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class Label(Stage):
         kept = (cohesions >= self.min_cohesion) & (sizes >= self.min_cluster_size)
         quantiles = np.nanquantile(cohesions, [0, 0.25, 0.5, 0.75, 1]).round(3).tolist()
         self._require_some(kept, quantiles, sizes)
-        labels = surrogate_labels(features, members, centroids, kept, self.assign)
+        labels = surrogate_labels(features, members, centroids, kept, self.assign, self.seed)
         np.save(folder / "labels.npy", labels)
         np.save(folder / "centroids.npy", centroids)
         _write_clusters(folder / "clusters.csv", sizes, cohesions, kept, labels)
@@ -161,6 +162,14 @@ def load(folder: Path) -> np.ndarray:
 
 def load_cohesion(folder: Path) -> np.ndarray:
     """Cohesion of each label's cluster, float64 (K',)."""
+    return np.array([float(row["cohesion"]) for row in _load_kept(folder)])
+
+
+def load_sizes(folder: Path) -> np.ndarray:
+    """Members of each label's cluster, int64 (K',)."""
+    return np.array([int(row["size"]) for row in _load_kept(folder)])
+
+
+def _load_kept(folder: Path) -> list[dict[str, str]]:
     with (folder / "clusters.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["kept"] == "1"]
-    return np.array([float(row["cohesion"]) for row in rows])
+        return [row for row in csv.DictReader(file) if row["kept"] == "1"]

@@ -52,8 +52,14 @@ class Attack:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the extract stage."""
-        return self.manifests["extract"]["settings"]
+        """Settings of the extract stage, with those that it chose by trials."""
+        manifest = self.manifests["extract"]
+        return manifest["settings"] | manifest["summary"].get("tuned", {})
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """Trials of a tuned attack: what was tried, its blind score, and its true hits."""
+        return self.results.get("trials", [])
 
     @property
     def guided(self) -> bool:
@@ -127,12 +133,13 @@ class Attack:
         return frozenset(table.loc[table["hit"] == 1, "train_index"].tolist())
 
     @property
-    def unet_forwards(self) -> int:
-        return self.results["cost"]["unet_forwards"]
+    def cost(self) -> dict[str, Any]:
+        """`network_evaluations`: UNet forwards, and gradients at their measured cost."""
+        return self.results["cost"]
 
     @property
-    def surrogate_gradients(self) -> int:
-        return self.results["cost"]["surrogate_gradients"]
+    def network_evaluations(self) -> int:
+        return self.cost["network_evaluations"]
 
     def summary(self, stage: str) -> dict[str, Any]:
         return self.manifests[stage]["summary"]

@@ -22,6 +22,7 @@ def tables(attacks: Sequence[Attack]) -> dict[str, t.Table]:
     if attacks[0].has_truth:
         made += [t.hits_table(attacks), t.rarefaction_table(attacks), t.novelty_table(attacks)]
         made += [t.overlap_table(attacks)] if len(attacks) > 1 else []
+        made += [t.tuning_table(attacks)] if any(attack.trials for attack in attacks) else []
         made += [m.bands_table(attacks), m.rules_table(attacks), m.distances_table(attacks)]
         # Features of too many dimensions have none, of all attacks alike.
         made += [m.quality_table(attacks)] if attacks[0].results["quality"] is not None else []

@@ -83,7 +83,8 @@ def numbers(attack: Attack) -> dict[str, Any]:
     interval end in `_low` and `_high`, KID's mean and deviation in `_mean` and `_std`. Curves are
     left out: figures show them, results.json has them.
     """
-    guidance = ("guidance_scale", "t_min", "t_max", "targets", "target_fraction")
+    guidance = ("guidance_scale", "guidance_schedule", "max_guidance_norm", "guide_through")
+    guidance += ("t_min", "t_max", "targets", "target_fraction")
     row: dict[str, Any] = {"attack": attack.name, "key": attack.manifests["evaluate"]["key"]}
     row |= {"surrogate": attack.settings["surrogate"]}
     row |= {name: attack.settings[name] if attack.guided else None for name in guidance}

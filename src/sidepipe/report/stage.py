@@ -30,7 +30,7 @@ class Report(Stage):
     """
 
     name: ClassVar[str] = "report"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     title: str
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _headline(attack: Attack) -> dict[str, Any]:
         "excess_interval": list(attack.excess_interval),
         "unique": attack.unique,
         "new_unique": attack.results["novelty"]["new"]["unique"],
-        "unet_forwards": attack.unet_forwards,
+        "network_evaluations": attack.network_evaluations,
     }
 
 

@@ -88,7 +88,7 @@ def _percent(share: float | None) -> str:
 def novelty_table(attacks: Sequence[Attack]) -> Table:
     """Hits that plain synthetic images had found already, new ones, and their price."""
     groups = [("N_syn plain images", 3), ("hits already among them", 2), ("new hits", 2)]
-    groups.append(("per 1,000 UNet forwards", 2))
+    groups.append(("per 1,000 network evaluations", 2))
     columns = ["images", *["hits", "different"] * 4]
     rows = [(attack.name, _novelty_row(attack)) for attack in attacks]
     return Table(
@@ -101,7 +101,7 @@ def _novelty_row(attack: Attack) -> list[str]:
     numbers = [attack.results["num_synthetic"], found["synthetic_hits"], found["synthetic_unique"]]
     numbers += [found[part][kind] for part in ("seen", "new") for kind in ("count", "unique")]
     made = (attack.hits(), attack.unique)
-    prices = [words.per_thousand(number, attack.unet_forwards) for number in made]
+    prices = [words.per_thousand(number, attack.network_evaluations) for number in made]
     return [*map(count, numbers), *prices]
 
 
@@ -125,8 +125,8 @@ def _overlap_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
 def cost_table(attacks: Sequence[Attack]) -> Table:
     """How each attack guides, and the network evaluations it took."""
     columns = ["surrogate", "guidance scale", "guided", "targets"]
-    columns += ["UNet forwards", "surrogate gradients"]
-    groups = [("guidance", 4), ("spent", 2)]
+    columns += ["UNet forwards", "surrogate gradients", "each", "evaluations", "N_syn before"]
+    groups = [("guidance", 4), ("spent", 5)]
     rows = [(attack.name, _cost_row(attack)) for attack in attacks]
     return Table("cost", "How each attack works, and what it spent", groups, columns, rows)
 
@@ -135,7 +135,33 @@ def _cost_row(attack: Attack) -> list[str]:
     scale = f"{attack.settings['guidance_scale']:g}" if attack.guided else DASH
     cells = [attack.settings["surrogate"], scale, words.guided_timesteps(attack)]
     cells.append(words.targets(attack))
-    return [*cells, count(attack.unet_forwards), count(attack.surrogate_gradients)]
+    cost = attack.cost
+    cells += [count(cost["unet_forwards"]), count(cost["surrogate_gradients"])]
+    cells.append(f"{cost['gradient_cost']:.2f}" if attack.guided else DASH)
+    return [*cells, count(attack.network_evaluations), count(cost["synthetic_evaluations"])]
+
+
+def tuning_table(attacks: Sequence[Attack]) -> Table:
+    """What tuned attacks tried: the blind score they chose by, beside the hits they did not see."""
+    groups = [("tried", 2), ("seen by the attack", 2), ("true", 3)]
+    columns = ["settings", "images", "repeated, %", "chosen", "hits", "different", "rank of hits"]
+    rows = [(attack.name, row) for attack in attacks for row in _tuning_rows(attack)]
+    return Table("tuning", "Settings chosen without the training images", groups, columns, rows)
+
+
+def _tuning_rows(attack: Attack) -> list[list[str]]:
+    """A row a trial, the highest score first."""
+    measured = ("score", "images", "hits", "unique", *attack.cost)
+    rows = []
+    for trial in sorted(attack.trials, key=lambda trial: -trial["score"]):
+        tried = {name: value for name, value in trial.items() if name not in measured}
+        settings = ", ".join(f"{name} {value}" for name, value in tried.items())
+        chosen = all(attack.settings[name] == value for name, value in tried.items())
+        rank = 1 + sum(other["hits"] > trial["hits"] for other in attack.trials)
+        cells = [settings, count(trial["images"]), f"{100 * trial['score']:.1f}"]
+        cells += ["chosen" if chosen else "", *map(count, (trial["hits"], trial["unique"], rank))]
+        rows.append(cells)
+    return rows
 
 
 def blind_table(attacks: Sequence[Attack]) -> Table:

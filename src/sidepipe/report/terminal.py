@@ -37,7 +37,7 @@ def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
         for name in ("num_candidates", "groups", "largest"):
             title = "candidates" if name == "num_candidates" else name
             columns[title] = lambda a, name=name: count(a.results["blind"][name])
-        return columns | {"UNet forwards": lambda a: count(a.unet_forwards)}
+        return columns | {"evaluations": lambda a: count(a.network_evaluations)}
     at = f"{100 * first.headline['false_positive_rate']:g} % FP"
     columns[f"hits at {at}"] = lambda a: count(a.hits())
     if first.compared == "train_equal":
@@ -48,7 +48,7 @@ def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
         "95 % interval": words.excess_interval,
         "different": lambda a: count(a.unique),
         "new": lambda a: count(a.results["novelty"]["new"]["unique"]),
-        "UNet forwards": lambda a: count(a.unet_forwards),
+        "evaluations": lambda a: count(a.network_evaluations),
     }
 
 

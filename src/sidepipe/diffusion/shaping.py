@@ -1,0 +1,86 @@
+"""What is done to a surrogate's gradient before it guides: each a wrapper that `guided` can call.
+
+They wrap a surrogate (anything with `grad_log_prob`) or one another; the outermost is applied last.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidepipe.diffusion.guidance import Labels, SeesEps, gradient_at
+from sidepipe.diffusion.schedule import at
+
+
+class ThroughPredX0(SeesEps):
+    """grad_{x_t} log p(y | pred_x_0), pred_x_0 = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t).
+
+    eps is held constant, so the chain's factor is 1 / sqrt(ab_t) and no gradient passes the UNet.
+    The surrogate sees pred_x_0, not clipped, as an image of t = 0.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(self, surrogate: Any, alphas_cumprod: Float[Tensor, "T"]) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Labels, eps: Tensor) -> Tensor:
+        alpha_bar = at(self.alphas_cumprod, t, x_t)
+        # As in `clip_x_0`: a schedule may end in ab_T = 0 to rounding.
+        sqrt_alpha_bar = alpha_bar.sqrt().clamp_min(1e-6)
+        pred_x_0 = (x_t - (1 - alpha_bar).sqrt() * eps) / sqrt_alpha_bar
+        at_x_0 = gradient_at(self.surrogate.grad_log_prob, pred_x_0, torch.zeros_like(t), y, eps)
+        return at_x_0 / sqrt_alpha_bar
+
+
+class ScaledByNoise(SeesEps):
+    """The gradient times `factors[t]`; where that is 0 the surrogate is not evaluated.
+
+    All images of a call must share their t, as a sampler's do.
+    """
+
+    def __init__(self, surrogate: Any, factors: Float[Tensor, "T"]) -> None:
+        super().__init__()
+        self.surrogate, self.factors = surrogate, factors.tolist()
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Labels, eps: Tensor) -> Tensor:
+        factor = self.factors[int(t[0])]
+        if factor == 0:
+            return torch.zeros_like(x_t)
+        return factor * gradient_at(self.surrogate.grad_log_prob, x_t, t, y, eps)
+
+
+class ClippedNorm(SeesEps):
+    """The gradient, shortened where guidance would move eps by more than max_norm times its length.
+
+    Of each image: |lambda sqrt(1 - ab_t) grad| <= max_norm |eps|; the direction stays.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        surrogate: Any,
+        guidance_scale: float,
+        max_norm: float,
+        alphas_cumprod: Float[Tensor, "T"],
+    ) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+        self.guidance_scale, self.max_norm = guidance_scale, max_norm
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Labels, eps: Tensor) -> Tensor:
+        gradient = gradient_at(self.surrogate.grad_log_prob, x_t, t, y, eps)
+        sigma = (1 - at(self.alphas_cumprod, t, x_t)).sqrt()
+        limit = self.max_norm * _norm(eps) / (self.guidance_scale * sigma)
+        # A gradient of 0 is within any limit, and must not give 0 / 0.
+        return gradient * (limit / _norm(gradient).clamp_min(1e-30)).clamp_max(1)
+
+
+def _norm(x: Float[Tensor, "n *shape"]) -> Tensor:
+    """Of each image, shaped to multiply with x."""
+    return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))

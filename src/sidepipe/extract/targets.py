@@ -1,0 +1,51 @@
+"""Which label each image of an attack aims at."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from sidepipe.diffusion.noise import generator
+
+
+def allowed_targets(
+    targets: str, target_fraction: float, cohesion: Float64[np.ndarray, "k"]
+) -> Int64[np.ndarray, "a"]:
+    """Labels that may be drawn: of "top_cohesion" the most cohesive fraction, of others all."""
+    if targets != "top_cohesion":
+        return np.arange(len(cohesion))
+    # Rounded first: 0.07 * 100 is a little more than 7.
+    count = max(1, math.ceil(round(target_fraction * len(cohesion), 9)))
+    return np.sort(np.argsort(-cohesion, kind="stable")[:count])
+
+
+def target_weights(
+    cohesion: Float64[np.ndarray, "k"], sizes: Int64[np.ndarray, "k"]
+) -> Float64[np.ndarray, "k"]:
+    """Probability of each label, proportional to (K' - rank) / K' * size.
+
+    rank: 0 for the most cohesive label, K' - 1 for the least. size: images in its cluster, a guess
+    at how often the model makes what the label names.
+    """
+    rank = np.empty(len(cohesion))
+    rank[np.argsort(-cohesion, kind="stable")] = np.arange(len(cohesion))
+    weights = (len(cohesion) - rank) / len(cohesion) * sizes
+    return weights / weights.sum()
+
+
+def draw_targets(
+    allowed: Int64[np.ndarray, "k"], num_images: int, seed: int
+) -> Int64[np.ndarray, "n"]:
+    """Each image's label, uniform over `allowed`; image i's does not depend on their number."""
+    chosen = [generator(seed, "targets", i).integers(len(allowed)) for i in range(num_images)]
+    return allowed[np.array(chosen, np.int64)]
+
+
+def draw_weighted_targets(
+    weights: Float64[np.ndarray, "k"], num_images: int, seed: int
+) -> Int64[np.ndarray, "n"]:
+    """As `draw_targets`, label c with probability weights[c]."""
+    edges = np.cumsum(weights)
+    drawn = np.array([generator(seed, "targets", i).random() for i in range(num_images)])
+    # The sum of the weights may be a rounding below 1.
+    return np.searchsorted(edges[:-1], drawn, side="right").astype(np.int64)

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from sidepipe.extract.tuning import Tuning, best, near_duplicate_rate
+
+
+def tuning(**changes):
+    settings = {
+        "grid": {"t_min": [0, 200], "targets": ["uniform", "weighted"]},
+        "num_images": 10,
+        "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
+        "duplicate_threshold": 0.05,
+    }
+    return Tuning(**{**settings, **changes})
+
+
+def test_all_combinations_are_tried_the_last_setting_changing_fastest():
+    assert tuning().points == [
+        {"t_min": 0, "targets": "uniform"},
+        {"t_min": 0, "targets": "weighted"},
+        {"t_min": 200, "targets": "uniform"},
+        {"t_min": 200, "targets": "weighted"},
+    ]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_the_rate_counts_images_that_have_another_one_near(metric):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 16))
+    x[1:4] = x[0] + rng.normal(0, 0.01, (3, 16))  # four of one
+    x[10] = x[9]  # two of another
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    threshold = 0.99 if metric == "cosine" else 0.1
+    assert near_duplicate_rate(x.astype(np.float32), metric, threshold) == 6 / 20
+
+
+def test_images_that_are_all_different_score_nothing_and_all_alike_everything():
+    different = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1)).astype(np.uint8)
+    assert tuning().score(different, "cpu") == 0
+    assert tuning().score(np.repeat(different[:1], 10, axis=0), "cpu") == 1
+
+
+def test_the_best_is_the_first_of_the_highest():
+    assert best([{"score": 0.1}, {"score": 0.4}, {"score": 0.4}, {"score": 0.2}]) == 1
