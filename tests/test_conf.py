@@ -13,7 +13,7 @@ from sidepipe.pipeline import STAGES, plan
 
 GROUPS = (
     *("data", "diffusion", "dpm", "generate", "label", "classifier", "extract"),
-    *("descriptor", "evaluate"),
+    *("descriptor", "evaluate", "attacks"),
 )
 # What a user must choose, so that options with ??? can be composed.
 TRAINED_ON = "dpm.train_partitions=[train]"
@@ -48,8 +48,12 @@ def test_targets_of_a_group_lie_in_the_package_of_that_name(path: Path) -> None:
             assert target.startswith(f"sidepipe.{path.parent.name}.")
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda p: p.stem)
-def test_experiments_are_global_and_hold_overrides_only(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path",
+    sorted([*CONF.glob("experiment/*.yaml"), *CONF.glob("sweep/*.yaml")]),
+    ids=lambda p: f"{p.parent.name}/{p.stem}",
+)
+def test_experiments_and_sweeps_are_global_and_hold_overrides_only(path: Path) -> None:
     assert path.read_text().startswith("# @package _global_")
     assert _targets(yaml.safe_load(path.read_text())) == []
 
@@ -76,6 +80,14 @@ def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
 def test_attacks_make_a_plan_with_a_row_each(path: Path) -> None:
     the_plan = plan(composed(f"attacks={path.stem}"))
     assert the_plan.attacks["all"] == list(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("sweep/*.yaml")), ids=lambda p: p.stem)
+def test_sweeps_make_a_plan_and_say_what_they_vary(path: Path) -> None:
+    hydra = yaml.safe_load(path.read_text())["hydra"]
+    assert hydra["mode"] == "MULTIRUN"
+    assert hydra["sweeper"]["params"]
+    assert plan(composed(f"sweep={path.stem}")).nodes
 
 
 @pytest.mark.parametrize("name", ["celeba_25000", "celeba_hq_fi"])
