@@ -13,7 +13,7 @@ from sidepipe.pipeline import STAGES, plan
 
 GROUPS = (
     *("data", "diffusion", "dpm", "generate", "label", "classifier", "extract"),
-    *("descriptor", "evaluate", "attacks"),
+    *("descriptor", "evaluate"),
 )
 # What a user must choose, so that options with ??? can be composed.
 TRAINED_ON = "dpm.train_partitions=[train]"
@@ -78,8 +78,10 @@ def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("attacks/*.yaml")), ids=lambda p: p.stem)
 def test_attacks_make_a_plan_with_a_row_each(path: Path) -> None:
-    the_plan = plan(composed(f"attacks={path.stem}"))
-    assert the_plan.attacks["all"] == list(yaml.safe_load(path.read_text()))
+    the_plan, written = plan(composed(f"attacks={path.stem}")), yaml.safe_load(path.read_text())
+    files = [f"{name}.yaml" for name in written.pop("defaults", []) if name != "_self_"]
+    inherited = [row for file in files for row in yaml.safe_load((path.parent / file).read_text())]
+    assert the_plan.attacks["all"] == list(dict.fromkeys([*inherited, *written]))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("sweep/*.yaml")), ids=lambda p: p.stem)
