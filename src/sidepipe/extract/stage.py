@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from sidepipe.classifier.stage import load as load_classifier
 from sidepipe.classifier.stage import load_quality
 from sidepipe.diffusion.guidance import Posterior
-from sidepipe.diffusion.nearest import NearestPosterior, cut_error
+from sidepipe.diffusion.nearest import NearestPosterior
 from sidepipe.diffusion.sampler import sampling_timesteps
 from sidepipe.diffusion.shaping import ClippedNorm, ScaledByNoise, ThroughPredX0
 from sidepipe.dpm.stage import TrainDPM
 from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.extract.cost import gradient_cost, with_evaluations
-from sidepipe.extract.surrogates import ClassifierSurrogate, quality_factors
+from sidepipe.extract.surrogates import ClassifierSurrogate, judge_cut, quality_factors
 from sidepipe.extract.targets import (
     allowed_targets,
     draw_targets,
@@ -40,8 +40,6 @@ from sidepipe.stage import Runtime, Stage
 
 log = logging.getLogger(__name__)
 
-# The relative error of a cut posterior above which it is warned of, and where it is measured.
-MAX_CUT_ERROR, CUT_TIMESTEPS = 0.1, 10
 # Images in which a gradient's cost is measured where the runtime leaves the batch open.
 MEASURED_BATCH = 64
 
@@ -177,7 +175,7 @@ class Extract(Sampling):
         factors = self._factors(inputs, len(alphas_cumprod))
         guided = self._guided_timesteps(factors)
         surrogate = self._surrogate(inputs, alphas_cumprod)
-        cut = self._cut_error(surrogate, inputs, alphas_cumprod, guided, runtime)
+        cut = self._cut_error(surrogate, inputs, guided, runtime)
         cost = self._gradient_cost(unet, surrogate, guided, targets, runtime)
         shaped = self._shaped(surrogate, factors, alphas_cumprod)
         spent = self.sample(folder, inputs["dpm"], runtime, shaped, self._guidance(), targets)
@@ -251,25 +249,14 @@ class Extract(Sampling):
         return surrogate
 
     def _cut_error(
-        self,
-        surrogate: nn.Module,
-        inputs: Mapping[str, Path],
-        alphas_cumprod: Tensor,
-        guided: list[int],
-        runtime: Runtime,
+        self, surrogate: nn.Module, inputs: Mapping[str, Path], guided: list[int], runtime: Runtime
     ) -> dict[str, Any]:
         """For the summary: the error of a cut posterior at some of the guided timesteps."""
         if not isinstance(surrogate, NearestPosterior) or not guided:
             return {}
-        device = runtime.torch_device()
-        full = Posterior(*_labelled(inputs), alphas_cumprod).to(device)
-        at = np.linspace(0, len(guided) - 1, min(len(guided), CUT_TIMESTEPS)).round().astype(int)
+        full = Posterior(*_labelled(inputs), surrogate.alphas_cumprod)
         rng = np.random.default_rng(self.seed)
-        rows = cut_error(surrogate.to(device), full, [guided[i] for i in at], rng)
-        # Not on a device: it may be sent to other processes.
-        surrogate.cpu()
-        _warn_of_cut(rows, surrogate.neighbours)
-        return {"cut_error": rows}
+        return {"cut_error": judge_cut(surrogate, full, guided, rng, runtime.torch_device())}
 
     def _gradient_cost(
         self,
@@ -296,18 +283,6 @@ def _labelled(inputs: Mapping[str, Path]) -> tuple[UInt8[Tensor, "n c h w"], Int
     """The synthetic images and their labels."""
     images = torch.from_numpy(load_synthetic(inputs["generate"])).permute(0, 3, 1, 2)
     return images, torch.from_numpy(load_labels(inputs["label"]))
-
-
-def _warn_of_cut(rows: list[dict[str, int | float]], neighbours: int) -> None:
-    said = [f"t = {row['t']}: {row['relative_error']:.3f}" for row in rows]
-    log.info("relative error of the posterior's cut at %s", ", ".join(said))
-    wrong = [row["t"] for row in rows if row["relative_error"] > MAX_CUT_ERROR]
-    if wrong:
-        log.warning(
-            "extract.posterior_neighbours = %d changes the gradient by more than %g of its length "
-            "at t in %s; remedy: raise it, set it to null, or set extract.t_max below %d",
-            *(neighbours, MAX_CUT_ERROR, wrong, min(wrong)),
-        )
 
 
 def load_trials(folder: Path) -> list[tuple[dict[str, Any], UInt8[np.ndarray, "n h w c"]]]:

@@ -4,14 +4,22 @@ The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`; here is th
 far it can be trusted.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sidepipe.diffusion.guidance import grad_of
+from sidepipe.diffusion.guidance import Posterior, grad_of
+from sidepipe.diffusion.nearest import NearestPosterior, cut_error
+
+log = logging.getLogger(__name__)
+
+# The relative error of a cut posterior above which it is warned of, and at how many timesteps.
+MAX_CUT_ERROR, CUT_TIMESTEPS = 0.1, 10
 
 
 class ClassifierSurrogate(nn.Module):
@@ -46,3 +54,29 @@ def quality_factors(
         share = 1 - row["cross_entropy"] / row["label_entropy"]
         factors[int(row["t_from"]) : int(row["t_to"])] = max(0.0, share)
     return factors
+
+
+def judge_cut(
+    cut: NearestPosterior,
+    full: Posterior,
+    guided: Sequence[int],
+    rng: np.random.Generator,
+    device: str,
+) -> list[dict[str, int | float]]:
+    """The relative error of a cut posterior's gradient at some of the guided timesteps.
+
+    Warns of those where it is above `MAX_CUT_ERROR`.
+    """
+    at = np.linspace(0, len(guided) - 1, min(len(guided), CUT_TIMESTEPS)).round().astype(int)
+    rows = cut_error(cut.to(device), full.to(device), [guided[i] for i in at], rng)
+    cut.cpu()  # not on a device: it may be sent to other processes
+    said = [f"t = {row['t']}: {row['relative_error']:.3f}" for row in rows]
+    log.info("relative error of the posterior's cut at %s", ", ".join(said))
+    wrong = [row["t"] for row in rows if row["relative_error"] > MAX_CUT_ERROR]
+    if wrong:
+        log.warning(
+            "extract.posterior_neighbours = %d changes the gradient by more than %g of its length "
+            "at t in %s; remedy: raise it, set it to null, or set extract.t_max below %d",
+            *(cut.neighbours, MAX_CUT_ERROR, wrong, min(wrong)),
+        )
+    return rows
