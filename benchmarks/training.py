@@ -26,11 +26,29 @@ from sidepipe.dpm.module import EMA, DenoisingModule
 from sidepipe.progress import quiet_libraries
 from sidepipe.settings import build
 from sidepipe.stage import Runtime
-from sidepipe.training import EndlessBatches, fit, validation_batches
+from sidepipe.training import Training, validation_batches
 
 CONF = Path(__file__).parents[1] / "conf/dpm"
 SIDES = {"tiny": 8, "unet16": 16}
 NUM_IMAGES, BATCH_SIZE, NUM_STEPS, WARM_UP, REPEATS = 512, 128, 20, 3, 5
+
+
+class Loop(Training):
+    name = "dpm"
+
+
+LOOP = Loop(
+    max_steps=NUM_STEPS,
+    batch_size=BATCH_SIZE,
+    lr=1e-3,
+    weight_decay=0.0,
+    lr_warmup_steps=5,
+    gradient_clip_val=1.0,
+    precision="bf16-mixed",
+    log_every_steps=50,
+    checkpoint_every_steps=NUM_STEPS,
+    seed=0,
+)
 
 
 class Timer(Callback):
@@ -107,17 +125,12 @@ def ours(name: str, images: np.ndarray) -> float:
             preview_folder=Path(folder) / "previews",
             image_shape=(1, side, side),
         )
-        fit(
+        LOOP.fit(
             module,
-            EndlessBatches(module, [images], BATCH_SIZE, 0),
+            [images],
             validation_batches([images[:8]]),
             Path(folder),
             Runtime(),
-            max_steps=NUM_STEPS,
-            precision="bf16-mixed",
-            gradient_clip_val=1.0,
-            log_every_steps=50,
-            checkpoint_every_steps=NUM_STEPS,
             validate_every_steps=NUM_STEPS,
             callbacks=[EMA(0.999, 0), timer],
         )

@@ -85,6 +85,9 @@ class Stage:
     name: ClassVar[str]
     version: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where a setting is out of its range."""
+
     def inputs(self) -> tuple[str, ...]:
         """Names of the stages whose artifacts this one reads."""
         return ()

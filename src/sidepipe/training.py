@@ -6,10 +6,10 @@ same command sees the batches and the noise it would have seen.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 from sidepipe.diffusion.schedule import add_noise
 from sidepipe.images import to_model
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
-from sidepipe.stage import Runtime
+from sidepipe.settings import require
+from sidepipe.stage import Runtime, Stage
 from sidepipe.tracking import MetricsCSV
 
 log = logging.getLogger(__name__)
@@ -144,59 +145,93 @@ def adamw_with_warmup(
     return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def fit(
-    module: L.LightningModule,
-    batches: EndlessBatches,
-    validation: Any,
-    folder: Path,
-    runtime: Runtime,
-    *,
-    max_steps: int,
-    precision: Any,
-    gradient_clip_val: float | None,
-    log_every_steps: int,
-    checkpoint_every_steps: int,
-    validate_every_steps: int,
-    callbacks: Sequence[Callback] = (),
-) -> dict[str, float]:
-    """Trains until `max_steps`, going on from the folder's last checkpoint; returns last metrics.
+@dataclass(frozen=True, kw_only=True)
+class Training(Stage):
+    """Settings that every trained stage has.
 
-    Afterwards `weights(folder)` has the result; the module itself may not (a run killed after its
-    last step only has the file, and spawned processes keep theirs).
+    batch_size: global, in images. lr_warmup_steps, max_steps, *_every_steps: in optimizer steps.
+    gradient_clip_val: maximal gradient norm, 0 for none.
     """
-    last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
-    validate_every_steps = min(validate_every_steps, max_steps)
-    trainer = L.Trainer(
-        max_steps=max_steps,
-        max_epochs=-1,
-        precision=precision,
-        gradient_clip_val=gradient_clip_val,
-        logger=metrics,
-        log_every_n_steps=log_every_steps,
-        val_check_interval=validate_every_steps,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[
-            SpawnedProcess(folder, runtime.num_threads),
-            *callbacks,
-            _SeedTorch(batches.seed),
-            _SaveLast(last, checkpoint_every_steps, validate_every_steps),
-            *progress_callbacks(folder, max_steps, seconds=runtime.progress_seconds),
-        ],
-        plugins=[_CheckpointByRename()],
-        default_root_dir=folder,
-        use_distributed_sampler=False,
-        **progress_settings(),
-        **runtime.trainer_settings(),
-    )
-    if last.exists():
-        log.info("going on from %s", last)
-    resume = str(last) if last.exists() else None
-    earlier = len(metrics.rows())
-    trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True)
-    if runtime.devices > 1:
-        metrics.forward(metrics.rows()[earlier:])
-    return {name: value for _, name, value in metrics.rows()}
+
+    max_steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    lr_warmup_steps: int
+    gradient_clip_val: float
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    log_every_steps: int
+    checkpoint_every_steps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("max_steps", "batch_size", "log_every_steps", "checkpoint_every_steps"):
+            require(getattr(self, field) >= 1, f"{self.name}.{field}", ">= 1", getattr(self, field))
+        for field in ("weight_decay", "lr_warmup_steps", "gradient_clip_val"):
+            require(getattr(self, field) >= 0, f"{self.name}.{field}", ">= 0", getattr(self, field))
+        require(self.lr > 0, f"{self.name}.lr", "> 0", self.lr)
+        require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        require(
+            self.batch_size % runtime.devices == 0,
+            f"{self.name}.batch_size",
+            f"divisible by runtime.devices = {runtime.devices}",
+            self.batch_size,
+        )
+
+    def fit(
+        self,
+        module: L.LightningModule,
+        rows: Sequence[np.ndarray],
+        validation: Any,
+        folder: Path,
+        runtime: Runtime,
+        *,
+        validate_every_steps: int,
+        callbacks: Sequence[Callback] = (),
+    ) -> dict[str, float]:
+        """Trains until `max_steps`, going on from the folder's last checkpoint; last metrics.
+
+        rows: arrays of equal length, whose batches the module's steps get. Afterwards
+        `weights(folder)` has the result; the module itself may not (a run killed after its last
+        step only has the file, and spawned processes keep theirs).
+        """
+        last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
+        validate_every_steps = min(validate_every_steps, self.max_steps)
+        trainer = L.Trainer(
+            max_steps=self.max_steps,
+            max_epochs=-1,
+            precision=self.precision,
+            gradient_clip_val=self.gradient_clip_val,
+            logger=metrics,
+            log_every_n_steps=self.log_every_steps,
+            val_check_interval=validate_every_steps,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            callbacks=[
+                SpawnedProcess(folder, runtime.num_threads),
+                *callbacks,
+                _SeedTorch(self.seed),
+                _SaveLast(last, self.checkpoint_every_steps, validate_every_steps),
+                *progress_callbacks(folder, self.max_steps, seconds=runtime.progress_seconds),
+            ],
+            plugins=[_CheckpointByRename()],
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+            **progress_settings(),
+            **runtime.trainer_settings(),
+        )
+        if last.exists():
+            log.info("going on from %s", last)
+        resume = str(last) if last.exists() else None
+        earlier = len(metrics.rows())
+        batches = EndlessBatches(module, rows, self.batch_size, self.seed)
+        trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True)
+        if runtime.devices > 1:
+            metrics.forward(metrics.rows()[earlier:])
+        return {name: value for _, name, value in metrics.rows()}
 
 
 def weights(folder: Path, checkpoint: str = LAST) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from sidepipe.images import to_model, to_uint8
 from sidepipe.stage import Runtime
 from sidepipe.training import (
     EndlessBatches,
+    Training,
     adamw_with_warmup,
-    fit,
     require_finite,
     step_generator,
     validation_batches,
@@ -234,6 +234,10 @@ class Denoiser(nn.Module):
         return UNet2DOutput(sample=h[:, :1] * torch.sigmoid(h[:, 1:]))
 
 
+class Loop(Training):
+    name = "dpm"
+
+
 def trained(folder, precision):
     """The weights after four clipped steps on random images."""
     folder.mkdir()
@@ -251,19 +255,20 @@ def trained(folder, precision):
         image_shape=(1, 4, 4),
     )
     images = random_images(24).numpy()
-    fit(
-        module,
-        EndlessBatches(module, [images], 8, 0),
-        validation_batches([images[:5]]),
-        folder,
-        Runtime(accelerator="cpu"),
+    loop = Loop(
         max_steps=4,
-        precision=precision,
+        batch_size=8,
+        lr=0.1,
+        weight_decay=0.0,
+        lr_warmup_steps=0,
         gradient_clip_val=0.01,
+        precision=precision,
         log_every_steps=1,
         checkpoint_every_steps=4,
-        validate_every_steps=2,
+        seed=0,
     )
+    validation, runtime = validation_batches([images[:5]]), Runtime(accelerator="cpu")
+    loop.fit(module, [images], validation, folder, runtime, validate_every_steps=2)
     return torch.cat([w.flatten() for w in weights(folder).values()])
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -29,7 +29,7 @@ from sidepipe.images import to_model
 from sidepipe.label.stage import load as load_labels
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
-from sidepipe.training import EndlessBatches, fit, validation_batches, weights
+from sidepipe.training import Training, validation_batches, weights
 
 log = logging.getLogger(__name__)
 
@@ -37,37 +37,24 @@ BEST = "best.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier(Stage):
+class Classifier(Training):
     """A time-conditioned classifier of surrogate labels.
 
     network: a partial config; `in_channels` and `num_classes` are added. noised: train it on noised
-    images, as the paper does, or on clean ones, blind to t, as Carlini's. batch_size: global, in
-    images. validation_fraction: share of the synthetic images kept for judging. The weights with
-    the lowest validation cross-entropy are kept.
+    images, as the paper does, or on clean ones, blind to t, as Carlini's. validation_fraction:
+    share of the synthetic images kept for judging. The weights with the lowest validation
+    cross-entropy are kept.
     """
 
     name: ClassVar[str] = "classifier"
     network: dict[str, Any]
     noised: bool
-    max_steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    lr_warmup_steps: int
-    gradient_clip_val: float
     random_flip: bool
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     validation_fraction: float
-    log_every_steps: int
-    checkpoint_every_steps: int
     validate_every_steps: int
-    seed: int
 
     def __post_init__(self) -> None:
-        for field in ("max_steps", "batch_size", "log_every_steps", "checkpoint_every_steps"):
-            require(getattr(self, field) >= 1, f"classifier.{field}", ">= 1", getattr(self, field))
-        require(self.lr > 0, "classifier.lr", "> 0", self.lr)
-        require(0 <= self.seed < 2**32, "classifier.seed", "in [0, 2**32)", self.seed)
+        super().__post_init__()
         require(
             0 < self.validation_fraction <= 0.5,
             "classifier.validation_fraction",
@@ -86,12 +73,7 @@ class Classifier(Stage):
         return ("dpm", "generate", "label")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        require(
-            self.batch_size % runtime.devices == 0,
-            "classifier.batch_size",
-            f"divisible by runtime.devices = {runtime.devices}",
-            self.batch_size,
-        )
+        super().check(upstream, runtime)
         # Without memory or weights: what the network refuses is refused before anything runs.
         with torch.device("meta"):
             build(self.network)(in_channels=1, num_classes=2)
@@ -146,17 +128,12 @@ class Classifier(Stage):
             seed=self.seed,
             noised=self.noised,
         )
-        fit(
+        self.fit(
             module,
-            EndlessBatches(module, seen, self.batch_size, self.seed),
+            seen,
             validation_batches(unseen),
             folder,
             runtime,
-            max_steps=self.max_steps,
-            precision=self.precision,
-            gradient_clip_val=self.gradient_clip_val,
-            log_every_steps=self.log_every_steps,
-            checkpoint_every_steps=self.checkpoint_every_steps,
             validate_every_steps=self.validate_every_steps,
             callbacks=[_keep_best(folder)],
         )

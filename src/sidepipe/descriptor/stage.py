@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -25,7 +25,7 @@ from sidepipe.features.copydet import DESCRIPTION, WEIGHTS, CopyDet, CopyNet
 from sidepipe.features.encoders import SSCD, Encoder, Pixels, PixelsL2
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
-from sidepipe.training import EndlessBatches, fit, validation_batches, weights
+from sidepipe.training import Training, validation_batches, weights
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ TASK_SHARE, MAX_TASK_IMAGES = 0.2, 1200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descriptor(Stage):
+class Descriptor(Training):
     """A copy descriptor in the recipe of SSCD.
 
     fraction: share of the images outside the model's training subset that it takes, the worst
     held-out ones; evaluate leaves them out. widths: channels of each level of the network.
-    dimensions: of the vectors. temperature: of the cosines. entropy_weight: of KoLeo. batch_size:
-    global, in images, of each of which a step sees two copies. sscd_path, sscd_sha256: of the
-    official descriptor, to be judged beside this one; None to go without.
+    dimensions: of the vectors. temperature: of the cosines. entropy_weight: of KoLeo. sscd_path,
+    sscd_sha256: of the official descriptor, to be judged beside this one; None to go without. Of
+    every image of a batch a step sees two copies.
     """
 
     name: ClassVar[str] = "descriptor"
@@ -50,36 +50,23 @@ class Descriptor(Stage):
     dimensions: int
     temperature: float
     entropy_weight: float
-    max_steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    lr_warmup_steps: int
-    gradient_clip_val: float
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
-    log_every_steps: int
-    checkpoint_every_steps: int
     validate_every_steps: int
     sscd_path: str | None
     sscd_sha256: str | None
-    seed: int
 
     def __post_init__(self) -> None:
-        for field in ("max_steps", "log_every_steps", "checkpoint_every_steps"):
-            require(getattr(self, field) >= 1, f"descriptor.{field}", ">= 1", getattr(self, field))
-        for field in ("lr", "temperature"):
-            require(getattr(self, field) > 0, f"descriptor.{field}", "> 0", getattr(self, field))
-        for field in ("entropy_weight", "weight_decay", "lr_warmup_steps", "gradient_clip_val"):
-            require(getattr(self, field) >= 0, f"descriptor.{field}", ">= 0", getattr(self, field))
+        super().__post_init__()
+        require(self.temperature > 0, "descriptor.temperature", "> 0", self.temperature)
+        require(self.entropy_weight >= 0, "descriptor.entropy_weight", ">= 0", self.entropy_weight)
         require(0 < self.fraction < 1, "descriptor.fraction", "in (0, 1)", self.fraction)
         every, rule = self.validate_every_steps, "in [1, max_steps]"
         require(1 <= every <= self.max_steps, "descriptor.validate_every_steps", rule, every)
-        require(0 <= self.seed < 2**32, "descriptor.seed", "in [0, 2**32)", self.seed)
 
     def inputs(self) -> tuple[str, ...]:
         return ("data", "dpm")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
         require(
             self.batch_size >= 4 and self.batch_size % (2 * runtime.devices) == 0,
             "descriptor.batch_size",
@@ -129,17 +116,12 @@ class Descriptor(Stage):
             lr_warmup_steps=self.lr_warmup_steps,
             seed=self.seed,
         )
-        fit(
+        self.fit(
             module,
-            EndlessBatches(module, [seen], self.batch_size, self.seed),
+            [seen],
             validation_batches([unseen]),
             folder,
             runtime,
-            max_steps=self.max_steps,
-            precision=self.precision,
-            gradient_clip_val=self.gradient_clip_val,
-            log_every_steps=self.log_every_steps,
-            checkpoint_every_steps=self.checkpoint_every_steps,
             validate_every_steps=self.validate_every_steps,
         )
         module.load_state_dict(weights(folder))

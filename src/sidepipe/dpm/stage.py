@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -25,7 +25,7 @@ from sidepipe.dpm.module import EMA, DenoisingModule
 from sidepipe.dpm.subset import split
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
-from sidepipe.training import EndlessBatches, fit, validation_batches, weights
+from sidepipe.training import Training, validation_batches, weights
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class _DPM(Stage):
     subset_seed: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_train_images is not None:
             require(
                 self.num_train_images >= 1,
@@ -66,40 +67,24 @@ class _DPM(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDPM(_DPM):
+class TrainDPM(Training, _DPM):
     """A UNet2DModel trained on the subset.
 
-    batch_size: global, in images. lr_warmup_steps, max_steps, *_every_steps: in optimizer steps.
-    ema_decay: per step, from ema_start_step on. gradient_clip_val: maximal gradient norm, 0
-    for none.
+    ema_decay: per step, from ema_start_step on. preview_every_steps: between validations.
     """
 
     unet: dict[str, Any]
     noise_schedule: dict[str, Any]
-    max_steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    lr_warmup_steps: int
     ema_decay: float
     ema_start_step: int
-    gradient_clip_val: float
     random_flip: bool
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
-    log_every_steps: int
-    checkpoint_every_steps: int
     preview_every_steps: int
-    seed: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("max_steps", "batch_size"):
-            require(getattr(self, field) >= 1, f"dpm.{field}", ">= 1", getattr(self, field))
-        for field in ("log_every_steps", "checkpoint_every_steps", "preview_every_steps"):
-            require(getattr(self, field) >= 1, f"dpm.{field}", ">= 1", getattr(self, field))
-        for field in ("weight_decay", "lr_warmup_steps", "ema_start_step", "gradient_clip_val"):
-            require(getattr(self, field) >= 0, f"dpm.{field}", ">= 0", getattr(self, field))
-        require(self.lr > 0, "dpm.lr", "> 0", self.lr)
+        every, start = self.preview_every_steps, self.ema_start_step
+        require(every >= 1, "dpm.preview_every_steps", ">= 1", every)
+        require(start >= 0, "dpm.ema_start_step", ">= 0", start)
         require(0 <= self.ema_decay < 1, "dpm.ema_decay", "in [0, 1)", self.ema_decay)
         require(
             self.ema_start_step < self.max_steps,
@@ -107,9 +92,9 @@ class TrainDPM(_DPM):
             f"< dpm.max_steps = {self.max_steps}, or the averaged weights are the initial ones",
             self.ema_start_step,
         )
-        require(0 <= self.seed < 2**32, "dpm.seed", "in [0, 2**32)", self.seed)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
         data = upstream["data"]
         assert isinstance(data, Data)
         remedy = "choose another data=, or dpm=pretrained to attack a checkpoint without images"
@@ -127,12 +112,6 @@ class TrainDPM(_DPM):
             data.size,
             "change data.size or dpm.unet.block_out_channels",
         )
-        require(
-            self.batch_size % runtime.devices == 0,
-            "dpm.batch_size",
-            f"divisible by runtime.devices = {runtime.devices}",
-            self.batch_size,
-        )
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         images = load_images(inputs["data"])
@@ -140,23 +119,17 @@ class TrainDPM(_DPM):
         L.seed_everything(self.seed, verbose=False)
         unet, scheduler = build(self.unet), build(self.noise_schedule)
         module = self._module(unet, scheduler, folder)
-        batches = EndlessBatches(module, [images[train]], self.batch_size, self.seed)
         validation = [validation_batches([images[p[:512]]]) for p in (train, heldout) if len(p)]
         log.info(
             "training %.2f M parameters on %d images, %d held out",
             *(unet.num_parameters() / 1e6, len(train), len(heldout)),
         )
-        metrics = fit(
+        metrics = self.fit(
             module,
-            batches,
+            [images[train]],
             validation,
             folder,
             runtime,
-            max_steps=self.max_steps,
-            precision=self.precision,
-            gradient_clip_val=self.gradient_clip_val,
-            log_every_steps=self.log_every_steps,
-            checkpoint_every_steps=self.checkpoint_every_steps,
             validate_every_steps=self.preview_every_steps,
             callbacks=[EMA(self.ema_decay, self.ema_start_step)],
         )
