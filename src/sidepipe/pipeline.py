@@ -31,6 +31,13 @@ STAGES = (
     *("data", "dpm", "generate", "label", "classifier", "extract"),
     *("descriptor", "evaluate", "report"),
 )
+# Of stages that not every attack reads, what makes one read it.
+NEEDED_BY = {
+    "generate": "evaluate.truth=train, or extract.surrogate=posterior",
+    "label": "extract.surrogate=posterior or classifier",
+    "classifier": "extract.surrogate=classifier",
+    "descriptor": "evaluate=copydet",
+}
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,10 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
     require_known("stage", stage, ["all", "status", *STAGES])
     goals = the_plan.goals(stage)
     if not goals:
-        raise ValueError(f"none of the attacks {the_plan.attacks['all']} has a stage {stage!r}")
+        raise ValueError(
+            f"none of the attacks {the_plan.attacks['all']} needs the stage {stage!r}; remedy: "
+            f"{NEEDED_BY.get(stage, 'choose another stage')}"
+        )
     the_plan.runtime.limit_threads()
     order: dict[str, Node] = {}
     for goal in goals:

@@ -38,7 +38,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tables, self.tags, self.addresses, self.words = {}, [], [], []
-        self.headings, self.cell, self.open = [], None, []
+        self.headings, self.captions, self.cell, self.open = [], [], None, []
         self.feed(text)
         self.text = re.sub(r"\s+", " ", "".join(self.words))
 
@@ -60,7 +60,8 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         self.open.pop()
         if tag == "table":
-            self.tables[self.caption] = self.rows
+            self.tables[self.caption.partition(" · ")[0]] = self.rows
+            self.captions.append(self.caption)
         if tag in ("td", "th"):
             self.rows[-1].append(self.cell.translate(PLAIN))
             self.cell = None

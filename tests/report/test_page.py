@@ -336,3 +336,11 @@ def test_without_truth_a_page_ranks_and_says_that_nothing_was_compared(blind):
     files = {path.name for path in (made.folder / "report").rglob("*") if path.is_file()}
     tables = {"attacks.csv", "blind.csv", "blind.tex", "cost.csv", "cost.tex"}
     assert files == {"report.html", "table.txt", *tables}
+
+
+def test_every_table_of_features_says_by_which_transform(page, outputs):
+    transform = results(outputs, "side")["transform"]
+    without = [caption for caption in page.captions if not caption.endswith(f" · {transform}")]
+    others = ("How each attack works", "The classifier by noise level", "Every artifact behind")
+    assert all(caption.startswith(others) for caption in without)
+    assert len(page.captions) - len(without) >= 8

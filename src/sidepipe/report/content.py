@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from sidepipe.report.pictures import picture_uri
 
 
 def tables(attacks: Sequence[Attack]) -> dict[str, t.Table]:
-    """The tables by name."""
-    made = [t.blind_table(attacks), t.cost_table(attacks)]
+    """The tables by name; those of features say by which transform."""
+    made = [t.blind_table(attacks)]
     if attacks[0].has_truth:
         made += [t.hits_table(attacks), t.rarefaction_table(attacks), t.novelty_table(attacks)]
         made += [t.overlap_table(attacks)] if len(attacks) > 1 else []
@@ -26,7 +27,9 @@ def tables(attacks: Sequence[Attack]) -> dict[str, t.Table]:
         made += [m.bands_table(attacks), m.rules_table(attacks), m.distances_table(attacks)]
         # Features of too many dimensions have none, of all attacks alike.
         made += [m.quality_table(attacks)] if attacks[0].results["quality"] is not None else []
-    return {table.name: table for table in made}
+    transform = attacks[0].transform
+    named = [replace(table, caption=f"{table.caption} · {transform}") for table in made]
+    return {table.name: table for table in [*named, t.cost_table(attacks)]}
 
 
 def drawings(attacks: Sequence[Attack]) -> dict[str, dict[str, bytes]]:
