@@ -98,3 +98,10 @@ def test_every_baseline_is_an_attack_of_its_own_and_shares_what_it_can() -> None
 
 def test_whole_numbers_are_one_setting_in_either_spelling() -> None:
     assert changed("extract.guidance_scale=1") == changed("extract.guidance_scale=1.0") == set()
+
+
+def test_no_attack_s_images_depend_on_data_but_through_the_model() -> None:
+    the_plan = plan(composed("attacks=comparison"))
+    for node in the_plan.nodes.values():
+        if node.stage.name in ("generate", "label", "classifier", "extract"):
+            assert "data" not in node.inputs

@@ -62,3 +62,13 @@ def test_the_modules_looked_at_are_those_of_the_package():
     assert {"diffusion", "data", "pipeline", "__main__"} <= {
         path.relative_to(ROOT).with_suffix("").parts[0] for path in MODULES
     }
+
+
+@pytest.mark.parametrize("stage", ["generate", "label", "classifier", "extract"])
+def test_no_stage_of_the_attack_can_reach_the_training_images(stage):
+    """Nothing may be tuned on what an attacker does not have; only evaluate compares with it."""
+    for path in (ROOT / stage).glob("*.py"):
+        for module, name in imports(path):
+            assert not module.startswith("sidepipe.data"), f"{path} reads images of the data"
+            assert name != "load_subset", f"{path} reads which images were trained on"
+            assert not module.startswith("sidepipe.descriptor"), f"{path} reads what saw the split"
