@@ -129,5 +129,5 @@ def test_an_unknown_stage_is_refused_with_the_closest_one(tmp_path: Path) -> Non
 
 
 def test_a_stage_that_no_attack_has_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs the stage 'label'; remedy: extract.surrogate"):
+    with pytest.raises(ValueError, match=r"needs the stage 'label'; remedy: extract\.surrogate"):
         pipeline.run(make_plan(tmp_path), "label")
