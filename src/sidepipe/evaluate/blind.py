@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from sidepipe.features.pairs import exact_losses, gamma_of
 from sidepipe.features.search import Metric, closer, nearest, pairs_within
 
 AT = (10, 20, 50, 100, 200, 500, 1000)
@@ -81,7 +82,7 @@ def candidates(
     index = np.unique(centre)
     size = np.bincount(centre, minlength=len(features))[index]
     others = np.flatnonzero(centre != np.arange(len(features)))
-    gamma = _gamma(features[others], features[centre[others]], metric)
+    gamma = gamma_of(exact_losses(features, features, others, centre[others], metric), metric)
     sums = np.bincount(centre[others], gamma, minlength=len(features))[index]
     tightness = sums / np.maximum(size - 1, 1)
     alone = size == 1
@@ -92,11 +93,6 @@ def candidates(
     closest_first = -tightness if metric == "cosine" else tightness
     order = np.lexsort((index, closest_first, -size))
     return Candidates(index[order], size[order], tightness[order].astype(np.float32))
-
-
-def _gamma(a: np.ndarray, b: np.ndarray, metric: Metric) -> np.ndarray:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return (a * b).sum(1) if metric == "cosine" else np.sqrt(np.square(a - b).sum(1))
 
 
 def ranking_quality(hit: Bool[np.ndarray, "c"]) -> dict[str, Any]:

@@ -57,14 +57,17 @@ def _at_rate(c: Comparison, rate: float) -> dict[str, Any]:
         "num_real": len(c.real_gamma),
         "real_passing": passing,
         "true_rate_interval": list(rate_interval(passing, len(c.real_gamma))),
-        **{name: _counted(hits[name], r) for name, r in c.references.items()},
+        **{
+            name: {**_counted(hits[name], r), "ams": float(hits[name].mean())}
+            for name, r in c.references.items()
+        },
         "excess": _excess(c, hits),
     }
 
 
-def _counted(hit: Bool[np.ndarray, "n"], reference: Reference) -> dict[str, Any]:
-    different = len(np.unique(reference.index[hit]))
-    return {"count": int(hit.sum()), "ams": float(hit.mean()), "unique": different}
+def _counted(hit: Bool[np.ndarray, "n"], reference: Reference) -> dict[str, int]:
+    """Hits, and the different reference images nearest to them."""
+    return {"count": int(hit.sum()), "unique": len(np.unique(reference.index[hit]))}
 
 
 def _excess(c: Comparison, hits: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -115,18 +118,14 @@ def rules(c: Comparison, threshold: float) -> dict[str, Any]:
     ratio: dict[str, Any] = {"rule": "nn1 < nn2 / 3"}
     for name, r in c.references.items():
         scores = m.adaptive_scores(m.distance(r.around, c.metric))
-        adaptive[name] = _rule_counted(scores <= 1, r)
+        adaptive[name] = _counted(scores <= 1, r)
         unique = np.unique(near_duplicate_groups(r.features, c.metric, threshold))
         ratio[f"num_unique_{name}"] = len(unique)
         two = nearest(c.queries, r.features[unique], c.metric, k=2)[0]
         hit = m.ratio_hits(*m.distance(two, c.metric).T)
-        ratio[name] = _rule_counted(hit, r)
+        ratio[name] = _counted(hit, r)
     enough = all(len(r.rows) >= AROUND for r in c.references.values())
     return {"adaptive": adaptive, "ratio": ratio} if enough else {"ratio": ratio}
-
-
-def _rule_counted(hit: Bool[np.ndarray, "n"], reference: Reference) -> dict[str, int]:
-    return {"count": int(hit.sum()), "unique": len(np.unique(reference.index[hit]))}
 
 
 def distance_gap(c: Comparison) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def new_hits(
         "synthetic_hits": int(synthetic_hit.sum()),
     }
     for name, some in (("seen", hit & seen), ("new", hit & ~seen)):
-        summary[name] = _rule_counted(some, c.train)
+        summary[name] = _counted(some, c.train)
     return summary, hit & ~seen
 
 

@@ -7,6 +7,7 @@ have a near duplicate among themselves. Whether that is so the report shows besi
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,15 +53,14 @@ class Tuning:
             for values in itertools.product(*self.grid.values())
         ]
 
-    @property
+    @cached_property
     def encoder(self) -> Encoder:
         return build(self.features)
 
     def score(self, images: UInt8[np.ndarray, "n h w c"], device: str) -> float:
         """`near_duplicate_rate` of a trial's images."""
-        encoder = self.encoder
-        features = encoder.encode(images, device=device)
-        return near_duplicate_rate(features, encoder.metric, self.duplicate_threshold)
+        features = self.encoder.encode(images, device=device)
+        return near_duplicate_rate(features, self.encoder.metric, self.duplicate_threshold)
 
 
 def near_duplicate_rate(

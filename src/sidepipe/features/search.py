@@ -126,7 +126,7 @@ def pairs_within(
         for i, j in pairs.candidates(features[some], rest, metric, limit[some]):
             i, j = i[j > i], j[j > i]
             gamma = pairs.gamma_of(pairs.exact_losses(rest, rest, i, j, metric), metric)
-            close = gamma >= edge if metric == "cosine" else gamma <= edge
+            close = closer(gamma, float(edge), metric)
             found.append((some.start + i[close], some.start + j[close], gamma[close]))
             count += len(found[-1][0])
             _require_few(count, threshold)
