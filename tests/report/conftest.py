@@ -1,9 +1,17 @@
-"""Reports that several tests look at, each made once."""
+"""Reports that several tests look at, each made once, and a browser to look with."""
+
+import shutil
 
 import pytest
 from tests.report.pages import report
 from tests.report.planted import COSINE, L2, Outputs
 
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+OPTIONS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--force-device-scale-factor=1"
+)
 NASTY = "<script>alert('$x^')</script> & 日本"
 
 
@@ -52,3 +60,19 @@ def blind(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blind")
     made = Outputs(folder, evaluate={**L2, "truth": "none"}, num_train=64, num_heldout=64)
     return made, *report(folder / "report", made)
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    missing = [name for name in (CHROMIUM, DRIVER) if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in [*OPTIONS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()

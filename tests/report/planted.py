@@ -60,8 +60,11 @@ class Outputs:
         num_heldout=1200,
         num_images=200,
         skipped=(),
+        source="sidepipe.data.sources.Digits",
+        seed=0,
     ):
-        self.folder, self.num_images, self.rng = folder, num_images, np.random.default_rng(0)
+        self.folder, self.num_images, self.rng = folder, num_images, np.random.default_rng(seed)
+        self.source = {"_target_": source}
         digits = load_digits().images[: num_train + num_heldout] / 16 * 255
         self.images = digits.round().astype(np.uint8)[..., None]
         self.num_train, self.skipped, self.evaluate = num_train, list(skipped), evaluate
@@ -92,9 +95,9 @@ class Outputs:
             writer = csv.writer(file)
             writer.writerow(["index", "id", "partition", "identity"])
             writer.writerows([i, f"{i:04d}", "train", ""] for i in range(len(self.images)))
-        source = {"_target_": "sidepipe.data.sources.Digits"}
         summary = {"num_images": len(self.images), "shape": [8, 8, 1], "skipped": self.skipped}
-        self.finish("data", "da", {}, {"source": source, "size": 8, "center_crop": None}, summary)
+        settings = {"source": self.source, "size": 8, "center_crop": None}
+        self.finish("data", "da", {}, settings, summary)
 
     def dpm(self):
         folder = self.start("dpm", "dp")

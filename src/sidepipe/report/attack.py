@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binomtest
+
 from sidepipe.evaluate.stage import load_nearest
 
 # Of an encoder's transform, by how it begins: gamma in words.
@@ -105,10 +107,31 @@ class Attack:
         """Generated images whose nearest image of `which` is at least as close as the threshold."""
         return self.headline[which]["count"]
 
+    def share(self, which: str = "train") -> float:
+        """Hits as a share of the generated images."""
+        return self.hits(which) / self.num_images
+
+    def share_interval(self, which: str = "train") -> tuple[float, float]:
+        """The exact 95 % interval of the share that ever more images of this attack would have."""
+        found = binomtest(self.hits(which), self.num_images).proportion_ci(method="exact")
+        return found.low, found.high
+
     @property
     def unique(self) -> int:
         """Different training images among the hits' nearest."""
         return self.headline["train"]["unique"]
+
+    @property
+    def unique_interval(self) -> tuple[float, float]:
+        """The 95 % interval of `unique`, of other images of the same number."""
+        found = self.results["rarefaction"]
+        at = found["num_images"].index(self.num_images)
+        return found["low"][at], found["high"][at]
+
+    @property
+    def new_unique(self) -> int:
+        """Of the different training images, those that no synthetic image hits."""
+        return self.results["novelty"]["new"]["unique"]
 
     @property
     def excess(self) -> int:

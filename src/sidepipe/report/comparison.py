@@ -11,10 +11,7 @@ from sidepipe.settings import require
 
 def read_attacks(inputs: Mapping[str, Path]) -> list[Attack]:
     """The attacks of evaluate artifacts, in order; ValueError unless of one model and measure."""
-    attacks = [
-        Attack(name, folder, load_results(folder), artifacts.lineage(folder))
-        for name, folder in inputs.items()
-    ]
+    attacks = [read_attack(name, folder) for name, folder in inputs.items()]
     require(len(attacks) > 0, "attacks", "at least one row", 0, "attacks=compare")
     measures = {attack.name: _measure(attack) for attack in attacks}
     require(
@@ -25,6 +22,11 @@ def read_attacks(inputs: Mapping[str, Path]) -> list[Attack]:
         "compare attacks on one model, evaluated with the same settings",
     )
     return attacks
+
+
+def read_attack(name: str, folder: Path) -> Attack:
+    """The attack of one evaluate artifact; FileNotFoundError where that is not finished."""
+    return Attack(name, folder, load_results(folder), artifacts.lineage(folder))
 
 
 def _measure(attack: Attack) -> str:

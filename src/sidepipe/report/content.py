@@ -17,8 +17,8 @@ from sidepipe.report.figures import drawn
 from sidepipe.report.pictures import picture_uri
 
 
-def tables(attacks: Sequence[Attack]) -> dict[str, t.Table]:
-    """The tables by name; those of features say by which transform."""
+def tables(attacks: Sequence[Attack]) -> list[t.Table]:
+    """The tables; those of features say by which transform."""
     made = [t.blind_table(attacks)]
     if attacks[0].has_truth:
         made += [t.hits_table(attacks), t.rarefaction_table(attacks), t.novelty_table(attacks)]
@@ -29,7 +29,7 @@ def tables(attacks: Sequence[Attack]) -> dict[str, t.Table]:
         made += [m.quality_table(attacks)] if attacks[0].results["quality"] is not None else []
     transform = attacks[0].transform
     named = [replace(table, caption=f"{table.caption} · {transform}") for table in made]
-    return {table.name: table for table in [*named, t.cost_table(attacks)]}
+    return [*named, t.cost_table(attacks)]
 
 
 def drawings(attacks: Sequence[Attack]) -> dict[str, dict[str, bytes]]:
@@ -75,9 +75,7 @@ def _truth(attacks: Sequence[Attack]) -> dict[str, Any]:
     return {
         "best": max(attacks, key=lambda attack: attack.excess_share),
         "hit_rule": words.hit_rule(first),
-        "widest": max(
-            a.hits(which) / a.num_images for a in attacks for which in (a.compared, "heldout")
-        ),
+        "widest": max(a.share(which) for a in attacks for which in (a.compared, "heldout")),
         "pairs": pairs,
         "pair_data": gallery.data(attacks, pairs),
         "slider": gallery.slider(attacks, pairs) if pairs else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 TRAIN, HELDOUT, GREY = "#1b4f8a", "#c2570c", "#8a8f98"
 DASHES = (0, (4, 2))
@@ -70,6 +71,18 @@ def told_apart(number: int) -> dict[str, Any]:
     """Colour, mark and dashes of the `number`-th attack of a panel."""
     styles = {"color": COLOURS, "marker": MARKS, "linestyle": LINES}
     return {name: choice[number % len(choice)] for name, choice in styles.items()}
+
+
+def handle(name: str, number: int, **style: Any) -> Line2D:
+    """The `number`-th attack's entry in a legend."""
+    # A legend leaves out what begins with an underscore.
+    return Line2D([], [], **{**told_apart(number), "markersize": 4, **style}, label=f" {name}")
+
+
+def legend(figure: Figure, handles: Sequence[Any], **options: Any) -> None:
+    """A legend outside the axes whose names are no formulas."""
+    for text in figure.legend(handles=handles, frameon=False, **options).get_texts():
+        text.set_parse_math(False)
 
 
 def panels(number: int, columns: int = 3) -> tuple[Figure, Sequence[Any]]:

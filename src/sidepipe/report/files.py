@@ -1,7 +1,7 @@
 """What a paper takes from a report: tables as CSV and LaTeX, and every number unrounded."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def write_table(folder: Path, table: Table) -> None:
     names = [f"{h}: {c}" if h else c for h, c in zip(headings, table.columns, strict=True)]
     with (folder / f"{table.name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["attack", *(name.replace(NBSP, " ") for name in names)])
+        writer.writerow([table.head, *(name.replace(NBSP, " ") for name in names)])
         for name, cells in table.rows:
             writer.writerow([name, *(cell.replace(NBSP, " ") for cell in cells)])
     (folder / f"{table.name}.tex").write_text(latex(table), encoding="utf-8")
@@ -53,7 +53,7 @@ def latex(table: Table) -> str:
         groups.append(rf"\multicolumn{{{span}}}{{c}}{{{escaped(heading)}}}")
         rules.append(rf"\cmidrule(lr){{{column}-{column + span - 1}}}" if heading else "")
         column += span
-    head = ["attack", *table.columns]
+    head = [table.head, *table.columns]
     lines = [f"% {table.caption}", rf"\begin{{tabular}}{{l{'r' * (column - 2)}}}"]
     lines += [r"\toprule", rf" & {' & '.join(groups)} \\", "".join(rules)]
     lines += [" & ".join(map(escaped, head)) + r" \\", r"\midrule"]
@@ -66,9 +66,8 @@ def escaped(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.splitlines()))
 
 
-def write_numbers(path: Path, attacks: Sequence[Attack]) -> None:
-    """All numbers, one row an attack; a column that an attack lacks is empty."""
-    rows = [numbers(attack) for attack in attacks]
+def write_numbers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """All numbers unrounded, one row an attack; a column that an attack lacks is empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")

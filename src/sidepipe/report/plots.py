@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sidepipe.report.attack import Attack
-from sidepipe.report.figures import GREY, MARKS, TRAIN, panels, told_apart
+from sidepipe.report.figures import GREY, MARKS, TRAIN, handle, legend, panels, told_apart
 
 
 def rarefaction_figure(attacks: Sequence[Attack]) -> Figure:
@@ -24,10 +24,12 @@ def rarefaction_figure(attacks: Sequence[Attack]) -> Figure:
     axis.set_ylim(bottom=0)
     axis.set_xlabel("generated images")
     axis.set_ylabel("different training images hit")
-    handles = [_handle(attack, number, linestyle="solid") for number, attack in enumerate(attacks)]
+    handles = [
+        handle(attack.name, number, linestyle="solid") for number, attack in enumerate(attacks)
+    ]
     handles.append(Line2D([], [], color=GREY, label="interpolated"))
     handles.append(Line2D([], [], color=GREY, linestyle="dashed", label="extrapolated"))
-    _legend_beside(figure, handles)
+    legend(figure, handles, loc="outside right upper")
     return figure
 
 
@@ -66,26 +68,14 @@ def roc_figure(attacks: Sequence[Attack]) -> Figure:
                 markevery=(3 + number, 25),
                 markersize=4,
             )
-            handles.append(_handle(attack, number))
+            handles.append(handle(attack.name, number))
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1)
     axis.set_xlabel("candidates taken that are no hits, share")
     axis.set_ylabel("candidates taken that are hits, share")
     handles.append(Line2D([], [], color=GREY, linewidth=0.9, label="a ranking by chance"))
-    _legend_beside(figure, handles)
+    legend(figure, handles, loc="outside right upper")
     return figure
-
-
-def _handle(attack: Attack, number: int, **style: Any) -> Line2D:
-    # A legend leaves out what begins with an underscore.
-    label = f" {attack.name}"
-    return Line2D([], [], **{**told_apart(number), "markersize": 4, **style}, label=label)
-
-
-def _legend_beside(figure: Figure, handles: Sequence[Line2D]) -> None:
-    legend = figure.legend(handles=handles, loc="outside right upper", frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
 
 
 def clusters_figure(labels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:

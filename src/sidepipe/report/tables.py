@@ -11,13 +11,17 @@ from sidepipe.report.words import DASH, count
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files. groups: (heading, number of columns). rows: (attack, cells)."""
+    """name: of its files. groups: (heading, number of columns). rows: (name, cells).
+
+    head: of the column of the rows' names.
+    """
 
     name: str
     caption: str
     groups: list[tuple[str, int]]
     columns: list[str]
     rows: list[tuple[str, list[str]]]
+    head: str = "attack"
 
     @property
     def starts(self) -> list[bool]:

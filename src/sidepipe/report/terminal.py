@@ -13,22 +13,32 @@ SHORTEST_NAME = 12
 
 def terminal_table(attacks: Sequence[Attack]) -> str:
     """A line an attack, and below them what was counted."""
-    columns = _columns(attacks[0])
-    cells = [[title, *(cell(attack) for attack in attacks)] for title, cell in columns.items()]
-    widths = [2 + max(map(len, column)) for column in cells]
-    room = max(SHORTEST_NAME, TERMINAL_COLUMNS - sum(widths))
-    names = [shortened(name, room) for name in ("attack", *(attack.name for attack in attacks))]
-    width = max(map(len, names))
-    lines = [
-        f"{name:<{width}}" + "".join(f"{c[i]:>{w}}" for c, w in zip(cells, widths, strict=True))
-        for i, name in enumerate(names)
+    names = ["attack", *(attack.name for attack in attacks)]
+    columns = [
+        [title, *(cell(attack) for attack in attacks)]
+        for title, cell in _columns(attacks[0]).items()
     ]
     legend = _legend(attacks[0]) if attacks[0].has_truth else _legend_without_truth(attacks[0])
-    # Not every terminal has these signs.
+    return "\n".join([*aligned(names, columns), "", *wrapped(legend)]) + "\n"
+
+
+def aligned(names: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of names at the left, shortened where they are too long, and of cells at the right."""
+    widths = [2 + max(map(len, column)) for column in columns]
+    room = max(SHORTEST_NAME, TERMINAL_COLUMNS - sum(widths))
+    short = [shortened(name, room) for name in names]
+    width = max(map(len, short))
+    return [
+        f"{name:<{width}}" + "".join(f"{c[i]:>{w}}" for c, w in zip(columns, widths, strict=True))
+        for i, name in enumerate(short)
+    ]
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of the text in signs that every terminal has."""
     for sign, plain in (("≥", ">="), ("≤", "<="), (NBSP, " ")):
-        legend = legend.replace(sign, plain)
-    wrapped = textwrap.wrap(legend, TERMINAL_COLUMNS, break_on_hyphens=False)
-    return "\n".join([*lines, "", *wrapped]) + "\n"
+        text = text.replace(sign, plain)
+    return textwrap.wrap(text, TERMINAL_COLUMNS, break_on_hyphens=False)
 
 
 def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
@@ -47,7 +57,7 @@ def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
         "excess %": lambda a: percent(a.excess_share, a.num_images),
         "95 % interval": words.excess_interval,
         "different": lambda a: count(a.unique),
-        "new": lambda a: count(a.results["novelty"]["new"]["unique"]),
+        "new": lambda a: count(a.new_unique),
         "evaluations": lambda a: count(a.network_evaluations),
     }
 

@@ -86,7 +86,7 @@ def hit_rule(attack: Attack) -> str:
 def hits(attack: Attack, which: str) -> str:
     """Hits and their share: `85 (4.25 %)`."""
     number = attack.hits(which)
-    return f"{count(number)} ({percent(number / attack.num_images, attack.num_images)} %)"
+    return f"{count(number)} ({percent(attack.share(which), attack.num_images)} %)"
 
 
 def excess(attack: Attack) -> str:

@@ -1,0 +1,68 @@
+"""A report as files: one page for a person, tables and figures for a paper, text for a terminal.
+
+Nothing comes from a clock: the same content gives the same bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sidepipe.report import figures, files, words
+from sidepipe.report.pictures import data_uri
+from sidepipe.report.tables import Table
+
+PAGE, TABLE = "report.html", "table.txt"
+
+
+def write(
+    folder: Path,
+    template: str,
+    tables: Sequence[Table],
+    drawings: Mapping[str, dict[str, bytes]],
+    numbers: Sequence[Mapping[str, Any]],
+    text: str,
+    content: Mapping[str, Any],
+) -> None:
+    """Writes report.html, table.txt, tables/ and figures/ into `folder`.
+
+    drawings: SVG and PDF of each figure. numbers: rows of tables/attacks.csv. text: for a terminal.
+    content: what the template names beside `tables` and `figures`.
+    """
+    for name in ("tables", "figures"):
+        (folder / name).mkdir(exist_ok=True)
+    files.write_numbers(folder / "tables" / "attacks.csv", numbers)
+    for table in tables:
+        files.write_table(folder / "tables", table)
+    for name, drawing in drawings.items():
+        figures.save(folder / "figures", name, drawing)
+    (folder / TABLE).write_text(text, encoding="utf-8")
+    shown = {name: data_uri(drawing["svg"], "svg+xml") for name, drawing in drawings.items()}
+    named = {table.name: table for table in tables}
+    page = _template(template).render(tables=named, figures=shown, **content)
+    (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def _template(name: str) -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    known = (words.count, words.percent, words.rate, words.rate_interval, words.parameters)
+    known += (words.epochs, words.excess_interval, words.excess_images, words.threshold_rule)
+    environment.filters |= {function.__name__: function for function in known}
+    return environment.get_template(name)
+
+
+def load_table(folder: Path) -> str:
+    """The report in plain text, for a terminal."""
+    return (folder / TABLE).read_text(encoding="utf-8").rstrip()
+
+
+def page_path(folder: Path) -> Path:
+    """The page."""
+    return folder / PAGE
