@@ -299,6 +299,50 @@ def test_another_hosts_lock_is_taken_over_when_it_is_stale(folder):
     assert artifacts.owner_of(folder) == Owner.me()
 
 
+@pytest.fixture
+def in_job(monkeypatch):
+    """Makes this process one of a Slurm job, which was queued again so often."""
+
+    def enter(job, restarts):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+
+    return enter
+
+
+def put_jobs_lock(folder, host, job, restarts):
+    """A fresh lock of a Slurm job; on this host its process is this one, alive."""
+    artifacts.try_lock(folder)
+    owner = Owner(**{**vars(Owner.me()), "host": host, "job": job, "restarts": restarts})
+    artifacts.write_json(artifacts.lock_path(folder), vars(owner))
+    return owner
+
+
+@pytest.mark.parametrize("host", ["another-host", socket.gethostname()])
+def test_a_job_that_was_queued_again_takes_over_its_own_lock_at_once(folder, host, in_job):
+    put_jobs_lock(folder, host, "45", 0)
+    in_job("45", 1)
+    assert artifacts.owner_of(folder) is None
+    assert artifacts.try_lock(folder) is None
+    assert artifacts.owner_of(folder) == Owner.me()
+    assert (Owner.me().job, Owner.me().restarts) == ("45", 1)
+
+
+@pytest.mark.parametrize(("job", "restarts"), [("45", 1), ("46", 0), (None, 0)])
+def test_any_other_jobs_lock_is_respected(folder, job, restarts, in_job):
+    owner = put_jobs_lock(folder, "another-host", job, restarts)
+    in_job("45", 1)
+    assert artifacts.try_lock(folder) == owner
+
+
+def test_a_lock_of_a_version_that_knew_no_jobs_is_read(folder, in_job):
+    owner = put_foreign_lock(folder, age=0)
+    content = {name: vars(owner)[name] for name in ("host", "pid", "started")}
+    artifacts.write_json(artifacts.lock_path(folder), content)
+    in_job("45", 1)
+    assert artifacts.try_lock(folder) == owner
+
+
 def test_an_owners_heartbeat_keeps_its_lock_fresh(folder, monkeypatch):
     monkeypatch.setattr(artifacts, "HEARTBEAT_SECONDS", 0.02)
     with artifacts.locked(folder):

@@ -28,6 +28,7 @@ SAMPLING = {
     "num_images": 50,
     "num_inference_steps": 5,
     "eta": 0.0,
+    "sampler": "ddim",
     "timestep_spacing": "leading",
     "precision": "32-true",
     "shard_size": 16,

@@ -6,11 +6,20 @@ import sys
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 # In a checkout the configs lie at the top level; an installed wheel carries them in the package.
 _CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parent / "conf"
+
+# What conf/hydra/launcher/slurm.yaml needs beyond plain interpolation.
+RESOLVERS = {
+    "first_given": lambda *values: next(value for value in values if value is not None),
+    "given": lambda settings: {k: v for k, v in settings.items() if v is not None},
+    "lines": "\n".join,
+}
+for _name, _resolver in RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 log = logging.getLogger("sidepipe")
 
@@ -18,15 +27,24 @@ log = logging.getLogger("sidepipe")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _hydra_main(cfg: DictConfig) -> None:
     # Imported here: help and tab completion then answer without loading torch.
+    from sidepipe import ranks
+
+    with ranks.leading() as leads:
+        if leads:
+            _run(cfg)
+
+
+def _run(cfg: DictConfig) -> None:
+    """What the command line asks for; exits with 1 where it fails."""
     from sidepipe.progress import quiet_libraries
 
     quiet_libraries()  # before faiss and others are imported and speak
-    from sidepipe import pipeline
+    from sidepipe import pipeline, status
 
     try:
         the_plan = pipeline.plan(cfg)
         if cfg.stage == "status":
-            print(pipeline.status(the_plan))
+            print(status.table(the_plan))
             return
         goals = pipeline.run(the_plan, cfg.stage)
     except (ValueError, OSError, RuntimeError) as error:

@@ -153,12 +153,21 @@ class Owner:
     pid: int
     # Process start in clock ticks since boot: tells a reused pid from the owner.
     started: int
+    # The Slurm job, which keeps its number when it is queued again, and how often it was.
+    job: str | None = None
+    restarts: int = 0
 
     @classmethod
     def me(cls) -> "Owner":
-        return cls(socket.gethostname(), os.getpid(), _process_start(os.getpid()) or 0)
+        started = _process_start(os.getpid()) or 0
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        job = os.environ.get("SLURM_JOB_ID")
+        return cls(socket.gethostname(), os.getpid(), started, job, restarts)
 
     def is_alive(self, lock: Path) -> bool:
+        me = Owner.me()
+        if self.job is not None and self.job == me.job and self.restarts < me.restarts:
+            return False  # we are its next start, on whatever host, and Slurm has ended that one
         if self.host == socket.gethostname():
             return _process_start(self.pid) == self.started
         try:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
+from sidepipe import interruption, ranks
 from sidepipe.artifacts import PROGRESS, write_json
+from sidepipe.interruption import Preempted
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def stage_log(path: Path) -> Iterator[None]:
-    """Appends the package's log lines to `path`, and the traceback if the block raises."""
+    """Appends the package's log lines to `path`, and the traceback if the block fails."""
     handler = logging.FileHandler(path)
     handler.setFormatter(_FORMAT)
     logger = logging.getLogger("sidepipe")
@@ -51,6 +53,9 @@ def stage_log(path: Path) -> Iterator[None]:
         logger.setLevel(logging.INFO)
     try:
         yield
+    except Preempted:
+        log.info("asked to stop")
+        raise
     except BaseException as error:
         # To the file alone: on the console the message is enough.
         at, exc_info = (__file__, 0), sys.exc_info()
@@ -114,11 +119,12 @@ class LineProgress(Callback):
             log.info(
                 "%s %d/%d (%d %%), %.1f/s, %s left%s",
                 *(self.unit, self.done, self.total, 100 * self.done // self.total, rate),
-                *(_clock(left), said),
+                *(clock(left), said),
             )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as 0:05:00."""
     minutes, seconds = divmod(int(min(seconds, 360000)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
@@ -128,17 +134,20 @@ class SpawnedProcess(Callback):
     """Makes a process that Lightning spawned like its parent: quiet, as many threads, the log lines
     of the first on stderr and in the folder's log.txt; and it dies with its parent.
 
-    In the parent itself this does nothing.
+    The other processes of an srun step are made quiet; in the parent itself this does nothing.
     """
 
     def __init__(self, folder: Path, num_threads: int | None) -> None:
         self.folder, self.num_threads = folder, num_threads
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if ranks.several():
+            quiet_libraries()
         if multiprocessing.parent_process() is None:
             return
         # torch sends SIGINT to a process whose parent died; background jobs of a shell ignore it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        interruption.only_set_the_flag()
         quiet_libraries()
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)

@@ -16,16 +16,17 @@ import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
 
+from sidepipe import ranks
 from sidepipe.diffusion.guidance import guided
 from sidepipe.diffusion.noise import image_noise
-from sidepipe.diffusion.sampler import ddim, sampling_timesteps
+from sidepipe.diffusion.sampler import SAMPLERS, sampling_timesteps
 from sidepipe.diffusion.schedule import EpsFn, clip_x_0, eps_of
 from sidepipe.images import to_uint8
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
-from sidepipe.shards import BackgroundShards, check_disk, missing_shards, shard_ranges
+from sidepipe.shard_writer import ShardWriter
+from sidepipe.shards import check_disk, missing_shards, shard_ranges
 from sidepipe.speed import (
     CPU_BATCH_SIZE,
     cast_once,
@@ -77,6 +78,7 @@ class ImageSampler(L.LightningModule):
         *,
         seed: int,
         stream: str,
+        sampler: str = "ddim",
         timesteps: Sequence[int],
         eta: float,
         surrogate: nn.Module | None = None,
@@ -87,7 +89,7 @@ class ImageSampler(L.LightningModule):
         if surrogate is not None:
             lay_out(surrogate)
         self.prediction_type, self.image_shape = prediction_type, image_shape
-        self.seed, self.stream = seed, stream
+        self.seed, self.stream, self.sampler = seed, stream, SAMPLERS[sampler]
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
         self.is_compiled = False
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
@@ -101,8 +103,8 @@ class ImageSampler(L.LightningModule):
         # Compiling again, for the last shard's smaller batches, would take longer than they do.
         once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
         with cast_once(self.device), once or nullcontext():
-            x_0 = ddim(eps_fn, noise_fn(), self.timesteps, self.alphas_cumprod, self.eta, noise_fn)
-        return to_uint8(x_0)
+            about = (self.timesteps, self.alphas_cumprod, self.eta, noise_fn)
+            return to_uint8(self.sampler(eps_fn, noise_fn(), *about))
 
     def _eps_fn(self, targets: Int64[Tensor, "n"]) -> EpsFn:
         eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
@@ -148,9 +150,9 @@ class ImageSampler(L.LightningModule):
     def _step(self, n: int) -> Callable[[], Tensor]:
         """One evaluation of the networks on `n` images, at a guided timestep if there is one."""
         of_guidance = [] if self.guidance is None else self.guidance.within(self.timesteps)
-        t = torch.full((n,), (of_guidance or self.timesteps)[0], device=self.device)
+        t = (of_guidance or self.timesteps)[0]
         x_t = torch.zeros(n, *self.image_shape, device=self.device)
-        eps_fn = self._eps_fn(torch.zeros_like(t))
+        eps_fn = self._eps_fn(torch.zeros(n, dtype=torch.int64, device=self.device))
 
         @torch.no_grad()
         def step() -> Tensor:
@@ -193,58 +195,6 @@ class _ShardBatches:
                 }
 
 
-class _ShardWriter(BasePredictionWriter):
-    """Gathers a shard's batches and has it written when its last is there."""
-
-    shards: BackgroundShards
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__("batch")
-        self.folder = folder
-        self.parts: list[Callable[[], np.ndarray]] = []
-
-    def on_predict_start(self, *args: Any) -> None:
-        self.shards = BackgroundShards(self.folder)  # here: a thread cannot be sent to a process
-
-    def write_on_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        prediction: Any,
-        batch_indices: Any,
-        batch: Any,
-        *args: int,
-    ) -> None:
-        self.parts.append(_on_host(prediction))
-        if batch["ends_shard"]:
-            self.shards.write(batch["shard"], self.parts)
-            self.parts = []
-
-    def on_predict_end(self, *args: Any) -> None:
-        self.shards.close()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        # Shards that are whole are worth writing; the error that is known is the one to raise.
-        if hasattr(self, "shards"):
-            self.shards.thread.shutdown(wait=True)
-
-
-def _on_host(images: UInt8[Tensor, "n h w c"]) -> Callable[[], np.ndarray]:
-    """A function that waits for the images; a GPU goes on with the next batch meanwhile."""
-    if not images.is_cuda:
-        return images.cpu().numpy
-    host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
-    host.copy_(images, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
-
-    def wait() -> np.ndarray:
-        copied.synchronize()
-        return host.numpy()
-
-    return wait
-
-
 def sample_to_shards(
     sampler: ImageSampler,
     folder: Path,
@@ -257,7 +207,8 @@ def sample_to_shards(
     """Writes `num_images` sampled images into `folder`, skipping shards that are whole.
 
     targets: int64 (num_images,), each image's label for the surrogate; zeros when None.
-    Raises OSError when the disk is too full for what is missing.
+    Raises OSError when the disk is too full for what is missing, and Preempted when asked to stop,
+    after writing the shards that are whole.
     """
     ranges = shard_ranges(num_images, shard_size)
     missing = [(shard, ranges[shard]) for shard in missing_shards(folder, num_images, shard_size)]
@@ -269,26 +220,32 @@ def sample_to_shards(
     check_disk(folder, left * int(np.prod(sampler.image_shape)))
     if targets is None:
         targets = np.zeros(num_images, np.int64)
+    batches = _ShardBatches(sampler, missing, len(ranges[0]), targets, runtime)
+    ranks.together(_predict, batches, folder, precision, num_images, num_images - left)
+
+
+def _predict(
+    batches: _ShardBatches, folder: Path, precision: Precision, num_images: int, first: int
+) -> None:
+    """What each process of `sample_to_shards` does; first: how many images are there already."""
+    runtime = batches.runtime
     progress = progress_callbacks(
-        folder, num_images, seconds=runtime.progress_seconds, unit="image", first=num_images - left
+        folder, num_images, seconds=runtime.progress_seconds, unit="image", first=first
     )
-    trainer = L.Trainer(
+    trainer = runtime.trainer(
         # The classifier's gradient is taken inside predict; inference mode would forbid it.
         inference_mode=False,
         precision=precision,
         callbacks=[
             SpawnedProcess(folder, runtime.num_threads),
-            _ShardWriter(folder),
+            ShardWriter(folder),
             *progress,
         ],
         logger=False,
-        use_distributed_sampler=False,
         enable_checkpointing=False,
         **progress_settings(),
-        **runtime.trainer_settings(),
     )
-    batches = _ShardBatches(sampler, missing, len(ranges[0]), targets, runtime)
-    trainer.predict(sampler, batches, return_predictions=False)
+    trainer.predict(batches.module, batches, return_predictions=False)
 
 
 def network_timesteps(

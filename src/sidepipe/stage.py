@@ -4,12 +4,16 @@ A stage's settings can change its numbers and enter its key; `Runtime` says only
 and never does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from sidepipe import ranks
 from sidepipe.settings import require, require_known
+
+if TYPE_CHECKING:
+    import lightning as L
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,9 @@ class Runtime:
 
     sampling_batch_size: per device, None for the size that measures fastest. compile: whether
     torch.compile makes the networks that sample; "auto" where a run is long enough. Images depend
-    on neither beyond floating-point rounding.
+    on neither beyond floating-point rounding. devices: processes that train or sample together,
+    spawned for it; under srun the tasks of the step do, and devices may stay 1. slurm: what jobs
+    ask for (see sidepipe.sweep), None where there is no cluster.
     """
 
     outputs: str = "outputs"
@@ -29,25 +35,65 @@ class Runtime:
     sampling_batch_size: int | None = None
     compile: Literal["auto", True, False] = "auto"
     progress_seconds: float = 30.0
+    slurm: dict | None = None
 
     def __post_init__(self) -> None:
         require_known(
             "runtime.accelerator", self.accelerator, ["auto", "cpu", "gpu", "cuda", "mps"]
         )
         require(self.devices >= 1, "runtime.devices", ">= 1", self.devices)
+        if ranks.several():
+            each = ranks.tasks_per_node()
+            rule = f"1 or the tasks that srun starts on each node, {each}"
+            remedy = "leave it at 1, or change srun --ntasks-per-node"
+            require(self.devices in (1, each), "runtime.devices", rule, self.devices, remedy)
         if self.num_threads is not None:
             require(self.num_threads >= 1, "runtime.num_threads", ">= 1", self.num_threads)
         size = self.sampling_batch_size
         require(size is None or size >= 1, "runtime.sampling_batch_size", ">= 1 or null", size)
 
-    def trainer_settings(self) -> dict[str, Any]:
-        """Arguments for Lightning's Trainer.
+    @property
+    def num_processes(self) -> int:
+        """How many processes train or sample together: these or, of a plan, those of its jobs."""
+        nodes, devices = self._layout()
+        if nodes * devices == 1 and self.slurm is not None:
+            return self.slurm.get("nodes", 1) * self.slurm.get("tasks_per_node", 1)
+        return nodes * devices
 
-        Several devices are started by spawning inside the stage, not by running the command
+    @property
+    def spawns(self) -> bool:
+        """Whether it is other processes, started for the time, that train and sample."""
+        return self.devices > 1 and not ranks.several()
+
+    def _layout(self) -> tuple[int, int]:
+        """Nodes, and processes on each, that train or sample together from here."""
+        return (ranks.num_nodes(), ranks.tasks_per_node()) if ranks.several() else (1, self.devices)
+
+    def trainer(self, plugins: Sequence[Any] = (), **settings: Any) -> "L.Trainer":
+        """Lightning's Trainer, for a function that `ranks.together` runs.
+
+        Several devices of one process are spawned inside fit or predict, not by running the command
         again: the other processes then never see the graph, its locks or its manifests.
         """
-        strategy = "ddp_spawn" if self.devices > 1 else "auto"
-        return {"accelerator": self.accelerator, "devices": self.devices, "strategy": strategy}
+        import lightning as L
+        from lightning.fabric.plugins.environments import LightningEnvironment
+
+        nodes, devices = self._layout()
+        trainer = L.Trainer(
+            accelerator=self.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy="ddp_spawn" if self.spawns else "ddp" if nodes * devices > 1 else "auto",
+            # Else Lightning guesses, from variables that every shell within a Slurm job has.
+            plugins=[LightningEnvironment(), *plugins],
+            use_distributed_sampler=False,
+            **settings,
+        )
+        know = trainer.world_size
+        require(know == nodes * devices, "Lightning's processes", f"{nodes} x {devices}", know)
+        # Its handler of SIGTERM waits within for the other processes, which may wait for this one.
+        trainer._signal_connector.register_signal_handlers = _leave_signals_alone
+        return trainer
 
     def torch_device(self) -> str:
         """The device for work outside Lightning: encoders."""
@@ -71,7 +117,12 @@ class Runtime:
 
         device = self.torch_device()
         name = torch.cuda.get_device_name() if device == "cuda" else device
-        return f"{self.devices} x {name}, {torch.get_num_threads()} threads"
+        nodes, devices = self._layout()
+        return f"{nodes * devices} x {name}, {torch.get_num_threads()} threads"
+
+
+def _leave_signals_alone() -> None:
+    """In the place of Lightning's registering of its signal handlers; picklable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +149,12 @@ class Stage:
 
     def check(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
         """Raises ValueError or an OSError where these settings cannot work with `upstream`'s."""
+
+    def check_sources(self, runtime: Runtime) -> None:
+        """Raises ValueError or an OSError where what it reads outside the outputs is not there.
+
+        Asked before jobs are submitted, which would find out one after another.
+        """
 
     def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
         """Why a finished artifact no longer matches what lies outside the outputs, or None."""

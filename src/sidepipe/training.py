@@ -5,7 +5,6 @@ same command sees the batches and the noise it would have seen.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sidepipe import ranks
+from sidepipe.checkpoints import CheckpointByRename, SaveLast
 from sidepipe.diffusion.schedule import add_noise
 from sidepipe.images import to_model
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
@@ -175,9 +175,9 @@ class Training(Stage):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         require(
-            self.batch_size % runtime.devices == 0,
+            self.batch_size % runtime.num_processes == 0,
             f"{self.name}.batch_size",
-            f"divisible by runtime.devices = {runtime.devices}",
+            f"divisible by the number of devices, {runtime.num_processes}",
             self.batch_size,
         )
 
@@ -196,16 +196,38 @@ class Training(Stage):
 
         rows: arrays of equal length, whose batches the module's steps get. Afterwards
         `weights(folder)` has the result; the module itself may not (a run killed after its last
-        step only has the file, and spawned processes keep theirs).
+        step only has the file, and spawned processes keep theirs). Raises Preempted when asked to
+        stop, after saving.
         """
         last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
-        validate_every_steps = min(validate_every_steps, self.max_steps)
-        trainer = L.Trainer(
+        if last.exists():
+            log.info("going on from %s", last)
+        resume, earlier = str(last) if last.exists() else None, len(metrics.rows())
+        every = min(validate_every_steps, self.max_steps)
+        trained = (module, rows, validation, folder, runtime, every, callbacks, resume)
+        ranks.together(self._fit, *trained)
+        if runtime.spawns:
+            metrics.forward(metrics.rows()[earlier:])
+        return {name: value for _, name, value in metrics.rows()}
+
+    def _fit(
+        self,
+        module: L.LightningModule,
+        rows: Sequence[np.ndarray],
+        validation: Any,
+        folder: Path,
+        runtime: Runtime,
+        validate_every_steps: int,
+        callbacks: Sequence[Callback],
+        resume: str | None,
+    ) -> None:
+        """What each process of `fit` does; resume: the checkpoint to go on from."""
+        trainer = runtime.trainer(
             max_steps=self.max_steps,
             max_epochs=-1,
             precision=self.precision,
             gradient_clip_val=self.gradient_clip_val,
-            logger=metrics,
+            logger=MetricsCSV(folder / "metrics.csv"),
             log_every_n_steps=self.log_every_steps,
             val_check_interval=validate_every_steps,
             check_val_every_n_epoch=None,
@@ -214,24 +236,15 @@ class Training(Stage):
                 SpawnedProcess(folder, runtime.num_threads),
                 *callbacks,
                 _SeedTorch(self.seed),
-                _SaveLast(last, self.checkpoint_every_steps, validate_every_steps),
+                SaveLast(folder / LAST, self.checkpoint_every_steps, validate_every_steps),
                 *progress_callbacks(folder, self.max_steps, seconds=runtime.progress_seconds),
             ],
-            plugins=[_CheckpointByRename()],
+            plugins=[CheckpointByRename()],
             default_root_dir=folder,
-            use_distributed_sampler=False,
             **progress_settings(),
-            **runtime.trainer_settings(),
         )
-        if last.exists():
-            log.info("going on from %s", last)
-        resume = str(last) if last.exists() else None
-        earlier = len(metrics.rows())
         batches = EndlessBatches(module, rows, self.batch_size, self.seed)
         trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True)
-        if runtime.devices > 1:
-            metrics.forward(metrics.rows()[earlier:])
-        return {name: value for _, name, value in metrics.rows()}
 
 
 def weights(folder: Path, checkpoint: str = LAST) -> dict[str, Tensor]:
@@ -249,42 +262,3 @@ class _SeedTorch(Callback):
         # 1 + rank: to SeedSequence a trailing 0 is nothing, and `step_generator` has (seed, step).
         entropy = [self.seed, trainer.global_step, 1 + trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
-
-
-class _SaveLast(Checkpoint):
-    """Writes `path` every so many steps and after the last; of a validated step, after validation.
-
-    So a checkpoint never skips a validation, and the other checkpoint callbacks' state in it is of
-    its step.
-    """
-
-    def __init__(self, path: Path, every_steps: int, validate_every_steps: int) -> None:
-        self.path = path
-        self.every_steps, self.validate_every_steps = every_steps, validate_every_steps
-
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        if trainer.global_step % self.validate_every_steps != 0:
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Any, *args: Any) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: Any) -> None:
-        step = trainer.global_step
-        if step % self.every_steps == 0 or step == trainer.max_steps:
-            trainer.save_checkpoint(self.path)
-
-
-class _CheckpointByRename(TorchCheckpointIO):
-    """Writes beside the target; Lightning's own way leads through /tmp, often another disk, from
-    where a file is copied, and a run killed while copying has no checkpoint left."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)

@@ -424,7 +424,7 @@ THREE_LEVELS = {
             {"noise_schedule": {"prediction_type": "v"}},
             "prediction_type of diffusion does not know 'v'; .*epsilon, sample, v_prediction",
         ),
-        ({"batch_size": 9}, r"dpm.batch_size must be divisible by runtime.devices = 2, got 9"),
+        ({"batch_size": 9}, r"dpm.batch_size must be divisible by the number of devices, 2, got 9"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_runs(

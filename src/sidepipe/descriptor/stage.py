@@ -68,9 +68,9 @@ class Descriptor(Training):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check(upstream, runtime)
         require(
-            self.batch_size >= 4 and self.batch_size % (2 * runtime.devices) == 0,
+            self.batch_size >= 4 and self.batch_size % (2 * runtime.num_processes) == 0,
             "descriptor.batch_size",
-            f">= 4 and divisible by {2 * runtime.devices}, pairs of images on every device",
+            f">= 4 and divisible by {2 * runtime.num_processes}, pairs of images on every device",
             self.batch_size,
         )
         # Without memory or weights: what the network refuses is refused before anything runs.

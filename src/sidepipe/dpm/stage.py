@@ -227,3 +227,8 @@ def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
 def load_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training images, and of all others, the best held-out images first."""
     return np.load(folder / "subset.npy"), np.load(folder / "heldout.npy")
+
+
+def load_unseen(folder: Path) -> np.ndarray:
+    """Indices of all images but the training images, the best held-out ones first."""
+    return np.load(folder / "heldout.npy")

@@ -1,0 +1,313 @@
+import json
+import logging
+import os
+import signal
+import time
+from signal import SIGTERM, SIGUSR2
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.stepping import step
+from tests.test_ranks import SAMPLING, STAGES, ended
+from tests.tiny import DIGITS, RUNTIME, SETTINGS
+
+from sidepipe.dpm.module import DenoisingModule
+from sidepipe.dpm.stage import TrainDPM
+from sidepipe.generate.stage import Generate
+from sidepipe.interruption import Preempted, asked, deferred, handled
+from sidepipe.progress import stage_log
+from sidepipe.sampling import ImageSampler
+from sidepipe.stage import Runtime
+
+WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
+SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+
+
+@pytest.fixture(autouse=True)
+def outside_slurm(monkeypatch):
+    for name in SLURM:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def earlier():
+    """A handler of SIGUSR2 that was there before, as submitit's, and what it was called with."""
+    seen = []
+    before = signal.signal(SIGUSR2, lambda number, frame: seen.append(number))
+    yield seen
+    signal.signal(SIGUSR2, before)
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """Stands in for Slurm's; the file that gets its arguments."""
+    said, program = tmp_path / "said.txt", tmp_path / "bin/scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return said
+
+
+def send(*numbers):
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGUSR2])
+def test_a_signal_ends_the_block_and_a_second_one_does_no_more(number):
+    steps = []
+
+    def work():
+        try:
+            send(number)
+        except Exception:
+            pytest.fail("taken for an error of the work")
+        finally:
+            send(SIGTERM, SIGUSR2)
+            steps.append("saved")
+        steps.append("went on")
+
+    with pytest.raises(Preempted) as raised, handled():
+        work()
+    assert steps == ["saved"]
+    assert raised.value.code == 143
+
+
+def test_afterwards_handlers_are_those_of_before():
+    before = [signal.getsignal(number) for number in (SIGTERM, SIGUSR2)]
+    with handled():
+        assert signal.getsignal(SIGTERM) not in before
+    assert [signal.getsignal(number) for number in (SIGTERM, SIGUSR2)] == before
+    assert not asked()
+
+
+def test_in_common_work_a_signal_is_a_flag_until_its_end():
+    flags = []
+
+    def work():
+        flags.append(asked())
+        send(SIGTERM)
+        flags.append(asked())
+
+    with pytest.raises(Preempted), handled(), deferred():
+        work()
+    assert flags == [False, True]
+
+
+def test_an_error_of_common_work_is_not_hidden_by_a_signal():
+    def work():
+        send(SIGTERM)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), handled(), deferred():
+        work()
+
+
+def test_a_stage_that_was_asked_to_stop_leaves_no_traceback_in_its_log(tmp_path):
+    with pytest.raises(Preempted), stage_log(tmp_path / "log.txt"), handled():
+        send(SIGTERM)
+    assert (tmp_path / "log.txt").read_text().endswith("INFO asked to stop\n")
+
+
+# What follows
+
+
+def stopped_by(number, caplog):
+    """What is logged."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO), pytest.raises(Preempted), handled():
+        send(number)
+    return [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGUSR2])
+def test_outside_slurm_a_person_is_told_how_to_go_on(number, caplog, scontrol, earlier):
+    [said] = stopped_by(number, caplog)
+    assert said == "asked to stop; what was done is saved, and the same command goes on from it"
+    assert not scontrol.exists()
+    assert earlier == []
+
+
+@pytest.mark.parametrize(
+    ("array", "job"), [({}, "45"), ({"ARRAY_JOB": 40, "ARRAY_TASK": 5}, "40_5")]
+)
+def test_near_the_time_limit_the_job_is_queued_again_by_the_name_scontrol_knows(
+    array, job, caplog, scontrol, monkeypatch
+):
+    for name, value in {"JOB": 45, **array}.items():
+        monkeypatch.setenv(f"SLURM_{name}_ID", str(value))
+    [said] = stopped_by(SIGUSR2, caplog)
+    assert said == f"the time limit is near; saved, and job {job} is queued again"
+    assert scontrol.read_text() == f"requeue {job}\n"
+
+
+def test_a_preempted_or_cancelled_job_is_not_queued_again_by_us(caplog, scontrol, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "45")
+    assert "the same command goes on" in stopped_by(SIGTERM, caplog)[0]
+    assert not scontrol.exists()
+
+
+def test_where_queueing_again_fails_that_is_said(tmp_path, caplog, scontrol, monkeypatch):
+    (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho disabled >&2; exit 1\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "45")
+    [said] = stopped_by(SIGUSR2, caplog)
+    assert said.startswith("scontrol requeue 45 failed: disabled; what was done is saved")
+
+
+def test_who_handled_the_signal_before_queues_again_alone(caplog, scontrol, earlier, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "45")
+    assert stopped_by(SIGUSR2, caplog) == []
+    assert earlier == [SIGUSR2]
+    stopped_by(SIGTERM, caplog)
+    assert earlier == [SIGUSR2]
+    assert not scontrol.exists()
+
+
+# Training goes on at the same step, sampling at the same shard
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    DIGITS.run(folder, {}, RUNTIME)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """An uninterrupted training, and its summary."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, TrainDPM(**SETTINGS).run(folder, {"data": data}, RUNTIME)
+
+
+def train(folder, data, number, at, monkeypatch):
+    """A training that gets the signal in step `at`."""
+    training_step = DenoisingModule.training_step
+
+    def signalled(self, batch, batch_idx):
+        if self.global_step == at:
+            send(number, SIGTERM)
+        return training_step(self, batch, batch_idx)
+
+    folder.mkdir()
+    monkeypatch.setattr(DenoisingModule, "training_step", signalled)
+    with pytest.raises(Preempted), handled():
+        TrainDPM(**SETTINGS).run(folder, {"data": data}, RUNTIME)
+    monkeypatch.undo()
+
+
+# Of 20 steps; the checkpoint is due after 6, 12, 18 and the validation after 10 and 20.
+@pytest.mark.parametrize(
+    ("number", "at"), [(SIGTERM, 0), (SIGUSR2, 7), (SIGTERM, 9), (SIGUSR2, 19)]
+)
+def test_training_saves_the_step_at_work_and_goes_on_as_if_nothing_had_been(
+    tmp_path, data, whole, number, at, monkeypatch
+):
+    train(tmp_path / "broken", data, number, at, monkeypatch)
+    saved = torch.load(tmp_path / "broken/last.ckpt", weights_only=True)
+    assert saved["global_step"] == at + 1
+    summary = TrainDPM(**SETTINGS).run(tmp_path / "broken", {"data": data}, RUNTIME)
+    folder, expected = whole
+    assert summary == expected
+    logged = [(f / "metrics.csv").read_text() for f in (tmp_path / "broken", folder)]
+    assert logged[0] == logged[1]
+    values = load_file(tmp_path / "broken" / WEIGHTS)
+    for name, value in load_file(folder / WEIGHTS).items():
+        torch.testing.assert_close(values[name], value, rtol=0, atol=0)
+
+
+LONG = {**SETTINGS, "max_steps": 120, "preview_every_steps": 120, "checkpoint_every_steps": 120}
+
+
+@pytest.fixture(scope="module")
+def long_whole(tmp_path_factory, data):
+    """An uninterrupted training that takes long enough to be interrupted from outside."""
+    folder = tmp_path_factory.mktemp("whole")
+    TrainDPM(**LONG).run(folder, {"data": data}, RUNTIME)
+    return folder
+
+
+def interrupted(processes, folder, numbers):
+    """Signals each process as said once its training has begun; exit codes, outputs, errors."""
+    metrics, until = folder / "dpm/metrics.csv", time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert time.monotonic() < until
+        assert processes[0].poll() is None
+        time.sleep(0.01)
+    for process, number in zip(processes, numbers, strict=True):
+        process.send_signal(number)
+    return ended(processes)
+
+
+def assert_one_process_goes_on_to(folder, expected, data):
+    """To rounding: it ends where one that was not interrupted ends."""
+    saved = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
+    assert 4 <= saved < 120
+    TrainDPM(**LONG).run(folder, {"data": data}, RUNTIME)
+    values = load_file(folder / WEIGHTS)
+    for name, value in load_file(expected / WEIGHTS).items():
+        torch.testing.assert_close(values[name], value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_step_stop_at_one_step_and_the_first_asks_for_the_job(
+    tmp_path, data, long_whole, scontrol
+):
+    (tmp_path / "data").symlink_to(data)
+    arguments = map(json.dumps, (LONG, SAMPLING, {"accelerator": "cpu"}))
+    with step("-c", STAGES, str(tmp_path), *arguments) as processes:
+        codes, outputs, errors = interrupted(processes, tmp_path, [SIGUSR2, SIGUSR2])
+    assert codes == [143, 143], errors
+    assert scontrol.read_text() == f"requeue {os.getpid()}\n"
+    assert list(outputs) == ["", ""]
+    assert "is queued again" in errors[0]
+    assert errors[1] == ""
+    assert_one_process_goes_on_to(tmp_path / "dpm", long_whole, data)
+
+
+@pytest.mark.slow
+def test_processes_that_were_spawned_stop_with_the_one_that_a_person_stops(
+    tmp_path, data, long_whole
+):
+    (tmp_path / "data").symlink_to(data)
+    script = tmp_path / "script.py"
+    script.write_text(STAGES)
+    runtime = {"accelerator": "cpu", "devices": 2, "num_threads": 1}
+    arguments = map(json.dumps, (LONG, SAMPLING, runtime))
+    with step(str(script), str(tmp_path), *arguments, tasks=1) as processes:
+        codes, outputs, errors = interrupted(processes, tmp_path, [SIGTERM])
+    assert codes == [143], errors
+    assert list(outputs) == [""]
+    assert "Traceback" not in errors[0]
+    assert "the same command goes on" in errors[0]
+    assert_one_process_goes_on_to(tmp_path / "dpm", long_whole, data)
+
+
+def test_sampling_writes_whole_shards_and_goes_on_with_the_rest(tmp_path, whole, monkeypatch):
+    runtime = Runtime(accelerator="cpu", sampling_batch_size=8)
+    reads = {"dpm": whole[0]}
+    predict_step, seen = ImageSampler.predict_step, []
+
+    def signalled(self, batch):
+        seen.append(batch["shard"])
+        if len(seen) == 5:  # the first batch of the third shard of four
+            send(SIGTERM)
+        return predict_step(self, batch)
+
+    monkeypatch.setattr(ImageSampler, "predict_step", signalled)
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(Preempted), handled():
+        Generate(**SAMPLING).run(tmp_path / "broken", reads, runtime)
+    shards = tmp_path / "broken/shards"
+    assert sorted(path.name for path in shards.iterdir()) == ["000000.npy", "000001.npy"]
+    Generate(**SAMPLING).run(tmp_path / "broken", reads, runtime)
+    assert seen == [0, 0, 1, 1, 2, 2, 2, 3]
+    (tmp_path / "whole").mkdir()
+    Generate(**SAMPLING).run(tmp_path / "whole", reads, runtime)
+    for path in shards.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole/shards" / path.name).read_bytes()
