@@ -4,16 +4,31 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Of the package: cpu or gpu (faiss), and what a cluster's users may want: slurm, dashboards.
+EXTRAS ?= cpu
+# Where runs were tracked offline, for make sync.
+WANDB ?= outputs/wandb
+# Of sweeps: auto is slurm where sbatch answers, else local.
+LAUNCHER ?= auto
+SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error say which sweep: make $@ SWEEP=subset_size; \
+  there are: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
 
-.PHONY: demo run test bench check format status clean help
+.PHONY: setup demo run test test-slurm bench check format status clean help
+.PHONY: sweep cancel report sync dashboard
 
 help:
 	@echo "make demo      the whole pipeline on the embedded digits, and its report"
-	@echo "make test      the tests"
+	@echo "make test      the tests; make test-slurm those that need a Slurm cluster"
 	@echo "make bench     seconds and memory of what is slow, beside a plain implementation"
 	@echo "make check     ruff and pyright"
 	@echo "make run ARGS='...'     sidepipe with any overrides"
 	@echo "make status ARGS='...'  what is done, running and missing for these overrides"
+	@echo "make sweep SWEEP=subset_size ARGS='...'    a grid of configs, on Slurm or here; DRY=1 only plans"
+	@echo "make status|report|cancel SWEEP=...       how far it is; its results so far; its jobs"
+	@echo "make sync | make dashboard                W&B: uploads what was tracked offline; the workspace"
+	@echo "make setup EXTRAS=gpu,slurm,dashboards    only installs"
+
+setup: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/sidepipe experiment=demo $(ARGS)
@@ -22,10 +37,27 @@ run: $(VENV)/installed
 	$(BIN)/sidepipe $(ARGS)
 
 status: $(VENV)/installed
-	@$(BIN)/sidepipe stage=status $(if $(ARGS),$(ARGS),experiment=demo)
+	@$(if $(SWEEP),$(call SWEEPING,status) $(ARGS),\
+	  $(BIN)/sidepipe stage=status $(if $(ARGS),$(ARGS),experiment=demo))
+
+sweep: $(VENV)/installed
+	$(call SWEEPING,run) --launcher $(LAUNCHER) $(if $(DRY),--dry) $(ARGS)
+
+cancel report: $(VENV)/installed
+	@$(call SWEEPING,$@) $(ARGS)
+
+# ARGS: --project P, --entity E.
+sync: $(VENV)/installed
+	$(BIN)/python -m sidepipe.tracking.sync $(WANDB) $(ARGS)
+
+dashboard: $(VENV)/installed
+	$(BIN)/python -m sidepipe.dashboards $(if $(SWEEP),--group $(SWEEP)) $(ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slurm: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 bench: $(VENV)/installed
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
@@ -46,11 +78,11 @@ $(VENV)/python-ok:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/python-ok pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev,features]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev,features,slurm,dashboards]'
 	@touch $@
 
 clean:

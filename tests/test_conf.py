@@ -12,7 +12,7 @@ from sidepipe.__main__ import CONF
 from sidepipe.pipeline import STAGES, plan
 
 GROUPS = (
-    *("data", "diffusion", "dpm", "generate", "label", "classifier", "extract"),
+    *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "extract"),
     *("descriptor", "evaluate"),
 )
 # What a user must choose, so that options with ??? can be composed.
@@ -76,12 +76,17 @@ def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
     assert plan(composed(f"experiment={name}")).nodes
 
 
+def _rows(path: Path) -> list[str]:
+    """Rows of a file of attacks, those of its defaults first."""
+    written = yaml.safe_load(path.read_text())
+    files = [path.parent / f"{name}.yaml" for name in written.pop("defaults", ["_self_"])[:-1]]
+    return [*(row for file in files for row in _rows(file)), *written]
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("attacks/*.yaml")), ids=lambda p: p.stem)
 def test_attacks_make_a_plan_with_a_row_each(path: Path) -> None:
-    the_plan, written = plan(composed(f"attacks={path.stem}")), yaml.safe_load(path.read_text())
-    files = [f"{name}.yaml" for name in written.pop("defaults", []) if name != "_self_"]
-    inherited = [row for file in files for row in yaml.safe_load((path.parent / file).read_text())]
-    assert the_plan.attacks["all"] == list(dict.fromkeys([*inherited, *written]))
+    the_plan = plan(composed(f"attacks={path.stem}"))
+    assert the_plan.attacks["all"] == list(dict.fromkeys(_rows(path)))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("sweep/*.yaml")), ids=lambda p: p.stem)
@@ -130,14 +135,14 @@ def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() 
         ("extract.max_guidance_norm=0", r"extract.max_guidance_norm must be > 0 or null, got 0.0"),
         ("extract.posterior_neighbours=0", r"extract.posterior_neighbours must be >= 1 or null"),
         ("extract.guide_through=pred_x0", r"extract.guide_through.*did you mean 'pred_x_0'"),
-        ("label.assign=original", r"label.assign does not know 'original'; .*known: all, members"),
+        ("label.assign=classes", r"label.assign does not know 'classes'; .*known: all, members"),
         ("extract.t_min=1000", r"extract.t_min must be < diffusion.num_train_timesteps = 1000"),
         ("generate.num_images=many", r"generate.num_images must be a whole number, got 'many'"),
         ("generate.num_inference_steps=2000", r"<= diffusion.num_train_timesteps = 1000, got 2000"),
         ("generate.eta=1.5", r"generate.eta must be in \[0, 1\], got 1.5"),
         ("data.size=9", r"data.size must be divisible by 2.*got 9; change data.size"),
         ("dpm.max_steps=100", r"dpm.ema_start_step must be < dpm.max_steps = 100"),
-        ("dpm.batch_size=63 runtime.devices=2", r"dpm.batch_size must be divisible by runtime.dev"),
+        ("dpm.batch_size=63 runtime.devices=2", r"dpm.batch_size must be divisible by the number"),
         ("classifier.validation_fraction=0", r"classifier.validation_fraction must be in \(0, 0.5"),
         ("evaluate.bands.mid=[0.2,0.1]", r"evaluate.bands.mid must be \[low, high\) with low < hi"),
         ("features@evaluate.features=pixels", r"evaluate.bands.high must be the closest band"),

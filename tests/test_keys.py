@@ -86,14 +86,15 @@ def test_rows_share_what_they_have_in_common() -> None:
 def test_every_baseline_is_an_attack_of_its_own_and_shares_what_it_can() -> None:
     the_plan = plan(composed("attacks=baselines"))
     titles = {the_plan.title(node) for node in the_plan.nodes.values()}
-    for row in ("unconditional", "carlini_cond", "carlini_cond_x0", "random_labels", "side"):
+    for row in the_plan.attacks["all"]:
         assert f"extract [{row}]" in titles
     assert {t for t in titles if t.startswith("classifier")} == {
         "classifier [carlini_cond, carlini_cond_x0]",
+        "classifier [original_labels]",
         "classifier [random_labels]",
         "classifier [side]",
     }
-    assert len([t for t in titles if t.startswith("label")]) == 2
+    assert len([t for t in titles if t.startswith("label")]) == 3
 
 
 def test_whole_numbers_are_one_setting_in_either_spelling() -> None:
@@ -105,3 +106,16 @@ def test_no_attack_s_images_depend_on_data_but_through_the_model() -> None:
     for node in the_plan.nodes.values():
         if node.stage.name in ("generate", "label", "classifier", "extract"):
             assert "data" not in node.inputs
+    # But for who has labelled images of his own, which the model never saw.
+    [title] = [the_plan.title(n) for n in the_plan.nodes.values() if n.stage.name == "original"]
+    assert title == "original [original_labels]"
+
+
+def test_what_is_not_used_is_no_part_of_a_key() -> None:
+    for override in (
+        *("extract.stop_rounds=false", "extract.duplicate_threshold=0.5"),
+        *("features@extract.features=pixels", "original.fraction=0.1"),
+    ):
+        assert changed(override) == set()
+    assert changed("extract.sampler=dpm_solver_pp") == {"extract", "evaluate", "report"}
+    assert changed("generate.sampler=dpm_solver_pp") >= {"generate", "label", "extract"}

@@ -9,17 +9,21 @@ import sidepipe
 
 ROOT = Path(sidepipe.__file__).parent
 STAGES = [
-    *("data", "dpm", "generate", "label", "classifier", "extract"),
+    *("data", "dpm", "generate", "original", "label", "classifier", "extract"),
     *("descriptor", "evaluate", "report"),
 ]
 LAYERS = [
-    {"settings", "artifacts", "shards", "images"},
-    {"stage", "progress", "tracking", "speed"},
+    {"settings", "artifacts", "shards", "images", "interruption"},
+    {"ranks"},
+    {"stage", "progress", "tracking", "speed", "checkpoints", "shard_writer"},
     {"diffusion", "features"},
     {"sampling", "training"},
     *({stage} for stage in STAGES),
+    {"dashboards"},
     {"pipeline"},
+    {"status"},
     {"__main__"},
+    {"sweep"},
 ]
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 FORBIDDEN = {
@@ -72,3 +76,17 @@ def test_no_stage_of_the_attack_can_reach_the_training_images(stage):
             assert not module.startswith("sidepipe.data"), f"{path} reads images of the data"
             assert name != "load_subset", f"{path} reads which images were trained on"
             assert not module.startswith("sidepipe.descriptor"), f"{path} reads what saw the split"
+
+
+def test_real_labelled_images_come_from_those_the_model_never_saw_through_one_stage_alone():
+    """`original` may read images, and no list of the training images; who reads it, is known."""
+    of_original = {name for path in (ROOT / "original").glob("*.py") for _, name in imports(path)}
+    assert {"load_unseen", "load_identities"} <= of_original
+    assert "load_subset" not in of_original
+    readers = {
+        path.relative_to(ROOT).parts[0]
+        for path in MODULES
+        for module, _ in imports(path)
+        if module.startswith("sidepipe.original")
+    }
+    assert readers == {"label", "original", "evaluate"}

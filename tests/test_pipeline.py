@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from sidepipe import artifacts, pipeline
+from sidepipe import artifacts, pipeline, status
+from sidepipe.interruption import Preempted
 from sidepipe.pipeline import Node, Plan
 from sidepipe.stage import Runtime, Stage
 from sidepipe.tracking import Tracking
@@ -38,6 +39,7 @@ class Numbers(Stage):
 class Total(Stage):
     name: ClassVar[str] = "dpm"
     fail: bool = False
+    error: BaseException = ValueError("no total today")
 
     def inputs(self) -> tuple[str, ...]:
         return ("data",)
@@ -48,7 +50,7 @@ class Total(Stage):
     def run(self, folder: Path, inputs: Any, runtime: Runtime) -> dict[str, Any]:
         RAN.append("total")
         if self.fail:
-            raise ValueError("no total today")
+            raise self.error
         return {"total": sum(json.loads((inputs["data"] / "numbers.json").read_text()))}
 
 
@@ -66,7 +68,7 @@ def make_plan(outputs: Path, fail: bool = False, changed: bool = False) -> Plan:
 
 
 def states(plan: Plan) -> list[str]:
-    return [line.split("  ")[-1] for line in pipeline.status(plan).splitlines()]
+    return [line.split("  ")[-1] for line in status.table(plan).splitlines()]
 
 
 def test_a_stage_runs_what_it_needs_and_a_second_run_makes_nothing(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_a_failed_stage_leaves_no_manifest_and_the_same_command_goes_on(tmp_path
         pipeline.run(make_plan(tmp_path, fail=True), "dpm")
     plan = make_plan(tmp_path)
     assert states(plan)[0].startswith("done")
-    assert states(plan)[1].startswith("unfinished")
+    assert states(plan)[1].startswith("failed: no total today; log: ")
     (log,) = tmp_path.glob("dpm/*/log.txt")
     assert "no total today" in log.read_text()
     assert "Traceback" in log.read_text()
@@ -105,11 +107,11 @@ def test_status_tells_missing_from_running(tmp_path: Path) -> None:
     data = next(iter(plan.nodes.values()))
     folder = data.folder(plan.runtime)
     folder.mkdir(parents=True)
-    content = {"step": 7, "total": 9, "unit": "image"}
+    content = {"step": 7, "total": 9, "unit": "image", "seconds_left": 61.0}
     artifacts.write_json(folder / artifacts.PROGRESS, content)
     with artifacts.locked(folder):
         assert "running on" in states(plan)[0]
-        assert "image 7/9" in states(plan)[0]
+        assert states(plan)[0].endswith(" at image 7/9, 0:01:01 left")
     assert states(plan)[0] == "unfinished at image 7/9: the same command goes on"
 
 
@@ -131,3 +133,27 @@ def test_an_unknown_stage_is_refused_with_the_closest_one(tmp_path: Path) -> Non
 def test_a_stage_that_no_attack_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs the stage 'label'; remedy: extract\.surrogate"):
         pipeline.run(make_plan(tmp_path), "label")
+
+
+def test_a_stage_alone_is_refused_while_what_it_reads_is_not_finished(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    data, total = plan.nodes.values()
+    with pytest.raises(FileNotFoundError, match=f"dpm {total.key} reads data {data.key}: not"):
+        pipeline.make(total, plan)
+    assert RAN == []
+    assert pipeline.make(data, plan)
+    assert pipeline.make(total, plan)
+    assert not pipeline.make(total, plan)
+    assert RAN == ["numbers", "total"]
+
+
+def test_a_stage_that_was_asked_to_stop_has_not_failed(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, fail=True)
+    data, total = plan.nodes.values()
+    pipeline.make(data, plan)
+    with pytest.raises(ValueError, match="no total"):
+        pipeline.make(total, plan)
+    object.__setattr__(total.stage, "error", Preempted("asked to stop"))
+    with pytest.raises(Preempted):
+        pipeline.make(total, plan)
+    assert states(plan)[1].startswith("unfinished")

@@ -1,6 +1,7 @@
 """The graph of stages: which there are, what each reads, their keys, and running them in order.
 
     data -> dpm -> generate -> label -> classifier -> extract -> descriptor -> evaluate -> report
+                `-> original -^
 
 One composed config gives every key, so no path is ever typed. `attacks` are the rows of the
 comparison: each is a set of changes laid over the stages' settings; what rows share is made once.
@@ -11,7 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from sidepipe import artifacts
+from sidepipe.dashboards.measures import LINEAGE, measured, run_config
 from sidepipe.progress import stage_log
 from sidepipe.report.stage import load_table, page_path
 from sidepipe.settings import bind, check_field_types, require, require_known
@@ -28,16 +30,19 @@ from sidepipe.tracking import Tracking
 log = logging.getLogger(__name__)
 
 STAGES = (
-    *("data", "dpm", "generate", "label", "classifier", "extract"),
+    *("data", "dpm", "generate", "original", "label", "classifier", "extract"),
     *("descriptor", "evaluate", "report"),
 )
 # Of stages that not every attack reads, what makes one read it.
 NEEDED_BY = {
     "generate": "evaluate.truth=train, or extract.surrogate=posterior",
+    "original": "label.assign=original",
     "label": "extract.surrogate=posterior or classifier",
     "classifier": "extract.surrogate=classifier",
     "descriptor": "evaluate=copydet",
 }
+# Beside an artifact's results: what was logged, and why the last try failed.
+LOG, ERROR = "log.txt", "error.json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,16 @@ class Node:
         for node in self.inputs.values():
             order |= node.upstream()
         return {**order, self.key: self}
+
+    def lineage(self) -> dict[str, dict[str, Any]]:
+        """By key, the stage and the inputs of everything it is made from, and its own."""
+        return {
+            node.key: {
+                "stage": node.stage.name,
+                "inputs": {name: read.key for name, read in node.inputs.items()},
+            }
+            for node in self.upstream().values()
+        }
 
 
 @dataclass(frozen=True)
@@ -90,12 +105,14 @@ class Plan:
         return f"{node.stage.name} [{', '.join(needed_by)}]"
 
 
-def plan(cfg: DictConfig) -> Plan:
+def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
     """Builds and checks every stage's settings; nothing is read but small config files.
 
+    made: nodes of earlier plans, which a sweep's points share; those of this one are added.
     Raises ValueError for a wrong name, type, range or combination in ANY stage, so that a typo in
     evaluate does not surface after days of training.
     """
+    made = {} if made is None else made
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     runtime = _build(Runtime, "runtime", plain["runtime"])
     tracking = _build(Tracking, "tracking", plain["tracking"])
@@ -104,7 +121,6 @@ def plan(cfg: DictConfig) -> Plan:
     nodes: dict[str, Node] = {}
     attacks: dict[str, list[str]] = {"all": list(rows)}
     scored: dict[str, Node] = {}
-    made: dict[str, Node] = {}
     for attack, changes in rows.items():
         chain = _chain(plain, attack, changes, runtime, made)
         # A stage that this attack does not read (the classifier, of plain samples) is left out.
@@ -125,7 +141,7 @@ def _chain(
 ) -> dict[str, Node]:
     """One attack's nodes, from data to evaluate: its changes laid over the config.
 
-    made: nodes of earlier attacks by settings and predecessors; they are checked once.
+    made: nodes already there, by settings and predecessors; they are checked once.
     """
     chain: dict[str, Node] = {}
     for name in changes:
@@ -180,24 +196,36 @@ def _build(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
 def run(the_plan: Plan, stage: str) -> list[Node]:
     """Runs whatever is missing for `stage` (or `all`), and returns the nodes asked for."""
     require_known("stage", stage, ["all", "status", *STAGES])
+    order = needed(the_plan, stage)
+    the_plan.runtime.limit_threads()
+    made = [node for node in order.values() if make(node, the_plan)]
+    if not made:
+        log.info("nothing to do: all %d artifacts are there", len(order))
+    return the_plan.goals(stage)
+
+
+def needed(the_plan: Plan, stage: str) -> dict[str, Node]:
+    """The nodes by key that `stage=` asks for with all they are made from, in running order.
+
+    Raises ValueError where no attack needs that stage.
+    """
     goals = the_plan.goals(stage)
     if not goals:
         raise ValueError(
             f"none of the attacks {the_plan.attacks['all']} needs the stage {stage!r}; remedy: "
             f"{NEEDED_BY.get(stage, 'choose another stage')}"
         )
-    the_plan.runtime.limit_threads()
     order: dict[str, Node] = {}
     for goal in goals:
         order |= goal.upstream()
-    made = [node for node in order.values() if _make(node, the_plan)]
-    if not made:
-        log.info("nothing to do: all %d artifacts are there", len(order))
-    return goals
+    return order
 
 
-def _make(node: Node, the_plan: Plan) -> bool:
-    """Makes the node's artifact unless it is there; whether it was made now, by us."""
+def make(node: Node, the_plan: Plan) -> bool:
+    """Makes the node's artifact unless it is there; whether it was made now, by us.
+
+    Raises FileNotFoundError where an artifact that it reads is not finished.
+    """
     folder, title = node.folder(the_plan.runtime), the_plan.title(node)
     manifest = artifacts.read_manifest(folder)
     if manifest is not None:
@@ -208,15 +236,23 @@ def _make(node: Node, the_plan: Plan) -> bool:
     def say_wait(owner: artifacts.Owner) -> None:
         log.info("%s %s: waiting for %s pid %d", title, node.key, owner.host, owner.pid)
 
+    for name, read in node.inputs.items():
+        if artifacts.read_manifest(read.folder(the_plan.runtime)) is None:
+            raise FileNotFoundError(f"{title} {node.key} reads {name} {read.key}: not finished")
     with artifacts.locked(folder, say_wait):
         if artifacts.read_manifest(folder) is not None:
             return False  # made by the process we waited for
-        _compute(node, folder, title, the_plan)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).unlink(missing_ok=True)
+        try:
+            _compute(node, folder, title, the_plan)
+        except Exception as error:  # being asked to stop is none
+            artifacts.write_json(folder / ERROR, {"error": str(error) or repr(error)})
+            raise
     return True
 
 
 def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     inputs = {name: n.folder(the_plan.runtime) for name, n in node.inputs.items()}
     content = {
         "stage": node.stage.name,
@@ -226,39 +262,21 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
         "inputs": {name: n.key for name, n in node.inputs.items()},
     }
     artifacts.write_json(folder / "settings.json", content)
+    artifacts.write_json(folder / LINEAGE, node.lineage())
+    settings = [(n.stage.name, n.settings) for n in node.upstream().values()]
+    config = run_config(content, the_plan.attacks.get(node.key, []), node.lineage(), settings)
     started = time.monotonic()
-    tracked_run = the_plan.tracking.run(node.stage.name, node.key, content)
-    with stage_log(folder / "log.txt"), tracked_run as tracked:
+    tracked_run = the_plan.tracking.run(node.stage.name, node.key, config)
+    with stage_log(folder / LOG), tracked_run as tracked:
         log.info("%s: %s", title, folder)
         summary = node.stage.run(folder, inputs, the_plan.runtime)
-        tracked.summary(summary)
+        tracked.send(partial(measured, node.stage.name, folder, summary))
         seconds = round(time.monotonic() - started, 2)
         log.info("%s: done in %.1f s", title, seconds)
     (folder / artifacts.PROGRESS).unlink(missing_ok=True)
     device = the_plan.runtime.device_name()
     manifest = {**content, "summary": summary, "seconds": seconds, "device": device}
     artifacts.write_manifest(folder, manifest)
-
-
-def status(the_plan: Plan) -> str:
-    """A table of this config's artifacts: done, running (with progress), unfinished or missing."""
-    rows = [
-        (the_plan.title(node), node.key, _state(node, the_plan.runtime))
-        for node in the_plan.nodes.values()
-    ]
-    width = max(len(title) for title, _, _ in rows)
-    return "\n".join(f"{title:<{width}}  {key}  {state}" for title, key, state in rows)
-
-
-def _state(node: Node, runtime: Runtime) -> str:
-    folder = node.folder(runtime)
-    if manifest := artifacts.read_manifest(folder):
-        return f"done, {manifest['seconds']:.0f} s, {manifest['finished']}"
-    progress = artifacts.read_progress(folder)
-    at = f" at {progress['unit']} {progress['step']}/{progress['total']}" if progress else ""
-    if owner := artifacts.owner_of(folder):
-        return f"running on {owner.host} pid {owner.pid}{at}"
-    return f"unfinished{at}: the same command goes on" if folder.exists() else "missing"
 
 
 def show(node: Node, the_plan: Plan) -> str:

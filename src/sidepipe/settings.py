@@ -116,10 +116,11 @@ def _fit(where: str, hint: Any, value: Any) -> Any:
             f"{where} does not know {value!r}; {did_you_mean(value, typing.get_args(hint))}"
         )
     if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if value is None and len(options) < len(typing.get_args(hint)):
             return None
-        return _fit(where, next(o for o in options if o is not type(None)), value)
+        of_its_kind = (o for o in options if type(value) is (typing.get_origin(o) or o))
+        return _fit(where, next(of_its_kind, options[0]), value)
     kind = origin or hint
     if kind is Any:
         return value

@@ -54,6 +54,9 @@ class Data(Stage):
             settings["folder"] = str(root.expanduser() / folder.expanduser())
         return build(settings)
 
+    def check_sources(self, runtime: Runtime) -> None:
+        self._source(runtime).listing()
+
     def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
         """A warning where the source's files are no longer those the artifact was made from."""
         try:
@@ -122,6 +125,11 @@ def load_partitions(folder: Path) -> np.ndarray:
 def load_ids(folder: Path) -> np.ndarray:
     """Each image's id (its file name or place in the source), as an array of text."""
     return np.array([row["id"] for row in _rows(folder)])
+
+
+def load_identities(folder: Path) -> np.ndarray:
+    """Each image's identity, or the class its source gives it, as an array of text; "" for none."""
+    return np.array([row["identity"] for row in _rows(folder)])
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:

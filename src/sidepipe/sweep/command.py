@@ -1,0 +1,210 @@
+"""The command line of sweeps: `sidepipe-sweep run subset_size`, and status, cancel, report."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from sidepipe import artifacts, pipeline, ranks
+from sidepipe.progress import clock, quiet_libraries
+from sidepipe.report.stage import load_table
+from sidepipe.report.sweep.page import write_sweep
+from sidepipe.report.sweep.points import Missing
+from sidepipe.report.sweep.points import Point as ReportedPoint
+from sidepipe.sweep import cluster, jobs, local
+from sidepipe.sweep.estimates import estimates
+from sidepipe.sweep.grid import Point, Sweep, point_of, sweep_of
+from sidepipe.sweep.states import Seen, aligned, look, table
+
+log = logging.getLogger("sidepipe")
+
+RECORD = "sweep.json"
+
+
+def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
+    """Makes what is missing of a sweep, here or on Slurm; `dry` only says what that is."""
+    if launcher == "auto":
+        launcher = "slurm" if cluster.is_there() else "local"
+    sweep = sweep_of(name, [f"runtime={launcher}", *overrides])
+    slurm = None
+    if launcher == "slurm":
+        slurm = cluster.slurm_of(sweep.points[0].plan.runtime.slurm, pipeline.STAGES)
+    print(forecast(sweep))
+    if dry:
+        return 0
+    for task in sweep.tasks.values():
+        if artifacts.read_manifest(task.folder) is None:
+            task.node.stage.check_sources(task.plan.runtime)
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(sweep.folder / RECORD, {"overrides": list(sweep.overrides)})
+    if slurm is not None:
+        return _submit(sweep, slurm)
+    local.run(sweep)
+    seen = look(sweep)
+    print(table(sweep, seen))
+    return int(any(at.kind != "done" for at in seen.values()))
+
+
+def _submit(sweep: Sweep, slurm: cluster.Slurm) -> int:
+    count = 0
+    for stage, array, tasks in jobs.submit(sweep, slurm):
+        print(f"submitted {stage}: job {array}, {tasks} task{'s' * (tasks > 1)}")
+        count += tasks
+    said = f"{count} submitted" if count else "nothing to submit"
+    print(f"{said}; how far it is: make status SWEEP={sweep.name}")
+    return 0
+
+
+def forecast(sweep: Sweep) -> str:
+    """What is done and what will run, by stage, with device-hours as earlier runs foretell them."""
+    left = {k: t for k, t in sweep.tasks.items() if artifacts.read_manifest(t.folder) is None}
+    expected = estimates(left.values())
+    rows: list[list[object]] = [["stage", "artifacts", "done", "to make", "hours", "unknown"]]
+    for stage in dict.fromkeys(task.node.stage.name for task in sweep.tasks.values()):
+        all_of = [key for key, task in sweep.tasks.items() if task.node.stage.name == stage]
+        mine = [key for key in all_of if key in left]
+        known = [e.seconds for key in mine if (e := expected[key]) is not None]
+        hours = f"{sum(known) / 3600:.2f}" if known else ""
+        done = len(all_of) - len(mine)
+        rows.append([stage, len(all_of), done, len(mine), hours, len(mine) - len(known)])
+    total = sum(e.seconds for e in expected.values() if e is not None)
+    devices = sorted({e.device for e in expected.values() if e is not None})
+    axes = ", ".join(
+        f"{axis}={','.join(dict.fromkeys(str(p.axes[axis]) for p in sweep.points))}"
+        for axis in sweep.axes
+    )
+    lines = [f"sweep {sweep.name}: {len(sweep.points)} points" + (f", {axes}" if axes else "")]
+    lines += aligned(rows)
+    if devices:
+        lines.append(f"{clock(total)} in all, by earlier runs on {'; '.join(devices)}")
+    return "\n".join(lines)
+
+
+def status(name: str, overrides: Sequence[str]) -> int:
+    """Prints how far a sweep is."""
+    sweep = _known(name, overrides)
+    print(table(sweep, look(sweep)))
+    return 0
+
+
+def cancel(name: str, overrides: Sequence[str]) -> int:
+    """Cancels the sweep's jobs that wait or run; what they made stays, and half-made goes on."""
+    sweep = _known(name, overrides)
+    mine = [
+        job.id
+        for job in jobs.at_work(sweep.folder.parent, cluster.queue()).values()
+        if job.sweep == name
+    ]
+    cluster.cancel(mine)
+    print(f"cancelled {len(mine)} jobs of sweep {name}")
+    return 0
+
+
+def report(name: str, overrides: Sequence[str]) -> int:
+    """Writes the page of what is finished of a sweep, and prints its table."""
+    sweep = _known(name, overrides)
+    seen = look(sweep)
+    points = [_reported(point, seen) for point in sweep.points]
+    title = sweep.points[0].plan.goals("report")[0].settings["title"]
+    page = write_sweep(sweep.folder / "report", title, points)
+    print(f"{load_table(page.parent)}\nreport: {page}")
+    return 0
+
+
+def _reported(point: Point, seen: Mapping[str, Seen]) -> ReportedPoint:
+    """A point as its sweep's report takes it."""
+    runtime = point.plan.runtime
+    (page,) = point.plan.goals("report")
+    states = {node.key: seen.get(node.key, Seen("missing", "")) for node in page.inputs.values()}
+    return ReportedPoint(
+        point.axes,
+        {
+            attack: node.folder(runtime) if at.kind == "done" else Missing(node.key, str(at))
+            for attack, node in page.inputs.items()
+            for at in [states[node.key]]
+        },
+        page.folder(runtime) if page.key in seen and seen[page.key].kind == "done" else None,
+    )
+
+
+def _known(name: str, overrides: Sequence[str]) -> Sweep:
+    """The sweep as it was last run, under further overrides."""
+    sweep = sweep_of(name, overrides)
+    record = sweep.folder / RECORD
+    if not record.exists():
+        return sweep
+    before = json.loads(record.read_text())["overrides"]
+    return sweep_of(name, [*before, *overrides])
+
+
+def task(path: Path, index: int) -> int:
+    """Makes one artifact of a job file: what a Slurm job runs."""
+    key, overrides = jobs.task_of(path, index)
+    the_plan = point_of(overrides)
+    if key not in the_plan.nodes:
+        raise ValueError(
+            f"{key} is no artifact of this config any more: code or configs changed after the job "
+            "was submitted; remedy: make sweep again"
+        )
+    the_plan.runtime.limit_threads()
+    pipeline.make(the_plan.nodes[key], the_plan)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `sidepipe-sweep` command."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    quiet_libraries()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    log.setLevel(logging.INFO)
+    chosen = _parsed(arguments)
+    command = chosen.pop("command")
+    with ranks.leading() as leads:
+        if leads:
+            sys.exit(_tried(command, chosen))
+
+
+def _tried(command: Callable[..., int], arguments: Mapping[str, Any]) -> int:
+    """The command's exit code: 1 where it fails, which is logged in one message."""
+    try:
+        return command(**arguments)
+    except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+        log.error("%s", error)
+        return 1
+
+
+def _parsed(arguments: Sequence[str] | None) -> dict[str, Any]:
+    parser = _parser()
+    known, further = parser.parse_known_args(arguments)
+    # argparse takes no more overrides once an option has come between.
+    if wrong := [each for each in further if each.startswith("-") or "overrides" not in known]:
+        parser.error(f"unknown: {' '.join(wrong)}")
+    if further:
+        known.overrides += further
+    return vars(known)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sidepipe-sweep", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for command in (run, status, report, cancel):
+        sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").split(".")[0])
+        sub.set_defaults(command=command)
+        sub.add_argument("name", help="a file of conf/sweep")
+        sub.add_argument("overrides", nargs="*", help="as of sidepipe; a=1,2 is one more axis")
+        if command is run:
+            sub.add_argument("--launcher", choices=["auto", "slurm", "local"], default="auto")
+            sub.add_argument("--dry", action="store_true", help="only say what would run")
+    sub = commands.add_parser("task", help="what a job of an array runs")
+    sub.set_defaults(command=task)
+    sub.add_argument("path", type=Path, help="the job file")
+    index = os.environ.get("SLURM_ARRAY_TASK_ID")
+    sub.add_argument("index", type=int, nargs="?", default=index, help="of the task; Slurm's own")
+    return parser

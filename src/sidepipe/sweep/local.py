@@ -1,0 +1,27 @@
+"""Running a sweep here, one artifact after another, without any cluster."""
+
+import logging
+
+from sidepipe import artifacts, pipeline
+from sidepipe.sweep.grid import Sweep
+from sidepipe.sweep.states import about
+
+log = logging.getLogger(__name__)
+
+
+def run(sweep: Sweep) -> None:
+    """Makes every missing artifact whose inputs are there; one that fails stops only its readers.
+
+    A signal to stop ends the run, as of a single config.
+    """
+    left = [t for t in sweep.tasks.values() if artifacts.read_manifest(t.folder) is None]
+    for done, task in enumerate(left):
+        inputs = [node.folder(task.plan.runtime) for node in task.node.inputs.values()]
+        if any(artifacts.read_manifest(folder) is None for folder in inputs):
+            continue  # its input failed, which has been said
+        log.info("%d of %d: %s", done + 1, len(left), about(task, sweep))
+        task.plan.runtime.limit_threads()
+        try:
+            pipeline.make(task.node, task.plan)
+        except Exception as error:  # whatever a stage raises, the others are still wanted
+            log.error("%s failed: %s", about(task, sweep), error)
