@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from sidepipe.classifier.resnet import fold_batch_norms
 from sidepipe.diffusion.sampler import sampling_timesteps
 from sidepipe.extract.surrogates import ClassifierSurrogate
 from sidepipe.sampling import Guidance, ImageSampler
@@ -84,7 +85,7 @@ def ours(
         stream="extract",
         timesteps=sampling_timesteps(1000, NUM_STEPS, "leading"),
         eta=0.0,
-        surrogate=None if guidance is None else ClassifierSurrogate(classifier()),
+        surrogate=None if guidance is None else ClassifierSurrogate(fold_batch_norms(classifier())),
         guidance=guidance,
     ).to(device)
     batch = {"indices": torch.arange(len(targets)), "targets": targets}

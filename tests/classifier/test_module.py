@@ -12,6 +12,7 @@ from sidepipe.classifier.module import (
     quality_by_noise_level,
     quality_on_clean_images,
 )
+from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.schedule import add_noise
 from sidepipe.images import to_model
 
@@ -207,3 +208,36 @@ def test_validation_is_the_same_at_every_step_and_logs_cross_entropy_and_accurac
     logits = torch.zeros(64, 2)
     assert logged["val/cross_entropy"] == pytest.approx(float(F.cross_entropy(logits, labels)))
     assert logged["val/accuracy"] == pytest.approx(0.75)
+
+
+class Teacher(Posterior):
+    """Says that everything is label 1 with probability 0.7, and 0 with 0.3."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+
+    def log_probs(self, x_t, t):
+        return torch.tensor([[0.3, 0.7]], dtype=torch.float64).log().expand(len(x_t), -1)
+
+
+def test_the_distance_to_the_closed_form_is_the_mean_kl_from_it():
+    network = nn.Module()
+    network.forward = lambda x_t, t: torch.tensor([[2.0, 0.5]]).expand(len(x_t), -1)
+    rows = quality_by_noise_level(
+        network, IMAGES[:300], LABELS[:300], ALPHAS_CUMPROD, 0, teacher=Teacher()
+    )
+    q = torch.tensor([2.0, 0.5]).softmax(0).tolist()
+    expected = 0.3 * math.log(0.3 / q[0]) + 0.7 * math.log(0.7 / q[1])
+    assert [row["posterior_kl"] for row in rows] == pytest.approx([expected] * 10)
+
+
+def test_with_a_teacher_the_loss_is_the_cross_entropy_to_its_probabilities():
+    logged = {}
+    classifier = module(Spy(), teacher=Teacher())
+    classifier.log = lambda name, value, **options: logged.update({name: float(value)})
+    with torch.no_grad():
+        classifier.validation_step([ramps(8), torch.zeros(8, dtype=torch.int64)], 0)
+    assert logged["val/cross_entropy"] == pytest.approx(math.log(2))  # of zeros, whatever is asked
+    x_t, t = torch.zeros(8, 1, 4, 4), torch.arange(8)
+    target = classifier._target(x_t, t, torch.zeros(8, dtype=torch.int64))
+    torch.testing.assert_close(target, torch.tensor([[0.3, 0.7]]).expand(8, -1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sidepipe.classifier.resnet import TimeResNet, time_embedding
+from sidepipe.classifier.resnet import TimeResNet, fold_batch_norms, time_embedding
 
 SMALL = {"in_channels": 1, "num_classes": 7, "blocks": [1, 1, 1], "widths": [8, 16, 24]}
 
@@ -116,3 +116,30 @@ def test_the_time_embedding_tells_all_timesteps_apart():
 def test_a_network_that_cannot_be_is_refused_with_name_rule_and_value(changes, message):
     with pytest.raises(ValueError, match=message):
         net(**changes)
+
+
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+def test_folded_batch_norms_give_the_same_logits_and_gradient(stem):
+    network, generator = net(stem=stem, blocks=[2, 1, 1]), torch.Generator().manual_seed(1)
+    with torch.no_grad():  # as after training: no norm is the identity
+        for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+            for values in (norm.running_mean, norm.weight, norm.bias):
+                values.copy_(torch.randn(len(values), generator=generator))
+            norm.running_var.copy_(torch.rand(len(norm.bias), generator=generator) + 0.5)
+    x, t = torch.randn(3, 1, 16, 16, generator=generator), torch.tensor([3, 700, 999])
+    x.requires_grad_(True)
+    logits = network(x, t)
+    gradient = torch.autograd.grad(logits[:, 2].sum(), x)[0]
+    folded = fold_batch_norms(network)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x, t), logits, rtol=1e-4, atol=1e-4)
+    same = torch.autograd.grad(folded(x, t)[:, 2].sum(), x)[0]
+    torch.testing.assert_close(same, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+    assert gradient.abs().max() > 1e-5
+
+
+def test_a_network_without_batch_norms_is_left_as_it_is():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3)).eval()
+    x = torch.randn(1, 1, 8, 8)
+    expected = network(x)
+    assert fold_batch_norms(network)(x).equal(expected)

@@ -9,7 +9,9 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 from sidepipe.classifier.module import NoisyClassifierModule, quality_by_noise_level
+from sidepipe.classifier.resnet import TimeResNet
 from sidepipe.classifier.stage import BEST, Classifier, load, load_quality
+from sidepipe.diffusion.guidance import Posterior
 from sidepipe.images import to_model
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
@@ -28,6 +30,7 @@ def classifier(**changes) -> Classifier:
     settings = {
         "network": NETWORK,
         "noised": True,
+        "labels": "hard",
         "max_steps": 150,
         "batch_size": 32,
         "lr": 0.01,
@@ -163,9 +166,10 @@ def test_load_gives_the_network_that_was_judged(trained, planted):
     folder, summary = trained
     network = load(folder)
     assert not network.training
-    described = load_file(folder / "model.safetensors")
-    for name, value in network.state_dict().items():
-        assert value.equal(described[name])
+    trained_one = TimeResNet(1, 4, NETWORK["blocks"], NETWORK["widths"]).eval()
+    trained_one.load_state_dict(load_file(folder / "model.safetensors"))
+    x, t = torch.randn(5, 1, 8, 8), torch.tensor([0, 10, 300, 700, 999])
+    torch.testing.assert_close(network(x, t), trained_one(x, t), rtol=1e-4, atol=1e-4)
     # The same images, labels and noise give the same judgement.
     labels = np.load(planted["label"] / "labels.npy")
     order = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))[:98]
@@ -259,6 +263,67 @@ def test_the_weights_saved_are_those_of_the_best_validation(overfitted):
     assert not last["network.head.weight"].equal(checkpoint["state_dict"]["network.head.weight"])
 
 
+def test_learning_the_closed_form_comes_nearer_to_it_than_labels_do_where_noise_is_high(
+    tmp_path_factory,
+):
+    """Images of eight labels, all alike but for noise of their own: they are learnt by heart."""
+    rng = np.random.default_rng(0)
+    images = (128 + rng.normal(0, 40, (64, 8, 8, 1))).clip(0, 255).astype(np.uint8)
+    inputs = upstream(tmp_path_factory.mktemp("inputs"), images, np.arange(64) % 8)
+    teacher = Posterior(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        torch.arange(64) % 8,
+        DDPMScheduler().alphas_cumprod,
+    )
+    settings = {"max_steps": 200, "validate_every_steps": 200, "lr": 0.005, "seed": 1}
+    distance = {}
+    for labels in ("hard", "posterior"):
+        folder = tmp_path_factory.mktemp(labels)
+        summary = run(folder, inputs, labels=labels, **settings)
+        rows = quality_by_noise_level(
+            load(folder),
+            to_model(images),
+            torch.arange(64) % 8,
+            DDPMScheduler().alphas_cumprod,
+            0,
+            num_bins=5,
+            teacher=teacher,
+        )
+        distance[labels] = np.array([row["posterior_kl"] for row in rows])
+        assert ("posterior_kl" in summary["quality"][0]) == (labels == "posterior")
+    assert (distance["posterior"][2:] < distance["hard"][2:]).all()
+    assert (distance["posterior"][3:] < 0.3 * distance["hard"][3:]).all()
+    assert distance["posterior"][-1] < 0.01
+
+
+def test_what_learns_from_labels_keeps_its_key_and_clean_images_have_no_closed_form():
+    settings = dict.fromkeys(vars(classifier()), 1)
+    assert "labels" not in classifier().key_settings(settings)
+    assert "labels" in classifier(labels="posterior").key_settings(settings)
+    with pytest.raises(
+        ValueError, match=r"classifier.labels must be 'hard' where .*noised is fals"
+    ):
+        classifier(labels="posterior", noised=False)
+
+
+def test_the_attacker_s_own_images_take_the_synthetic_ones_place(planted, tmp_path, monkeypatch):
+    images, labels = halves(80, seed=5)
+    inputs = {**planted, "label": tmp_path / "label"}
+    inputs["label"].mkdir()
+    np.save(inputs["label"] / "labels.npy", labels)
+    np.save(inputs["label"] / "images.npy", images)
+    seen, step = set(), NoisyClassifierModule.training_step
+
+    def spy(self, batch, batch_idx):
+        seen.update(image.numpy().tobytes() for image in batch[0])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(NoisyClassifierModule, "training_step", spy)
+    run(tmp_path / "classifier", inputs, max_steps=20, validate_every_steps=20)
+    assert seen < {image.tobytes() for image in images}
+    assert len(seen) == 60
+
+
 class Killed(Exception):
     pass
 
@@ -335,7 +400,7 @@ def test_a_setting_out_of_range_is_refused_by_name_rule_and_value(name, value, r
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_at_the_start():
-    with pytest.raises(ValueError, match=r"divisible by runtime.devices = 3, got 32"):
+    with pytest.raises(ValueError, match=r"divisible by the number of devices, 3, got 32"):
         classifier().check({}, Runtime(devices=3))
     classifier().check({}, Runtime(devices=2))
 

@@ -3,9 +3,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from sidepipe.diffusion.sampler import ddim, sampling_timesteps
+from sidepipe.diffusion.sampler import SAMPLERS, ddim, dpm_solver_pp, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0
 
 
@@ -17,7 +17,7 @@ def make_schedule(T: int) -> torch.Tensor:
 
 def wiggly_eps(x_t, t):
     """A nonlinear stand-in for a network, large enough that pred_x_0 often leaves [-1, 1]."""
-    return torch.sin(2 * x_t) + 0.3 * x_t.flip(-1) - 0.01 * t.reshape(-1, 1, 1, 1)
+    return torch.sin(2 * x_t) + 0.3 * x_t.flip(-1) - 0.01 * t
 
 
 def double(scheduler, alphas_cumprod):
@@ -60,7 +60,7 @@ def test_ddim_equals_diffusers_at_every_step(spacing, eta, clip):
     draw, x_t, expected = noise_source(x_T), x_T, []
     for t in scheduler.timesteps:
         expected.append(x_t)
-        eps = wiggly_eps(x_t, torch.full((len(x_T),), int(t)))
+        eps = wiggly_eps(x_t, int(t))
         z = draw() if eta else None
         step = scheduler.step(eps, int(t), x_t, eta, True, variance_noise=z)
         x_t = step.prev_sample
@@ -82,7 +82,7 @@ def test_eta_1_over_all_timesteps_equals_diffusers_ddpm(clip):
     rng, x_t, expected = torch.Generator().manual_seed(1), x_T, []
     for t in range(T - 1, -1, -1):
         expected.append(x_t)
-        eps = wiggly_eps(x_t, torch.full((len(x_T),), t))
+        eps = wiggly_eps(x_t, t)
         x_t = scheduler.step(eps, t, x_t, generator=rng).prev_sample
     expected.append(x_t)
 
@@ -108,21 +108,23 @@ def test_every_step_but_the_last_draws_noise_once_and_only_when_eta_is_positive(
 
 def test_the_last_step_returns_pred_x_0():
     alphas_cumprod, x_T = make_schedule(100), x_T_of()
-    eps = wiggly_eps(x_T, torch.full((len(x_T),), 60))
+    eps = wiggly_eps(x_T, 60)
     pred_x_0 = (x_T - (1 - alphas_cumprod[60]).sqrt() * eps) / alphas_cumprod[60].sqrt()
     torch.testing.assert_close(ddim(wiggly_eps, x_T, [60], alphas_cumprod, 0.0), pred_x_0)
 
 
-def test_the_network_gets_one_int64_timestep_per_image():
+def test_eps_is_asked_for_at_every_timestep_by_its_number():
     alphas_cumprod, x_T, seen = make_schedule(100), x_T_of(), []
 
     def eps_fn(x_t, t):
         seen.append(t)
         return torch.zeros_like(x_t)
 
-    ddim(eps_fn, x_T, [70, 30, 0], alphas_cumprod)
-    assert {t.dtype for t in seen} == {torch.int64}
-    assert torch.stack(seen).equal(torch.tensor([[70] * 3, [30] * 3, [0] * 3]))
+    for sampler in SAMPLERS.values():
+        sampler(eps_fn, x_T, [70, 30, 0], alphas_cumprod)
+        assert seen == [70, 30, 0]
+        assert all(type(t) is int for t in seen)
+        seen.clear()
 
 
 @pytest.mark.parametrize("T", [50, 1000])
@@ -170,7 +172,7 @@ def exact_eps(alphas_cumprod):
     """eps of the Gaussian mixture: -sqrt(1 - ab_t) times the score of its noised density."""
 
     def eps_fn(x_t, t):
-        alpha_bar = alphas_cumprod[t][:, None]
+        alpha_bar = alphas_cumprod[t]
         variances = alpha_bar * STDS**2 + 1 - alpha_bar
         offsets = x_t - alpha_bar.sqrt() * MEANS
         log_joint = WEIGHTS.log() - offsets**2 / (2 * variances) - variances.log() / 2
@@ -221,3 +223,57 @@ def test_noise_is_needed_when_eta_is_positive_and_only_then():
     with pytest.raises(ValueError, match=r"noise_fn is needed when eta > 0, got eta = 0.5"):
         ddim(wiggly_eps, x_T, [50, 0], alphas_cumprod, 0.5)
     assert ddim(wiggly_eps, x_T, [50, 0], alphas_cumprod, 0.0).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 5, 20])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_dpm_solver_pp_equals_diffusers_at_every_step(spacing, n, clip):
+    T = 1000
+    alphas_cumprod, x_T = make_schedule(T), x_T_of()
+    timesteps = sampling_timesteps(T, n, spacing)
+    scheduler = DPMSolverMultistepScheduler(T, final_sigmas_type="zero")
+    # Its own timesteps are others, and its schedule is in float32.
+    scheduler.set_timesteps(n)
+    scheduler.timesteps = torch.tensor(timesteps)
+    sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()[timesteps]
+    scheduler.sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
+    eps_fn = clip_x_0(wiggly_eps, alphas_cumprod) if clip else wiggly_eps
+    x_t, expected = x_T, []
+    for t in timesteps:
+        expected.append(x_t)
+        x_t = scheduler.step(eps_fn(x_t, t), t, x_t).prev_sample
+    expected.append(x_t)
+    path = []
+    x_0 = dpm_solver_pp(recorded(eps_fn, path), x_T, timesteps, alphas_cumprod)
+    # diffusers goes on in float32 from step to step.
+    ours, theirs = torch.stack([*path, x_0]), torch.stack(expected).double()
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-3)
+
+
+def test_dpm_solver_pp_comes_nearer_to_the_exact_solution_in_as_many_steps():
+    alphas_cumprod, x_T = make_schedule(1000), x_T_of((2000, 1))
+    eps_fn = exact_eps(alphas_cumprod)
+    exact = ddim(eps_fn, x_T, sampling_timesteps(1000, 1000, "leading"), alphas_cumprod)
+    timesteps = sampling_timesteps(1000, 50, "trailing")
+    errors = {
+        name: float((sampler(eps_fn, x_T, timesteps, alphas_cumprod) - exact).abs().mean())
+        for name, sampler in SAMPLERS.items()
+    }
+    assert errors["dpm_solver_pp"] < 0.3 * errors["ddim"]
+
+
+def test_dpm_solver_pp_knows_no_added_noise():
+    with pytest.raises(ValueError, match=r"eta must be 0 for dpm_solver_pp, got 0.5; remedy"):
+        dpm_solver_pp(wiggly_eps, x_T_of(), [50, 0], make_schedule(100), 0.5)
+
+
+def test_dpm_solver_pp_from_pure_noise_samples_finite_images():
+    alphas_cumprod = torch.cos(torch.linspace(0, math.pi / 2, 51)[1:]) ** 2
+    alphas_cumprod[-1] = 0.0
+    timesteps = sampling_timesteps(50, 50, "trailing")
+    eps_fn = clip_x_0(wiggly_eps, alphas_cumprod)
+    x_0 = dpm_solver_pp(eps_fn, x_T_of().float(), timesteps, alphas_cumprod)
+    assert x_0.isfinite().all()
+    assert x_0.abs().max() <= 1 + 1e-4

@@ -77,6 +77,8 @@ def test_at_broadcasts_over_images_in_their_dtype(shape):
     assert values.shape == (5, *[1] * (len(shape) - 1))
     assert values.dtype == torch.float64
     assert values.flatten().tolist() == [3.0, 1.0, 4.0, 1.0, 5.0]
+    alone = at(torch.arange(10.0), 7, like)  # one t for all
+    assert (like + alone).equal(torch.full(shape, 7.0, dtype=torch.float64))
 
 
 def implied_x_0(eps, x_t, t, alphas_cumprod):

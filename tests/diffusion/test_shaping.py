@@ -52,7 +52,7 @@ def test_through_pred_x_0_is_autograd_of_log_p_of_pred_x_0_with_eps_constant(ste
     expected = grad_of(log_prob)(X_T, at(step), Y)
     surrogate.asked.clear()
     through = ThroughPredX0(surrogate, ALPHAS_CUMPROD)
-    torch.testing.assert_close(through(X_T, at(step), Y, EPS), expected)
+    torch.testing.assert_close(through(X_T, step, Y, EPS), expected)
     assert surrogate.asked == [[0, 0, 0, 0]]  # pred_x_0 is an image, whatever t is
 
 
@@ -60,7 +60,7 @@ def test_through_pred_x_0_of_the_true_eps_sees_the_image_that_was_noised():
     x_0 = torch.rand(4, 2, 3, 3, generator=torch.Generator().manual_seed(2)).double()
     alpha_bar = ALPHAS_CUMPROD[600]
     x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * EPS
-    ours = ThroughPredX0(Smooth(), ALPHAS_CUMPROD)(x_t, at(600), Y, EPS)
+    ours = ThroughPredX0(Smooth(), ALPHAS_CUMPROD)(x_t, 600, Y, EPS)
     expected = Smooth().grad_log_prob(x_0, at(0), Y) / alpha_bar.sqrt()
     torch.testing.assert_close(ours, expected)
 
@@ -69,10 +69,10 @@ def test_a_factor_of_a_timestep_scales_the_gradient_and_0_does_not_ask_for_it():
     surrogate, factors = Given(EPS), torch.zeros(1000)
     factors[10], factors[20] = 0.25, 1
     scaled = ScaledByNoise(surrogate, factors)
-    torch.testing.assert_close(scaled(X_T, at(10), Y, EPS), 0.25 * EPS)
-    assert scaled(X_T, at(20), Y, EPS).equal(EPS)
+    torch.testing.assert_close(scaled(X_T, 10, Y, EPS), 0.25 * EPS)
+    assert scaled(X_T, 20, Y, EPS).equal(EPS)
     assert surrogate.asked == 2
-    assert scaled(X_T, at(11), Y, EPS).equal(torch.zeros_like(X_T))
+    assert scaled(X_T, 11, Y, EPS).equal(torch.zeros_like(X_T))
     assert surrogate.asked == 2
 
 
@@ -84,7 +84,7 @@ def test_guidance_moves_eps_by_at_most_so_many_of_its_lengths_and_no_short_one_l
     gradient = EPS.flip(0) * torch.tensor([0.0, 0.01, 1, 100]).reshape(4, 1, 1, 1)
     alpha_bar, scale, most = ALPHAS_CUMPROD[400], 3.0, 0.5
     clipped = ClippedNorm(Given(gradient), scale, most, ALPHAS_CUMPROD)
-    eps_hat = guided(lambda x_t, t: EPS, clipped, Y, scale, ALPHAS_CUMPROD)(X_T, at(400))
+    eps_hat = guided(lambda x_t, t: EPS, clipped, Y, scale, ALPHAS_CUMPROD)(X_T, 400)
     moved, unclipped = EPS - eps_hat, scale * (1 - alpha_bar).sqrt() * gradient
     for i in range(4):
         whole, limit = lengths(unclipped)[i], most * lengths(EPS)[i]
@@ -99,18 +99,18 @@ def test_guidance_moves_eps_by_at_most_so_many_of_its_lengths_and_no_short_one_l
 def test_no_limit_that_is_reached_is_no_change():
     surrogate = Smooth()
     clipped = ClippedNorm(surrogate, 1.0, 1e9, ALPHAS_CUMPROD)
-    assert clipped(X_T, at(500), Y, EPS).equal(surrogate.grad_log_prob(X_T, at(500), Y))
+    assert clipped(X_T, 500, Y, EPS).equal(surrogate.grad_log_prob(X_T, at(500), Y))
 
 
 def test_wrappers_compose_and_the_outermost_comes_last():
     factors = torch.full((1000,), 0.5)
     through = ThroughPredX0(Smooth(), ALPHAS_CUMPROD)
-    plain = through(X_T, at(700), Y, EPS)
+    plain = through(X_T, 700, Y, EPS)
     both = ClippedNorm(ScaledByNoise(through, factors), 1.0, 1e9, ALPHAS_CUMPROD)
-    torch.testing.assert_close(both(X_T, at(700), Y, EPS), 0.5 * plain)
+    torch.testing.assert_close(both(X_T, 700, Y, EPS), 0.5 * plain)
     tight = ScaledByNoise(ClippedNorm(through, 1.0, 1e-3, ALPHAS_CUMPROD), factors)
     sigma = (1 - ALPHAS_CUMPROD[700]).sqrt()
-    moved = sigma * tight(X_T, at(700), Y, EPS)
+    moved = sigma * tight(X_T, 700, Y, EPS)
     for ours, eps in zip(lengths(moved), lengths(EPS), strict=True):
         assert ours == pytest.approx(0.5e-3 * eps)
 

@@ -1,60 +1,8 @@
 import numpy as np
 import pytest
+from tests.repeated import METRICS, THRESHOLD, repeated
 
-from sidepipe.evaluate import blind
-from sidepipe.evaluate.blind import candidates, near_duplicate_groups, ranking_quality
-
-METRICS = pytest.mark.parametrize("metric", ["cosine", "l2"])
-THRESHOLD = {"cosine": 0.95, "l2": 0.4}
-
-
-def repeated(metric, sizes=(9, 5, 2), alone=30, seed=0):
-    """Far images repeated with a little noise, and images alone; and which original each is of."""
-    rng = np.random.default_rng(seed)
-    originals = rng.normal(size=(len(sizes) + alone, 24))
-    of = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), len(sizes) + np.arange(alone)])
-    of = rng.permutation(of)
-    x = originals[of] + rng.normal(0, 0.02, (len(of), 24))
-    if metric == "cosine":
-        x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return x.astype(np.float32), of
-
-
-@METRICS
-@pytest.mark.parametrize("block", [3, 1024])
-def test_images_of_one_original_form_a_group_and_others_stay_alone(metric, block, monkeypatch):
-    monkeypatch.setattr(blind, "BLOCK", block)
-    features, of = repeated(metric)
-    centre = near_duplicate_groups(features, metric, THRESHOLD[metric])
-    np.testing.assert_array_equal(of[centre], of)
-    assert len(np.unique(centre)) == len(np.unique(of))
-    np.testing.assert_array_equal(centre[centre], centre)
-
-
-def test_a_chain_of_small_steps_does_not_join_what_is_far_apart():
-    line = np.arange(40, dtype=np.float32)[:, None] * 0.9
-    centre = near_duplicate_groups(line, "l2", 1.0)
-    assert (np.abs(line[centre] - line) <= 1.0).all()
-    assert len(np.unique(centre)) >= 40 / 3
-
-
-@METRICS
-def test_groups_are_those_of_the_definition_by_double_loop(metric):
-    features, _ = repeated(metric, sizes=(4, 3, 3, 2), alone=6, seed=3)
-    threshold = {"cosine": 0.3, "l2": 5.0}[metric]  # groups that overlap
-    x = features.astype(np.float64)
-    gamma = x @ x.T if metric == "cosine" else np.linalg.norm(x[:, None] - x, axis=2)
-    close = -gamma if metric == "cosine" else gamma
-    limit = -threshold if metric == "cosine" else threshold
-    order = np.argsort(np.sort(close, axis=1)[:, 9], kind="stable")
-    centres = []
-    for image in order:
-        if not any(close[image, c] <= limit for c in centres):
-            centres.append(image)
-    centres = np.sort(centres)
-    assert 1 < len(centres) < len(x)
-    expected = centres[np.argmin(close[:, centres], axis=1)]
-    np.testing.assert_array_equal(near_duplicate_groups(features, metric, threshold), expected)
+from sidepipe.evaluate.blind import candidates, ranking_quality
 
 
 @METRICS

@@ -11,9 +11,9 @@ import pytest
 from sidepipe.artifacts import write_manifest
 from sidepipe.dpm.stage import PretrainedDPM
 from sidepipe.evaluate import reference
-from sidepipe.evaluate.blind import near_duplicate_groups
 from sidepipe.evaluate.stage import Evaluate, load, load_candidates, load_gallery, load_labels
 from sidepipe.extract.stage import Extract
+from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import PixelsL2
 from sidepipe.settings import build
 from sidepipe.shards import write_shard
@@ -43,6 +43,10 @@ EXTRACT = {
     "max_guidance_norm": None,
     "guide_through": "x_t",
     "tuning": None,
+    "rounds": 1,
+    "stop_rounds": True,
+    "features": L2["features"],
+    "duplicate_threshold": 0.05,
     "guidance_scale": 1.0,
     "t_min": 0,
     "t_max": None,
@@ -50,6 +54,7 @@ EXTRACT = {
     "target_fraction": 0.1,
     "num_inference_steps": 10,
     "eta": 0.0,
+    "sampler": "ddim",
     "timestep_spacing": "leading",
     "precision": "32-true",
     "shard_size": 100,
@@ -71,6 +76,7 @@ class Planted:
 
     def __init__(self, folder, num_train=64, num_unseen=150, num_generated=200, ids="{:04d}.png"):
         self.folder, self.rng = folder, np.random.default_rng(0)
+        self.behind = folder.parent  # where an artifact finds those that it was made from
         self.images = self.random(num_train + num_unseen)
         order = self.rng.permutation(len(self.images))
         self.train, self.unseen = order[:num_train], order[num_train:]
@@ -109,7 +115,7 @@ class Planted:
         np.save(self.folder / "extract" / "targets.npy", self.targets)
         cost = {**COST, "num_targets": 9}
         summary = {**cost, "num_images": len(self.generated)}
-        inputs = {"label": "label"} if (self.folder.parent / "label").exists() else {}
+        inputs = {name: name for name in ("label", "generate") if (self.behind / name).exists()}
         write_manifest(self.folder / "extract", {"summary": summary, "inputs": inputs})
         write_shard(self.folder / "generate", 0, self.synthetic)
         return {name: self.folder / name for name in INPUTS}
@@ -122,7 +128,8 @@ NEAR_MISSES = np.arange(40, 52)
 
 @pytest.fixture
 def planted(tmp_path):
-    planted = Planted(tmp_path)
+    (tmp_path / "of_this_test" / "inputs").mkdir(parents=True)
+    planted = Planted(tmp_path / "of_this_test" / "inputs")
     planted.source = planted.train[np.arange(30) % 12]
     planted.plant(COPIES, planted.source, noise=8)
     planted.plant(NEAR_MISSES, planted.train[20:32], noise=45)
@@ -365,17 +372,20 @@ def test_hits_whose_training_image_the_synthetic_images_hit_are_not_new(planted)
     assert new == COPIES[~seen].tolist()
 
 
-def test_labels_are_listed_with_what_aiming_at_them_gave(planted, tmp_path):
-    label = tmp_path.parent / "label" / "label"
+def write_label(planted):
+    """The artifact of nine labels, as if the attack had aimed at them."""
+    label = planted.behind / "label" / "label"
     label.mkdir(parents=True)
-    try:
-        (label / "clusters.csv").write_text(
-            "cluster,size,cohesion,kept,label,labelled\n"
-            + "".join(f"{k},9,{0.9 - k / 20},1,{k},9\n" for k in range(9))
-        )
-        folder, _ = run(planted)
-    finally:
-        shutil.rmtree(label.parent)
+    (label / "clusters.csv").write_text(
+        "cluster,size,cohesion,kept,label,labelled\n"
+        + "".join(f"{k},9,{0.9 - k / 20},1,{k},9\n" for k in range(9))
+    )
+    return label
+
+
+def test_labels_are_listed_with_what_aiming_at_them_gave(planted):
+    write_label(planted)
+    folder, _ = run(planted)
     rows = load_labels(folder)
     assert [row["label"] for row in rows] == list(range(9))
     assert sum(row["images"] for row in rows) == 200
@@ -385,6 +395,46 @@ def test_labels_are_listed_with_what_aiming_at_them_gave(planted, tmp_path):
         assert row["hits"] == row["new"] == of.sum()
         assert row["unique"] == len(set(planted.source[of]))
         assert row["cohesion"] == pytest.approx(0.9 - row["label"] / 20)
+
+
+def test_labels_of_rounds_are_listed_with_the_cohesion_that_each_had_in_its_round(planted):
+    write_label(planted)
+    planted.write()
+    np.save(planted.folder / "extract" / "cohesion.npy", np.linspace(0.5, 0.9, 18))
+    np.save(planted.folder / "extract" / "targets.npy", np.arange(200) % 18)
+    rows = load_labels(run(planted)[0])
+    assert [row["label"] for row in rows] == list(range(18))
+    assert [row["cohesion"] for row in rows] == pytest.approx(np.linspace(0.5, 0.9, 18), abs=1e-6)
+
+
+def test_who_learnt_from_real_images_is_not_judged_by_them_but_by_the_same_threshold(planted):
+    """Copies of the attacker's own images are no hits on held-out ones."""
+    own = planted.unseen[20:50]
+    planted.plant(np.arange(60, 90), own, noise=8)
+    before = load(run(planted, name="before")[0])
+    write_manifest(write_label(planted), {"inputs": {"original": "original"}})
+    original = planted.behind / "original" / "original"
+    original.mkdir(parents=True)
+    np.save(original / "rows.npy", own)
+    manifest = {"summary": {**COST, "num_targets": 9, "num_images": 200}}
+    write_manifest(
+        planted.folder / "extract", {**manifest, "inputs": {"label": "label", "generate": "none"}}
+    )
+    after = load(run(planted, name="after")[0])
+    assert before["calibrated"][0]["heldout"]["count"] == 30
+    assert after["calibrated"][0]["heldout"]["count"] == 0
+    assert after["num_reference"]["heldout"] == 64
+    for results in (before, after):
+        assert results["calibrated"][0]["train"]["count"] == 30
+    assert after["calibrated"][0]["threshold"] == before["calibrated"][0]["threshold"]
+    assert after["cost"] == {**COST, "synthetic_evaluations": 0}
+
+
+def test_synthetic_images_are_part_of_the_cost_of_an_attack_that_learnt_from_them(planted):
+    generate = planted.behind / "generate" / "generate"
+    generate.mkdir(parents=True)
+    write_manifest(generate, {"summary": {"unet_forwards": 777}, "inputs": {}})
+    assert load(run(planted)[0])["cost"] == {**COST, "synthetic_evaluations": 777}
 
 
 def test_an_attack_without_labels_lists_none(planted):

@@ -15,11 +15,14 @@ from sidepipe.classifier.resnet import TimeResNet
 from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
-from sidepipe.diffusion.schedule import clip_x_0
+from sidepipe.diffusion.schedule import clip_x_0, for_each
 from sidepipe.dpm.stage import TrainDPM
-from sidepipe.extract.stage import Extract, load, load_targets, load_trials
-from sidepipe.extract.tuning import Tuning
+from sidepipe.extract.stage import Extract, load, load_cohesion, load_targets, load_trials
 from sidepipe.images import to_model, to_uint8
+from sidepipe.label.stage import Label, load_stage
+from sidepipe.label.stage import load as load_labels
+from sidepipe.label.stage import load_cohesion as load_label_cohesion
+from sidepipe.sampling import ImageSampler
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
 
@@ -44,9 +47,14 @@ def extract(**changes) -> Extract:
         "targets": "uniform",
         "target_fraction": 0.1,
         "tuning": None,
+        "rounds": 1,
+        "stop_rounds": True,
+        "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
+        "duplicate_threshold": 0.05,
         "num_images": 48,
         "num_inference_steps": len(TIMESTEPS),
         "eta": 0.0,
+        "sampler": "ddim",
         "timestep_spacing": "leading",
         "precision": "32-true",
         "shard_size": 20,
@@ -92,8 +100,8 @@ class ExactClassifier(nn.Module):
 def unet(monkeypatch):
     """The model that the stage attacks: exact, so that what guidance must give is known."""
     network, scheduler = ExactUNet(), DDPMScheduler()
-    for stage in ("generate", "extract"):
-        monkeypatch.setattr(f"sidepipe.{stage}.stage.load_dpm", lambda _: (network, scheduler))
+    for module in ("generate.stage", "extract.guided"):
+        monkeypatch.setattr(f"sidepipe.{module}.load_dpm", lambda _: (network, scheduler))
     return network
 
 
@@ -173,7 +181,7 @@ def test_the_exact_classifier_gives_the_images_of_the_exact_posterior(
 ):
     asked = []
     monkeypatch.setattr(
-        "sidepipe.extract.stage.load_classifier", lambda f: asked.append(f) or ExactClassifier()
+        "sidepipe.extract.guided.load_classifier", lambda f: asked.append(f) or ExactClassifier()
     )
     inputs["generate"].joinpath("shards", "000000.npy").unlink()
     write_shard(inputs["generate"], 0, IMAGES)
@@ -218,7 +226,7 @@ def test_scale_0_and_no_surrogate_are_plain_sampling_bit_for_bit(tmp_path, input
     assert shards[0].read_bytes() == shards[1].read_bytes()
     # Written out: DDIM from the attack's own noise, with nothing of the stage.
     noise_fn = image_noise(0, "extract", range(48), (1, 4, 4))
-    eps_fn = clip_x_0(lambda x_t, t: unet(x_t, t).sample, ALPHAS_CUMPROD)
+    eps_fn = clip_x_0(lambda x_t, t: unet(x_t, for_each(t, x_t)).sample, ALPHAS_CUMPROD)
     x_0 = ddim(eps_fn, noise_fn(), TIMESTEPS, ALPHAS_CUMPROD, eta, noise_fn)
     np.testing.assert_array_equal(load(tmp_path / "none"), to_uint8(x_0))
 
@@ -246,7 +254,7 @@ def test_the_cost_is_what_was_evaluated(
         return original(self, x_t, t, y)
 
     monkeypatch.setattr(Posterior, "grad_log_prob", counted)
-    monkeypatch.setattr("sidepipe.extract.stage.gradient_cost", lambda *_: 0.3)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.3)
     summary = run(tmp_path / "extract", inputs, surrogate=surrogate, num_images=23, **changes)
     assert summary["num_images"] == 23
     assert summary["unet_forwards"] == unet.images_seen == 23 * 20
@@ -258,7 +266,7 @@ def test_the_cost_is_what_was_evaluated(
 def test_the_measured_cost_changes_no_image(tmp_path, inputs, unet, monkeypatch):
     measured = run(tmp_path / "measured", inputs)
     assert 0 < measured["gradient_cost"] < math.inf
-    monkeypatch.setattr("sidepipe.extract.stage.gradient_cost", lambda *_: 99.0)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 99.0)
     run(tmp_path / "planted", inputs)
     np.testing.assert_array_equal(load(tmp_path / "measured"), load(tmp_path / "planted"))
 
@@ -279,7 +287,7 @@ def test_images_depend_on_batch_size_by_rounding_only_and_on_the_seed(tmp_path, 
 @pytest.fixture
 def exact_classifier(inputs, monkeypatch):
     """The classifier stage's artifact: exact, and of the quality that `quality` writes."""
-    monkeypatch.setattr("sidepipe.extract.stage.load_classifier", lambda _: ExactClassifier())
+    monkeypatch.setattr("sidepipe.extract.guided.load_classifier", lambda _: ExactClassifier())
     return inputs["classifier"]
 
 
@@ -345,13 +353,13 @@ def test_guidance_through_pred_x_0_is_that_of_log_p_of_the_image_it_predicts(
     y = torch.from_numpy(load_targets(tmp_path / "through"))
 
     def eps_fn(x_t, t):
-        eps, alpha_bar = unet(x_t, t).sample, ALPHAS_CUMPROD[t[0]]
-        if t[0] < 300:
+        eps, alpha_bar = unet(x_t, for_each(t, x_t)).sample, ALPHAS_CUMPROD[t]
+        if t < 300:
             return eps
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_(True)
             pred_x_0 = (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
-            logits = ExactClassifier()(pred_x_0, torch.zeros_like(t))
+            logits = ExactClassifier()(pred_x_0, for_each(0, x_t))
             total = logits.log_softmax(1).gather(1, y[:, None]).sum()
             gradient = torch.autograd.grad(total, x_t)[0]
         return eps - 0.01 * (1 - alpha_bar).sqrt() * gradient
@@ -590,8 +598,6 @@ def test_an_attack_that_guides_somewhere_or_means_not_to_is_accepted(changes):
 TUNING = {
     "grid": {"guidance_scale": [0.0, 1.0], "targets": ["uniform", "top_cohesion"]},
     "num_images": 12,
-    "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
-    "duplicate_threshold": 0.05,
 }
 
 
@@ -623,13 +629,14 @@ def test_a_killed_tuning_goes_on_where_it_was(tmp_path, unet, inputs, monkeypatc
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     stage.run(tmp_path / "whole", inputs, RUNTIME)
-    monkeypatch.setattr(Tuning, "score", interrupted := Mock(side_effect=[0.1, KeyboardInterrupt]))
+    interrupted = Mock(side_effect=[0.1, KeyboardInterrupt])
+    monkeypatch.setattr("sidepipe.extract.stage.near_duplicate_rate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         stage.run(tmp_path / "killed", inputs, RUNTIME)
     assert interrupted.call_count == 2
     monkeypatch.undo()
-    for module in ("generate", "extract"):
-        monkeypatch.setattr(f"sidepipe.{module}.stage.load_dpm", lambda _: (unet, DDPMScheduler()))
+    for module in ("generate.stage", "extract.guided"):
+        monkeypatch.setattr(f"sidepipe.{module}.load_dpm", lambda _: (unet, DDPMScheduler()))
     stage.run(tmp_path / "killed", inputs, RUNTIME)
     whole, killed = (load_trials(tmp_path / name) for name in ("whole", "killed"))
     assert [row["score"] for row, _ in killed] == [row["score"] for row, _ in whole]
@@ -664,3 +671,174 @@ def test_a_grid_that_cannot_be_tried_is_refused_at_the_start(changes, message):
     stage = extract(tuning={**TUNING, **changes})
     with pytest.raises(ValueError, match=message):
         stage.check({"dpm": DPM}, RUNTIME)
+
+
+# Rounds
+
+OF = np.repeat(np.arange(6), [9, 8, 7, 3, 2, 1])  # which of IMAGES each synthetic one is of
+LABEL = {
+    "_target_": "sidepipe.label.stage.Label",
+    "features": {"_target_": "sidepipe.features.encoders.Pixels"},
+    "num_clusters": 6,
+    "num_iterations": 20,
+    "min_cohesion": 0.5,
+    "min_cluster_size": 1,
+    "assign": "all",
+    "seed": 3,
+}
+ROUNDS = {"rounds": 3, "targets": "top_cohesion", "target_fraction": 0.1, "num_images": 30}
+ROUNDS |= {"stop_rounds": False, "duplicate_threshold": 0.1}
+
+
+@pytest.fixture
+def sampled(tmp_path, unet):
+    """What the attacker has: plain samples of the six images, some made often, and their labels."""
+    noise = np.random.default_rng(2).integers(-3, 4, (len(OF), 4, 4, 1))
+    synthetic = (IMAGES[OF] + noise).clip(0, 255).astype(np.uint8)
+    folder = tmp_path / "label"
+    for name in ("generate", "label"):
+        (tmp_path / name).mkdir()
+    write_shard(tmp_path / "generate", 0, synthetic)
+    write_json(folder / "settings.json", {"settings": LABEL})
+    load_stage(folder).label(synthetic, folder, RUNTIME)
+    assert len(np.unique(load_labels(folder))) == 6
+    return {name: tmp_path / name for name in ("dpm", "generate", "label")}
+
+
+def rounds_csv(folder):
+    with (folder / "rounds.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_round_aims_at_a_cluster_that_none_has_reached(tmp_path, sampled):
+    summary = run(tmp_path / "rounds", sampled, **ROUNDS)
+    index, _ = nearest(load(tmp_path / "rounds"))
+    of_round = [set(index[start : start + 10].tolist()) for start in (0, 10, 20)]
+    assert [len(images) for images in of_round] == [1, 1, 1]
+    assert len(set.union(*of_round)) == 3
+    assert [row["guided"] for row in summary["rounds"]] == [True] * 3
+    # Labels are numbered on from round to round, beside their cohesion.
+    targets = load_targets(tmp_path / "rounds")
+    assert [len(set(targets[start : start + 10])) for start in (0, 10, 20)] == [1, 1, 1]
+    cohesion = load_cohesion(tmp_path / "rounds", sampled["label"])
+    assert len(cohesion) == 18
+    assert [int(targets[start]) // 6 for start in (0, 10, 20)] == [0, 1, 2]
+    np.testing.assert_allclose(cohesion[:6], load_label_cohesion(sampled["label"]))
+
+
+def test_the_first_round_is_the_attack_without_rounds(tmp_path, sampled):
+    run(tmp_path / "rounds", sampled, **ROUNDS)
+    run(tmp_path / "once", sampled, **{**ROUNDS, "rounds": 1})
+    first = load(tmp_path / "rounds")[:10].astype(int)
+    assert np.abs(first - load(tmp_path / "once")[:10]).max() <= 1
+    assert load_cohesion(tmp_path / "once", sampled["label"]).shape == (6,)
+    assert not (tmp_path / "once" / "rounds.csv").exists()
+
+
+def test_once_a_round_finds_less_than_plain_sampling_the_rest_is_plain(tmp_path, sampled):
+    # The last ten synthetic images repeat two of three that were made once: plain sampling pays.
+    of = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 5, 0, 0, 1, 2, 3, 4, 0, 1, 2, 3])
+    (sampled["generate"] / "shards" / "000000.npy").unlink()
+    write_shard(sampled["generate"], 0, IMAGES[of])
+    load_stage(sampled["label"]).label(IMAGES[of], sampled["label"], RUNTIME)
+    settings = {**ROUNDS, "stop_rounds": True}
+    summary = run(tmp_path / "rounds", sampled, **settings)
+    run(tmp_path / "plain", sampled, surrogate="none", num_images=30)
+    assert [row["guided"] for row in summary["rounds"]] == [True, False, False]
+    assert summary["plain_new_groups_per_1000"] == pytest.approx(1000 * 2 / (10 * 20))
+    difference = load(tmp_path / "rounds")[10:].astype(int) - load(tmp_path / "plain")[10:]
+    assert np.abs(difference).max() <= 1
+    assert load_targets(tmp_path / "rounds")[10:].tolist() == [-1] * 20
+    assert summary["surrogate_gradients"] == 10 * 20
+    assert summary["unet_forwards"] == 30 * 20
+    rows = rounds_csv(tmp_path / "rounds")
+    assert [row["new_groups"] for row in rows] == ["0", "0", "0"]
+    assert [row["targets"] for row in rows] == ["1", "0", "0"]
+
+
+def test_where_every_cluster_is_reached_the_rest_is_plain(tmp_path, sampled):
+    settings = {**ROUNDS, "targets": "uniform", "num_images": 60}
+    summary = run(tmp_path / "rounds", sampled, **settings)
+    assert [row["guided"] for row in summary["rounds"]] == [True, False, False]
+
+
+def test_weighted_targets_leave_out_what_is_reached(tmp_path, sampled):
+    settings = {**ROUNDS, "targets": "weighted", "num_images": 9}
+    summary = run(tmp_path / "rounds", sampled, **settings)
+    index, _ = nearest(load(tmp_path / "rounds"))
+    assert summary["rounds"][1]["targets"] <= 6 - len(set(load_targets(tmp_path / "rounds")[:3]))
+    assert not set(index[:3]) & set(index[3:6])
+
+
+def test_a_run_killed_within_a_round_goes_on_with_the_same_result(tmp_path, sampled, monkeypatch):
+    costs = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: next(costs))
+    settings = {**ROUNDS, "shard_size": 5}
+    whole = run(tmp_path / "whole", sampled, **settings)
+    costs = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    predict_step, steps = ImageSampler.predict_step, []
+
+    def killed(self, batch):
+        steps.append(batch)
+        if len(steps) == 4:  # of two shards a round, the second of the second
+            raise KeyError("killed")
+        return predict_step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageSampler, "predict_step", killed)
+        with pytest.raises(KeyError, match="killed"):
+            run(tmp_path / "killed", sampled, **settings)
+    resumed = run(tmp_path / "killed", sampled, **settings)
+    assert resumed == whole
+    np.testing.assert_array_equal(load(tmp_path / "killed"), load(tmp_path / "whole"))
+    np.testing.assert_array_equal(
+        load_targets(tmp_path / "killed"), load_targets(tmp_path / "whole")
+    )
+    assert rounds_csv(tmp_path / "killed") == rounds_csv(tmp_path / "whole")
+
+
+def test_a_tuned_attack_in_rounds_tries_without_them(tmp_path, sampled):
+    grid = {"guidance_scale": [0.0, 1.0]}
+    settings = {**ROUNDS, "tuning": {"grid": grid, "num_images": 12}}
+    summary = run(tmp_path / "tuned", sampled, **settings)
+    assert len(summary["rounds"]) == 3
+    assert summary["unet_forwards"] == (2 * 12 + 30) * len(TIMESTEPS)
+    run(tmp_path / "alone", sampled, **{**ROUNDS, **summary["tuned"]})
+    np.testing.assert_array_equal(load(tmp_path / "tuned"), load(tmp_path / "alone"))
+
+
+def test_rounds_are_part_of_the_key_where_there_are_several_and_their_judge_too():
+    judged = {"duplicate_threshold": 0.2, "stop_rounds": False}
+    assert key_settings(**judged) == key_settings()
+    assert "features" not in key_settings()
+    assert "rounds" not in key_settings()
+    several = {"targets": "top_cohesion", "rounds": 3}
+    assert key_settings(**several) != key_settings(targets="top_cohesion")
+    assert key_settings(**several, **judged) != key_settings(**several)
+    assert key_settings(surrogate="none", rounds=3) == key_settings(surrogate="none")
+    # The judge of trials is a part of the tuning.
+    tuned = key_settings(tuning=TUNING)
+    assert tuned["tuning"]["duplicate_threshold"] == 0.05
+    assert "duplicate_threshold" not in tuned
+    assert key_settings(tuning=TUNING, duplicate_threshold=0.2) != tuned
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, r"extract.rounds must be in \[1, extract.num_images = 48\], got 0"),
+        ({"rounds": 49}, r"extract.rounds must be in \[1, .* got 49"),
+        ({"rounds": 2, "surrogate": "classifier"}, r"extract.rounds must be 1 for a trained"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        extract(**changes)
+
+
+def test_rounds_of_real_labelled_images_are_refused_at_the_start():
+    settings = {name: value for name, value in LABEL.items() if name != "_target_"}
+    upstream = {"dpm": DPM, "label": Label(**{**settings, "assign": "original"})}
+    with pytest.raises(ValueError, match=r"extract.rounds must be 1 where label.assign=original"):
+        extract(rounds=3).check(upstream, RUNTIME)
+    extract(rounds=3).check({"dpm": DPM, "label": Label(**settings)}, RUNTIME)

@@ -57,3 +57,11 @@ def test_all_labels_are_allowed_but_where_only_the_most_cohesive_are_wanted(targ
     cohesion = np.array([0.3, 0.9, 0.5, 0.8])
     assert allowed_targets(targets, 0.5, cohesion).tolist() == [0, 1, 2, 3]
     assert allowed_targets("top_cohesion", 0.5, cohesion).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("excluded", [[1, 4], np.array([1, 4])])
+def test_excluded_labels_are_none_of_the_targets_and_the_fraction_is_of_all(excluded):
+    cohesion = np.array([0.3, 0.9, 0.5, 0.8, 0.7, 0.1])
+    assert allowed_targets("uniform", 0.5, cohesion, excluded).tolist() == [0, 2, 3, 5]
+    assert allowed_targets("top_cohesion", 0.5, cohesion, excluded).tolist() == [0, 2, 3]
+    assert allowed_targets("top_cohesion", 0.2, cohesion, excluded).tolist() == [2, 3]

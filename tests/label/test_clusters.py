@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from sidepipe.label.clusters import cohesion, kmeans, nearest_centroid, surrogate_labels
+from sidepipe.label.clusters import (
+    class_means,
+    cohesion,
+    kmeans,
+    nearest_centroid,
+    surrogate_labels,
+)
 
 
 def unit(x):
@@ -155,3 +161,11 @@ def test_random_labels_are_as_frequent_as_all_s_and_fall_anywhere(rng):
     again = surrogate_labels(features, members, centroids, kept, "random", 0)
     np.testing.assert_array_equal(again, given[0])
     assert again.dtype == np.int64
+
+
+def test_class_means_are_the_mean_of_every_class_and_0_for_one_without_images(rng):
+    features, classes = unit(rng.normal(size=(50, 7))), rng.choice([0, 1, 3, 4], 50)
+    means = class_means(features, classes)
+    for k in (0, 1, 3, 4):
+        np.testing.assert_allclose(means[k], features[classes == k].mean(0), rtol=1e-5)
+    assert means[2].tolist() == [0] * 7

@@ -5,8 +5,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sidepipe.artifacts import write_json
 from sidepipe.generate.stage import Generate
-from sidepipe.label.stage import Label, load, load_cohesion, load_sizes
+from sidepipe.label.stage import (
+    Label,
+    load,
+    load_cohesion,
+    load_images,
+    load_sizes,
+    load_stage,
+)
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
 
@@ -16,6 +24,7 @@ SYNTHETIC = Generate(
     num_images=100,
     num_inference_steps=2,
     eta=0.0,
+    sampler="ddim",
     timestep_spacing="leading",
     precision="32-true",
     shard_size=60,
@@ -109,6 +118,68 @@ def test_labels_cohesion_and_kept_clusters_are_those_of_algorithm_1(tmp_path, ge
         assert int(row["kept"]) == is_kept
         assert int(row["label"]) == y
         assert int(row["labelled"]) == (labels.count(y) if is_kept else 0)
+
+
+@pytest.fixture
+def originals(tmp_path):
+    """Real images of four classes of 5, 40, 30 and 25, the last of them pure noise."""
+    rng = np.random.default_rng(4)
+    classes = rng.permutation(np.repeat(np.arange(4), [5, 40, 30, 25]))
+    images = rng.integers(60, 190, (4, 8, 8, 1))[classes] + rng.normal(0, 8, (100, 8, 8, 1))
+    images[classes == 3] = rng.integers(0, 255, (25, 8, 8, 1))
+    (tmp_path / "original").mkdir()
+    np.save(tmp_path / "original" / "images.npy", images.astype(np.uint8))
+    np.save(tmp_path / "original" / "classes.npy", classes)
+    return {"original": tmp_path / "original"}
+
+
+def test_the_attacker_s_own_images_are_labelled_by_their_classes(tmp_path, originals):
+    images, classes = (np.load(originals["original"] / f"{n}.npy") for n in ("images", "classes"))
+    settings = {"assign": "original", "min_cluster_size": 6, "min_cohesion": 0.6}
+    folder, summary = run(tmp_path, originals, **settings)
+    # One class has too few images, one is not cohesive: neither has a label.
+    expected = np.array([-1, 0, 1, -1])[classes]
+    np.testing.assert_array_equal(load(folder), expected)
+    assert (summary["num_labels"], summary["num_clusters"], summary["num_labelled"]) == (2, 4, 70)
+    z = correlations(images)
+    for k, row in enumerate(table(folder)):
+        mean = z[classes == k].mean(0)
+        cohesion = (z[classes == k] @ mean / np.linalg.norm(mean)).mean()
+        assert float(row["cohesion"]) == pytest.approx(cohesion, abs=2e-6)
+        assert int(row["size"]) == (classes == k).sum()
+    assert load_sizes(folder).tolist() == [40, 30]
+    np.testing.assert_array_equal(load_images(folder, tmp_path / "nowhere"), images)
+
+
+def test_labels_of_synthetic_images_are_of_these(tmp_path, generated, images):
+    folder, _ = run(tmp_path, generated)
+    np.testing.assert_array_equal(load_images(folder, generated["generate"]), images)
+
+
+def test_the_stage_is_read_from_its_artifact_and_labels_other_images_as_it_did(
+    tmp_path, generated, images
+):
+    folder, summary = run(tmp_path, generated, num_clusters=7, seed=2)
+    stage = label(num_clusters=7, seed=2)
+    settings = {"_target_": "sidepipe.label.stage.Label", **vars(stage), "min_cohesion": 0.5}
+    write_json(folder / "settings.json", {"settings": settings})
+    assert load_stage(folder) == stage
+    again = tmp_path / "again"
+    again.mkdir()
+    assert load_stage(folder).label(images, again, RUNTIME) == summary
+    np.testing.assert_array_equal(load(again), load(folder))
+
+
+def test_real_images_need_no_clustering_and_it_is_no_part_of_their_key():
+    stage = label(assign="original", num_clusters=10**6)
+    assert stage.inputs() == ("original",)
+    assert label().inputs() == ("generate",)
+    stage.check({}, RUNTIME)
+    settings = dict.fromkeys(vars(stage), 1)
+    assert set(settings) - set(stage.key_settings(settings)) == {
+        *("num_clusters", "num_iterations", "seed")
+    }
+    assert label().key_settings(settings) == settings
 
 
 def test_random_labels_leave_clusters_and_frequencies_as_they_are(tmp_path, generated):

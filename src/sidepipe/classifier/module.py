@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.schedule import add_noise
 from sidepipe.training import adamw_with_warmup, noised, require_finite, step_generator
 
@@ -29,10 +30,13 @@ class NoisyClassifierModule(L.LightningModule):
     """Minimises cross-entropy of the surrogate label of x_t, t uniform (SIDE, algorithm 1, line 9).
 
     network: (x_t, t) -> logits. alphas_cumprod: (T,), of the model under attack. noised False: of
-    the clean image instead, at t = 0 (Carlini et al., 2023).
+    the clean image instead, at t = 0 (Carlini et al., 2023). teacher: the closed form whose
+    probabilities at x_t are learnt in place of the label of the image that was noised; None for
+    that label.
     """
 
     alphas_cumprod: Tensor
+    teacher: Posterior | None
 
     def __init__(
         self,
@@ -45,9 +49,10 @@ class NoisyClassifierModule(L.LightningModule):
         random_flip: bool,
         seed: int,
         noised: bool,
+        teacher: Posterior | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.noised = network, noised
+        self.network, self.noised, self.teacher = network, noised, teacher
         self.lr, self.weight_decay, self.lr_warmup_steps = lr, weight_decay, lr_warmup_steps
         self.random_flip, self.seed = random_flip, seed
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
@@ -60,11 +65,15 @@ class NoisyClassifierModule(L.LightningModule):
         x = noised(images, self.alphas_cumprod, generator, share, flip)
         return (x.x_t, x.t) if self.noised else (x.x_0, torch.zeros_like(x.t))
 
+    def _target(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The labels, or the teacher's probability of each, (n, k)."""
+        return labels if self.teacher is None else self.teacher.log_probs(x_t, t).exp().float()
+
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         generator = step_generator(self.seed, self.global_step, self.device)
         x_t, t = self._noised(images, generator, (self.global_rank, self.trainer.world_size))
-        loss = F.cross_entropy(self.network(x_t, t).float(), labels)
+        loss = F.cross_entropy(self.network(x_t, t).float(), self._target(x_t, t, labels))
         require_finite(loss, "classifier", self.global_step)
         self.log("loss", loss, prog_bar=True)
         return loss
@@ -74,7 +83,8 @@ class NoisyClassifierModule(L.LightningModule):
         x_t, t = self._noised(images, step_generator(self.seed, batch_idx, self.device), (0, 1))
         logits = self.network(x_t, t).float()
         options: dict[str, Any] = {"batch_size": len(images), "sync_dist": True}
-        self.log("val/cross_entropy", F.cross_entropy(logits, labels), **options)
+        loss = F.cross_entropy(logits, self._target(x_t, t, labels))
+        self.log("val/cross_entropy", loss, **options)
         self.log("val/accuracy", (logits.argmax(1) == labels).float().mean(), **options)
 
     def configure_optimizers(self) -> Any:
@@ -89,11 +99,12 @@ def quality_by_noise_level(
     seed: int,
     num_bins: int = 10,
     draws: int = 4,
+    teacher: Posterior | None = None,
 ) -> list[dict[str, int | float]]:
     """Cross-entropy (nats) and accuracy of `network` in equal bins of t, on images it has not seen.
 
     Each image is noised `draws` times in every bin. Rows: t_from, t_to (exclusive), cross_entropy,
-    accuracy.
+    accuracy, and with a teacher posterior_kl: KL(teacher || network), mean over the bin, in nats.
     """
     steps = len(alphas_cumprod)
     edges = [round(i * steps / num_bins) for i in range(num_bins + 1)]
@@ -107,7 +118,7 @@ def quality_by_noise_level(
                 yield add_noise(x_0, eps, t, alphas_cumprod), t, y
 
     return [
-        {"t_from": low, "t_to": high, **_quality(network, noised_batches(low, high))}
+        {"t_from": low, "t_to": high, **_quality(network, noised_batches(low, high), teacher)}
         for low, high in pairwise(edges)
     ]
 
@@ -122,14 +133,21 @@ def quality_on_clean_images(
 
 @torch.no_grad()
 def _quality(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Tensor]]
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    teacher: Posterior | None = None,
 ) -> dict[str, float]:
     """Means over batches of x_t, t and labels."""
     network.eval()
-    total = correct = count = 0.0
+    total = correct = distance = count = 0.0
     for x_t, t, y in batches:
         logits = network(x_t, t).float()
         total += float(F.cross_entropy(logits, y, reduction="sum"))
         correct += float((logits.argmax(1) == y).sum())
         count += len(y)
-    return {"cross_entropy": total / count, "accuracy": correct / count}
+        if teacher is not None:
+            truth = teacher.log_probs(x_t, t)
+            ours = logits.log_softmax(1).to(truth.dtype)
+            distance += float(F.kl_div(ours, truth, reduction="sum", log_target=True))
+    means = {"cross_entropy": total / count, "accuracy": correct / count}
+    return means if teacher is None else {**means, "posterior_kl": distance / count}

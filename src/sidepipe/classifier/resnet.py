@@ -6,11 +6,13 @@ shifts every channel of the normalised feature map.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sidepipe.settings import require, require_known
 
@@ -102,3 +104,22 @@ class TimeResNet(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         return self.head(h.mean((2, 3)))
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """`network`, in eval mode, with the batch norm after each convolution folded into it.
+
+    The same function to rounding, faster, and no longer to be trained. Finds them in `TimeBlock`
+    and in sequences, and leaves other modules as they are.
+    """
+    for module in network.modules():
+        if isinstance(module, TimeBlock):
+            for conv, norm in (("conv1", "norm1"), ("conv2", "norm2")):
+                fused = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+                setattr(module, conv, fused)
+                setattr(module, norm, nn.Identity())
+        if isinstance(module, nn.Sequential):
+            for i, (conv, norm) in enumerate(pairwise(list(module))):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    module[i], module[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return network

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -23,10 +23,12 @@ from sidepipe.classifier.module import (
     quality_by_noise_level,
     quality_on_clean_images,
 )
+from sidepipe.classifier.resnet import fold_batch_norms
+from sidepipe.diffusion.guidance import Posterior
 from sidepipe.dpm.stage import load as load_dpm
-from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.images import to_model
 from sidepipe.label.stage import load as load_labels
+from sidepipe.label.stage import load_images
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
 from sidepipe.training import Training, validation_batches, weights
@@ -41,14 +43,17 @@ class Classifier(Training):
     """A time-conditioned classifier of surrogate labels.
 
     network: a partial config; `in_channels` and `num_classes` are added. noised: train it on noised
-    images, as the paper does, or on clean ones, blind to t, as Carlini's. validation_fraction:
-    share of the synthetic images kept for judging. The weights with the lowest validation
-    cross-entropy are kept.
+    images, as the paper does, or on clean ones, blind to t, as Carlini's. labels: what it learns of
+    x_t, "hard" the label of the image that was noised, as the paper does, or "posterior" the
+    probabilities of the closed form over all labelled images, which it then stands for at a cost
+    that does not grow with their number. validation_fraction: share of the images kept for judging.
+    The weights with the lowest validation cross-entropy are kept.
     """
 
     name: ClassVar[str] = "classifier"
     network: dict[str, Any]
     noised: bool
+    labels: Literal["hard", "posterior"]
     random_flip: bool
     validation_fraction: float
     validate_every_steps: int
@@ -68,6 +73,18 @@ class Classifier(Training):
             "in [1, max_steps]",
             every,
         )
+        require(
+            self.noised or self.labels == "hard",
+            "classifier.labels",
+            "'hard' where classifier.noised is false",
+            self.labels,
+            "the closed form is of noised images",
+        )
+
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        # What is trained as it always was keeps its key.
+        unused = ("labels",) if self.labels == "hard" else ()
+        return {name: value for name, value in settings.items() if name not in unused}
 
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "generate", "label")
@@ -80,7 +97,8 @@ class Classifier(Training):
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         unet, scheduler = load_dpm(inputs["dpm"])
-        images, labels = load_synthetic(inputs["generate"]), load_labels(inputs["label"])
+        images = load_images(inputs["label"], inputs["generate"])
+        labels = load_labels(inputs["label"])
         train, validation = _split(labels, self.validation_fraction, self.seed)
         network = self._new_network(folder, unet.config["in_channels"], int(labels.max()) + 1)
         log.info(
@@ -88,17 +106,31 @@ class Classifier(Training):
             sum(p.numel() for p in network.parameters()) / 1e6,
             *(len(train), labels.max() + 1, len(validation)),
         )
+        teacher = self._teacher(images, labels, scheduler.alphas_cumprod)
         seen, unseen = ([images[rows], labels[rows]] for rows in (train, validation))
-        self._train(network, scheduler.alphas_cumprod, seen, unseen, folder, runtime)
+        self._train(network, scheduler.alphas_cumprod, seen, unseen, teacher, folder, runtime)
         save_file(network.state_dict(), folder / "model.safetensors")
         device = runtime.torch_device()
         judged = to_model(images[validation]).to(device)
         their = torch.from_numpy(labels[validation]).to(device)
         alphas_cumprod = scheduler.alphas_cumprod.to(device)
         network = load(folder).to(device)
-        rows = quality_by_noise_level(network, judged, their, alphas_cumprod, self.seed)
+        if teacher is not None:
+            teacher.to(device)
+        rows = quality_by_noise_level(
+            network, judged, their, alphas_cumprod, self.seed, teacher=teacher
+        )
         summary = _judge(folder, rows, labels[labels >= 0])
         return summary if self.noised else {**summary, "clean": _clean(network, judged, their)}
+
+    def _teacher(
+        self, images: np.ndarray, labels: np.ndarray, alphas_cumprod: torch.Tensor
+    ) -> Posterior | None:
+        """The closed form that the network stands for, None where it learns from labels."""
+        if self.labels == "hard":
+            return None
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return Posterior(pixels, torch.from_numpy(labels), alphas_cumprod)
 
     def _new_network(self, folder: Path, in_channels: int, num_classes: int) -> nn.Module:
         """A network with seeded weights, described in the folder for `load`."""
@@ -114,6 +146,7 @@ class Classifier(Training):
         alphas_cumprod: torch.Tensor,
         seen: list[np.ndarray],
         unseen: list[np.ndarray],
+        teacher: Posterior | None,
         folder: Path,
         runtime: Runtime,
     ) -> None:
@@ -127,6 +160,7 @@ class Classifier(Training):
             random_flip=self.random_flip,
             seed=self.seed,
             noised=self.noised,
+            teacher=teacher,
         )
         self.fit(
             module,
@@ -201,10 +235,14 @@ def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, 
 
 
 def load(folder: Path) -> nn.Module:
-    """The trained network (x_t, t) -> logits, in eval mode; on clean images, blind to t."""
+    """The trained network (x_t, t) -> logits, to evaluate; on clean images, blind to t.
+
+    Its batch norms are folded into its convolutions.
+    """
     described = json.loads((folder / "network.json").read_text())
     network = build(described["network"])(**described["arguments"])
     network.load_state_dict(load_file(folder / "model.safetensors"))
+    network = fold_batch_norms(network.eval())
     return (network if described["noised"] else IgnoresTime(network)).eval()
 
 

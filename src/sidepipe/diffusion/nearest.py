@@ -31,8 +31,6 @@ class NearestPosterior(Posterior):
 
     def _moments_of(self, x: Float[Tensor, "n d"], t: Tensor, start: int, stop: int) -> Moments:
         chosen = self._nearest(x.detach(), t, start, stop)
-        if chosen.shape[1] == 0:
-            return x.new_full((len(x),), -torch.inf), torch.full_like(x, torch.nan)
         # So many neighbours at a time that all rows' pixels fit a block.
         parts = chosen.split(max(1, guidance.BLOCK_ELEMENTS // x.numel()), 1)
         w = torch.cat([self._weights_of(x, t, part) for part in parts], 1)

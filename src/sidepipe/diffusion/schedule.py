@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-EpsFn = Callable[[Float[Tensor, "n *shape"], Int64[Tensor, "n"]], Float[Tensor, "n *shape"]]
+# (x_t, t) -> eps, as samplers ask for it: all images share their t. A number, not a tensor, since
+# what depends on it (is this step guided?) would else wait for the device at every step.
+EpsFn = Callable[[Float[Tensor, "n *shape"], int], Float[Tensor, "n *shape"]]
 
 
-def at(values: Float[Tensor, "T"], t: Int64[Tensor, "n"], like: Tensor) -> Tensor:
-    """`values[t]`, shaped (n, 1, ..., 1) to multiply with `like`."""
+def at(values: Float[Tensor, "T"], t: Int64[Tensor, "n"] | int, like: Tensor) -> Tensor:
+    """`values[t]`, shaped (n, 1, ..., 1), or of one t (1, 1, ..., 1), to multiply with `like`."""
     return values[t].to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -50,7 +52,7 @@ def eps_from_prediction(
     prediction_type: str,
     prediction: Float[Tensor, "n *shape"],
     x_t: Float[Tensor, "n *shape"],
-    t: Int64[Tensor, "n"],
+    t: Int64[Tensor, "n"] | int,
     alphas_cumprod: Float[Tensor, "T"],
 ) -> Float[Tensor, "n *shape"]:
     """eps, whatever the network predicts."""
@@ -68,12 +70,17 @@ def eps_of(
 ) -> EpsFn:
     """The eps of a diffusers network; no gradient is ever needed through it."""
 
-    def eps_fn(x_t: Tensor, t: Tensor) -> Tensor:
+    def eps_fn(x_t: Tensor, t: int) -> Tensor:
         with torch.no_grad():
-            prediction = network(x_t, t).sample.float()
+            prediction = network(x_t, for_each(t, x_t)).sample.float()
         return eps_from_prediction(prediction_type, prediction, x_t, t, alphas_cumprod)
 
     return eps_fn
+
+
+def for_each(t: int, x_t: Tensor) -> Int64[Tensor, "n"]:
+    """t once for every image, as networks and surrogates take it; the device is not waited for."""
+    return torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
 
 
 def _require_v(prediction_type: str) -> None:
@@ -91,7 +98,7 @@ def clip_x_0(eps_fn: EpsFn, alphas_cumprod: Float[Tensor, "T"]) -> EpsFn:
     guided step cannot leave the range of images either.
     """
 
-    def clipped(x_t: Tensor, t: Tensor) -> Tensor:
+    def clipped(x_t: Tensor, t: int) -> Tensor:
         alpha_bar = at(alphas_cumprod, t, x_t)
         # A schedule may end in ab_T = 0 to rounding; the clipped x_0 is then all that matters.
         sqrt_alpha_bar = alpha_bar.sqrt().clamp_min(1e-6)

@@ -27,27 +27,24 @@ class ThroughPredX0(SeesEps):
         self.surrogate = surrogate
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Labels, eps: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: int, y: Labels, eps: Tensor) -> Tensor:
         alpha_bar = at(self.alphas_cumprod, t, x_t)
         # As in `clip_x_0`: a schedule may end in ab_T = 0 to rounding.
         sqrt_alpha_bar = alpha_bar.sqrt().clamp_min(1e-6)
         pred_x_0 = (x_t - (1 - alpha_bar).sqrt() * eps) / sqrt_alpha_bar
-        at_x_0 = gradient_at(self.surrogate.grad_log_prob, pred_x_0, torch.zeros_like(t), y, eps)
+        at_x_0 = gradient_at(self.surrogate.grad_log_prob, pred_x_0, 0, y, eps)
         return at_x_0 / sqrt_alpha_bar
 
 
 class ScaledByNoise(SeesEps):
-    """The gradient times `factors[t]`; where that is 0 the surrogate is not evaluated.
-
-    All images of a call must share their t, as a sampler's do.
-    """
+    """The gradient times `factors[t]`; where that is 0 the surrogate is not evaluated."""
 
     def __init__(self, surrogate: Any, factors: Float[Tensor, "T"]) -> None:
         super().__init__()
         self.surrogate, self.factors = surrogate, factors.tolist()
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Labels, eps: Tensor) -> Tensor:
-        factor = self.factors[int(t[0])]
+    def forward(self, x_t: Tensor, t: int, y: Labels, eps: Tensor) -> Tensor:
+        factor = self.factors[t]
         if factor == 0:
             return torch.zeros_like(x_t)
         return factor * gradient_at(self.surrogate.grad_log_prob, x_t, t, y, eps)
@@ -73,7 +70,7 @@ class ClippedNorm(SeesEps):
         self.guidance_scale, self.max_norm = guidance_scale, max_norm
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Labels, eps: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: int, y: Labels, eps: Tensor) -> Tensor:
         gradient = gradient_at(self.surrogate.grad_log_prob, x_t, t, y, eps)
         sigma = (1 - at(self.alphas_cumprod, t, x_t)).sqrt()
         limit = self.max_norm * _norm(eps) / (self.guidance_scale * sigma)

@@ -11,51 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.pairs import exact_losses, gamma_of
-from sidepipe.features.search import Metric, closer, nearest, pairs_within
+from sidepipe.features.search import Metric, nearest
 
 AT = (10, 20, 50, 100, 200, 500, 1000)
 ROC_POINTS = 200
-DENSITY = 10  # near duplicates that make Carlini et al.'s cliques
-BLOCK = 1024
-
-
-def near_duplicate_groups(
-    features: Float32[np.ndarray, "n d"], metric: Metric, threshold: float
-) -> Int64[np.ndarray, "n"]:
-    """The centre of each image's group: the image itself where nothing is near it.
-
-    In order of how densely others surround it (gamma to its tenth nearest, itself included), an
-    image becomes a centre unless an earlier centre is within `threshold`; every image belongs to
-    its nearest centre. So no chain of small steps joins what is far apart. Memory does not grow
-    with the number of pairs, which is quadratic where a model repeats itself.
-    """
-    around = nearest(features, features, metric, k=min(DENSITY, len(features)))[0][:, -1]
-    order = np.argsort(-around if metric == "cosine" else around, kind="stable")
-    centres = order[:0]
-    for start in range(0, len(order), BLOCK):
-        block = order[start : start + BLOCK]
-        if len(centres):
-            gamma = nearest(features[block], features[centres], metric)[0][:, 0]
-            block = block[~closer(gamma, threshold, metric)]
-        if len(block):
-            first = _first_come(features[block], metric, threshold)
-            centres = np.concatenate([centres, block[first]])
-    centres = np.sort(centres)
-    return centres[nearest(features, features[centres], metric)[1][:, 0]]
-
-
-def _first_come(
-    features: Float32[np.ndarray, "n d"], metric: Metric, threshold: float
-) -> Bool[np.ndarray, "n"]:
-    """Which rows become centres where each does unless an earlier centre is near."""
-    i, j, _ = pairs_within(features, metric, threshold)
-    ends = np.searchsorted(i, np.arange(len(features) + 1))
-    free = np.ones(len(features), bool)
-    for row in range(len(features)):
-        if free[row]:
-            free[j[ends[row] : ends[row + 1]]] = False
-    return free
 
 
 @dataclass(frozen=True)

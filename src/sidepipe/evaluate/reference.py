@@ -26,6 +26,11 @@ class Encoded:
         """The first `count` of them, or all where there are fewer."""
         return Encoded(self.rows[:count], self.features[:count])
 
+    def without(self, rows: Int64[np.ndarray, "e"]) -> "Encoded":
+        """Those that are none of `rows`."""
+        others = ~np.isin(self.rows, rows)
+        return Encoded(self.rows[others], self.features[others])
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -97,11 +102,17 @@ def compare(
     train: Encoded,
     unseen: Encoded,
     metric: Metric,
+    attacker_rows: Int64[np.ndarray, "a"] | None = None,
 ) -> Comparison:
-    """Searches that every measure is made of. queries, synthetic: features of generated images."""
-    sets = {"train": train, "heldout": unseen.first(len(train.rows))}
-    if len(unseen.rows) < len(train.rows):
-        sets["train_equal"] = train.first(len(unseen.rows))
+    """Searches that every measure is made of. queries, synthetic: features of generated images.
+
+    attacker_rows: unseen images that the attack learnt from, so no control of what it brings out.
+    They are real images all the same, which say how near such come to training images.
+    """
+    control = unseen if attacker_rows is None else unseen.without(attacker_rows)
+    sets = {"train": train, "heldout": control.first(len(train.rows))}
+    if len(control.rows) < len(train.rows):
+        sets["train_equal"] = train.first(len(control.rows))
     real_gamma, _ = nearest(unseen.features, train.features, metric)
     synthetic_gamma, synthetic_index = nearest(synthetic, train.features, metric)
     references = {name: _reference(queries, images, metric) for name, images in sets.items()}

@@ -26,13 +26,13 @@ from sidepipe.evaluate import tables
 from sidepipe.evaluate.blind import Candidates, candidates, ranking_quality
 from sidepipe.evaluate.calibration import require_enough
 from sidepipe.evaluate.reference import Comparison, compare, encode
-from sidepipe.extract.stage import Extract, load_targets, load_trials
+from sidepipe.extract.stage import Extract, load_cohesion, load_targets, load_trials
 from sidepipe.extract.stage import load as load_extracted
 from sidepipe.features.copydet import CopyDet
 from sidepipe.features.encoders import Encoder
 from sidepipe.features.search import Metric
 from sidepipe.generate.stage import load as load_synthetic
-from sidepipe.label.stage import load_cohesion
+from sidepipe.original.stage import load_rows as load_original_rows
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
 
@@ -159,7 +159,9 @@ class Evaluate(Stage):
         data = load_images(inputs["data"])
         train, unseen = (encode(encoder, data, some, device) for some in rows)
         synthetic = encoder.encode(load_synthetic(inputs["generate"]), device=device)
-        c = compare(queries, synthetic, train, unseen, encoder.metric)
+        original = _behind(inputs["extract"], "label", "original")
+        own = None if original is None else load_original_rows(original)
+        c = compare(queries, synthetic, train, unseen, encoder.metric, own)
         measured, hit, new = self._measured(c)
         results |= {**measured, "num_synthetic": len(synthetic)}
         threshold = measured["calibrated"][0]["threshold"]
@@ -243,8 +245,9 @@ class Evaluate(Stage):
         return measured, hit, new
 
     def _save_labels(self, folder: Path, extract: Path, table: pd.DataFrame | None) -> None:
-        cohesion = _cohesion(extract)
-        if cohesion is not None:
+        label = _behind(extract, "label")
+        if label is not None:
+            cohesion = load_cohesion(extract, label)
             tables.save_labels(folder, load_targets(extract), cohesion, table)
 
     def _duplicate_threshold(self, metric: Metric) -> float:
@@ -265,26 +268,28 @@ class Evaluate(Stage):
 def _cost(extract: Path) -> dict[str, Any]:
     """What the attack's images cost, in evaluations of the network, and N_syn before them.
 
-    Plain sampling needs no synthetic images.
+    Plain sampling needs no synthetic images, nor does who has labelled images.
     """
     manifest = read_manifest(extract)
     assert manifest is not None  # an input is finished
     names = ("unet_forwards", "surrogate_gradients", "gradient_cost", "network_evaluations")
     cost = {name: manifest["summary"][name] for name in names}
-    generate = manifest["inputs"].get("generate")
-    if generate is None:
+    generate = _behind(extract, "generate")
+    if generate is None or _behind(extract, "label", "original"):
         return {**cost, "synthetic_evaluations": 0}
-    synthetic = read_manifest(extract.parents[1] / "generate" / generate)
+    synthetic = read_manifest(generate)
     assert synthetic is not None
     return {**cost, "synthetic_evaluations": synthetic["summary"]["unet_forwards"]}
 
 
-def _cohesion(extract: Path) -> np.ndarray | None:
-    """Cohesion of the labels that the attack could aim at, None where it had none."""
-    manifest = read_manifest(extract)
-    assert manifest is not None
-    label = manifest["inputs"].get("label")
-    return None if label is None else load_cohesion(extract.parents[1] / "label" / label)
+def _behind(artifact: Path, *stages: str) -> Path | None:
+    """The artifact that one was made from, input by input; None where there is none."""
+    for stage in stages:
+        inputs = (read_manifest(artifact) or {"inputs": {}})["inputs"]
+        if stage not in inputs:
+            return None
+        artifact = artifact.parents[1] / stage / inputs[stage]
+    return artifact
 
 
 def _headline(results: Mapping[str, Any]) -> dict[str, Any]:

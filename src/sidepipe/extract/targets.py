@@ -1,6 +1,7 @@
 """Which label each image of an attack aims at."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -9,14 +10,21 @@ from sidepipe.diffusion.noise import generator
 
 
 def allowed_targets(
-    targets: str, target_fraction: float, cohesion: Float64[np.ndarray, "k"]
+    targets: str,
+    target_fraction: float,
+    cohesion: Float64[np.ndarray, "k"],
+    excluded: Sequence[int] | Int64[np.ndarray, "e"] = (),
 ) -> Int64[np.ndarray, "a"]:
-    """Labels that may be drawn: of "top_cohesion" the most cohesive fraction, of others all."""
-    if targets != "top_cohesion":
-        return np.arange(len(cohesion))
-    # Rounded first: 0.07 * 100 is a little more than 7.
-    count = max(1, math.ceil(round(target_fraction * len(cohesion), 9)))
-    return np.sort(np.argsort(-cohesion, kind="stable")[:count])
+    """Labels that may be drawn: of "top_cohesion" the most cohesive fraction, of others all.
+
+    excluded: labels that are none of them, however cohesive; the fraction is of all labels.
+    """
+    order = np.argsort(-cohesion, kind="stable")
+    order = order[~np.isin(order, excluded)]
+    if targets == "top_cohesion":
+        # Rounded first: 0.07 * 100 is a little more than 7.
+        order = order[: max(1, math.ceil(round(target_fraction * len(cohesion), 9)))]
+    return np.sort(order)
 
 
 def target_weights(

@@ -7,15 +7,13 @@ have a near duplicate among themselves. Whether that is so the report shows besi
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
-from sidepipe.features.encoders import Encoder
 from sidepipe.features.search import Metric, closer, nearest
-from sidepipe.settings import build, require, require_known
+from sidepipe.settings import require, require_known
 
 # What may be tried: how to guide. What is sampled, and how finely, is the attack's to say.
 TUNABLE = (
@@ -26,16 +24,10 @@ TUNABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What to try, and how to score it.
-
-    grid: setting -> values; all combinations are tried. num_images: of each trial. features: an
-    encoder; duplicate_threshold: gamma of two images that are near duplicates.
-    """
+    """What to try: grid: setting -> values, all combinations of them; num_images: of each trial."""
 
     grid: dict[str, Any]
     num_images: int
-    features: dict[str, Any]
-    duplicate_threshold: float
 
     def __post_init__(self) -> None:
         require(self.num_images >= 2, "extract.tuning.num_images", ">= 2", self.num_images)
@@ -52,15 +44,6 @@ class Tuning:
             dict(zip(self.grid, values, strict=True))
             for values in itertools.product(*self.grid.values())
         ]
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        return build(self.features)
-
-    def score(self, images: UInt8[np.ndarray, "n h w c"], device: str) -> float:
-        """`near_duplicate_rate` of a trial's images."""
-        features = self.encoder.encode(images, device=device)
-        return near_duplicate_rate(features, self.encoder.metric, self.duplicate_threshold)
 
 
 def near_duplicate_rate(

@@ -24,11 +24,13 @@ log = logging.getLogger(__name__)
 class Sampling(Stage):
     """Settings that every sampling stage has.
 
-    num_images: how many. num_inference_steps: network evaluations an image. eta: 0 DDIM, 1
-    ancestral. timestep_spacing: as in diffusers. shard_size: images a file.
+    num_images: how many. sampler: "ddim", or "dpm_solver_pp", of second order, for few steps.
+    num_inference_steps: network evaluations an image. eta: 0 DDIM, 1 ancestral. timestep_spacing:
+    as in diffusers. shard_size: images a file.
     """
 
     num_images: int
+    sampler: Literal["ddim", "dpm_solver_pp"]
     num_inference_steps: int
     eta: float
     timestep_spacing: Literal["leading", "trailing"]
@@ -40,7 +42,14 @@ class Sampling(Stage):
         for field in ("num_images", "num_inference_steps", "shard_size"):
             require(getattr(self, field) >= 1, f"{self.name}.{field}", ">= 1", getattr(self, field))
         require(0 <= self.eta <= 1, f"{self.name}.eta", "in [0, 1]", self.eta)
+        if self.sampler != "ddim":
+            require(self.eta == 0, f"{self.name}.eta", f"0 for {self.sampler}", self.eta)
         require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
+
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        # What is sampled as it always was keeps its key.
+        unused = ("sampler",) if self.sampler == "ddim" else ()
+        return {name: value for name, value in settings.items() if name not in unused}
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
@@ -61,8 +70,12 @@ class Sampling(Stage):
         surrogate: Any = None,
         guidance: Guidance | None = None,
         targets: np.ndarray | None = None,
+        first: int = 0,
     ) -> dict[str, Any]:
-        """Writes the images' shards; returns what was spent in evaluations an image."""
+        """Writes the images' shards; returns what was spent, in evaluations.
+
+        first: how many images an earlier call made, and accounted for.
+        """
         unet, scheduler = load_dpm(dpm)
         timesteps, surrogate_steps = network_timesteps(
             len(scheduler.alphas_cumprod), self.num_inference_steps, self.timestep_spacing, guidance
@@ -75,6 +88,7 @@ class Sampling(Stage):
             (channels, side, side),
             seed=self.seed,
             stream=self.name,
+            sampler=self.sampler,
             timesteps=timesteps,
             eta=self.eta,
             surrogate=surrogate,
@@ -84,10 +98,11 @@ class Sampling(Stage):
             sampler, folder, self.num_images, self.shard_size, self.precision, runtime, targets
         )
         save_grid(folder / "preview.png", load_first(folder, 64))
+        count = self.num_images - first
         return {
-            "num_images": self.num_images,
-            "unet_forwards": self.num_images * len(timesteps),
-            "surrogate_gradients": self.num_images * surrogate_steps,
+            "num_images": count,
+            "unet_forwards": count * len(timesteps),
+            "surrogate_gradients": count * surrogate_steps,
         }
 
 

@@ -33,6 +33,15 @@ def nearest_centroid(
     return index.search(np.ascontiguousarray(features), 1)[1][:, 0].astype(np.int64)
 
 
+def class_means(
+    features: Float32[np.ndarray, "n d"], classes: Int64[np.ndarray, "n"]
+) -> Float32[np.ndarray, "k d"]:
+    """The mean of each class's features: their centroid, where classes take k-means' place."""
+    sums = np.zeros((int(classes.max()) + 1, features.shape[1]))
+    np.add.at(sums, classes, features)
+    return (sums / np.maximum(np.bincount(classes), 1)[:, None]).astype(np.float32)
+
+
 def cohesion(
     features: Float32[np.ndarray, "n d"],
     members: Int64[np.ndarray, "n"],
@@ -62,10 +71,11 @@ def surrogate_labels(
     """Each image's label in [0, K'), counting kept clusters in order; -1 for no label.
 
     assign: "all" labels every image with its nearest KEPT centroid (algorithm 1, line 7);
-    "members" labels only the members of kept clusters; "random" deals the labels that "all" gives
-    among the images by `seed`, so that they are as frequent as there and say nothing.
+    "members", and "original", whose clusters are classes, label only the members of kept clusters;
+    "random" deals the labels that "all" gives among the images by `seed`, so that they are as
+    frequent as there and say nothing.
     """
-    if assign == "members":
+    if assign in ("members", "original"):
         label_of = np.where(kept, np.cumsum(kept) - 1, -1)
         return label_of[members].astype(np.int64)
     labels = nearest_centroid(features, centroids[kept])

@@ -1,6 +1,7 @@
 """Stage `label`: clusters the synthetic images and makes the clusters a surrogate condition."""
 
 import csv
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +9,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 from sidepipe.features.copydet import CopyDet
 from sidepipe.generate.stage import Generate
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.images import save_grid
-from sidepipe.label.clusters import cohesion, kmeans, nearest_centroid, surrogate_labels
-from sidepipe.settings import build, require
+from sidepipe.label.clusters import (
+    class_means,
+    cohesion,
+    kmeans,
+    nearest_centroid,
+    surrogate_labels,
+)
+from sidepipe.original.stage import load as load_original
+from sidepipe.settings import build, check_field_types, require
 from sidepipe.stage import Runtime, Stage
 
 log = logging.getLogger(__name__)
@@ -29,7 +38,8 @@ class Label(Stage):
     num_clusters: K. min_cohesion: tau, the smallest mean cosine to the centroid of a kept cluster.
     min_cluster_size: smallest kept cluster, in images; a single image always has cohesion 1.
     assign: "all" as in the paper, "members", or "random", a control whose labels say nothing of the
-    images. features: an encoder of unit vectors.
+    images; "original" takes the attacker's own real images instead, whose classes are the clusters.
+    features: an encoder of unit vectors.
     """
 
     name: ClassVar[str] = "label"
@@ -38,7 +48,7 @@ class Label(Stage):
     num_iterations: int
     min_cohesion: float
     min_cluster_size: int
-    assign: Literal["all", "members", "random"]
+    assign: Literal["all", "members", "random", "original"]
     seed: int
 
     def __post_init__(self) -> None:
@@ -49,18 +59,24 @@ class Label(Stage):
         require(0 <= self.seed < 2**31, "label.seed", "in [0, 2**31)", self.seed)
 
     def inputs(self) -> tuple[str, ...]:
-        return ("generate",)
+        return ("original",) if self.assign == "original" else ("generate",)
+
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        clustering = ("num_clusters", "num_iterations", "seed")
+        unused = clustering if self.assign == "original" else ()
+        return {name: value for name, value in settings.items() if name not in unused}
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        generate = upstream["generate"]
-        assert isinstance(generate, Generate)
-        require(
-            self.num_clusters <= generate.num_images,
-            "label.num_clusters",
-            f"<= generate.num_images = {generate.num_images}",
-            self.num_clusters,
-            "lower it, or generate more images",
-        )
+        if self.assign != "original":
+            generate = upstream["generate"]
+            assert isinstance(generate, Generate)
+            require(
+                self.num_clusters <= generate.num_images,
+                "label.num_clusters",
+                f"<= generate.num_images = {generate.num_images}",
+                self.num_clusters,
+                "lower it, or generate more images",
+            )
         encoder = build(self.features)
         require(
             encoder.metric == "cosine",
@@ -81,13 +97,32 @@ class Label(Stage):
         encoder.check()
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        images = load_synthetic(inputs["generate"])
+        if self.assign != "original":
+            return self.label(load_synthetic(inputs["generate"]), folder, runtime)
+        images, classes = load_original(inputs["original"])
+        np.save(folder / "images.npy", images)
+        return self.label(images, folder, runtime, classes)
+
+    def label(
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        folder: Path,
+        runtime: Runtime,
+        classes: Int64[np.ndarray, "n"] | None = None,
+    ) -> dict[str, Any]:
+        """Writes the images' labels and the clusters they come from; a summary of these.
+
+        classes: each image's, from 0 on, in place of k-means.
+        """
         encoder = build(self.features)
         features = encoder.encode(images, device=runtime.torch_device())
-        centroids = kmeans(features, self.num_clusters, self.num_iterations, self.seed)
-        members = nearest_centroid(features, centroids)
+        if classes is None:
+            centroids = kmeans(features, self.num_clusters, self.num_iterations, self.seed)
+            members = nearest_centroid(features, centroids)
+        else:
+            centroids, members = class_means(features, classes), classes
         cohesions = cohesion(features, members, centroids)
-        sizes = np.bincount(members, minlength=self.num_clusters)
+        sizes = np.bincount(members, minlength=len(centroids))
         kept = (cohesions >= self.min_cohesion) & (sizes >= self.min_cluster_size)
         quantiles = np.nanquantile(cohesions, [0, 0.25, 0.5, 0.75, 1]).round(3).tolist()
         self._require_some(kept, quantiles, sizes)
@@ -99,7 +134,7 @@ class Label(Stage):
         log.info("%d of %d clusters kept; cohesion quantiles %s", kept.sum(), len(kept), quantiles)
         return {
             "num_labels": int(kept.sum()),
-            "num_clusters": self.num_clusters,
+            "num_clusters": len(centroids),
             "num_labelled": int((labels >= 0).sum()),
             "cohesion_quantiles": quantiles,
             "transform": encoder.transform,
@@ -156,8 +191,21 @@ def _picture(
 
 
 def load(folder: Path) -> np.ndarray:
-    """Labels of the synthetic images, int64, in [0, K'), -1 for none."""
+    """Labels of the images, int64, in [0, K'), -1 for none."""
     return np.load(folder / "labels.npy")
+
+
+def load_images(folder: Path, generate: Path) -> UInt8[np.ndarray, "n h w c"]:
+    """The images that the labels are of: the synthetic ones, or the attacker's own."""
+    path = folder / "images.npy"
+    return np.load(path) if path.exists() else load_synthetic(generate)
+
+
+def load_stage(folder: Path) -> Label:
+    """The stage that made the artifact, to label further images as it did."""
+    settings = json.loads((folder / "settings.json").read_text())["settings"]
+    settings = {name: value for name, value in settings.items() if name != "_target_"}
+    return Label(**check_field_types("label", Label, settings))
 
 
 def load_cohesion(folder: Path) -> np.ndarray:

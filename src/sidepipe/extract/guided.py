@@ -1,0 +1,221 @@
+"""Guided sampling of one labelled set of images: where and how hard a surrogate steers."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
+
+from sidepipe.artifacts import write_json
+from sidepipe.classifier.stage import load as load_classifier
+from sidepipe.classifier.stage import load_quality
+from sidepipe.diffusion.guidance import Posterior
+from sidepipe.diffusion.nearest import NearestPosterior
+from sidepipe.diffusion.sampler import sampling_timesteps
+from sidepipe.diffusion.shaping import ClippedNorm, ScaledByNoise, ThroughPredX0
+from sidepipe.dpm.stage import TrainDPM
+from sidepipe.dpm.stage import load as load_dpm
+from sidepipe.extract.cost import gradient_cost, with_evaluations
+from sidepipe.extract.surrogates import ClassifierSurrogate, judge_cut, quality_factors
+from sidepipe.generate.stage import Sampling
+from sidepipe.label.stage import load as load_labels
+from sidepipe.sampling import Guidance, network_timesteps
+from sidepipe.settings import require
+from sidepipe.stage import Runtime, Stage
+
+log = logging.getLogger(__name__)
+
+# Images in which a gradient's cost is measured where the runtime leaves the batch open.
+MEASURED_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a surrogate is made of, and what it aims at.
+
+    images, and the artifact (or a round's folder) with their labels; targets: of every image that
+    is sampled, its label; num_targets: how many labels could have been drawn.
+    """
+
+    images: UInt8[np.ndarray, "m h w c"]
+    label: Path
+    targets: Int64[np.ndarray, "n"]
+    num_targets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedSampling(Sampling):
+    """Settings of guidance.
+
+    surrogate: "classifier" (the paper's), "posterior" (closed form over the labelled images, no
+    training) or "none" (plain sampling). posterior_neighbours: images, of the label and of all,
+    that the posterior's sums are cut to; None for no cut. guidance_scale: lambda.
+    guidance_schedule: "constant", or "classifier_quality", lambda times max(0, 1 - CE(t) /
+    H(labels)). max_guidance_norm: longest move of eps by guidance, in lengths of eps; None for no
+    limit. guide_through: what the surrogate sees, "x_t" or "pred_x_0". t_min, t_max: timesteps that
+    are guided, both included; t_max None for no upper end.
+    """
+
+    name: ClassVar[str] = "extract"
+    surrogate: Literal["classifier", "posterior", "none"]
+    posterior_neighbours: int | None
+    guidance_scale: float
+    guidance_schedule: Literal["constant", "classifier_quality"]
+    max_guidance_norm: float | None
+    guide_through: Literal["x_t", "pred_x_0"]
+    t_min: int
+    t_max: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.guidance_scale >= 0, "extract.guidance_scale", ">= 0", self.guidance_scale)
+        require(self.t_min >= 0, "extract.t_min", ">= 0", self.t_min)
+        if self.t_max is not None:
+            rule = f">= extract.t_min = {self.t_min}"
+            require(
+                self.t_max >= self.t_min, "extract.t_max", rule, self.t_max, "swap or widen them"
+            )
+        norm, count = self.max_guidance_norm, self.posterior_neighbours
+        require(norm is None or norm > 0, "extract.max_guidance_norm", "> 0 or null", norm)
+        require(count is None or count >= 1, "extract.posterior_neighbours", ">= 1 or null", count)
+        if self.surrogate == "posterior":
+            self._require_of_posterior(
+                "guidance_schedule", "constant", "it has no measured quality"
+            )
+            self._require_of_posterior(
+                "guide_through", "x_t", "it is exact there and knows the noise"
+            )
+
+    def _require_of_posterior(self, name: str, only: str, why: str) -> None:
+        value = getattr(self, name)
+        rule = f"{only!r} where extract.surrogate is 'posterior'"
+        require(value == only, f"extract.{name}", rule, value, f"{why}; or surrogate=classifier")
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
+        dpm = upstream["dpm"]
+        if self.surrogate == "none" or self.guidance_scale == 0 or not isinstance(dpm, TrainDPM):
+            return
+        steps = dpm.noise_schedule["num_train_timesteps"]
+        rule = f"< diffusion.num_train_timesteps = {steps}, or nothing is guided"
+        require(self.t_min < steps, "extract.t_min", rule, self.t_min)
+        timesteps, guided = network_timesteps(
+            steps, self.num_inference_steps, self.timestep_spacing, self._guidance()
+        )
+        require(
+            guided > 0,
+            "[extract.t_min, extract.t_max]",
+            f"an interval with one of the {len(timesteps)} timesteps from {timesteps[-1]} to "
+            f"{timesteps[0]} that are evaluated, or nothing is guided",
+            [self.t_min, self.t_max],
+        )
+
+    def sample_guided(
+        self,
+        folder: Path,
+        inputs: Mapping[str, Path],
+        runtime: Runtime,
+        aim: Aim,
+        cost_file: Path,
+        first: int = 0,
+    ) -> dict[str, Any]:
+        """Writes the images' shards; returns what was spent, in evaluations.
+
+        cost_file: keeps what a gradient costs, so that a run that goes on counts as it began.
+        first: how many images an earlier call made, and accounted for.
+        """
+        unet, scheduler = load_dpm(inputs["dpm"])
+        alphas_cumprod = scheduler.alphas_cumprod
+        factors = self._factors(inputs, len(alphas_cumprod))
+        guided = self._guided_timesteps(factors)
+        surrogate = self._surrogate(inputs, aim, alphas_cumprod)
+        cut = self._cut_error(surrogate, aim, guided, runtime)
+        if not cost_file.exists():
+            cost = self._gradient_cost(unet, surrogate, guided, aim.targets[first:], runtime)
+            write_json(cost_file, cost)
+        shaped = self._shaped(surrogate, factors, alphas_cumprod)
+        spent = self.sample(
+            folder, inputs["dpm"], runtime, shaped, self._guidance(), aim.targets, first
+        )
+        spent["surrogate_gradients"] = spent["num_images"] * len(guided)
+        return {**with_evaluations(spent, json.loads(cost_file.read_text())), **cut}
+
+    def _guidance(self) -> Guidance:
+        return Guidance(guidance_scale=self.guidance_scale, t_min=self.t_min, t_max=self.t_max)
+
+    def _factors(self, inputs: Mapping[str, Path], num_train_timesteps: int) -> Tensor:
+        """What lambda is multiplied by at each t."""
+        if self.guidance_schedule == "constant":
+            return torch.ones(num_train_timesteps)
+        return quality_factors(load_quality(inputs["classifier"]), num_train_timesteps)
+
+    def _guided_timesteps(self, factors: Tensor) -> list[int]:
+        """Timesteps at which the surrogate is evaluated, most noise first."""
+        timesteps = sampling_timesteps(
+            len(factors), self.num_inference_steps, self.timestep_spacing
+        )
+        guided = [t for t in self._guidance().within(timesteps) if factors[t] > 0]
+        if not guided and self.guidance_scale > 0:
+            log.warning("nothing is guided: at no timestep in the interval is the factor above 0")
+        return guided
+
+    def _surrogate(self, inputs: Mapping[str, Path], aim: Aim, alphas_cumprod: Tensor) -> nn.Module:
+        if self.surrogate == "classifier":
+            return ClassifierSurrogate(load_classifier(inputs["classifier"]))
+        if self.posterior_neighbours is None:
+            return Posterior(*_labelled(aim), alphas_cumprod)
+        return NearestPosterior(*_labelled(aim), alphas_cumprod, self.posterior_neighbours)
+
+    def _shaped(self, surrogate: nn.Module, factors: Tensor, alphas_cumprod: Tensor) -> nn.Module:
+        """The surrogate in what the settings ask for, from the inside out."""
+        if self.guide_through == "pred_x_0":
+            surrogate = ThroughPredX0(surrogate, alphas_cumprod)
+        if self.guidance_schedule == "classifier_quality":
+            surrogate = ScaledByNoise(surrogate, factors)
+        if self.max_guidance_norm is not None and self.guidance_scale > 0:
+            surrogate = ClippedNorm(
+                surrogate, self.guidance_scale, self.max_guidance_norm, alphas_cumprod
+            )
+        return surrogate
+
+    def _cut_error(
+        self, surrogate: nn.Module, aim: Aim, guided: list[int], runtime: Runtime
+    ) -> dict[str, Any]:
+        """For the summary: the error of a cut posterior at some of the guided timesteps."""
+        if not isinstance(surrogate, NearestPosterior) or not guided:
+            return {}
+        full = Posterior(*_labelled(aim), surrogate.alphas_cumprod)
+        rng = np.random.default_rng(self.seed)
+        return {"cut_error": judge_cut(surrogate, full, guided, rng, runtime.torch_device())}
+
+    def _gradient_cost(
+        self,
+        unet: nn.Module,
+        surrogate: nn.Module,
+        guided: list[int],
+        targets: Int64[np.ndarray, "n"],
+        runtime: Runtime,
+    ) -> float:
+        """A surrogate gradient in UNet forwards, in batches as they are sampled; 0 if none is."""
+        if not guided:
+            return 0.0
+        size = runtime.sampling_batch_size
+        count = min(MEASURED_BATCH if size is None else size, self.shard_size)
+        y, middle = torch.from_numpy(targets[:count]), guided[len(guided) // 2]
+        cost = gradient_cost(unet, surrogate, y, middle, self.precision, runtime.torch_device())
+        # Not on a device: it may be sent to other processes.
+        surrogate.cpu()
+        log.info("a gradient of the surrogate costs %.2f forwards of the UNet", cost)
+        return cost
+
+
+def _labelled(aim: Aim) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, "n"]]:
+    """The images and their labels, as a posterior takes them."""
+    images = torch.from_numpy(aim.images).permute(0, 3, 1, 2)
+    return images, torch.from_numpy(load_labels(aim.label))

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from tests.repeated import METRICS, THRESHOLD, repeated
+
+from sidepipe.features import duplicates
+from sidepipe.features.duplicates import near_duplicate_groups, new_groups
+
+
+@METRICS
+@pytest.mark.parametrize("block", [3, 1024])
+def test_images_of_one_original_form_a_group_and_others_stay_alone(metric, block, monkeypatch):
+    monkeypatch.setattr(duplicates, "BLOCK", block)
+    features, of = repeated(metric)
+    centre = near_duplicate_groups(features, metric, THRESHOLD[metric])
+    np.testing.assert_array_equal(of[centre], of)
+    assert len(np.unique(centre)) == len(np.unique(of))
+    np.testing.assert_array_equal(centre[centre], centre)
+
+
+def test_a_chain_of_small_steps_does_not_join_what_is_far_apart():
+    line = np.arange(40, dtype=np.float32)[:, None] * 0.9
+    centre = near_duplicate_groups(line, "l2", 1.0)
+    assert (np.abs(line[centre] - line) <= 1.0).all()
+    assert len(np.unique(centre)) >= 40 / 3
+
+
+@METRICS
+def test_groups_are_those_of_the_definition_by_double_loop(metric):
+    features, _ = repeated(metric, sizes=(4, 3, 3, 2), alone=6, seed=3)
+    threshold = {"cosine": 0.3, "l2": 5.0}[metric]  # groups that overlap
+    x = features.astype(np.float64)
+    gamma = x @ x.T if metric == "cosine" else np.linalg.norm(x[:, None] - x, axis=2)
+    close = -gamma if metric == "cosine" else gamma
+    limit = -threshold if metric == "cosine" else threshold
+    order = np.argsort(np.sort(close, axis=1)[:, 9], kind="stable")
+    centres = []
+    for image in order:
+        if not any(close[image, c] <= limit for c in centres):
+            centres.append(image)
+    centres = np.sort(centres)
+    assert 1 < len(centres) < len(x)
+    expected = centres[np.argmin(close[:, centres], axis=1)]
+    np.testing.assert_array_equal(near_duplicate_groups(features, metric, threshold), expected)
+
+
+@METRICS
+def test_new_are_groups_that_begin_to_repeat_and_hold_nothing_that_did_before(metric):
+    features, of = repeated(metric, sizes=(4, 4, 4, 4, 4, 1), alone=10)
+    copies = [np.flatnonzero(of == k) for k in range(6)]
+    # Before: the first twice, the second and third once. Added: the rest, and the lonely ones.
+    before = np.concatenate([copies[0][:2], copies[1][:1], copies[2][:1]])
+    added = np.setdiff1d(np.arange(len(of)), before)
+    threshold = THRESHOLD[metric]
+    # The second and third are repeated now, the fourth and fifth come repeated.
+    assert new_groups(features[before], features[added], metric, threshold) == 4
+    assert new_groups(features[before], features[copies[0][2:]], metric, threshold) == 0
+    assert new_groups(features[before], features[copies[1][1:2]], metric, threshold) == 1
+    assert new_groups(features[before], features[copies[3][:1]], metric, threshold) == 0
