@@ -8,10 +8,12 @@ from omegaconf import OmegaConf
 from sidepipe.settings import (
     bind,
     bind_nested,
+    build,
     check_field_types,
     did_you_mean,
     require,
     require_known,
+    tried,
 )
 
 ENCODER = "torch.nn.Linear"  # Linear(in_features, out_features, bias=True, device=None, dtype=None)
@@ -225,3 +227,11 @@ def test_what_a_composed_config_holds_passes():
     cfg = OmegaConf.create("{steps: 3, lr: 1e-4, sizes: [1], source: {a: b}}")
     expected = {"steps": 3, "lr": 1e-4, "sizes": [1], "source": {"a": "b"}}
     assert check(**OmegaConf.to_container(cfg)) == expected
+
+
+def test_a_network_that_is_only_looked_at_is_built_once_for_equal_configs() -> None:
+    config = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+    same = tried({**config})
+    assert tried(config) is same
+    assert tried({**config, "out_features": 4}).out_features == 4
+    assert build(config) is not same

@@ -4,7 +4,9 @@ Used by stages before anything expensive starts. A stage's dataclass fields are 
 """
 
 import difflib
+import functools
 import inspect
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -27,6 +29,19 @@ def build(config: Any, **arguments: Any) -> Any:
     diffusers and Lightning checkpoints cannot store OmegaConf containers.
     """
     return instantiate(config, _convert_="all", **arguments)
+
+
+def tried(config: Mapping[str, Any]) -> Any:
+    """The object of a config, to be looked at and not used: equal configs give the same one.
+
+    A sweep's points have few networks between them, and building each takes most of a plan's time.
+    """
+    return _tried(json.dumps(config))
+
+
+@functools.cache
+def _tried(config: str) -> Any:
+    return build(json.loads(config))
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

@@ -68,10 +68,11 @@ def test_artifacts_whose_inputs_were_deleted_are_passed_over(tmp_path: Path) -> 
     assert foretold(smoke(tmp_path, "dpm.lr=0.5")) is None
 
 
-def test_the_device_of_the_estimate_is_told(tmp_path: Path) -> None:
+def test_device_seconds_are_told_with_the_device(tmp_path: Path) -> None:
     sweep = smoke(tmp_path)
     for task in sweep.tasks.values():
         finish(task, 1.0, "4 x A100, 8 threads")
     found = list(estimates(smoke(tmp_path, "dpm.lr=0.5").tasks.values()).values())[-1]
     assert found is not None
     assert found.device == "4 x A100, 8 threads"
+    assert found.seconds == 4.0, "of all devices together"

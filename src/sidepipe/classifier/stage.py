@@ -29,7 +29,7 @@ from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.images import to_model
 from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_images
-from sidepipe.settings import build, require
+from sidepipe.settings import build, require, tried
 from sidepipe.stage import Runtime, Stage
 from sidepipe.training import Training, validation_batches, weights
 
@@ -93,7 +93,7 @@ class Classifier(Training):
         super().check(upstream, runtime)
         # Without memory or weights: what the network refuses is refused before anything runs.
         with torch.device("meta"):
-            build(self.network)(in_channels=1, num_classes=2)
+            tried({**self.network, "_partial_": False, "in_channels": 1, "num_classes": 2})
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         unet, scheduler = load_dpm(inputs["dpm"])

@@ -23,7 +23,7 @@ from sidepipe.dpm.checkpoint import (
 )
 from sidepipe.dpm.module import EMA, DenoisingModule
 from sidepipe.dpm.subset import split
-from sidepipe.settings import build, require
+from sidepipe.settings import build, require, tried
 from sidepipe.stage import Runtime, Stage
 from sidepipe.training import Training, validation_batches, weights
 
@@ -209,7 +209,7 @@ class PretrainedDPM(_DPM):
 
 def _built(where: str, config: Mapping[str, Any]) -> Any:
     try:
-        return build(config)
+        return tried(config)
     except InstantiationException as error:
         raise ValueError(f"{where} cannot be built: {error.__cause__ or error}") from None
 

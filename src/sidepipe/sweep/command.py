@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sidepipe import artifacts, pipeline, ranks
-from sidepipe.progress import clock, quiet_libraries
+from sidepipe.progress import quiet_libraries
 from sidepipe.report.stage import load_table
 from sidepipe.report.sweep.page import write_sweep
 from sidepipe.report.sweep.points import Missing
@@ -66,7 +66,7 @@ def forecast(sweep: Sweep) -> str:
     """What is done and what will run, by stage, with device-hours as earlier runs foretell them."""
     left = {k: t for k, t in sweep.tasks.items() if artifacts.read_manifest(t.folder) is None}
     expected = estimates(left.values())
-    rows: list[list[object]] = [["stage", "artifacts", "done", "to make", "hours", "unknown"]]
+    rows: list[list[object]] = [["stage", "artifacts", "done", "to make", "device-hours", "unknown"]]
     for stage in dict.fromkeys(task.node.stage.name for task in sweep.tasks.values()):
         all_of = [key for key, task in sweep.tasks.items() if task.node.stage.name == stage]
         mine = [key for key in all_of if key in left]
@@ -83,7 +83,8 @@ def forecast(sweep: Sweep) -> str:
     lines = [f"sweep {sweep.name}: {len(sweep.points)} points" + (f", {axes}" if axes else "")]
     lines += aligned(rows)
     if devices:
-        lines.append(f"{clock(total)} in all, by earlier runs on {'; '.join(devices)}")
+        hours = f"{total / 3600:.1f} device-hours in all"
+        lines.append(f"{hours}, as earlier runs on {'; '.join(devices)} took")
     return "\n".join(lines)
 
 

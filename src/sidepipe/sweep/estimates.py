@@ -18,7 +18,7 @@ NEWEST = 50  # manifests looked at, of a stage
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: of the whole artifact, on `device`, whose earlier runs it was taken from."""
+    """seconds: of all devices together, for the whole artifact; device: what earlier runs had."""
 
     seconds: float
     device: str
@@ -67,7 +67,8 @@ def _finished(stages: Path) -> Iterator[_Finished]:
             continue  # something it was made from has been deleted
         manifest = manifests[stages.name]
         settings = {stage: each["settings"] for stage, each in manifests.items()}
-        rate = manifest["seconds"] / _work(stages.name, settings)
+        devices = int(manifest["device"].split(" x ")[0])
+        rate = devices * manifest["seconds"] / _work(stages.name, settings)
         yield _Finished(_flat(settings), rate, manifest["device"])
 
 
