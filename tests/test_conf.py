@@ -127,6 +127,7 @@ def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() 
     ("override", "message"),
     [
         ("label.num_clusters=5000", r"label.num_clusters must be <= generate.num_images = 4000"),
+        ("label.assign=repeats", r"label.min_cluster_size must be >= 2 where label.assign is 'rep"),
         ("label.num_clusters=1", r"label.num_clusters must be >= 2, got 1"),
         ("extract.t_min=700 extract.t_max=300", r"t_max must be >= extract.t_min = 700, got 300"),
         ("extract.guidance_scale=-1", r"extract.guidance_scale must be >= 0, got -1"),

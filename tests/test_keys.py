@@ -115,6 +115,7 @@ def test_what_is_not_used_is_no_part_of_a_key() -> None:
     for override in (
         *("extract.stop_rounds=false", "extract.duplicate_threshold=0.5"),
         *("features@extract.features=pixels", "original.fraction=0.1"),
+        "label.duplicate_threshold=0.1",
     ):
         assert changed(override) == set()
     assert changed("extract.sampler=dpm_solver_pp") == {"extract", "evaluate", "report"}

@@ -14,6 +14,8 @@ from tests.tiny import DIGITS, SCHEDULE, SETTINGS, UNET
 
 from sidepipe import shards
 from sidepipe.diffusion.noise import image_noise
+from sidepipe.diffusion.sampler import dpm_solver_pp, sampling_timesteps
+from sidepipe.diffusion.schedule import clip_x_0, eps_of
 from sidepipe.dpm.stage import TrainDPM
 from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.generate.stage import Generate, load
@@ -101,6 +103,19 @@ def test_images_are_those_of_diffusers_from_the_same_noise(tmp_path, dpm, eta, s
             x_t = ddim.step(unet(x_t, t).sample, t, x_t, eta, True, None, z).prev_sample
     assert_same_images(images, to_uint8(x_t).numpy())
     assert images.std(0).mean() > 5, "or any order of images would do"
+
+
+def test_dpm_solver_s_images_are_those_of_the_function_and_ddim_keeps_its_key(tmp_path, dpm):
+    images = sampled(tmp_path, dpm, sampler="dpm_solver_pp", num_images=20)
+    unet, schedule = load_dpm(dpm)
+    alphas_cumprod = schedule.alphas_cumprod
+    eps_fn = clip_x_0(eps_of(unet, "epsilon", alphas_cumprod), alphas_cumprod)
+    noise = image_noise(3, "generate", range(20), (1, 8, 8))
+    x_0 = dpm_solver_pp(eps_fn, noise(), sampling_timesteps(20, 5, "leading"), alphas_cumprod)
+    assert_same_images(images, to_uint8(x_0).numpy())
+    settings = dict(SAMPLING)
+    assert "sampler" not in generate().key_settings(settings)
+    assert "sampler" in generate(sampler="dpm_solver_pp").key_settings(settings)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -398,6 +413,11 @@ def test_a_disk_too_full_is_refused_before_anything_is_sampled(tmp_path, dpm, mo
 def test_a_setting_out_of_range_is_refused_by_name(name, value, rule):
     with pytest.raises(ValueError, match=rf"^generate\.{name} must be {rule}, got {value}$"):
         generate(**{name: value})
+
+
+def test_noise_along_the_way_is_refused_where_the_solver_knows_none():
+    with pytest.raises(ValueError, match=r"generate\.eta must be 0 for dpm_solver_pp, got 0\.5"):
+        generate(sampler="dpm_solver_pp", eta=0.5)
 
 
 def test_more_steps_than_the_model_has_are_refused():

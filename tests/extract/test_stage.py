@@ -684,6 +684,8 @@ LABEL = {
     "min_cohesion": 0.5,
     "min_cluster_size": 1,
     "assign": "all",
+    "duplicate_features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
+    "duplicate_threshold": 0.05,
     "seed": 3,
 }
 ROUNDS = {"rounds": 3, "targets": "top_cohesion", "target_fraction": 0.1, "num_images": 30}

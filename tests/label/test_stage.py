@@ -40,6 +40,8 @@ def label(**changes) -> Label:
         "min_cohesion": 0.5,
         "min_cluster_size": 1,
         "assign": "all",
+        "duplicate_features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
+        "duplicate_threshold": 0.08,
         "seed": 0,
     }
     return Label(**{**settings, **changes})
@@ -151,6 +153,31 @@ def test_the_attacker_s_own_images_are_labelled_by_their_classes(tmp_path, origi
     np.testing.assert_array_equal(load_images(folder, tmp_path / "nowhere"), images)
 
 
+def test_groups_of_near_duplicates_are_labels_of_their_members_alone(tmp_path):
+    rng = np.random.default_rng(6)
+    of = rng.permutation(np.concatenate([np.repeat(np.arange(4), [7, 2, 5, 3]), 4 + np.arange(20)]))
+    images = rng.integers(0, 256, (24, 8, 8, 1))[of] + rng.normal(0, 4, (37, 8, 8, 1))
+    write_shard(tmp_path / "generate", 0, images.clip(0, 255).astype(np.uint8))
+    inputs = {"generate": tmp_path / "generate"}
+    settings = {"assign": "repeats", "min_cluster_size": 3, "num_clusters": 10**6}
+    label(**settings).check({"generate": SYNTHETIC}, RUNTIME)
+    folder, summary = run(tmp_path, inputs, **settings)
+    labels = load(folder)
+    assert (labels[of > 3] == -1).all()
+    assert (labels[of == 1] == -1).all()  # two are too few
+    assert sorted(load_sizes(folder).tolist()) == [3, 5, 7]
+    for original in (0, 2, 3):
+        assert len(set(labels[of == original])) == 1
+    assert len(set(labels[(of < 4) & (of != 1)])) == 3
+    assert (summary["num_labels"], summary["num_labelled"]) == (3, 15)
+    assert load_cohesion(folder).min() > 0.95
+
+
+def test_one_image_repeats_nothing():
+    with pytest.raises(ValueError, match=r"label.min_cluster_size must be >= 2 .*'repeats', got 1"):
+        label(assign="repeats")
+
+
 def test_labels_of_synthetic_images_are_of_these(tmp_path, generated, images):
     folder, _ = run(tmp_path, generated)
     np.testing.assert_array_equal(load_images(folder, generated["generate"]), images)
@@ -176,10 +203,12 @@ def test_real_images_need_no_clustering_and_it_is_no_part_of_their_key():
     assert label().inputs() == ("generate",)
     stage.check({}, RUNTIME)
     settings = dict.fromkeys(vars(stage), 1)
-    assert set(settings) - set(stage.key_settings(settings)) == {
-        *("num_clusters", "num_iterations", "seed")
-    }
-    assert label().key_settings(settings) == settings
+    clustering = {"num_clusters", "num_iterations", "seed"}
+    repeats = {"duplicate_features", "duplicate_threshold"}
+    assert set(settings) - set(stage.key_settings(settings)) == clustering | repeats
+    assert set(settings) - set(label().key_settings(settings)) == repeats
+    of_repeats = label(assign="repeats", min_cluster_size=2).key_settings(settings)
+    assert set(settings) - set(of_repeats) == clustering
 
 
 def test_random_labels_leave_clusters_and_frequencies_as_they_are(tmp_path, generated):

@@ -71,11 +71,11 @@ def surrogate_labels(
     """Each image's label in [0, K'), counting kept clusters in order; -1 for no label.
 
     assign: "all" labels every image with its nearest KEPT centroid (algorithm 1, line 7);
-    "members", and "original", whose clusters are classes, label only the members of kept clusters;
-    "random" deals the labels that "all" gives among the images by `seed`, so that they are as
-    frequent as there and say nothing.
+    "members", "repeats" and "original" label only the members of kept clusters; "random" deals the
+    labels that "all" gives among the images by `seed`, so that they are as frequent as there and
+    say nothing.
     """
-    if assign in ("members", "original"):
+    if assign in ("members", "repeats", "original"):
         label_of = np.where(kept, np.cumsum(kept) - 1, -1)
         return label_of[members].astype(np.int64)
     labels = nearest_centroid(features, centroids[kept])

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from sidepipe.features.copydet import CopyDet
+from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.generate.stage import Generate
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.images import save_grid
@@ -37,9 +38,12 @@ class Label(Stage):
 
     num_clusters: K. min_cohesion: tau, the smallest mean cosine to the centroid of a kept cluster.
     min_cluster_size: smallest kept cluster, in images; a single image always has cohesion 1.
-    assign: "all" as in the paper, "members", or "random", a control whose labels say nothing of the
-    images; "original" takes the attacker's own real images instead, whose classes are the clusters.
-    features: an encoder of unit vectors.
+    assign: "all" as in the paper, "members", or "random", a control whose labels say nothing of
+    the images; "repeats" takes groups of near duplicates for clusters, since what a model makes
+    again and again it knows by heart, and labels their members alone; "original" takes the
+    attacker's own real images, whose classes are the clusters. features: an encoder of unit
+    vectors. duplicate_features: an encoder, and duplicate_threshold: gamma of two images that it
+    takes for near duplicates.
     """
 
     name: ClassVar[str] = "label"
@@ -48,26 +52,37 @@ class Label(Stage):
     num_iterations: int
     min_cohesion: float
     min_cluster_size: int
-    assign: Literal["all", "members", "random", "original"]
+    assign: Literal["all", "members", "random", "repeats", "original"]
+    duplicate_features: dict[str, Any]
+    duplicate_threshold: float
     seed: int
 
     def __post_init__(self) -> None:
         require(self.num_clusters >= 2, "label.num_clusters", ">= 2", self.num_clusters)
         require(self.num_iterations >= 1, "label.num_iterations", ">= 1", self.num_iterations)
         require(-1 <= self.min_cohesion <= 1, "label.min_cohesion", "in [-1, 1]", self.min_cohesion)
-        require(self.min_cluster_size >= 1, "label.min_cluster_size", ">= 1", self.min_cluster_size)
+        least = 2 if self.assign == "repeats" else 1
+        rule = f">= {least} where label.assign is {self.assign!r}"
+        size = self.min_cluster_size
+        require(size >= least, "label.min_cluster_size", rule, size, "one image repeats nothing")
         require(0 <= self.seed < 2**31, "label.seed", "in [0, 2**31)", self.seed)
 
     def inputs(self) -> tuple[str, ...]:
         return ("original",) if self.assign == "original" else ("generate",)
 
+    @property
+    def _has_clusters(self) -> bool:
+        """Whether k-means makes the clusters."""
+        return self.assign not in ("repeats", "original")
+
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        clustering = ("num_clusters", "num_iterations", "seed")
-        unused = clustering if self.assign == "original" else ()
+        unused = () if self._has_clusters else ("num_clusters", "num_iterations", "seed")
+        if self.assign != "repeats":
+            unused = (*unused, "duplicate_features", "duplicate_threshold")
         return {name: value for name, value in settings.items() if name not in unused}
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        if self.assign != "original":
+        if self._has_clusters:
             generate = upstream["generate"]
             assert isinstance(generate, Generate)
             require(
@@ -77,6 +92,8 @@ class Label(Stage):
                 self.num_clusters,
                 "lower it, or generate more images",
             )
+        if self.assign == "repeats":
+            build(self.duplicate_features).check()
         encoder = build(self.features)
         require(
             encoder.metric == "cosine",
@@ -112,10 +129,12 @@ class Label(Stage):
     ) -> dict[str, Any]:
         """Writes the images' labels and the clusters they come from; a summary of these.
 
-        classes: each image's, from 0 on, in place of k-means.
+        classes: each image's, from 0 on, where they are known.
         """
-        encoder = build(self.features)
-        features = encoder.encode(images, device=runtime.torch_device())
+        encoder, device = build(self.features), runtime.torch_device()
+        features = encoder.encode(images, device=device)
+        if self.assign == "repeats":
+            classes = self._repeats(images, device)
         if classes is None:
             centroids = kmeans(features, self.num_clusters, self.num_iterations, self.seed)
             members = nearest_centroid(features, centroids)
@@ -139,6 +158,13 @@ class Label(Stage):
             "cohesion_quantiles": quantiles,
             "transform": encoder.transform,
         }
+
+    def _repeats(self, images: UInt8[np.ndarray, "n h w c"], device: str) -> Int64[np.ndarray, "n"]:
+        """Each image's group of near duplicates, from 0 on."""
+        encoder = build(self.duplicate_features)
+        features = encoder.encode(images, device=device)
+        centres = near_duplicate_groups(features, encoder.metric, self.duplicate_threshold)
+        return np.unique(centres, return_inverse=True)[1].astype(np.int64)
 
     def _require_some(self, kept: np.ndarray, quantiles: list[float], sizes: np.ndarray) -> None:
         if kept.sum() >= 2:
