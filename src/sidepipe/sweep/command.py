@@ -66,7 +66,9 @@ def forecast(sweep: Sweep) -> str:
     """What is done and what will run, by stage, with device-hours as earlier runs foretell them."""
     left = {k: t for k, t in sweep.tasks.items() if artifacts.read_manifest(t.folder) is None}
     expected = estimates(left.values())
-    rows: list[list[object]] = [["stage", "artifacts", "done", "to make", "device-hours", "unknown"]]
+    rows: list[list[object]] = [
+        ["stage", "artifacts", "done", "to make", "device-hours", "unknown"]
+    ]
     for stage in dict.fromkeys(task.node.stage.name for task in sweep.tasks.values()):
         all_of = [key for key, task in sweep.tasks.items() if task.node.stage.name == stage]
         mine = [key for key in all_of if key in left]
