@@ -231,7 +231,13 @@ def test_what_a_composed_config_holds_passes():
 
 def test_a_network_that_is_only_looked_at_is_built_once_for_equal_configs() -> None:
     config = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
-    same = tried({**config})
-    assert tried(config) is same
-    assert tried({**config, "out_features": 4}).out_features == 4
+    same = tried("net", {**config})
+    assert tried("net", config) is same
+    assert tried("net", {**config, "out_features": 4}).out_features == 4
     assert build(config) is not same
+
+
+def test_a_network_that_cannot_be_built_says_why_itself() -> None:
+    config = {"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 2}
+    with pytest.raises(ValueError, match=r"dpm\.unet cannot be built: in_channels must be div"):
+        tried("dpm.unet", {**config, "kernel_size": 1, "groups": 2})

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 
@@ -31,12 +32,16 @@ def build(config: Any, **arguments: Any) -> Any:
     return instantiate(config, _convert_="all", **arguments)
 
 
-def tried(config: Mapping[str, Any]) -> Any:
+def tried(where: str, config: Mapping[str, Any]) -> Any:
     """The object of a config, to be looked at and not used: equal configs give the same one.
 
     A sweep's points have few networks between them, and building each takes most of a plan's time.
+    Raises ValueError with what the object itself says of its settings.
     """
-    return _tried(json.dumps(config))
+    try:
+        return _tried(json.dumps(config))
+    except InstantiationException as error:
+        raise ValueError(f"{where} cannot be built: {error.__cause__ or error}") from None
 
 
 @functools.cache

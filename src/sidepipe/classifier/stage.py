@@ -93,7 +93,8 @@ class Classifier(Training):
         super().check(upstream, runtime)
         # Without memory or weights: what the network refuses is refused before anything runs.
         with torch.device("meta"):
-            tried({**self.network, "_partial_": False, "in_channels": 1, "num_classes": 2})
+            sizes = {"in_channels": 1, "num_classes": 2}
+            tried("classifier.network", {**self.network, "_partial_": False, **sizes})
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         unet, scheduler = load_dpm(inputs["dpm"])

@@ -10,7 +10,6 @@ import lightning as L
 import numpy as np
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from hydra.errors import InstantiationException
 
 from sidepipe.data.stage import Data, load_partitions
 from sidepipe.data.stage import load as load_images
@@ -99,10 +98,10 @@ class TrainDPM(Training, _DPM):
         assert isinstance(data, Data)
         remedy = "choose another data=, or dpm=pretrained to attack a checkpoint without images"
         require(not data.is_empty, "data", "images to train on", "none", remedy)
-        scheduler = _built("diffusion", self.noise_schedule)
+        scheduler = tried("diffusion", self.noise_schedule)
         check_schedule(scheduler.config, "diffusion")
         with torch.device("meta"):  # its settings are tried, no weights are made
-            unet = _built("dpm.unet", self.unet)
+            unet = tried("dpm.unet", self.unet)
         check_network(unet.config, "dpm.unet", data.size, data.channels)
         levels = len(unet.config["block_out_channels"])
         require(
@@ -205,13 +204,6 @@ class PretrainedDPM(_DPM):
             "num_parameters": unet.num_parameters(),
             "files": fingerprint(source) if source.is_dir() else {},
         }
-
-
-def _built(where: str, config: Mapping[str, Any]) -> Any:
-    try:
-        return tried(config)
-    except InstantiationException as error:
-        raise ValueError(f"{where} cannot be built: {error.__cause__ or error}") from None
 
 
 def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
