@@ -6,6 +6,7 @@ others wait. So a stage need not know of them, as it need not of processes that 
 Without srun, or in a step of one task, there is one process, which leads.
 """
 
+import logging
 import os
 import pickle
 import re
@@ -99,10 +100,26 @@ def leading() -> Iterator[bool]:
         with interruption.handled():
             yield True
     except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else 1
-        _dismiss(code if isinstance(code, int) else 1)
+        said = error.code if isinstance(error, SystemExit) else 1
+        code = said if isinstance(said, int) else 1
+        if several() and dist.is_initialized():
+            _end_at_once(error, code)
+        _dismiss(code)
         raise
     _dismiss(0)
+
+
+def _end_at_once(error: BaseException, code: int) -> None:
+    """Ends after an error of common work: threads of a broken process group may keep or abort us.
+
+    The others are still in that work, and fail as we go.
+    """
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _meet() -> None:
@@ -131,8 +148,8 @@ def _say(word: str) -> str:
 
 def _dismiss(code: int) -> None:
     """Has the others end with exit code `code`, and waits a little, as the store ends with us."""
-    if not several() or dist.is_initialized():
-        return  # an error of common work: the others are still in it, and fail as we go
+    if not several():
+        return
     key, until = _say(str(code)), time.monotonic() + _TO_LEAVE
     while _store.add(f"heard {key}", 0) < _num_tasks() - 1:
         if time.monotonic() > until:
@@ -152,12 +169,10 @@ def _follow() -> None:
                     _take_part(None)
                 continue
         except BaseException as error:
-            traceback.print_exc()
-            sys.stderr.flush()
             with suppress(RuntimeError):  # where the first process is gone
                 said = f"process {_rank()} of the step: {type(error).__name__}: {error}"
                 _store.set("failed", said)
-            os._exit(1)  # at once: threads of a broken process group may keep it from ending
+            _end_at_once(error, 1)
         _store.add(f"heard {key}", 1)
         if word != "0":
             sys.exit(int(word))
