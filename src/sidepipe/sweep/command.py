@@ -48,7 +48,7 @@ def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
         return _submit(sweep, slurm)
     local.run(sweep)
     seen = look(sweep)
-    print(table(sweep, seen))
+    print(f"{table(sweep, seen)}\nits results: make report SWEEP={sweep.name}")
     return int(any(at.kind != "done" for at in seen.values()))
 
 
