@@ -107,6 +107,8 @@ def test_a_job_whose_config_changed_meanwhile_says_so(
         (["run", "attack_dmo"], "SWEEP does not know 'attack_dmo'; did you mean 'attack_demo'"),
         (["run", "attack_demo", "dpm.lr=-1"], "dpm.lr must be > 0, got -1"),
         (["run", "subset_size", "runtime.data_root=/nowhere"], "/nowhere/celeba is not a folder"),
+        (["run", "attack_demo", "--launcher", "slurm"], "no Slurm cluster answers"),
+        (["cancel", "attack_demo"], "no Slurm cluster answers"),
         (["run", "attack_demo", "dpm.lrr=1"], "Could not override 'dpm.lrr'"),
         (["run", "attack_demo", "dpm.lrr=1,2"], "Key 'lrr' is not in struct"),
     ],

@@ -79,6 +79,15 @@ def is_there() -> bool:
         return False
 
 
+def require_answer() -> None:
+    """Raises RuntimeError unless a Slurm cluster answers here."""
+    if not is_there():
+        raise RuntimeError(
+            "no Slurm cluster answers (sbatch, sinfo); remedy: a login node of the cluster, or "
+            "LAUNCHER=local, which Ctrl-C stops"
+        )
+
+
 def script(name: str, slurm: Slurm, tasks: Path, count: int, logs: Path) -> str:
     """The batch script of an array of `count` tasks, those of the file `tasks`.
 

@@ -39,6 +39,8 @@ def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
     print(forecast(sweep))
     if dry:
         return 0
+    if slurm is not None:
+        cluster.require_answer()
     for task in sweep.tasks.values():
         if artifacts.read_manifest(task.folder) is None:
             task.node.stage.check_sources(task.plan.runtime)
@@ -99,6 +101,7 @@ def status(name: str, overrides: Sequence[str]) -> int:
 
 def cancel(name: str, overrides: Sequence[str]) -> int:
     """Cancels the sweep's jobs that wait or run; what they made stays, and half-made goes on."""
+    cluster.require_answer()
     sweep = _known(name, overrides)
     mine = [
         job.id
