@@ -262,9 +262,10 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
         "inputs": {name: n.key for name, n in node.inputs.items()},
     }
     artifacts.write_json(folder / "settings.json", content)
-    artifacts.write_json(folder / LINEAGE, node.lineage())
+    lineage = node.lineage()
+    artifacts.write_json(folder / LINEAGE, lineage)
     settings = [(n.stage.name, n.settings) for n in node.upstream().values()]
-    config = run_config(content, the_plan.attacks.get(node.key, []), node.lineage(), settings)
+    config = run_config(content, the_plan.attacks.get(node.key, []), lineage, settings)
     started = time.monotonic()
     tracked_run = the_plan.tracking.run(node.stage.name, node.key, config)
     with stage_log(folder / LOG), tracked_run as tracked:

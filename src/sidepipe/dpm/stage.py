@@ -218,7 +218,7 @@ def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
 
 def load_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training images, and of all others, the best held-out images first."""
-    return np.load(folder / "subset.npy"), np.load(folder / "heldout.npy")
+    return np.load(folder / "subset.npy"), load_unseen(folder)
 
 
 def load_unseen(folder: Path) -> np.ndarray:

@@ -42,7 +42,7 @@ def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
     if slurm is not None:
         cluster.require_answer()
     for task in sweep.tasks.values():
-        if artifacts.read_manifest(task.folder) is None:
+        if not task.is_done:
             task.node.stage.check_sources(task.plan.runtime)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(sweep.folder / RECORD, {"overrides": list(sweep.overrides)})
@@ -66,7 +66,7 @@ def _submit(sweep: Sweep, slurm: cluster.Slurm) -> int:
 
 def forecast(sweep: Sweep) -> str:
     """What is done and what will run, by stage, with device-hours as earlier runs foretell them."""
-    left = {k: t for k, t in sweep.tasks.items() if artifacts.read_manifest(t.folder) is None}
+    left = {key: task for key, task in sweep.tasks.items() if not task.is_done}
     expected = estimates(left.values())
     rows: list[list[object]] = [
         ["stage", "artifacts", "done", "to make", "device-hours", "unknown"]

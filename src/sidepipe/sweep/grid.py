@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from sidepipe.__main__ import CONF
+from sidepipe.artifacts import read_manifest
 from sidepipe.pipeline import STAGES, Node, Plan, needed, plan
 from sidepipe.settings import require, require_known
 
@@ -51,6 +52,11 @@ class Task:
     @property
     def folder(self) -> Path:
         return self.node.folder(self.plan.runtime)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its artifact is finished."""
+        return read_manifest(self.folder) is not None
 
     def values(self, axes: Sequence[str]) -> str:
         """Its values on those axes on which all its points agree, as `seed=0 dpm.lr=0.1`."""

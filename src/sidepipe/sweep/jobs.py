@@ -5,7 +5,6 @@ have made. What is finished, and what some sweep's job is about to make, is not 
 """
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,8 +13,6 @@ from pathlib import Path
 from sidepipe import artifacts
 from sidepipe.sweep import cluster
 from sidepipe.sweep.grid import Sweep, Task
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,7 @@ def submit(sweep: Sweep, slurm: cluster.Slurm) -> Iterator[tuple[str, str, int]]
     sweeps = sweep.folder.parent
     with artifacts.locked(sweeps / "submitting"):
         waiting = {key: job.id for key, job in at_work(sweeps, cluster.queue()).items()}
-        left = [task for key, task in sweep.tasks.items() if key not in waiting]
-        left = [task for task in left if artifacts.read_manifest(task.folder) is None]
+        left = [t for key, t in sweep.tasks.items() if key not in waiting and not t.is_done]
         for stage, group in groupby(left, key=lambda task: task.node.stage.name):
             tasks = list(group)
             for start in range(0, len(tasks), cluster.MAX_ARRAY):

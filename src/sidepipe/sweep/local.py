@@ -14,7 +14,7 @@ def run(sweep: Sweep) -> None:
 
     A signal to stop ends the run, as of a single config.
     """
-    left = [t for t in sweep.tasks.values() if artifacts.read_manifest(t.folder) is None]
+    left = [task for task in sweep.tasks.values() if not task.is_done]
     for done, task in enumerate(left):
         inputs = [node.folder(task.plan.runtime) for node in task.node.inputs.values()]
         if any(artifacts.read_manifest(folder) is None for folder in inputs):

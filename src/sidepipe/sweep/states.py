@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidepipe.report import terminal
 from sidepipe.status import State, state
 from sidepipe.sweep import cluster
 from sidepipe.sweep.grid import Sweep, Task
@@ -119,11 +120,5 @@ def about(task: Task, sweep: Sweep) -> str:
 def aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
     """Lines of a table: the first column to the left, numbers to the right; 0 stays empty."""
     text = [[str(cell) if cell != 0 else "" for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in text) for i in range(len(text[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in text
-    ]
+    names, *columns = zip(*text, strict=True)
+    return [line.rstrip() for line in terminal.aligned(names, columns)]
