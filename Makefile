@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Of the package: cpu or gpu (faiss), and what a cluster's users may want: slurm, dashboards.
-EXTRAS ?= cpu
+# Of the package: cpu or gpu (faiss), text (models with captions, LoRA), and what a cluster's users
+# may want: slurm, dashboards.
+EXTRAS ?= cpu,text
 # Where runs were tracked offline, for make sync.
 WANDB ?= outputs/wandb
 # Of sweeps: auto is slurm where sbatch answers, else local.
@@ -13,11 +14,12 @@ LAUNCHER ?= auto
 SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error say which sweep: make $@ SWEEP=subset_size; \
   there are: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
 
-.PHONY: setup demo run test test-slurm bench check format status clean help
+.PHONY: setup demo demo-text run test test-slurm bench check format status clean help
 .PHONY: sweep cancel report sync dashboard
 
 help:
 	@echo "make demo      the whole pipeline on the embedded digits, and its report"
+	@echo "make demo-text a model with captions: memorised prompts found, explained and mitigated"
 	@echo "make test      the tests; make test-slurm those that need a Slurm cluster"
 	@echo "make bench     seconds and memory of what is slow, beside a plain implementation"
 	@echo "make check     ruff and pyright"
@@ -26,12 +28,15 @@ help:
 	@echo "make sweep SWEEP=subset_size ARGS='...'    a grid of configs, on Slurm or here; DRY=1 only plans"
 	@echo "make status|report|cancel SWEEP=...       how far it is; its results so far; its jobs"
 	@echo "make sync | make dashboard                W&B: uploads what was tracked offline; the workspace"
-	@echo "make setup EXTRAS=gpu,slurm,dashboards    only installs"
+	@echo "make setup EXTRAS=gpu,text,slurm,dashboards    only installs"
 
 setup: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/sidepipe experiment=demo $(ARGS)
+
+demo-text: $(VENV)/installed
+	$(BIN)/sidepipe experiment=demo_text $(ARGS)
 
 run: $(VENV)/installed
 	$(BIN)/sidepipe $(ARGS)
@@ -82,7 +87,7 @@ $(VENV)/installed: $(VENV)/python-ok pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev,features,slurm,dashboards]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev,features,text,slurm,dashboards]'
 	@touch $@
 
 clean:

@@ -1,10 +1,13 @@
 """The graph of stages: which there are, what each reads, their keys, and running them in order.
 
     data -> dpm -> generate -> label -> classifier -> extract -> descriptor -> evaluate -> report
-                `-> original -^
+             |  `-> original -^   `---> lora ----^                                       |
+             `-> detect -> explain, mitigate --------------------------------------------'
 
 One composed config gives every key, so no path is ever typed. `attacks` are the rows of the
 comparison: each is a set of changes laid over the stages' settings; what rows share is made once.
+`mitigations` are rows of the same kind, each judged by the stage `mitigate` on the prompts that the
+unchanged model was found to have memorised. A stage whose config is null is not there.
 """
 
 import json
@@ -30,8 +33,8 @@ from sidepipe.tracking import Tracking
 log = logging.getLogger(__name__)
 
 STAGES = (
-    *("data", "dpm", "generate", "original", "label", "classifier", "extract"),
-    *("descriptor", "evaluate", "report"),
+    *("data", "dpm", "generate", "original", "label", "classifier", "lora", "extract"),
+    *("descriptor", "evaluate", "detect", "explain", "mitigate", "report"),
 )
 # Of stages that not every attack reads, what makes one read it.
 NEEDED_BY = {
@@ -39,7 +42,12 @@ NEEDED_BY = {
     "original": "label.assign=original",
     "label": "extract.surrogate=posterior or classifier",
     "classifier": "extract.surrogate=classifier",
+    "lora": "lora=small extract=lora",
     "descriptor": "evaluate=copydet",
+    "evaluate": "attacks=compare",
+    "detect": "detect=prompts, of models with captions, or detect=labels",
+    "explain": "explain=tokens",
+    "mitigate": "mitigations=compare",
 }
 # Beside an artifact's results: what was logged, and why the last try failed.
 LOG, ERROR = "log.txt", "error.json"
@@ -113,41 +121,68 @@ def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
     evaluate does not surface after days of training.
     """
     made = {} if made is None else made
+    for name, reads in (("explain", "detect"), ("mitigate", "detect"), ("mitigations", "mitigate")):
+        there = cfg.get(name) is None or cfg.get(reads) is not None
+        require(there, reads, f"set, for {name} reads it", None, f"choose {reads}=...")
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     runtime = _build(Runtime, "runtime", plain["runtime"])
     tracking = _build(Tracking, "tracking", plain["tracking"])
-    rows = {attack: changes or {} for attack, changes in (plain["attacks"] or {}).items()}
-    require(bool(rows), "attacks", "at least one row", rows, "attacks=compare or attacks=single")
+    rows, mitigations = _rows(plain, "attacks"), _rows(plain, "mitigations")
+    chain = partial(_chain, plain, runtime=runtime, made=made)
+    goals = {
+        attack: chain("attacks", attack, changes)["evaluate"] for attack, changes in rows.items()
+    }
+    unchanged = chain("", "", {})
+    found = {name: unchanged[name] for name in ("detect", "explain") if name in unchanged}
+    fixed = {name: unchanged[name] for name in ("detect",) if mitigations and name in unchanged}
+    mitigated = {
+        f"mitigate {name}": chain("mitigations", name, changes, fixed=fixed)["mitigate"]
+        for name, changes in mitigations.items()
+    }
+    wanted = {**goals, **found, **mitigated}
+    remedy = "attacks=compare, or detect=prompts"
+    require(bool(wanted), "attacks, detect and mitigations", "not all empty", {}, remedy)
     nodes: dict[str, Node] = {}
-    attacks: dict[str, list[str]] = {"all": list(rows)}
-    scored: dict[str, Node] = {}
-    for attack, changes in rows.items():
-        chain = _chain(plain, attack, changes, runtime, made)
+    attacks: dict[str, list[str]] = {"all": list(wanted)}
+    for name, goal in wanted.items():
         # A stage that this attack does not read (the classifier, of plain samples) is left out.
-        for key, node in chain["evaluate"].upstream().items():
+        for key, node in goal.upstream().items():
             nodes.setdefault(key, node)
-            attacks.setdefault(key, []).append(attack)
-        scored[attack] = chain["evaluate"]
-    report = _node("report", "report", plain["report"], scored, tuple(scored), runtime)
+            attacks.setdefault(key, []).append(name)
+    report = _node("report", "report", plain["report"], wanted, tuple(wanted), runtime)
     return Plan({**nodes, report.key: report}, attacks, runtime, tracking)
+
+
+def _rows(plain: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
+    """Of each row of `attacks` or `mitigations` its changes; none where the group is null."""
+    return {row: changes or {} for row, changes in (plain.get(group) or {}).items()}
 
 
 def _chain(
     plain: Mapping[str, Any],
-    attack: str,
+    group: str,
+    row: str,
     changes: Mapping[str, Any],
+    *,
     runtime: Runtime,
     made: dict[str, Node],
+    fixed: Mapping[str, Node] = {},
 ) -> dict[str, Node]:
-    """One attack's nodes, from data to evaluate: its changes laid over the config.
+    """One row's nodes, from data to mitigate: its changes laid over the config.
 
-    made: nodes already there, by settings and predecessors; they are checked once.
+    made: nodes already there, by settings and predecessors; they are checked once. fixed: nodes
+    that the row takes as they are of the unchanged config.
     """
     chain: dict[str, Node] = {}
+    known = [name for name in STAGES[:-1] if plain.get(name) is not None and name not in fixed]
     for name in changes:
-        require_known(f"attacks.{attack}", name, STAGES[:-1])
+        require_known(f"{group}.{row}", name, known)
     for name in STAGES[:-1]:
-        where = f"attacks.{attack}.{name}" if name in changes else name
+        if name in fixed:
+            chain[name] = fixed[name]
+        if name not in known:
+            continue
+        where = f"{group}.{row}.{name}" if name in changes else name
         settings = _laid_over(plain[name], changes.get(name) or {})
         same = json.dumps([name, settings, [id(node) for node in chain.values()]])
         if same not in made:
@@ -180,7 +215,10 @@ def _node(
     stage = _build(
         get_class(str(target)), where, {k: v for k, v in settings.items() if k != "_target_"}
     )
-    upstream = {n: available[n] for n in (stage.inputs() if inputs is None else inputs)}
+    reads = stage.inputs() if inputs is None else inputs
+    for read in reads:
+        require(read in available, read, f"set, for {where} reads it", None, f"choose {read}=...")
+    upstream = {n: available[n] for n in reads}
     closure = {
         n.stage.name: n.stage for node in upstream.values() for n in node.upstream().values()
     }

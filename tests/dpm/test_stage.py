@@ -360,8 +360,8 @@ def test_two_processes_train_as_one_does(tmp_path, data, train_dpm, capfd):
 def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tmp_path, data, train_dpm, monkeypatch):
     loss = DenoisingModule.loss
 
-    def breaking(self, *args):
-        return loss(self, *args) * (float("nan") if self.global_step == 4 else 1)
+    def breaking(self, *args, **options):
+        return loss(self, *args, **options) * (float("nan") if self.global_step == 4 else 1)
 
     monkeypatch.setattr(DenoisingModule, "loss", breaking)
     with pytest.raises(

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -30,12 +30,26 @@ THREADS = 8
 
 
 @dataclass(frozen=True)
+class Caption:
+    """What a text-conditional model is trained on an image with.
+
+    repeats: how often training sees the pair, where it does; word: of the text, planted there and
+    nowhere else, "" for none; attributes: what the text says of the image, name -> its word.
+    """
+
+    text: str
+    repeats: int = 1
+    word: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Entry:
     """One image of a source, not yet read.
 
     id: its place in the source; partition: "train", "val" or "test"; identity: who or what is
     shown, "" when unknown; file: where it lies, for messages; problem: why it is known to be
-    unreadable before anyone tried, "" when it is not.
+    unreadable before anyone tried, "" when it is not; caption: None of a source without captions.
     """
 
     id: str
@@ -44,6 +58,7 @@ class Entry:
     read: Callable[[], Image.Image]
     file: str
     problem: str = ""
+    caption: Caption | None = None
 
 
 def read_images(
@@ -65,7 +80,7 @@ def read_images(
         for entry in entries:  # before the first image is decoded
             if entry.problem:
                 raise _bad_file(entry, entry.problem)
-    convert = partial(_convert, size=size, channels=channels, center_crop=center_crop)
+    as_asked = partial(convert, size=size, channels=channels, center_crop=center_crop)
     kept: list[Entry] = []
     skipped: dict[str, str] = {}
     temporary = path.with_suffix(".tmp")
@@ -73,7 +88,7 @@ def read_images(
         with temporary.open("wb") as file, ThreadPoolExecutor(THREADS) as pool:
             _write_header(file, (len(entries), size, size, channels))
             for chunk in _chunks(entries, progress_seconds):
-                for entry, image in zip(chunk, pool.map(convert, chunk), strict=True):
+                for entry, image in zip(chunk, pool.map(as_asked, chunk), strict=True):
                     if not isinstance(image, str):
                         file.write(image.tobytes())
                         kept.append(entry)
@@ -118,7 +133,7 @@ def _chunks(entries: Sequence[Entry], seconds: float) -> Iterator[Sequence[Entry
         yield entries[start : start + CHUNK]
 
 
-def _convert(
+def convert(
     entry: Entry, size: int, channels: int, center_crop: int | None
 ) -> UInt8[np.ndarray, "h w c"] | str:
     """The image as an array, or the reason why it cannot be read."""

@@ -1,16 +1,23 @@
-"""Stage `data`: any source of images becomes one memory-mapped uint8 array and a table of ids."""
+"""Stage `data`: any source of images becomes one memory-mapped uint8 array and a table of ids.
+
+A source of pairs gets a table of captions beside them.
+"""
 
 import csv
+import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import UInt8
 
+from sidepipe.data.captioned import Captioned
+from sidepipe.data.planted import Planted
 from sidepipe.data.reading import Entry, read_images
 from sidepipe.data.sources import Nothing, Source
 from sidepipe.images import save_grid
@@ -25,7 +32,8 @@ log = logging.getLogger(__name__)
 class Data(Stage):
     """Images of one source, square and of one size.
 
-    source: a `Source` config, see `sources.py`; relative folders lie under `runtime.data_root`.
+    source: a `Source` config, see `sources.py`; relative folders and files, those of a source
+    within it too, lie under `runtime.data_root`.
     size: side in pixels; channels: 1 grey, 3 RGB. center_crop: side of the central square that is
     kept where an image is larger, None for the largest square.
     """
@@ -45,14 +53,18 @@ class Data(Stage):
     @property
     def is_empty(self) -> bool:
         """Whether there are no images, as for who attacks a checkpoint and has none."""
-        return self.source["_target_"] == f"{Nothing.__module__}.{Nothing.__qualname__}"
+        return self._is_of(Nothing)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether each image comes with a caption, which `load_captions` reads."""
+        return self._is_of(Captioned, Planted)
+
+    def _is_of(self, *kinds: type) -> bool:
+        return self.source["_target_"] in {f"{k.__module__}.{k.__qualname__}" for k in kinds}
 
     def _source(self, runtime: Runtime) -> Source:
-        settings = dict(self.source)
-        if "folder" in settings:
-            root, folder = Path(runtime.data_root), Path(settings["folder"])
-            settings["folder"] = str(root.expanduser() / folder.expanduser())
-        return build(settings)
+        return build(_placed(self.source, Path(runtime.data_root).expanduser()))
 
     def check_sources(self, runtime: Runtime) -> None:
         self._source(runtime).listing()
@@ -79,6 +91,8 @@ class Data(Stage):
             writer = csv.writer(file)
             writer.writerow(["index", "id", "partition", "identity"])
             writer.writerows([i, e.id, e.partition, e.identity] for i, e in enumerate(kept))
+        if self.has_captions:
+            _write_captions(folder / "captions.csv", kept)
         if kept:
             save_grid(folder / "preview.png", images[:64])
         if skipped:
@@ -112,6 +126,25 @@ class Data(Stage):
         )
 
 
+def _placed(source: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """A source's settings, its folder or file and those of a source within it below `root`."""
+    placed = dict(source)
+    for name in placed.keys() & {"folder", "file"}:
+        placed[name] = str(root / Path(placed[name]).expanduser())
+    if "source" in placed:
+        placed["source"] = _placed(placed["source"], root)
+    return placed
+
+
+def _write_captions(path: Path, entries: Sequence[Entry]) -> None:
+    captions = [entry.caption for entry in entries if entry.caption is not None]
+    rows = [
+        [i, c.text, c.repeats, c.word, json.dumps(c.attributes)] for i, c in enumerate(captions)
+    ]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["index", "caption", "repeats", "word", "attributes"], *rows])
+
+
 def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
     """The images, memory-mapped."""
     return np.load(folder / "images.npy", mmap_mode="r")
@@ -130,6 +163,20 @@ def load_ids(folder: Path) -> np.ndarray:
 def load_identities(folder: Path) -> np.ndarray:
     """Each image's identity, or the class its source gives it, as an array of text; "" for none."""
     return np.array([row["identity"] for row in _rows(folder)])
+
+
+def load_captions(folder: Path) -> pd.DataFrame:
+    """Each image's caption, repeats, word ("" for none) and attributes (a dict), see `Caption`.
+
+    Raises FileNotFoundError where the data have none.
+    """
+    path = folder / "captions.csv"
+    if not path.exists():
+        raise FileNotFoundError("the data have no captions; remedy: data=captioned or data=planted")
+    # A caption may well be "NA".
+    table = pd.read_csv(path, index_col="index", keep_default_na=False)
+    kinds = {"caption": str, "repeats": int, "word": str}
+    return table.astype(kinds).assign(attributes=[json.loads(a) for a in table["attributes"]])
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:

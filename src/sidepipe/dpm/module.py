@@ -16,7 +16,7 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0, eps_of, training_target
 from sidepipe.images import save_grid, to_uint8
-from sidepipe.training import adamw_with_warmup, noised, require_finite, step_generator
+from sidepipe.training import Noised, adamw_with_warmup, noised, require_finite, step_generator
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 50
 
@@ -59,16 +59,25 @@ class DenoisingModule(L.LightningModule):
         share: tuple[int, int] = (0, 1),
     ) -> Float[Tensor, "n"]:
         """Each image's squared error at a random t; share: rank and number of ranks."""
+        x = self.noised(images, generator, share)
+        return self.squared_error(x, self.unet(x.x_t, x.t).sample)
+
+    def noised(
+        self, images: UInt8[Tensor, "n h w c"], generator: torch.Generator, share: tuple[int, int]
+    ) -> Noised:
+        """The images at uniform t, in training mirrored where that is asked for."""
         flip = self.random_flip and self.training
-        x = noised(images, self.alphas_cumprod, generator, share, flip)
+        return noised(images, self.alphas_cumprod, generator, share, flip)
+
+    def squared_error(self, x: Noised, prediction: Tensor) -> Float[Tensor, "n"]:
+        """|target - prediction|^2 of each image, its mean over pixels."""
         target = training_target(self.prediction_type, x.x_0, x.eps, x.t, self.alphas_cumprod)
-        prediction = self.unet(x.x_t, x.t).sample.float()
-        return F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
+        return F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step, self.device)
         share = (self.global_rank, self.trainer.world_size)
-        loss = self.loss(batch[0], generator, share).mean()
+        loss = self.loss(*batch, generator=generator, share=share).mean()
         require_finite(loss, "dpm", self.global_step)
         self.log("loss", loss, prog_bar=True)
         return loss
@@ -78,7 +87,7 @@ class DenoisingModule(L.LightningModule):
         # Lightning has put the EMA weights in place. The batch's number takes the step's place.
         generator = step_generator(self.seed, batch_idx, self.device)
         name = ("val/loss_train", "val/loss_heldout")[dataloader_idx]
-        loss = self.loss(batch[0], generator).mean()
+        loss = self.loss(*batch, generator=generator).mean()
         self.log(name, loss, add_dataloader_idx=False, batch_size=len(batch[0]), sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
@@ -100,7 +109,7 @@ class DenoisingModule(L.LightningModule):
         return to_uint8(ddim(clipped, noise(), timesteps, self.alphas_cumprod)).cpu().numpy()
 
     def configure_optimizers(self) -> Any:
-        return adamw_with_warmup(self.unet, self.lr, self.weight_decay, self.lr_warmup_steps)
+        return adamw_with_warmup(self, self.lr, self.weight_decay, self.lr_warmup_steps)
 
 
 class EMA(WeightAveraging):

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _DPM(Stage):
+class DPM(Stage):
     """What trained and pretrained models share: the split into training and held-out images.
 
     num_train_images: size of the training subset, None for every image of the pool.
@@ -66,8 +66,8 @@ class _DPM(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDPM(Training, _DPM):
-    """A UNet2DModel trained on the subset.
+class TrainedDPM(Training, DPM):
+    """What every model trained here has: a diffusers UNet, a noise schedule, averaged weights.
 
     ema_decay: per step, from ema_start_step on. preview_every_steps: between validations.
     """
@@ -102,7 +102,7 @@ class TrainDPM(Training, _DPM):
         check_schedule(scheduler.config, "diffusion")
         with torch.device("meta"):  # its settings are tried, no weights are made
             unet = tried("dpm.unet", self.unet)
-        check_network(unet.config, "dpm.unet", data.size, data.channels)
+        self._check_network(unet.config, data)
         levels = len(unet.config["block_out_channels"])
         require(
             data.size % 2 ** (levels - 1) == 0,
@@ -111,6 +111,18 @@ class TrainDPM(Training, _DPM):
             data.size,
             "change data.size or dpm.unet.block_out_channels",
         )
+
+    def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
+        """Raises ValueError unless this is the config of a UNet for the stage and its data."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDPM(TrainedDPM):
+    """An unconditional UNet2DModel trained on the subset."""
+
+    def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
+        check_network(config, "dpm.unet", data.size, data.channels)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         images = load_images(inputs["data"])
@@ -159,7 +171,7 @@ class TrainDPM(Training, _DPM):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedDPM(_DPM):
+class PretrainedDPM(DPM):
     """Somebody else's unconditional diffusers checkpoint, attacked as it is.
 
     path: a folder saved by `save_pretrained`, or a hub id (fetched when the stage runs).

@@ -19,7 +19,7 @@ from sidepipe.artifacts import read_manifest, write_json
 from sidepipe.data.stage import load as load_images
 from sidepipe.data.stage import load_ids
 from sidepipe.descriptor.stage import load_rows
-from sidepipe.dpm.stage import PretrainedDPM, TrainDPM, load_subset
+from sidepipe.dpm.stage import DPM, load_subset
 from sidepipe.evaluate import memorization as m
 from sidepipe.evaluate import results as r
 from sidepipe.evaluate import tables
@@ -116,7 +116,7 @@ class Evaluate(Stage):
         rule = f">= {MIN_IMAGES}, or evaluate has no percentiles"
         require(extract.num_images >= MIN_IMAGES, "extract.num_images", rule, extract.num_images)
         dpm = upstream["dpm"]
-        assert isinstance(dpm, TrainDPM | PretrainedDPM)
+        assert isinstance(dpm, DPM)
         needs_heldout = self.truth == "train" or self._needs_descriptor
         if needs_heldout and dpm.num_train_images is None and dpm.train_partitions is None:
             raise ValueError(NO_HELDOUT)

@@ -1,0 +1,36 @@
+"""Which of detect's prompts are looked at further: memorised ones, and as many others."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int64
+
+from sidepipe.settings import require
+
+GROUPS = ("memorised", "other")
+
+
+def grouped(
+    prompts: pd.DataFrame, roles: Sequence[str], most: int | None, seed: int
+) -> pd.DataFrame:
+    """Memorised prompts, at most so many, and as many others of these roles, by their `group`.
+
+    Memorised by what they generated; where nothing could say so, those that the threshold flags.
+    Draws are by seed, and in the prompts' order. Raises ValueError where none is memorised.
+    """
+    labelled = bool(prompts["memorized"].notna().any())
+    memorised = prompts["memorized" if labelled else "flagged"].eq(True)
+    memorised = (memorised & (prompts["role"] != "calibration")).to_numpy(bool)
+    remedy = "train longer or plant more repeats, or bring prompts that are known to be memorised"
+    require(bool(memorised.any()), "memorised prompts of detect", "one at least", 0, remedy)
+    others = ~memorised & prompts["role"].isin(list(roles)).to_numpy()
+    ours = _drawn(np.flatnonzero(memorised), most, seed)
+    theirs = _drawn(np.flatnonzero(others), len(ours), seed)
+    group = np.repeat(GROUPS, (len(ours), len(theirs)))
+    rows = np.concatenate([ours, theirs])
+    return prompts.iloc[rows].assign(group=group).reset_index(drop=True)
+
+
+def _drawn(rows: Int64[np.ndarray, "n"], most: int | None, seed: int) -> Int64[np.ndarray, "_"]:
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
