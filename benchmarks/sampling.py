@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sidepipe.classifier.resnet import fold_batch_norms
+from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import sampling_timesteps
 from sidepipe.extract.surrogates import ClassifierSurrogate
 from sidepipe.sampling import Guidance, ImageSampler
@@ -76,11 +77,9 @@ def ours(
     name: str, device: torch.device, targets: Tensor, guidance: Guidance | None, compiled: bool
 ) -> Callable[[], object]:
     """A batch as the stages sample it, from noise to uint8."""
+    shape, alphas_cumprod = (1, SIDES[name], SIDES[name]), DDIMScheduler().alphas_cumprod
     sampler = ImageSampler(
-        unet_of(name),
-        DDIMScheduler().alphas_cumprod,
-        "epsilon",
-        (1, SIDES[name], SIDES[name]),
+        Denoiser(unet_of(name), alphas_cumprod, "epsilon", shape),
         seed=0,
         stream="extract",
         timesteps=sampling_timesteps(1000, NUM_STEPS, "leading"),

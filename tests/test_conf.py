@@ -12,11 +12,13 @@ from sidepipe.__main__ import CONF
 from sidepipe.pipeline import STAGES, plan
 
 GROUPS = (
-    *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "extract"),
-    *("descriptor", "evaluate"),
+    *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "lora", "extract"),
+    *("descriptor", "evaluate", "detect", "explain", "mitigate", "mitigations"),
 )
 # What a user must choose, so that options with ??? can be composed.
 TRAINED_ON = "dpm.train_partitions=[train]"
+PLANTED = ["data=planted", "dpm=words8"]
+MITIGATED = [*PLANTED, "detect=prompts", "mitigate=inference"]
 CHOSEN = {
     "data=none": ["data.size=64", "dpm=pretrained", "dpm.path=a/model", "evaluate.truth=none"],
     "data=imagefolder": ["data.source.folder=/images", "dpm=unet64", TRAINED_ON],
@@ -27,7 +29,28 @@ CHOSEN = {
     "dpm=unet64": [TRAINED_ON],
     "dpm=unet128": ["data.size=16", TRAINED_ON],
     "dpm=pretrained": ["dpm.path=someone/model", TRAINED_ON],
+    "data=captioned": ["data.source.file=/pairs.csv", "dpm=unet64", TRAINED_ON],
+    "dpm=words8": ["data=planted"],
+    "dpm=stable_diffusion": ["dpm.path=someone/model", TRAINED_ON],
+    "detect=prompts": PLANTED,
+    "explain=tokens": [*PLANTED, "detect=prompts"],
+    "mitigate=inference": [*PLANTED, "detect=prompts", "mitigations=single"],
+    "mitigations=single": MITIGATED,
+    "mitigations=compare": MITIGATED,
+    "attacks=none": ["experiment=demo_text"],
+    "attacks=conditional": PLANTED,
 }
+# Groups whose default is null: `stage=` then has nothing to make.
+ABSENT = {
+    "detect": ["detect=labels"],
+    "explain": [*PLANTED, "detect=prompts", "explain=tokens"],
+    "mitigate": [*MITIGATED, "mitigations=single"],
+}
+
+
+# Options that need files of others' weights, and those that others begin with.
+NEEDS_WEIGHTS = {("evaluate", "cosine"), ("detect", "stable_diffusion")}
+BASES = {("dpm", "base"), ("dpm", "text_base")}
 
 
 def _yaml_files() -> list[Path]:
@@ -64,14 +87,14 @@ def test_experiments_and_sweeps_are_global_and_hold_overrides_only(path: Path) -
         f"{group}={path.stem}"
         for group in GROUPS
         for path in sorted((CONF / group).glob("*.yaml"))
-        if (group, path.stem) not in {("dpm", "base"), ("evaluate", "cosine")}
+        if (group, path.stem) not in NEEDS_WEIGHTS | BASES
     ],
 )
 def test_every_option_makes_a_plan(option: str) -> None:
     assert plan(composed(option, *CHOSEN.get(option, []))).nodes
 
 
-@pytest.mark.parametrize("name", ["demo", "smoke", "faces16", "cifar10"])
+@pytest.mark.parametrize("name", ["demo", "demo_text", "smoke", "faces16", "cifar10"])
 def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
     assert plan(composed(f"experiment={name}")).nodes
 
@@ -85,8 +108,36 @@ def _rows(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("attacks/*.yaml")), ids=lambda p: p.stem)
 def test_attacks_make_a_plan_with_a_row_each(path: Path) -> None:
-    the_plan = plan(composed(f"attacks={path.stem}"))
-    assert the_plan.attacks["all"] == list(dict.fromkeys(_rows(path)))
+    option = f"attacks={path.stem}"
+    the_plan = plan(composed(option, *CHOSEN.get(option, [])))
+    report = the_plan.goals("report")[0]
+    rows = [row for row, node in report.inputs.items() if node.stage.name == "evaluate"]
+    assert rows == list(dict.fromkeys(_rows(path)))
+
+
+def test_every_mitigation_is_judged_on_the_prompts_that_the_unchanged_model_memorised() -> None:
+    the_plan = plan(composed("experiment=demo_text"))
+    rows = the_plan.goals("report")[0].inputs
+    unchanged = the_plan.goals("detect")[0]
+    mitigated = {row: node for row, node in rows.items() if node.stage.name == "mitigate"}
+    written = yaml.safe_load((CONF / "mitigations/compare.yaml").read_text())
+    assert list(mitigated) == [f"mitigate {row}" for row in written]
+    assert {node.inputs["detect"].key for node in mitigated.values()} == {unchanged.key}
+    models = {row: node.inputs["dpm"].key for row, node in mitigated.items()}
+    trained_anew = {row for row, key in models.items() if key != unchanged.inputs["dpm"].key}
+    assert trained_anew == {f"mitigate {row}" for row in written if "dpm" in written[row]}
+
+
+def test_a_config_that_asks_for_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="not all empty"):
+        plan(composed("attacks=none"))
+
+
+def test_what_a_stage_reads_must_be_there() -> None:
+    with pytest.raises(ValueError, match="detect must be set, for explain reads it"):
+        plan(composed(*PLANTED, "explain=tokens"))
+    with pytest.raises(ValueError, match="mitigate must be set, for mitigations reads it"):
+        plan(composed(*PLANTED, "detect=prompts", "mitigations=compare"))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("sweep/*.yaml")), ids=lambda p: p.stem)
@@ -109,13 +160,13 @@ def test_experiments_with_sscd_ask_for_its_file_and_hash(name: str, tmp_path: Pa
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_setting_that_a_stage_does_not_have_is_refused_with_its_name(stage: str) -> None:
     with pytest.raises(ValueError, match=rf"{stage}\.sede is not a setting of"):
-        plan(composed(f"+{stage}.sede=1"))
+        plan(composed(*ABSENT.get(stage, []), f"+{stage}.sede=1"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_key_that_no_config_has_is_refused_by_hydra(stage: str) -> None:
     with pytest.raises(ConfigCompositionException, match="sede"):
-        composed(f"{stage}.sede=1")
+        composed(*ABSENT.get(stage, []), f"{stage}.sede=1")
 
 
 def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() -> None:

@@ -19,6 +19,8 @@ SAMPLING = {
     "sampler": "ddim",
     "timestep_spacing": "leading",
     "precision": "32-true",
+    "prompts": None,
+    "prompt_guidance_scale": 1.0,
     "shard_size": 16,
     "seed": 3,
 }

@@ -33,6 +33,8 @@ SAMPLING = {
     "sampler": "ddim",
     "timestep_spacing": "leading",
     "precision": "32-true",
+    "prompts": None,
+    "prompt_guidance_scale": 1.0,
     "shard_size": 16,
     "seed": 3,
 }
@@ -183,7 +185,9 @@ class Direction(torch.nn.Module):
 def guided(folder, dpm, guidance, targets=None, surrogate=None, **changes):
     folder.mkdir(exist_ok=True)
     stage = generate(**changes)
-    spent = stage.sample(folder, dpm, runtime(), surrogate or Direction(), guidance, targets)
+    spent = stage.sample(
+        folder, {"dpm": dpm}, runtime(), surrogate or Direction(), guidance, targets
+    )
     return load(folder), spent
 
 

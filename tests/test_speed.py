@@ -6,6 +6,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
+from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.extract.surrogates import ClassifierSurrogate
 from sidepipe.sampling import Guidance, ImageSampler, sample_to_shards
 from sidepipe.shards import load_shards
@@ -140,7 +141,7 @@ def test_without_a_compiler_one_line_says_so(no_compiler, caplog):
     assert "torch.compile does not work here" in caplog.text
 
 
-class Denoiser(nn.Module):
+class Network(nn.Module):
     """A network as diffusers has them; a whole UNet would take a minute to compile."""
 
     def __init__(self):
@@ -156,10 +157,7 @@ def sampled(folder, setting):
     """Guided images in shards of 16, the last of 2, and the sampler that made them."""
     torch.manual_seed(0)
     sampler = ImageSampler(
-        Denoiser(),
-        torch.linspace(0.99, 0.1, 100),
-        "epsilon",
-        (3, 8, 8),
+        Denoiser(Network(), torch.linspace(0.99, 0.1, 100), "epsilon", (3, 8, 8)),
         seed=0,
         stream="extract",
         timesteps=[80, 60, 40, 20, 0],

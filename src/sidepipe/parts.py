@@ -1,4 +1,4 @@
-"""Long computations in parts, each a safetensors file: a killed run goes on with what is missing."""
+"""Long computations in parts, each a safetensors file: a killed run makes what is missing."""
 
 import logging
 import time
@@ -28,7 +28,8 @@ def in_parts(
     """
     folder.mkdir(parents=True, exist_ok=True)
     ranges = [range(i, min(i + size, count)) for i in range(0, count, size)]
-    paths = [folder / f"{part.start:07d}.safetensors" for part in ranges]
+    # With its end: parts may be cut otherwise when a run goes on, on a device with more memory.
+    paths = [folder / f"{part.start:07d}-{part.stop:07d}.safetensors" for part in ranges]
     there = sum(path.exists() for path in paths)
     if 0 < there < len(paths):
         log.info("%d of %d parts are there; making the rest", there, len(paths))

@@ -40,9 +40,9 @@ STAGES = (
 NEEDED_BY = {
     "generate": "evaluate.truth=train, or extract.surrogate=posterior",
     "original": "label.assign=original",
-    "label": "extract.surrogate=posterior or classifier",
+    "label": "extract.surrogate=posterior, classifier or lora",
     "classifier": "extract.surrogate=classifier",
-    "lora": "lora=small extract=lora",
+    "lora": "extract.surrogate=lora",
     "descriptor": "evaluate=copydet",
     "evaluate": "attacks=compare",
     "detect": "detect=prompts, of models with captions, or detect=labels",

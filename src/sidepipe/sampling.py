@@ -19,11 +19,11 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from sidepipe import ranks
-from sidepipe.diffusion.guidance import guided
+from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.guidance import conditioned, guided
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import SAMPLERS, sampling_timesteps
-from sidepipe.diffusion.schedule import EpsFn, clip_x_0, eps_of
-from sidepipe.images import to_uint8
+from sidepipe.diffusion.schedule import EpsFn, clip_x_0
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.shard_writer import ShardWriter
 from sidepipe.shards import check_disk, missing_shards, shard_ranges
@@ -42,7 +42,8 @@ from sidepipe.stage import Runtime
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+# "true" casts a text model's weights as they are loaded, "mixed" what each operation takes.
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +61,18 @@ class Guidance:
 
 
 class ImageSampler(L.LightningModule):
-    """Predicts uint8 NHWC images for batches of image indices and their target labels.
+    """Predicts uint8 NHWC images for batches of image indices and their targets.
 
-    unet: predicts eps, v or x_0 from (x_t, t). alphas_cumprod: (T,). surrogate: a module with
-    `grad_log_prob(x_t, t, y)`, or None for plain sampling. image_shape: (c, h, w).
+    denoiser: the model under attack; a target is its condition, where it has one. surrogate: None
+    for plain sampling, else a target is its label: a module with `grad_log_prob(x_t, t, y)`, or a
+    model that takes the label for a condition.
     """
 
-    alphas_cumprod: Tensor
     surrogate: Any
 
     def __init__(
         self,
-        unet: nn.Module,
-        alphas_cumprod: Tensor,
-        prediction_type: str,
-        image_shape: tuple[int, int, int],
+        denoiser: Denoiser,
         *,
         seed: int,
         stream: str,
@@ -85,40 +83,47 @@ class ImageSampler(L.LightningModule):
         guidance: Guidance | None = None,
     ) -> None:
         super().__init__()
-        self.unet, self.surrogate = unet.eval(), surrogate
-        if surrogate is not None:
+        self.denoiser, self.surrogate = denoiser, surrogate
+        if surrogate is not None and not isinstance(surrogate, Denoiser):
             lay_out(surrogate)
-        self.prediction_type, self.image_shape = prediction_type, image_shape
         self.seed, self.stream, self.sampler = seed, stream, SAMPLERS[sampler]
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
         self.is_compiled = False
-        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    @property
+    def guided_timesteps(self) -> list[int]:
+        """Those at which the surrogate is evaluated."""
+        return [] if self.guidance is None else self.guidance.within(self.timesteps)
+
+    @property
+    def label_alone(self) -> bool:
+        """Whether at those it is the surrogate's eps that is taken, and the model is not asked."""
+        scale = None if self.guidance is None else self.guidance.guidance_scale
+        return isinstance(self.surrogate, Denoiser) and scale == 1
 
     @torch.no_grad()
     def predict_step(self, batch: dict[str, Tensor]) -> UInt8[Tensor, "n h w c"]:
         noise_fn = image_noise(
-            self.seed, self.stream, batch["indices"].tolist(), self.image_shape, self.device
+            self.seed, self.stream, batch["indices"].tolist(), self.denoiser.shape, self.device
         )
         eps_fn = self._eps_fn(batch["targets"])
         # Compiling again, for the last shard's smaller batches, would take longer than they do.
         once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
         with cast_once(self.device), once or nullcontext():
-            about = (self.timesteps, self.alphas_cumprod, self.eta, noise_fn)
-            return to_uint8(self.sampler(eps_fn, noise_fn(), *about))
+            about = (self.timesteps, self.denoiser.alphas_cumprod, self.eta, noise_fn)
+            return self.denoiser.decode(self.sampler(eps_fn, noise_fn(), *about))
 
     def _eps_fn(self, targets: Int64[Tensor, "n"]) -> EpsFn:
-        eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
+        eps_fn, alphas_cumprod = self.denoiser.eps_fn(targets), self.denoiser.alphas_cumprod
         if self.surrogate is not None and self.guidance is not None:
-            eps_fn = guided(
-                eps_fn,
-                self.surrogate.grad_log_prob,
-                targets,
-                self.guidance.guidance_scale,
-                self.alphas_cumprod,
-                self.guidance.t_min,
-                self.guidance.t_max,
-            )
-        return clip_x_0(eps_fn, self.alphas_cumprod)
+            interval = (self.guidance.t_min, self.guidance.t_max)
+            scale = self.guidance.guidance_scale
+            if isinstance(self.surrogate, Denoiser):
+                eps_fn = conditioned(eps_fn, self.surrogate.eps_fn(targets), scale, *interval)
+            else:
+                gradient = self.surrogate.grad_log_prob
+                eps_fn = guided(eps_fn, gradient, targets, scale, alphas_cumprod, *interval)
+        return clip_x_0(eps_fn, alphas_cumprod) if self.denoiser.has_range else eps_fn
 
     def prepare(self, num_images: int, shard_size: int, runtime: Runtime) -> int:
         """The batch size to sample `num_images` with; compiles the networks where that pays.
@@ -139,19 +144,22 @@ class ImageSampler(L.LightningModule):
 
     def compile_for(self, step: Callable[[], object]) -> None:
         """Compiles the networks for the batches that `step` evaluates them on."""
-        compile_networks([self.unet, *networks_of(self.surrogate)], step)
+        labelled = isinstance(self.surrogate, Denoiser)
+        others = [self.surrogate.unet] if labelled else networks_of(self.surrogate)
+        compile_networks([self.denoiser.unet, *others], step)
         self.is_compiled = True
 
     def _useful_batch_size(self, most: int) -> int:
         if self.device.type != "cuda":
             return CPU_BATCH_SIZE
-        return largest_useful_batch(lambda n: n / seconds_of(self._step(n), self.device), 64, most)
+        return largest_useful_batch(
+            lambda n: n / seconds_of(self._step(n), self.device), self.denoiser.first_batch, most
+        )
 
     def _step(self, n: int) -> Callable[[], Tensor]:
         """One evaluation of the networks on `n` images, at a guided timestep if there is one."""
-        of_guidance = [] if self.guidance is None else self.guidance.within(self.timesteps)
-        t = (of_guidance or self.timesteps)[0]
-        x_t = torch.zeros(n, *self.image_shape, device=self.device)
+        t = (self.guided_timesteps or self.timesteps)[0]
+        x_t = torch.zeros(n, *self.denoiser.shape, device=self.device)
         eps_fn = self._eps_fn(torch.zeros(n, dtype=torch.int64, device=self.device))
 
         @torch.no_grad()
@@ -206,7 +214,8 @@ def sample_to_shards(
 ) -> None:
     """Writes `num_images` sampled images into `folder`, skipping shards that are whole.
 
-    targets: int64 (num_images,), each image's label for the surrogate; zeros when None.
+    targets: int64 (num_images,), each image's label for the surrogate, or the number of its prompt;
+    zeros when None.
     Raises OSError when the disk is too full for what is missing, and Preempted when asked to stop,
     after writing the shards that are whole.
     """
@@ -217,7 +226,7 @@ def sample_to_shards(
         return
     if left < num_images:
         log.info("%d of %d images are there; making the rest", num_images - left, num_images)
-    check_disk(folder, left * int(np.prod(sampler.image_shape)))
+    check_disk(folder, left * int(np.prod(sampler.denoiser.image_shape)))
     if targets is None:
         targets = np.zeros(num_images, np.int64)
     batches = _ShardBatches(sampler, missing, len(ranges[0]), targets, runtime)
@@ -235,7 +244,7 @@ def _predict(
     trainer = runtime.trainer(
         # The classifier's gradient is taken inside predict; inference mode would forbid it.
         inference_mode=False,
-        precision=precision,
+        precision=precision if precision.endswith("mixed") else "32-true",
         callbacks=[
             SpawnedProcess(folder, runtime.num_threads),
             ShardWriter(folder),

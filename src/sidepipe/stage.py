@@ -22,7 +22,8 @@ class Runtime:
 
     sampling_batch_size: per device, None for the size that measures fastest. compile: whether
     torch.compile makes the networks that sample; "auto" where a run is long enough. Images depend
-    on neither beyond floating-point rounding. devices: processes that train or sample together,
+    on neither beyond floating-point rounding. attention_slicing: of text-conditional models, less
+    memory for less speed. devices: processes that train or sample together,
     spawned for it; under srun the tasks of the step do, and devices may stay 1. slurm: what jobs
     ask for (see sidepipe.sweep), None where there is no cluster.
     """
@@ -33,6 +34,7 @@ class Runtime:
     devices: int = 1
     num_threads: int | None = None
     sampling_batch_size: int | None = None
+    attention_slicing: bool = False
     compile: Literal["auto", True, False] = "auto"
     progress_seconds: float = 30.0
     slurm: dict | None = None

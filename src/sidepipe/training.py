@@ -49,18 +49,18 @@ class Noised:
 
 
 def noised(
-    images: UInt8[Tensor, "n h w c"],
+    images: UInt8[Tensor, "n h w c"] | Float[Tensor, "n c h w"],
     alphas_cumprod: Float[Tensor, "T"],
     generator: torch.Generator,
     share: tuple[int, int] = (0, 1),
     random_flip: bool = False,
 ) -> Noised:
-    """The images at uniform t, mirrored at random if `random_flip`.
+    """The images, or what x_0 are as they are, at uniform t, mirrored at random if `random_flip`.
 
     Drawn for the global batch, of which the images are share[0] of share[1], then sliced: a run on
     more devices sees the same noise.
     """
-    x_0, (rank, world) = to_model(images), share
+    x_0, (rank, world) = to_model(images) if images.dtype == torch.uint8 else images, share
     count, mine = len(x_0) * world, slice(rank * len(x_0), (rank + 1) * len(x_0))
     options: dict[str, Any] = {"generator": generator, "device": x_0.device}
     t = torch.randint(0, len(alphas_cumprod), (count,), **options)[mine]

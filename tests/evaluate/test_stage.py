@@ -57,6 +57,8 @@ EXTRACT = {
     "sampler": "ddim",
     "timestep_spacing": "leading",
     "precision": "32-true",
+    "prompts": None,
+    "prompt_guidance_scale": 1.0,
     "shard_size": 100,
     "seed": 0,
 }

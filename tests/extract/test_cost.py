@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.extract import cost
 from sidepipe.extract.cost import gradient_cost, with_evaluations
 
@@ -18,8 +21,6 @@ class Clock:
 class Working(nn.Module):
     """Takes the given seconds, one call after another; keeps what it was asked."""
 
-    config = {"sample_size": 4, "in_channels": 3}  # noqa: RUF012
-
     def __init__(self, clock, seconds):
         super().__init__()
         self.clock, self.seconds, self.asked = clock, iter(seconds), []
@@ -28,8 +29,13 @@ class Working(nn.Module):
         self.clock.now += next(self.seconds)
         product = x_t.flatten(1) @ x_t.flatten(1).T
         self.asked.append((tuple(x_t.shape), t.tolist(), y, product.dtype))
+        return SimpleNamespace(sample=x_t)
 
     grad_log_prob = forward
+
+
+def denoiser(network):
+    return Denoiser(network, torch.linspace(0.9, 0.1, 100), "epsilon", (3, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -41,12 +47,20 @@ def test_the_cost_is_the_ratio_of_medians_after_a_warm_up(monkeypatch, precision
     unet = Working(clock, [100, 4, 2, 30, 9, 1])
     surrogate = Working(clock, [500, 1, 3, 2, 9, 2])
     y = torch.tensor([2, 0, 1])
-    assert gradient_cost(unet, surrogate, y, 70, precision, "cpu") == 2 / 4
+    assert gradient_cost(denoiser(unet), surrogate, y, 70, precision, "cpu") == 2 / 4
     for network, labels in ((unet, None), (surrogate, y)):
         assert len(network.asked) == 6
         for shape, t, its_y, its_dtype in network.asked:
             assert (shape, t, its_dtype) == ((3, 3, 4, 4), [70] * 3, dtype)
             assert its_y is None if labels is None else its_y.equal(labels)
+
+
+def test_of_an_adapted_model_it_is_its_eps_that_costs(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(cost, "time", clock)
+    unet, adapted = Working(clock, [1] * 6), Working(clock, [1.5] * 6)
+    y = torch.tensor([2, 0, 1])
+    assert gradient_cost(denoiser(unet), denoiser(adapted), y, 70, "32-true", "cpu") == 1.5
 
 
 def test_evaluations_are_forwards_and_gradients_at_their_cost():

@@ -57,6 +57,8 @@ def extract(**changes) -> Extract:
         "sampler": "ddim",
         "timestep_spacing": "leading",
         "precision": "32-true",
+        "prompts": None,
+        "prompt_guidance_scale": 1.0,
         "shard_size": 20,
         "seed": 0,
     }
@@ -100,8 +102,7 @@ class ExactClassifier(nn.Module):
 def unet(monkeypatch):
     """The model that the stage attacks: exact, so that what guidance must give is known."""
     network, scheduler = ExactUNet(), DDPMScheduler()
-    for module in ("generate.stage", "extract.guided"):
-        monkeypatch.setattr(f"sidepipe.{module}.load_dpm", lambda _: (network, scheduler))
+    monkeypatch.setattr("sidepipe.generate.stage.load_dpm", lambda _: (network, scheduler))
     return network
 
 
@@ -181,7 +182,8 @@ def test_the_exact_classifier_gives_the_images_of_the_exact_posterior(
 ):
     asked = []
     monkeypatch.setattr(
-        "sidepipe.extract.guided.load_classifier", lambda f: asked.append(f) or ExactClassifier()
+        "sidepipe.extract.surrogates.load_classifier",
+        lambda f: asked.append(f) or ExactClassifier(),
     )
     inputs["generate"].joinpath("shards", "000000.npy").unlink()
     write_shard(inputs["generate"], 0, IMAGES)
@@ -287,7 +289,7 @@ def test_images_depend_on_batch_size_by_rounding_only_and_on_the_seed(tmp_path, 
 @pytest.fixture
 def exact_classifier(inputs, monkeypatch):
     """The classifier stage's artifact: exact, and of the quality that `quality` writes."""
-    monkeypatch.setattr("sidepipe.extract.guided.load_classifier", lambda _: ExactClassifier())
+    monkeypatch.setattr("sidepipe.extract.surrogates.load_classifier", lambda _: ExactClassifier())
     return inputs["classifier"]
 
 
@@ -635,8 +637,7 @@ def test_a_killed_tuning_goes_on_where_it_was(tmp_path, unet, inputs, monkeypatc
         stage.run(tmp_path / "killed", inputs, RUNTIME)
     assert interrupted.call_count == 2
     monkeypatch.undo()
-    for module in ("generate.stage", "extract.guided"):
-        monkeypatch.setattr(f"sidepipe.{module}.load_dpm", lambda _: (unet, DDPMScheduler()))
+    monkeypatch.setattr("sidepipe.generate.stage.load_dpm", lambda _: (unet, DDPMScheduler()))
     stage.run(tmp_path / "killed", inputs, RUNTIME)
     whole, killed = (load_trials(tmp_path / name) for name in ("whole", "killed"))
     assert [row["score"] for row, _ in killed] == [row["score"] for row, _ in whole]

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from tests.report.pages import report
 from tests.report.planted import COSINE, L2, Outputs
+from tests.report.prompted import DETECT, Prompted
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 OPTIONS = (
@@ -60,6 +61,26 @@ def blind(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blind")
     made = Outputs(folder, evaluate={**L2, "truth": "none"}, num_train=64, num_heldout=64)
     return made, *report(folder / "report", made)
+
+
+@pytest.fixture(scope="session")
+def prompted(tmp_path_factory):
+    """Prompts alone, and everything that is asked of them."""
+    made = Prompted(tmp_path_factory.mktemp("prompted"))
+    return made, *report(made.folder / "report", made)
+
+
+@pytest.fixture(scope="session")
+def unknown(tmp_path_factory):
+    """Prompts of files, of a model of which nobody knows what it was trained on."""
+    folder = tmp_path_factory.mktemp("unknown")
+    prompts = [NASTY, *(f"a bold backward {n} in room b at dusk" for n in ("two", "three", "six"))]
+    prompts.append("a faint two and more than the encoder has ever heard of " * 2)
+    (folder / "ours.txt").write_text("\n".join(prompts))
+    (folder / "others.txt").write_text("\n".join(f"a faint two at {n} o'clock" for n in range(20)))
+    files = {"prompts": f"{folder}/ours.txt", "calibration_prompts": f"{folder}/others.txt"}
+    made = Prompted(folder, {**DETECT, **files}, methods=["none"], known=False)
+    return made, *report(made.folder / "report", made)
 
 
 @pytest.fixture(scope="session")

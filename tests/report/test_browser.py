@@ -215,3 +215,25 @@ def test_a_page_without_truth_shows_and_says_nothing_wrong(driver, blind):
     driver.get(page_path(made.folder / "report").as_uri())
     assert driver.find_element("css selector", ".bets").is_displayed()
     assert driver.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_page_on_prompts_colours_words_and_never_scrolls_sideways(driver, prompted, width):
+    driver.get(page_path(prompted[0].folder / "report").as_uri())
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    js = driver.execute_script
+    try:
+        js("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+        wide = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        assert js(wide)
+        js("document.querySelector('.token').style.setProperty('--share', 1)")
+        colours = js(
+            "return [...document.querySelectorAll('.token')].slice(0, 2)"
+            ".map((word) => getComputedStyle(word).backgroundColor)"
+        )
+        assert colours[0] != colours[1]
+        assert driver.find_element("css selector", ".token rt").is_displayed()
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert driver.get_log("browser") == []

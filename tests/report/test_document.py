@@ -14,6 +14,13 @@ from tests.report.planted import ATTACKS
 from sidepipe.report.stage import page_path
 
 
+def test_a_page_on_prompts_needs_nothing_from_outside(prompted):
+    made, _, page = prompted
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    text = page_path(made.folder / "report").read_text()
+    assert not re.search(r"https?:|url\(|@import|<link|<iframe|<base", text)
+
+
 def test_the_page_needs_nothing_from_outside(page, folder):
     policies = [a["content"] for a in page.all("meta") if "http-equiv" in a]
     assert policies == [
@@ -25,8 +32,9 @@ def test_the_page_needs_nothing_from_outside(page, folder):
     assert not re.search(r"https?:|url\(|@import|<link|<iframe|<base", text)
 
 
-def test_every_picture_has_a_text(page):
-    assert all(image["alt"].strip() for image in page.all("img"))
+def test_every_picture_has_a_text(page, prompted):
+    for one in (page, prompted[2]):
+        assert all(image["alt"].strip() for image in one.all("img"))
 
 
 def test_every_link_leads_somewhere(page):
@@ -37,9 +45,10 @@ def test_every_link_leads_somewhere(page):
     assert len(set(ids)) == len(ids)
 
 
-def test_every_head_of_a_table_says_what_it_heads(page):
-    assert {attrs.get("scope") for attrs in page.all("th")} == {"col", "colgroup", "row"}
-    assert len(page.tables) == len(page.all("table"))  # each has a caption of its own
+def test_every_head_of_a_table_says_what_it_heads(page, prompted):
+    for one in (page, prompted[2]):
+        assert {attrs.get("scope") for attrs in one.all("th")} == {"col", "colgroup", "row"}
+        assert len(one.tables) == len(one.all("table"))  # each has a caption of its own
 
 
 def test_every_control_has_a_label(folder):
@@ -49,11 +58,11 @@ def test_every_control_has_a_label(folder):
         assert labelled.count(control) == text.count(control) > 0
 
 
-def every_page(folder, unusual, similar, blind):
-    return [folder, *(made.folder / "report" for made, *_ in (unusual, similar, blind))]
+def every_page(folder, *others):
+    return [folder, *(made.folder / "report" for made, *_ in others)]
 
 
-def test_every_tag_is_closed(made, folder, unusual, similar, blind):
+def test_every_tag_is_closed(made, folder, unusual, similar, blind, prompted, unknown):
     void = {"meta", "img", "br", "input", "!doctype"}
 
     class Balance(HTMLParser):
@@ -68,7 +77,7 @@ def test_every_tag_is_closed(made, folder, unusual, similar, blind):
         def handle_endtag(self, tag):
             assert self.open_tags.pop() == tag, self.getpos()
 
-    for one in every_page(folder, unusual, similar, blind):
+    for one in every_page(folder, unusual, similar, blind, prompted, unknown):
         assert Balance(page_path(one).read_text()).open_tags == []
 
 

@@ -9,7 +9,7 @@ from sidepipe.report.attack import Attack
 from sidepipe.report.comparison import read_attacks
 from sidepipe.report.curves import excess_figure, scores_figure
 from sidepipe.report.figures import our_style, told_apart
-from sidepipe.report.plots import clusters_figure, rarefaction_figure, roc_figure
+from sidepipe.report.plots import labels_figure, rarefaction_figure, roc_figure
 
 ENDS = ("num_images", "low", "high")
 
@@ -111,7 +111,9 @@ def test_a_cluster_is_a_filled_mark_only_where_it_gave_something_new():
         {"cohesion": 0.7, "images": 5, "hits": 0, "new": 0},
         {"cohesion": 0.6, "images": 8, "hits": 0, "new": 0},
     ]
-    filled, hollow, crosses = clusters_figure([("side", rows)]).axes[0].collections
+    filled, hollow, crosses = (
+        labels_figure([("side", rows)], "cohesion", "cohesion").axes[0].collections
+    )
     assert filled.get_offsets().tolist() == [[0.9, 40]]
     assert hollow.get_offsets().tolist() == [[0.8, 25]]
     assert hollow.get_facecolor().size == 0

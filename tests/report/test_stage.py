@@ -5,8 +5,11 @@ import json
 from xml.etree import ElementTree
 
 import pytest
-from tests.report.pages import REPORT, report
+from tests.report.pages import REPORT, Page, report
 from tests.report.planted import ATTACKS, L2, RUNTIME, Outputs
+
+from sidepipe import artifacts
+from sidepipe.report.stage import load_table, page_path
 
 FIGURES = ["ams", "clusters", "excess", "rarefaction", "roc", "ums"]
 TABLES = ["bands", "blind", "cost", "distances", "hits", "novelty", "overlap", "quality"]
@@ -106,3 +109,76 @@ def test_measures_that_evaluate_left_out_are_left_out(two, tmp_path):
 def test_a_report_on_no_attack_is_refused(tmp_path):
     with pytest.raises(ValueError, match="attacks must be at least one row"):
         REPORT.run(tmp_path, {}, RUNTIME)
+
+
+# Prompts
+
+
+PROMPT_TABLES = ["memorized", "mitigations_left", "mitigations_price", "planted_words"]
+PROMPT_TABLES += ["signals_of_prompts", "words"]
+PROMPT_FIGURES = ["distributions", "mitigations", "signals_roc", "top_words"]
+PROMPT_NUMBERS = ["mitigations", "prompts", "signals", "tokens"]
+
+
+def test_a_report_on_prompts_alone_has_their_files_and_the_same_bytes_again(prompted, tmp_path):
+    made, summary, _ = prompted
+    folder = made.folder / "report"
+    assert report(tmp_path / "again", made)[0] == summary
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert {str(path) for path in files} == {
+        "report.html",
+        "table.txt",
+        *(f"tables/{name}.csv" for name in PROMPT_NUMBERS),
+        *(f"tables/{name}.{kind}" for name in PROMPT_TABLES for kind in ("csv", "tex")),
+        *(f"figures/{name}.{kind}" for name in PROMPT_FIGURES for kind in ("svg", "pdf")),
+    }
+    for path in files:
+        assert (tmp_path / "again" / path).read_bytes() == (folder / path).read_bytes(), path
+
+
+def test_a_page_on_prompts_alone_says_nothing_of_attacks(prompted):
+    _, summary, page = prompted
+    assert page.headings == [
+        "Which prompts replay a training image",
+        "Which words replay an image",
+        "What stops the replaying",
+        "Where the numbers come from",
+    ]
+    assert "42 of 122 pairs of an image and a caption (Planted, 8 " in page.text
+    assert "2407.21720" in page.text
+    assert "2410.02467" not in page.text
+    assert list(summary) == ["detect", "explain", "mitigate"]
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_attacks_and_prompts_share_a_page_where_each_says_what_it_says_alone(
+    two, prompted, tmp_path
+):
+    alone = report(tmp_path / "alone", two)[1]
+    made, summary, prompts = prompted
+    both = REPORT.run(tmp_path, {**two.inputs, **made.inputs}, RUNTIME)
+    page = Page(page_path(tmp_path).read_text())
+    assert page.headings == [*alone.headings[:-1], *prompts.headings]
+    ours = {name: table for name, table in alone.tables.items() if "artifact" not in name}
+    theirs = {name: table for name, table in prompts.tables.items() if "artifact" not in name}
+    assert {name: page.tables[name] for name in ours | theirs} == ours | theirs
+    assert {name: both[name] for name in summary} == summary
+    assert set(both["attacks"]) == {"one", "other"}
+    attacks, detected = (load_table(f) for f in (tmp_path, made.folder / "report"))
+    assert attacks.startswith("attack ")
+    assert attacks.endswith(detected)
+
+
+def test_prompts_of_another_model_than_the_attacks_are_refused(two, prompted, tmp_path):
+    made = prompted[0]
+    manifest = artifacts.read_manifest(made.inputs["detect"])
+    (made.folder / "dpm" / "dx").mkdir()
+    artifacts.write_manifest(
+        made.folder / "dpm" / "dx",
+        {"stage": "dpm", "key": "dx", "inputs": {"data": "da"}, "settings": {}},
+    )
+    other = made.folder / "detect" / "dx"
+    other.mkdir()
+    artifacts.write_manifest(other, {**manifest, "inputs": {"data": "da", "dpm": "dx"}})
+    with pytest.raises(ValueError, match="the model of attacks and detect must be one and the"):
+        REPORT.run(tmp_path, {**two.inputs, "detect": other}, RUNTIME)

@@ -25,7 +25,7 @@ from sidepipe.classifier.module import (
 )
 from sidepipe.classifier.resnet import fold_batch_norms
 from sidepipe.diffusion.guidance import Posterior
-from sidepipe.dpm.stage import load as load_dpm
+from sidepipe.generate.stage import load_denoiser
 from sidepipe.images import to_model
 from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_images
@@ -97,29 +97,31 @@ class Classifier(Training):
             tried("classifier.network", {**self.network, "_partial_": False, **sizes})
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        unet, scheduler = load_dpm(inputs["dpm"])
+        denoiser = load_denoiser(inputs["dpm"], "32-true")
+        rule, remedy = "of images, not latents, for a classifier", "extract.surrogate=lora"
+        require(denoiser.has_range, "dpm", rule, "a latent model", remedy)
+        alphas_cumprod = denoiser.alphas_cumprod
         images = load_images(inputs["label"], inputs["generate"])
         labels = load_labels(inputs["label"])
         train, validation = _split(labels, self.validation_fraction, self.seed)
-        network = self._new_network(folder, unet.config["in_channels"], int(labels.max()) + 1)
+        network = self._new_network(folder, images.shape[3], int(labels.max()) + 1)
         log.info(
             "training %.2f M parameters on %d images of %d labels, %d for validation",
             sum(p.numel() for p in network.parameters()) / 1e6,
             *(len(train), labels.max() + 1, len(validation)),
         )
-        teacher = self._teacher(images, labels, scheduler.alphas_cumprod)
+        teacher = self._teacher(images, labels, alphas_cumprod)
         seen, unseen = ([images[rows], labels[rows]] for rows in (train, validation))
-        self._train(network, scheduler.alphas_cumprod, seen, unseen, teacher, folder, runtime)
+        self._train(network, alphas_cumprod, seen, unseen, teacher, folder, runtime)
         save_file(network.state_dict(), folder / "model.safetensors")
         device = runtime.torch_device()
         judged = to_model(images[validation]).to(device)
         their = torch.from_numpy(labels[validation]).to(device)
-        alphas_cumprod = scheduler.alphas_cumprod.to(device)
         network = load(folder).to(device)
         if teacher is not None:
             teacher.to(device)
         rows = quality_by_noise_level(
-            network, judged, their, alphas_cumprod, self.seed, teacher=teacher
+            network, judged, their, alphas_cumprod.to(device), self.seed, teacher=teacher
         )
         summary = _judge(folder, rows, labels[labels >= 0])
         return summary if self.noised else {**summary, "clean": _clean(network, judged, their)}

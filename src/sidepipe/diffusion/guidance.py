@@ -71,6 +71,30 @@ def guided(
     return guided_eps_fn
 
 
+def conditioned(
+    eps_fn: EpsFn,
+    conditional_eps_fn: EpsFn,
+    guidance_scale: float,
+    t_min: int = 0,
+    t_max: int | None = None,
+) -> EpsFn:
+    """eps + s (eps_c - eps) at timesteps t_min <= t <= t_max, elsewhere eps (Ho & Salimans, 2022).
+
+    With s = 1 that is eps_c, and `eps_fn` is not evaluated there. t_max None: no upper end.
+    """
+
+    def conditioned_eps_fn(x_t: Tensor, t: int) -> Tensor:
+        if guidance_scale == 0 or t < t_min or (t_max is not None and t > t_max):
+            return eps_fn(x_t, t)
+        eps_c = conditional_eps_fn(x_t, t)
+        if guidance_scale == 1:
+            return eps_c
+        eps = eps_fn(x_t, t)
+        return eps + guidance_scale * (eps_c - eps)
+
+    return conditioned_eps_fn
+
+
 def grad_of(log_prob_fn: LogProbFn) -> GradLogProbFn:
     """grad_{x_t} log p(y | x_t, t) by autograd; the graph is freed before it returns."""
 

@@ -249,6 +249,15 @@ def _parameters(model: TextModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def load_placed_model(folder: Path, precision: Precision, runtime: Runtime) -> TextModel:
+    """The model of a stage whose `check` has seen that it takes text, on the runtime's device."""
+    model = load_text_model(folder, precision)
+    assert model is not None
+    if runtime.attention_slicing:
+        model.unet.set_attention_slice("auto")
+    return model.to(runtime.torch_device())
+
+
 def load_text_model(folder: Path, precision: Precision = "32-true") -> TextModel | None:
     """The text-conditional model, in eval mode on the CPU; None where it takes no text."""
     model = folder / "model"

@@ -274,6 +274,8 @@ def _cost(extract: Path) -> dict[str, Any]:
     assert manifest is not None  # an input is finished
     names = ("unet_forwards", "surrogate_gradients", "gradient_cost", "network_evaluations")
     cost = {name: manifest["summary"][name] for name in names}
+    if "training_evaluations" in manifest["summary"]:  # of a model adapted to the labels
+        cost["training_evaluations"] = manifest["summary"]["training_evaluations"]
     generate = _behind(extract, "generate")
     if generate is None or _behind(extract, "label", "original"):
         return {**cost, "synthetic_evaluations": 0}

@@ -13,18 +13,21 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from sidepipe.artifacts import write_json
-from sidepipe.classifier.stage import load as load_classifier
 from sidepipe.classifier.stage import load_quality
+from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.nearest import NearestPosterior
-from sidepipe.diffusion.sampler import sampling_timesteps
 from sidepipe.diffusion.shaping import ClippedNorm, ScaledByNoise, ThroughPredX0
-from sidepipe.dpm.stage import TrainDPM
-from sidepipe.dpm.stage import load as load_dpm
+from sidepipe.dpm.stage import TrainedDPM
 from sidepipe.extract.cost import gradient_cost, with_evaluations
-from sidepipe.extract.surrogates import ClassifierSurrogate, judge_cut, quality_factors
-from sidepipe.generate.stage import Sampling
-from sidepipe.label.stage import load as load_labels
+from sidepipe.extract.surrogates import (
+    judge_cut,
+    labelled_images,
+    load_surrogate,
+    quality_factors,
+)
+from sidepipe.generate.stage import Sampling, load_denoiser
+from sidepipe.lora.stage import Lora, load_training_evaluations
 from sidepipe.sampling import Guidance, network_timesteps
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
@@ -54,8 +57,10 @@ class GuidedSampling(Sampling):
     """Settings of guidance.
 
     surrogate: "classifier" (the paper's), "posterior" (closed form over the labelled images, no
-    training) or "none" (plain sampling). posterior_neighbours: images, of the label and of all,
-    that the posterior's sums are cut to; None for no cut. guidance_scale: lambda.
+    training), "lora" (the model itself, adapted to labels: the paper's of large models) or "none"
+    (plain sampling). posterior_neighbours: images, of the label and of all, that the posterior's
+    sums are cut to; None for no cut. guidance_scale: lambda; of "lora" s in eps + s (eps_label -
+    eps), 1 for the label alone, where eps need not be evaluated.
     guidance_schedule: "constant", or "classifier_quality", lambda times max(0, 1 - CE(t) /
     H(labels)). max_guidance_norm: longest move of eps by guidance, in lengths of eps; None for no
     limit. guide_through: what the surrogate sees, "x_t" or "pred_x_0". t_min, t_max: timesteps that
@@ -63,7 +68,7 @@ class GuidedSampling(Sampling):
     """
 
     name: ClassVar[str] = "extract"
-    surrogate: Literal["classifier", "posterior", "none"]
+    surrogate: Literal["classifier", "posterior", "lora", "none"]
     posterior_neighbours: int | None
     guidance_scale: float
     guidance_schedule: Literal["constant", "classifier_quality"]
@@ -85,22 +90,26 @@ class GuidedSampling(Sampling):
         require(norm is None or norm > 0, "extract.max_guidance_norm", "> 0 or null", norm)
         require(count is None or count >= 1, "extract.posterior_neighbours", ">= 1 or null", count)
         if self.surrogate == "posterior":
-            self._require_of_posterior(
-                "guidance_schedule", "constant", "it has no measured quality"
-            )
-            self._require_of_posterior(
-                "guide_through", "x_t", "it is exact there and knows the noise"
-            )
+            self._require_only("guidance_schedule", "constant", "it has no measured quality")
+            self._require_only("guide_through", "x_t", "it is exact there and knows the noise")
+        if self.surrogate == "lora":
+            self._require_only("guidance_schedule", "constant", "it has no quality by noise")
+            self._require_only("guide_through", "x_t", "there is no gradient")
+            self._require_only("max_guidance_norm", None, "there is no gradient")
+        prompts, remedy = self.prompts, "a surrogate takes the place of prompts; or surrogate=none"
+        require(self.surrogate == "none" or not prompts, "extract.prompts", "null", prompts, remedy)
 
-    def _require_of_posterior(self, name: str, only: str, why: str) -> None:
+    def _require_only(self, name: str, only: str | None, why: str) -> None:
         value = getattr(self, name)
-        rule = f"{only!r} where extract.surrogate is 'posterior'"
+        rule = f"{only!r} where extract.surrogate is {self.surrogate!r}"
         require(value == only, f"extract.{name}", rule, value, f"{why}; or surrogate=classifier")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check(upstream, runtime)
+        if isinstance(lora := upstream.get("lora"), Lora):
+            lora.check_peft()
         dpm = upstream["dpm"]
-        if self.surrogate == "none" or self.guidance_scale == 0 or not isinstance(dpm, TrainDPM):
+        if self.surrogate == "none" or self.guidance_scale == 0 or not isinstance(dpm, TrainedDPM):
             return
         steps = dpm.noise_schedule["num_train_timesteps"]
         rule = f"< diffusion.num_train_timesteps = {steps}, or nothing is guided"
@@ -130,20 +139,22 @@ class GuidedSampling(Sampling):
         cost_file: keeps what a gradient costs, so that a run that goes on counts as it began.
         first: how many images an earlier call made, and accounted for.
         """
-        unet, scheduler = load_dpm(inputs["dpm"])
-        alphas_cumprod = scheduler.alphas_cumprod
+        denoiser = load_denoiser(inputs["dpm"], self.precision)
+        alphas_cumprod = denoiser.alphas_cumprod
         factors = self._factors(inputs, len(alphas_cumprod))
-        guided = self._guided_timesteps(factors)
-        surrogate = self._surrogate(inputs, aim, alphas_cumprod)
+        guided = self._guided_timesteps(denoiser, factors)
+        assert self.surrogate != "none"
+        about = (inputs, denoiser, self.precision, aim.images, aim.label)
+        surrogate = load_surrogate(self.surrogate, *about, self.posterior_neighbours)
         cut = self._cut_error(surrogate, aim, guided, runtime)
         if not cost_file.exists():
-            cost = self._gradient_cost(unet, surrogate, guided, aim.targets[first:], runtime)
+            cost = self._gradient_cost(denoiser, surrogate, guided, aim.targets[first:], runtime)
             write_json(cost_file, cost)
         shaped = self._shaped(surrogate, factors, alphas_cumprod)
-        spent = self.sample(
-            folder, inputs["dpm"], runtime, shaped, self._guidance(), aim.targets, first
-        )
+        spent = self.sample(folder, inputs, runtime, shaped, self._guidance(), aim.targets, first)
         spent["surrogate_gradients"] = spent["num_images"] * len(guided)
+        if self.surrogate == "lora":
+            spent["training_evaluations"] = load_training_evaluations(inputs["lora"])
         return {**with_evaluations(spent, json.loads(cost_file.read_text())), **cut}
 
     def _guidance(self) -> Guidance:
@@ -155,22 +166,13 @@ class GuidedSampling(Sampling):
             return torch.ones(num_train_timesteps)
         return quality_factors(load_quality(inputs["classifier"]), num_train_timesteps)
 
-    def _guided_timesteps(self, factors: Tensor) -> list[int]:
+    def _guided_timesteps(self, denoiser: Denoiser, factors: Tensor) -> list[int]:
         """Timesteps at which the surrogate is evaluated, most noise first."""
-        timesteps = sampling_timesteps(
-            len(factors), self.num_inference_steps, self.timestep_spacing
-        )
+        timesteps = denoiser.timesteps(self.num_inference_steps, self.timestep_spacing)
         guided = [t for t in self._guidance().within(timesteps) if factors[t] > 0]
         if not guided and self.guidance_scale > 0:
             log.warning("nothing is guided: at no timestep in the interval is the factor above 0")
         return guided
-
-    def _surrogate(self, inputs: Mapping[str, Path], aim: Aim, alphas_cumprod: Tensor) -> nn.Module:
-        if self.surrogate == "classifier":
-            return ClassifierSurrogate(load_classifier(inputs["classifier"]))
-        if self.posterior_neighbours is None:
-            return Posterior(*_labelled(aim), alphas_cumprod)
-        return NearestPosterior(*_labelled(aim), alphas_cumprod, self.posterior_neighbours)
 
     def _shaped(self, surrogate: nn.Module, factors: Tensor, alphas_cumprod: Tensor) -> nn.Module:
         """The surrogate in what the settings ask for, from the inside out."""
@@ -190,32 +192,27 @@ class GuidedSampling(Sampling):
         """For the summary: the error of a cut posterior at some of the guided timesteps."""
         if not isinstance(surrogate, NearestPosterior) or not guided:
             return {}
-        full = Posterior(*_labelled(aim), surrogate.alphas_cumprod)
+        full = Posterior(*labelled_images(aim.images, aim.label), surrogate.alphas_cumprod)
         rng = np.random.default_rng(self.seed)
         return {"cut_error": judge_cut(surrogate, full, guided, rng, runtime.torch_device())}
 
     def _gradient_cost(
         self,
-        unet: nn.Module,
+        denoiser: Denoiser,
         surrogate: nn.Module,
         guided: list[int],
         targets: Int64[np.ndarray, "n"],
         runtime: Runtime,
     ) -> float:
-        """A surrogate gradient in UNet forwards, in batches as they are sampled; 0 if none is."""
+        """A surrogate's step in those of the model, in batches as sampled; 0 if none is taken."""
         if not guided:
             return 0.0
         size = runtime.sampling_batch_size
         count = min(MEASURED_BATCH if size is None else size, self.shard_size)
         y, middle = torch.from_numpy(targets[:count]), guided[len(guided) // 2]
-        cost = gradient_cost(unet, surrogate, y, middle, self.precision, runtime.torch_device())
-        # Not on a device: it may be sent to other processes.
+        cost = gradient_cost(denoiser, surrogate, y, middle, self.precision, runtime.torch_device())
+        # Not on a device: it may be sent to other processes, and the model is loaded once more.
         surrogate.cpu()
-        log.info("a gradient of the surrogate costs %.2f forwards of the UNet", cost)
+        denoiser.cpu()
+        log.info("asking the surrogate costs %.2f forwards of the UNet", cost)
         return cost
-
-
-def _labelled(aim: Aim) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, "n"]]:
-    """The images and their labels, as a posterior takes them."""
-    images = torch.from_numpy(aim.images).permute(0, 3, 1, 2)
-    return images, torch.from_numpy(load_labels(aim.label))

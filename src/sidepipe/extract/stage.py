@@ -20,6 +20,7 @@ from sidepipe.extract.rounds import (
     spans_of_rounds,
     summary_of,
 )
+from sidepipe.extract.surrogates import load_surrogate as load_surrogate  # detect's, too
 from sidepipe.extract.targets import (
     allowed_targets,
     draw_targets,
@@ -42,9 +43,9 @@ log = logging.getLogger(__name__)
 COST = "gradient_cost.json"
 
 _INPUTS = {
-    "none": ("dpm",),
     "posterior": ("dpm", "generate", "label"),
     "classifier": ("dpm", "generate", "label", "classifier"),
+    "lora": ("dpm", "generate", "label", "lora"),
 }
 _GUIDANCE = (
     *("guidance_scale", "guidance_schedule", "max_guidance_norm", "guide_through"),
@@ -82,9 +83,9 @@ class Extract(GuidedSampling):
         require(0 < share <= 1, "extract.target_fraction", "in (0, 1]", share)
         rule = f"in [1, extract.num_images = {self.num_images}]"
         require(1 <= self.rounds <= self.num_images, "extract.rounds", rule, self.rounds)
-        closed_form = self.rounds == 1 or self.surrogate != "classifier"
-        remedy = "surrogate=posterior needs no training between rounds"
-        require(closed_form, "extract.rounds", "1 for a trained classifier", self.rounds, remedy)
+        closed_form = self.rounds == 1 or self.surrogate in ("posterior", "none")
+        rule, remedy = f"1 for a trained {self.surrogate}", "surrogate=posterior needs no training"
+        require(closed_form, "extract.rounds", rule, self.rounds, remedy)
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -107,7 +108,7 @@ class Extract(GuidedSampling):
         return replace(self, **{**fitting, **changes, "tuning": None})
 
     def inputs(self) -> tuple[str, ...]:
-        return _INPUTS[self.surrogate]
+        return super().inputs() if self.surrogate == "none" else _INPUTS[self.surrogate]
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Those that are used; the judge of trials counts as a part of their tuning."""
@@ -146,7 +147,7 @@ class Extract(GuidedSampling):
             return self._run_tuned(tuning, folder, inputs, runtime)
         if self.surrogate == "none":
             np.save(folder / "targets.npy", np.full(self.num_images, -1, np.int64))
-            return with_evaluations(self.sample(folder, inputs["dpm"], runtime), 0.0)
+            return with_evaluations(self.sample(folder, inputs, runtime), 0.0)
         if self._in_rounds:
             return self._run_in_rounds(folder, inputs, runtime)
         targets, num_targets = self._draw_targets(inputs["label"])
@@ -237,7 +238,7 @@ class Extract(GuidedSampling):
     ) -> dict[str, Any]:
         """Writes the shards of a round, which begins at image `first`; what it was and cost."""
         if aim is None:
-            spent = self.sample(folder, inputs["dpm"], runtime, first=first)
+            spent = self.sample(folder, inputs, runtime, first=first)
             return {"guided": False, "targets": 0, **with_evaluations(spent, 0.0)}
         spent = self.sample_guided(folder, inputs, runtime, aim, place / COST, first)
         return {"guided": True, "targets": aim.num_targets, **spent}

@@ -1,22 +1,32 @@
 """What can stand in for the missing condition: modules with `grad_log_prob(x_t, t, y)`.
 
 The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`; here is the paper's, and how
-far it can be trusted.
+far it can be trusted. Of large models it is the model itself, adapted to take a label.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidepipe.classifier.stage import load as load_classifier
+from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import Posterior, grad_of
 from sidepipe.diffusion.nearest import NearestPosterior, cut_error
+from sidepipe.label.stage import load as load_labels
+from sidepipe.lora.stage import load as load_lora
+from sidepipe.sampling import Precision
+from sidepipe.settings import require
 
 log = logging.getLogger(__name__)
+
+Surrogate = Literal["classifier", "posterior", "lora"]
 
 # The relative error of a cut posterior above which it is warned of, and at how many timesteps.
 MAX_CUT_ERROR, CUT_TIMESTEPS = 0.1, 10
@@ -80,3 +90,38 @@ def judge_cut(
             *(cut.neighbours, MAX_CUT_ERROR, wrong, min(wrong)),
         )
     return rows
+
+
+def load_surrogate(
+    kind: Surrogate,
+    inputs: Mapping[str, Path],
+    denoiser: Denoiser,
+    precision: Precision,
+    images: UInt8[np.ndarray, "m h w c"],
+    label: Path,
+    neighbours: int | None = None,
+) -> nn.Module:
+    """A gradient of log p(label | x_t), or the model adapted to labels, on the CPU.
+
+    inputs: the trained artifacts. images, and the folder with their labels: what a posterior sums
+    over; neighbours: how many of them at most, None for all. Raises ValueError for a model of
+    latents, of which only the adapted model knows labels.
+    """
+    if kind == "lora":
+        return load_lora(inputs["lora"], inputs["dpm"], precision)
+    rule, remedy = "lora or none for a model of latents", "labels are of images, its x_t are none"
+    require(denoiser.has_range, "extract.surrogate", rule, kind, remedy)
+    if kind == "classifier":
+        return ClassifierSurrogate(load_classifier(inputs["classifier"]))
+    labelled = labelled_images(images, label)
+    if neighbours is None:
+        return Posterior(*labelled, denoiser.alphas_cumprod)
+    return NearestPosterior(*labelled, denoiser.alphas_cumprod, neighbours)
+
+
+def labelled_images(
+    images: UInt8[np.ndarray, "m h w c"], label: Path
+) -> tuple[UInt8[Tensor, "m c h w"], Int64[Tensor, "m"]]:
+    """The images and their labels, as a posterior takes them."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return pixels, torch.from_numpy(load_labels(label))

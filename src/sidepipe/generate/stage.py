@@ -1,21 +1,26 @@
 """Stage `generate`: N_syn plain samples of the model, the attacker's only data (SIDE, step 1)."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import UInt8
 
-from sidepipe.dpm.stage import TrainDPM
+from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
 from sidepipe.dpm.stage import load as load_dpm
+from sidepipe.dpm.text import load_text_model
+from sidepipe.generate.prompts import OF_DATA, draw_prompts, prompts_of
 from sidepipe.images import save_grid
-from sidepipe.sampling import Guidance, ImageSampler, network_timesteps, sample_to_shards
+from sidepipe.sampling import Guidance, ImageSampler, Precision, sample_to_shards
 from sidepipe.settings import require
 from sidepipe.shards import load_first, load_shards
 from sidepipe.stage import Runtime, Stage
+from sidepipe.text.denoiser import PromptedDenoiser
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +31,12 @@ class Sampling(Stage):
 
     num_images: how many. sampler: "ddim", or "dpm_solver_pp", of second order, for few steps.
     num_inference_steps: network evaluations an image. eta: 0 DDIM, 1 ancestral. timestep_spacing:
-    as in diffusers. shard_size: images a file.
+    as in diffusers. prompts: of a text-conditional model, None for the empty one, "train" or
+    "heldout" for captions of the data, or a file's under `runtime.data_root`; each image's is drawn
+    from them at random.
+    prompt_guidance_scale: s of classifier-free guidance by them; 1 for the prompt alone, at half
+    the cost. precision: "true" of 16 bits is for text-conditional models. shard_size: images a
+    file.
     """
 
     num_images: int
@@ -34,7 +44,9 @@ class Sampling(Stage):
     num_inference_steps: int
     eta: float
     timestep_spacing: Literal["leading", "trailing"]
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    prompts: str | None
+    prompt_guidance_scale: float
+    precision: Precision
     shard_size: int
     seed: int
 
@@ -44,16 +56,28 @@ class Sampling(Stage):
         require(0 <= self.eta <= 1, f"{self.name}.eta", "in [0, 1]", self.eta)
         if self.sampler != "ddim":
             require(self.eta == 0, f"{self.name}.eta", f"0 for {self.sampler}", self.eta)
+        scale = self.prompt_guidance_scale
+        require(scale >= 0, f"{self.name}.prompt_guidance_scale", ">= 0", scale)
         require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("dpm", "data") if self.prompts in OF_DATA else ("dpm",)
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         # What is sampled as it always was keeps its key.
         unused = ("sampler",) if self.sampler == "ddim" else ()
+        if self.prompts is None:
+            unused = (*unused, "prompts", "prompt_guidance_scale")
         return {name: value for name, value in settings.items() if name not in unused}
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
-        if isinstance(dpm, TrainDPM):
+        if isinstance(dpm, TrainDPM | PretrainedDPM):
+            remedy = "this model knows no text"
+            require(self.prompts is None, f"{self.name}.prompts", "null", self.prompts, remedy)
+            known, rule = ("32-true", "bf16-mixed", "16-mixed"), "32-true or mixed"
+            require(self.precision in known, f"{self.name}.precision", rule, self.precision, remedy)
+        if isinstance(dpm, TrainedDPM):
             steps = dpm.noise_schedule["num_train_timesteps"]
             require(
                 self.num_inference_steps <= steps,
@@ -65,7 +89,7 @@ class Sampling(Stage):
     def sample(
         self,
         folder: Path,
-        dpm: Path,
+        inputs: Mapping[str, Path],
         runtime: Runtime,
         surrogate: Any = None,
         guidance: Guidance | None = None,
@@ -76,16 +100,17 @@ class Sampling(Stage):
 
         first: how many images an earlier call made, and accounted for.
         """
-        unet, scheduler = load_dpm(dpm)
-        timesteps, surrogate_steps = network_timesteps(
-            len(scheduler.alphas_cumprod), self.num_inference_steps, self.timestep_spacing, guidance
+        prompts = (
+            None if self.prompts is None else prompts_of(self.prompts, inputs, runtime.data_root)
         )
-        side, channels = unet.config["sample_size"], unet.config["in_channels"]
+        if prompts is not None:
+            targets = draw_prompts(len(prompts), self.num_images, self.seed)
+            of_each = pd.DataFrame({"prompt": [prompts[i] for i in targets]})
+            of_each.to_csv(folder / "prompts.csv", index_label="image")
+        denoiser = load_denoiser(inputs["dpm"], self.precision, prompts, self.prompt_guidance_scale)
+        timesteps = denoiser.timesteps(self.num_inference_steps, self.timestep_spacing)
         sampler = ImageSampler(
-            unet,
-            scheduler.alphas_cumprod,
-            scheduler.config["prediction_type"],
-            (channels, side, side),
+            denoiser,
             seed=self.seed,
             stream=self.name,
             sampler=self.sampler,
@@ -98,11 +123,12 @@ class Sampling(Stage):
             sampler, folder, self.num_images, self.shard_size, self.precision, runtime, targets
         )
         save_grid(folder / "preview.png", load_first(folder, 64))
-        count = self.num_images - first
+        count, guided = self.num_images - first, sampler.guided_timesteps
+        plain = len(timesteps) - (len(guided) if sampler.label_alone else 0)
         return {
             "num_images": count,
-            "unet_forwards": count * len(timesteps),
-            "surrogate_gradients": count * surrogate_steps,
+            "unet_forwards": count * plain * denoiser.evaluations,
+            "surrogate_gradients": count * len(guided),
         }
 
 
@@ -112,13 +138,29 @@ class Generate(Sampling):
 
     name: ClassVar[str] = "generate"
 
-    def inputs(self) -> tuple[str, ...]:
-        return ("dpm",)
-
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        return self.sample(folder, inputs["dpm"], runtime)
+        return self.sample(folder, inputs, runtime)
 
 
 def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
     """The synthetic images, in index order."""
     return load_shards(folder)
+
+
+def load_denoiser(
+    dpm: Path,
+    precision: Precision,
+    prompts: Sequence[str] | None = None,
+    prompt_guidance_scale: float = 1.0,
+) -> Denoiser:
+    """The model of a dpm artifact as samplers see it, on the CPU.
+
+    prompts: what a text-conditional one is asked for by their numbers; None for the empty one.
+    """
+    model = load_text_model(dpm, precision)
+    if model is not None:
+        return PromptedDenoiser(model, prompts, prompt_guidance_scale)
+    unet, scheduler = load_dpm(dpm)
+    side, channels = unet.config["sample_size"], unet.config["in_channels"]
+    kind = scheduler.config["prediction_type"]
+    return Denoiser(unet, scheduler.alphas_cumprod, kind, (channels, side, side))

@@ -1,20 +1,35 @@
-"""What the page is filled with, section by section; what there is no truth for is left out."""
+"""The attacks' part of the page, section by section; what there is no truth for is left out."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from sidepipe.evaluate.stage import load_labels
+from sidepipe.evaluate.stage import load_gallery, load_labels
 from sidepipe.report import curves, gallery, plots, words
 from sidepipe.report import measures as m
 from sidepipe.report import tables as t
 from sidepipe.report.attack import Attack
 from sidepipe.report.comparison import distinct
 from sidepipe.report.figures import drawn
-from sidepipe.report.pictures import picture_uri
+from sidepipe.report.files import numbers
+from sidepipe.report.pictures import pairs_png, picture_uri
+from sidepipe.report.section import Section
+from sidepipe.report.terminal import terminal_table
+
+
+def section(attacks: Sequence[Attack]) -> Section:
+    """Everything that the report says of the attacks."""
+    galleries = [(a.name, load_gallery(a.folder)[0]) for a in attacks if a.has_truth]
+    return Section(
+        tables=tables(attacks),
+        drawings=drawings(attacks),
+        content=sections(attacks),
+        numbers={"attacks": list(map(numbers, attacks))},
+        text=terminal_table(attacks),
+        summary={attack.name: _headline(attack) for attack in attacks},
+        pictures={"pairs": pairs_png(galleries)} if galleries else {},
+    )
 
 
 def tables(attacks: Sequence[Attack]) -> list[t.Table]:
@@ -46,26 +61,23 @@ def drawings(attacks: Sequence[Attack]) -> dict[str, dict[str, bytes]]:
         draw["roc"] = partial(plots.roc_figure, attacks)
     labels = [(a.name, rows) for a in attacks if (rows := load_labels(a.folder))]
     if labels:
-        draw["clusters"] = partial(plots.clusters_figure, labels)
+        draw["clusters"] = partial(
+            plots.labels_figure, labels, "cohesion", "cohesion of the label's cluster"
+        )
     return {name: drawn(figure) for name, figure in draw.items()}
 
 
 def sections(attacks: Sequence[Attack]) -> dict[str, Any]:
-    """Everything else that the page's template names."""
+    """Everything else that the templates of these sections name."""
     first = attacks[0]
     guided = [attack for attack in attacks if attack.guided]
     common = {
         "attacks": attacks,
         "first": first,
-        "data": first.manifests["data"],
-        "source": _source(first.manifests["data"]["settings"]["source"]),
-        "dpm": first.manifests["dpm"],
         "candidates": [gallery.candidates(attack) for attack in attacks],
         "synthetic": [a.manifests["generate"] for a, _ in distinct(guided, "generate")],
         "clusters": [_clusters(*shared) for shared in distinct(guided, "label")],
         "classifiers": [_classifier(*shared) for shared in distinct(guided, "classifier")],
-        "artifacts": _artifacts(attacks),
-        "settings": _settings(attacks),
     }
     return {**common, **_truth(attacks)} if first.has_truth else common
 
@@ -93,34 +105,18 @@ def _classifier(attack: Attack, names: list[str]) -> dict[str, Any]:
     return {"names": names, "num_labels": num_labels, "quality": attack.classifier_quality()}
 
 
-def _source(settings: Mapping[str, Any]) -> str:
-    """A source in words: its class, and its folder's name if it has one."""
-    kind = settings["_target_"].rpartition(".")[2]
-    return f"{kind} “{Path(settings['folder']).name}”" if "folder" in settings else kind
-
-
-def _artifacts(attacks: Sequence[Attack]) -> list[tuple[list[str], dict[str, Any]]]:
-    """Every artifact behind the page once, in the order of making: its attacks, its manifest."""
-    longest = max(attacks, key=lambda attack: len(attack.manifests))
-    names = dict.fromkeys([*longest.manifests, *(n for a in attacks for n in a.manifests)])
-    return [
-        (shared, attack.manifests[name])
-        for name in names
-        for attack, shared in distinct(attacks, name)
-    ]
-
-
-def _settings(attacks: Sequence[Attack]) -> list[tuple[str, list[str], str]]:
-    """Stage, its attacks and its settings; settings that several artifacts have come once."""
-    found: dict[str, tuple[str, list[str]]] = {}
-    for names, manifest in _artifacts(attacks):
-        lines = "\n".join(_flat(manifest["stage"], manifest["settings"]))
-        found.setdefault(lines, (manifest["stage"], []))[1].extend(names)
-    return [(*owned, lines) for lines, owned in found.items()]
-
-
-def _flat(name: str, value: Any) -> list[str]:
-    """Settings as they are typed on the command line, one a line."""
-    if isinstance(value, Mapping):
-        return [line for key, inner in value.items() for line in _flat(f"{name}.{key}", inner)]
-    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+def _headline(attack: Attack) -> dict[str, Any]:
+    if not attack.has_truth:
+        found = attack.results["blind"]
+        return {name: found[name] for name in ("num_candidates", "groups", "largest")}
+    return {
+        "num_images": attack.num_images,
+        "false_positive_rate": attack.headline["false_positive_rate"],
+        "hits": attack.hits(),
+        "heldout_hits": attack.hits("heldout"),
+        "excess": attack.excess,
+        "excess_interval": list(attack.excess_interval),
+        "unique": attack.unique,
+        "new_unique": attack.new_unique,
+        "network_evaluations": attack.network_evaluations,
+    }

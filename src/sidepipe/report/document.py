@@ -21,18 +21,19 @@ def write(
     template: str,
     tables: Sequence[Table],
     drawings: Mapping[str, dict[str, bytes]],
-    numbers: Sequence[Mapping[str, Any]],
+    numbers: Mapping[str, Sequence[Mapping[str, Any]]],
     text: str,
     content: Mapping[str, Any],
 ) -> None:
     """Writes report.html, table.txt, tables/ and figures/ into `folder`.
 
-    drawings: SVG and PDF of each figure. numbers: rows of tables/attacks.csv. text: for a terminal.
-    content: what the template names beside `tables` and `figures`.
+    drawings: SVG and PDF of each figure. numbers: rows of each tables/<name>.csv, unrounded. text:
+    for a terminal. content: what the template names beside `tables` and `figures`.
     """
     for name in ("tables", "figures"):
         (folder / name).mkdir(exist_ok=True)
-    files.write_numbers(folder / "tables" / "attacks.csv", numbers)
+    for name, rows in numbers.items():
+        files.write_numbers(folder / "tables" / f"{name}.csv", rows)
     for table in tables:
         files.write_table(folder / "tables", table)
     for name, drawing in drawings.items():
@@ -53,6 +54,7 @@ def _template(name: str) -> Any:
         lstrip_blocks=True,
     )
     known = (words.count, words.percent, words.rate, words.rate_interval, words.parameters)
+    known += (words.share, words.decimals, words.with_interval)
     known += (words.epochs, words.excess_interval, words.excess_images, words.threshold_rule)
     environment.filters |= {function.__name__: function for function in known}
     return environment.get_template(name)

@@ -90,12 +90,17 @@ def numbers(attack: Attack) -> dict[str, Any]:
     results = dict(attack.results)
     found = results.pop("calibrated", [])
     results["calibrated"] = {f"{row['false_positive_rate']:g}": row for row in found}
-    return row | dict(_flat("", results))
+    return row | flat(results)
+
+
+def flat(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Every single number of `results` by its path, as `numbers` names them."""
+    return dict(_flat("", results))
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
     """Single values within `value` with their paths; of lists, intervals and the like alone."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         join = f"{name}_" if name else ""
         return [pair for key, inner in value.items() for pair in _flat(f"{join}{key}", inner)]
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Figures with all attacks in one panel: rarefaction and ROC; and clusters, a panel an attack."""
+"""Figures with all attacks in one panel: rarefaction and ROC; and labels, a panel an attack."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,13 +78,15 @@ def roc_figure(attacks: Sequence[Attack]) -> Figure:
     return figure
 
 
-def clusters_figure(labels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Cohesion and yield of every label, for each (attack's name, rows of labels.csv)."""
+def labels_figure(
+    labels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], x: str, xlabel: str
+) -> Figure:
+    """`x` and yield of every label, for each (attack's name, rows of labels.csv)."""
     figure, axes = panels(len(labels))
     for axis, (name, rows) in zip(axes, labels, strict=True):
-        _clusters(axis, rows)
+        _labels(axis, rows, x)
         axis.set_title(name, parse_math=False)
-        axis.set_xlabel("cohesion of the label's cluster")
+        axis.set_xlabel(xlabel)
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("hits, % of the label's images")
     marks: list[tuple[str, dict[str, Any]]] = [
@@ -100,9 +102,9 @@ def clusters_figure(labels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -
     return figure
 
 
-def _clusters(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = ("images", "cohesion", "hits", "new")
-    images, cohesion, hits, new = (np.array([row[name] for row in rows], float) for name in names)
+def _labels(axis: Any, rows: Sequence[Mapping[str, Any]], x: str) -> None:
+    names = ("images", x, "hits", "new")
+    images, places, hits, new = (np.array([row[name] for row in rows], float) for name in names)
     # A label is listed where it was aimed at, so it has images.
     share = 100 * hits / images
     for mask, style in (
@@ -110,4 +112,4 @@ def _clusters(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         ((hits > 0) & (new == 0), {"marker": "o", "facecolors": "none", "edgecolors": TRAIN}),
         (hits == 0, {"marker": "x", "color": TRAIN}),
     ):
-        axis.scatter(cohesion[mask], share[mask], s=18, linewidths=0.8, **style)
+        axis.scatter(places[mask], share[mask], s=18, linewidths=0.8, **style)

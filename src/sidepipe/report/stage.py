@@ -1,31 +1,31 @@
-"""Stage `report`: the comparison of attacks as one page, a table for the terminal, and files.
+"""Stage `report`: what was found as one page, a table for the terminal, and files.
 
-Everything is computed from the artifacts of evaluate and what they were made from.
+Everything is computed from the artifacts of evaluate, detect, explain and mitigate, and what they
+were made from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sidepipe.evaluate.stage import load_gallery
-from sidepipe.report import content
-from sidepipe.report.attack import Attack
+from sidepipe.report import content, detection, explanation, labels, mitigation
 from sidepipe.report.comparison import read_attacks
 from sidepipe.report.document import load_table as load_table
 from sidepipe.report.document import page_path as page_path
 from sidepipe.report.document import write
-from sidepipe.report.files import numbers
-from sidepipe.report.pictures import pairs_png
-from sidepipe.report.terminal import terminal_table
+from sidepipe.report.origin import made_from, origin
+from sidepipe.report.section import Section
+from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Stage):
-    """The comparison. Its inputs are evaluate artifacts by attack; their order is that of the rows.
+    """A section for each kind of input; their order is that of the rows.
 
-    title: the page's heading.
+    Inputs: evaluate artifacts by attack, `detect`, `explain`, and mitigate artifacts by row. title:
+    the page's heading.
     """
 
     name: ClassVar[str] = "report"
@@ -33,34 +33,57 @@ class Report(Stage):
     title: str
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        attacks = read_attacks(inputs)
+        require(bool(inputs), "attacks", "at least one row", 0, "attacks=compare or detect=prompts")
+        parts = sections(inputs)
+        numbers = _joined(part.numbers for part in parts.values())
+        page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(inputs)}
         write(
             folder,
             "page.html.j2",
-            tables=content.tables(attacks),
-            drawings=content.drawings(attacks),
-            numbers=list(map(numbers, attacks)),
-            text=terminal_table(attacks),
-            content={"title": self.title, **content.sections(attacks)},
+            tables=[table for part in parts.values() for table in part.tables],
+            drawings=_joined(part.drawings for part in parts.values()),
+            numbers=numbers,
+            text="\n".join(part.text for part in parts.values()),
+            content=page | _joined(part.content for part in parts.values()),
         )
-        if attacks[0].has_truth:
-            pairs = pairs_png([(a.name, load_gallery(a.folder)[0]) for a in attacks])
-            (folder / "figures" / "pairs.png").write_bytes(pairs)
-        return {"attacks": {attack.name: _headline(attack) for attack in attacks}}
+        for name, picture in _joined(part.pictures for part in parts.values()).items():
+            (folder / "figures" / f"{name}.png").write_bytes(picture)
+        return {name: dict(part.summary) for name, part in parts.items()}
 
 
-def _headline(attack: Attack) -> dict[str, Any]:
-    if not attack.has_truth:
-        found = attack.results["blind"]
-        return {name: found[name] for name in ("num_candidates", "groups", "largest")}
-    return {
-        "num_images": attack.num_images,
-        "false_positive_rate": attack.headline["false_positive_rate"],
-        "hits": attack.hits(),
-        "heldout_hits": attack.hits("heldout"),
-        "excess": attack.excess,
-        "excess_interval": list(attack.excess_interval),
-        "unique": attack.unique,
-        "new_unique": attack.new_unique,
-        "network_evaluations": attack.network_evaluations,
+def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
+    """What each kind of input has to say, in the order of the page."""
+    of: dict[str, dict[str, Path]] = {}
+    for name, folder in inputs.items():
+        of.setdefault(folder.parent.name, {})[name] = folder
+    found: dict[str, Section] = {}
+    attacks = read_attacks(of["evaluate"]) if "evaluate" in of else []
+    _require_one_model(inputs)
+    if attacks:
+        found["attacks"] = content.section(attacks)
+    for folder in of.get("detect", {}).values():
+        of_labels = labels.is_of_labels(folder)
+        found["detect"] = (
+            labels.section(folder, attacks) if of_labels else detection.section(folder)
+        )
+    for folder in of.get("explain", {}).values():
+        found["explain"] = explanation.section(folder)
+    if "mitigate" in of:
+        found["mitigate"] = mitigation.section(of["mitigate"])
+    return found
+
+
+def _require_one_model(inputs: Mapping[str, Path]) -> None:
+    """Raises ValueError unless attacks and prompts are of one model; mitigation may change it."""
+    models = {
+        name: next(made["key"] for made in made_from(folder) if made["stage"] == "dpm")
+        for name, folder in inputs.items()
+        if folder.parent.name != "mitigate"
     }
+    remedy = "attack the model that detect looks at"
+    one = len(set(models.values())) <= 1
+    require(one, "the model of attacks and detect", "one and the same", models, remedy)
+
+
+def _joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for part in parts for name, value in part.items()}

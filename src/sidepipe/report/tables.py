@@ -142,7 +142,10 @@ def _cost_row(attack: Attack) -> list[str]:
     cost = attack.cost
     cells += [count(cost["unet_forwards"]), count(cost["surrogate_gradients"])]
     cells.append(f"{cost['gradient_cost']:.2f}" if attack.guided else DASH)
-    return [*cells, count(attack.network_evaluations), count(cost["synthetic_evaluations"])]
+    before = count(cost["synthetic_evaluations"])
+    if training := cost.get("training_evaluations"):
+        before += f" + {count(training)} to adapt the model"
+    return [*cells, count(attack.network_evaluations), before]
 
 
 def tuning_table(attacks: Sequence[Attack]) -> Table:

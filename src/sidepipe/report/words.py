@@ -1,7 +1,8 @@
 """Numbers become words: counts, shares, intervals, rules. Without a number there is a dash."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sidepipe.report.attack import Attack
 
@@ -43,6 +44,18 @@ def with_interval(value: float | None, ends: Sequence[float] | None, places: int
         return decimals(value, places)
     low, high = ends
     return f"{value:,.{places}f} ({low:,.{places}f} to {high:,.{places}f})"
+
+
+def percent_interval(share: float | None, ends: Sequence[float] | None) -> str:
+    """A share and its interval in percent: `92.5 (85.1 to 97.0)`."""
+    if share is None or ends is None:
+        return DASH
+    return with_interval(100 * share, [100 * end for end in ends], places=1)
+
+
+def share(found: Mapping[str, Any]) -> str:
+    """A counted share and its interval in percent: `92.5 (85.1 to 97.0)`."""
+    return percent_interval(found["share"], found["interval"])
 
 
 def with_error(value: float, error: float) -> str:

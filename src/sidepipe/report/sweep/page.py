@@ -37,7 +37,7 @@ def write_sweep(folder: Path, title: str, points: Sequence[Point]) -> Path:
         "sweep.html.j2",
         tables=_tables(sweep) if sweep.runs else [],
         drawings={q.name: drawn(partial(sweep_figure, sweep, q)) for q in draw},
-        numbers=[{**point.axes, **numbers(attack)} for point, attack in sweep.runs],
+        numbers={"attacks": [{**point.axes, **numbers(attack)} for point, attack in sweep.runs]},
         text=sweep_text(sweep),
         content={"title": title, **_head(sweep), **_found(sweep), "links": _links(sweep, folder)},
     )

@@ -1,0 +1,137 @@
+"""Whether a prompt replays a training image, told by what it generates: the truth of detection.
+
+An image is a copy where it comes as close to a training image as hardly any real image does that
+the model never saw. A prompt is memorised where enough of its generations are copies. That a pair
+was repeated in training says nothing: it may have been, and not be known by heart.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from PIL import Image
+
+from sidepipe.detect.roc import require_enough, threshold_above
+from sidepipe.features.encoders import Encoder
+from sidepipe.features.search import Metric, closer, nearest
+
+ENCODE_IMAGES = 8192  # read at once: the data may be larger than memory
+
+Images = UInt8[np.ndarray, "p n h w c"]
+Rows = Int64[np.ndarray, "m"]
+# Of prompts by number and their images: `gamma` (p, n) to the closest training image, nan where it
+# is not known, and `nearest` (p, n), this image's row in the data, -1 where it has none.
+Compare = Callable[[Sequence[int], Images], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """How generated images are judged. threshold: gamma of a copy. about: for the results."""
+
+    compare: Compare
+    metric: Metric
+    threshold: float
+    about: dict[str, Any]
+
+    def copies(self, gamma: Float32[np.ndarray, "p n"]) -> Bool[np.ndarray, "p n"]:
+        """Which images are copies; none of those that were compared with nothing."""
+        return closer(gamma, self.threshold, self.metric) & ~np.isnan(gamma)
+
+
+def training_truth(
+    encoder: Encoder,
+    data: UInt8[np.ndarray, "d h w c"],
+    train: Rows,
+    unseen: Rows,
+    rate: float,
+    threshold: float | None,
+    device: str,
+) -> Truth:
+    """Compares with all training images; threshold None: what `rate` of the unseen ones reach."""
+    about: dict[str, Any] = {"num_train": len(train)}
+    if threshold is None:
+        remedy = "hold out more, raise detect.label_false_positive_rate or set label_threshold"
+        require_enough(len(unseen), rate, "held-out images", remedy)
+    features = _encode(encoder, data, train, device)
+    if threshold is None:
+        real_gamma, _ = nearest(_encode(encoder, data, unseen, device), features, encoder.metric)
+        threshold = copy_threshold(real_gamma[:, 0], rate, encoder.metric)
+        about |= {"false_positive_rate": rate, "num_real": len(unseen)}
+
+    def compare(numbers: Sequence[int], images: Images) -> dict[str, np.ndarray]:
+        queries = encoder.encode(images.reshape(-1, *images.shape[2:]), device=device)
+        gamma, index = nearest(queries, features, encoder.metric)
+        shape = images.shape[:2]
+        return {"gamma": gamma.reshape(shape), "nearest": train[index].reshape(shape)}
+
+    return _truth(compare, encoder, threshold, about)
+
+
+def own_truth(
+    encoder: Encoder, files: Sequence[Sequence[Path]], threshold: float, device: str
+) -> Truth:
+    """Compares each prompt's images with those of its own `files`, as wide as they are."""
+
+    def compare(numbers: Sequence[int], images: Images) -> dict[str, np.ndarray]:
+        gamma = np.full(images.shape[:2], np.nan, np.float32)
+        for own, made, number in zip(gamma, images, numbers, strict=True):
+            if files[number]:
+                _, _, size, channels = made.shape
+                real = np.stack([read(path, size, channels) for path in files[number]])
+                queries, own_features = (encoder.encode(x, device=device) for x in (made, real))
+                own[:] = nearest(queries, own_features, encoder.metric)[0][:, 0]
+        return {"gamma": gamma, "nearest": np.full(gamma.shape, -1, np.int64)}
+
+    known = sum(len(some) > 0 for some in files)
+    return _truth(compare, encoder, threshold, {"num_with_images": known})
+
+
+def _truth(compare: Compare, encoder: Encoder, threshold: float, about: dict[str, Any]) -> Truth:
+    names = {"metric": encoder.metric, "transform": encoder.transform, "threshold": threshold}
+    return Truth(compare, encoder.metric, threshold, {**names, **about})
+
+
+def _encode(
+    encoder: Encoder, data: np.ndarray, rows: Rows, device: str
+) -> Float32[np.ndarray, "m d"]:
+    blocks = [rows[i : i + ENCODE_IMAGES] for i in range(0, len(rows), ENCODE_IMAGES)]
+    return np.concatenate([encoder.encode(data[block], device=device) for block in blocks])
+
+
+def read(path: Path, size: int, channels: int) -> UInt8[np.ndarray, "s s c"]:
+    """The largest central square of an image file, `size` pixels a side, of 1 or 3 channels."""
+    with Image.open(path) as image:
+        side, (width, height) = min(image.size), image.size
+        left, top = (width - side) // 2, (height - side) // 2
+        square = image.convert("RGB" if channels == 3 else "L")
+        square = square.crop((left, top, left + side, top + side))
+    resized = square.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(size, size, channels)
+
+
+def copy_threshold(real_gamma: Float[np.ndarray, "m"], rate: float, metric: Metric) -> float:
+    """The loosest float32 gamma that at most `rate` of real unseen images reach.
+
+    real_gamma: of each to its nearest training image.
+    """
+    sign = 1 if metric == "cosine" else -1
+    edge = threshold_above(sign * real_gamma, rate)
+    return float(np.nextafter(np.float32(sign * edge), np.float32(sign * np.inf)))
+
+
+def replayed(
+    copies: Bool[np.ndarray, "p n"],
+    gamma: Float32[np.ndarray, "p n"],
+    rows: Int64[np.ndarray, "p n"],
+    metric: Metric,
+) -> Int64[np.ndarray, "p"]:
+    """The training image that most of a prompt's copies are of, or that comes closest to any."""
+    closest = gamma.argmax(1) if metric == "cosine" else gamma.argmin(1)
+    chosen = rows[np.arange(len(rows)), closest]
+    for i in np.flatnonzero(copies.any(1)):
+        own, counts = np.unique(rows[i, copies[i]], return_counts=True)
+        chosen[i] = own[counts.argmax()]
+    return chosen

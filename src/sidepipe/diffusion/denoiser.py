@@ -1,0 +1,54 @@
+"""A model as samplers see it: eps of images that may each have a condition, and what x_0 becomes.
+
+The one here knows no condition; those of prompts and of labels are made from it.
+"""
+
+from typing import Any
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from sidepipe.diffusion.sampler import sampling_timesteps
+from sidepipe.diffusion.schedule import EpsFn, eps_of
+from sidepipe.images import to_uint8
+
+
+class Denoiser(nn.Module):
+    """An unconditional diffusers UNet2DModel, of images.
+
+    unet: the network itself, which may be compiled. alphas_cumprod: (T,). prediction_type:
+    "epsilon", "v_prediction" or "sample". shape: (c, h, w) of x_t. evaluations: of the network for
+    one eps. has_range: whether x_0 lies in [-1, 1], as images do. first_batch: images that surely
+    fit into a GPU's memory.
+    """
+
+    alphas_cumprod: Tensor
+    evaluations, has_range, first_batch = 1, True, 64
+
+    def __init__(
+        self,
+        unet: Any,
+        alphas_cumprod: Float[Tensor, "T"],
+        prediction_type: str,
+        shape: tuple[int, int, int],
+    ) -> None:
+        super().__init__()
+        self.unet, self.prediction_type, self.shape = unet.eval(), prediction_type, shape
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of an image."""
+        return self.shape
+
+    def timesteps(self, num_inference_steps: int, spacing: str) -> list[int]:
+        """Where the network is evaluated, from most to least noise."""
+        return sampling_timesteps(len(self.alphas_cumprod), num_inference_steps, spacing)
+
+    def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
+        """eps of n images, each for its condition y, where the model has one."""
+        return eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
+
+    def decode(self, x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
+        """The images of x_0."""
+        return to_uint8(x_0)

@@ -1,0 +1,1 @@
+"""Stage 6: the model under attack, adapted to surrogate labels by LoRA."""

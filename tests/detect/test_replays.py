@@ -1,0 +1,85 @@
+"""Labels by generation: planted copies are found, near misses are not; thresholds; own images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.detect.fakes import artifacts
+
+from sidepipe.detect.replays import (
+    copy_threshold,
+    own_truth,
+    read,
+    replayed,
+    training_truth,
+)
+from sidepipe.evaluate.calibration import threshold_at_false_positive_rate
+from sidepipe.features.encoders import Pixels, PixelsL2
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_the_threshold_is_the_one_that_evaluate_sets(metric):
+    gamma = np.random.default_rng(0).random(210).astype(np.float32)
+    gamma[7] = gamma[9]
+    for rate in (0.005, 0.1):
+        expected = threshold_at_false_positive_rate(gamma, rate, metric)
+        assert copy_threshold(gamma, rate, metric) == expected
+
+
+def noisy(images, amount, seed=0):
+    noise = np.random.default_rng(seed).normal(0, amount, images.shape)
+    return (images + noise).clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("encoder", [PixelsL2(), Pixels()])
+def test_copies_of_training_images_are_found_and_of_others_not(tmp_path, encoder):
+    _, data = artifacts(tmp_path)
+    train, unseen = np.arange(40)[::-1], np.arange(40, 70)
+    truth = training_truth(encoder, data, train, unseen, 0.04, None, "cpu")
+    made = np.stack([[data[3], noisy(data[3], 3)], [data[55], noisy(data[57], 3)]])
+    found = truth.compare([0, 1], made)
+    copies = truth.copies(found["gamma"])
+    np.testing.assert_array_equal(copies, [[True, True], [False, False]])
+    np.testing.assert_array_equal(found["nearest"][0], [3, 3])
+    assert truth.about["num_real"] == 30
+    # A held-out image is no training image, however few of these there are.
+    assert set(found["nearest"][1]) <= set(train)
+
+
+def test_a_given_threshold_is_taken_and_needs_no_held_out_images(tmp_path):
+    _, data = artifacts(tmp_path)
+    truth = training_truth(PixelsL2(), data, np.arange(9), np.arange(0), 0.01, 0.25, "cpu")
+    assert truth.threshold == 0.25
+    with pytest.raises(ValueError, match=r"held-out images must be >= 1 / 0.01 = 100, got 0"):
+        training_truth(PixelsL2(), data, np.arange(9), np.arange(0), 0.01, None, "cpu")
+
+
+def test_own_images_are_compared_with_their_own_prompt_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    for name, image in (("a.png", first), ("b.png", second)):
+        Image.fromarray(image).save(tmp_path / name)
+    files = [[tmp_path / "a.png"], [], [tmp_path / "a.png", tmp_path / "b.png"]]
+    truth = own_truth(PixelsL2(), files, 0.05, "cpu")
+    found = truth.compare([0, 1, 2], np.stack([[first, second]] * 3))
+    np.testing.assert_array_equal(
+        truth.copies(found["gamma"]), [[True, False], [False, False], [True, True]]
+    )
+    assert np.isnan(found["gamma"][1]).all()
+    assert (found["nearest"] == -1).all()
+    assert truth.about["num_with_images"] == 2
+
+
+def test_an_image_file_is_read_as_its_central_square(tmp_path):
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert (read(tmp_path / "wide.png", 4, 3) == 200).all()
+    assert read(tmp_path / "wide.png", 8, 1).shape == (8, 8, 1)
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("l2", 1), ("cosine", -1)])
+def test_the_image_that_most_copies_are_of_is_the_one_that_is_replayed(metric, sign):
+    gamma = sign * np.array([[0.1, 0.2, 0.2, 0.9], [0.9, 0.8, 0.7, 0.9]], np.float32)
+    rows = np.array([[5, 6, 6, 7], [1, 2, 3, 4]])
+    copies = np.array([[True, True, True, False], [False] * 4])
+    np.testing.assert_array_equal(replayed(copies, gamma, rows, metric), [6, 3])

@@ -1,0 +1,39 @@
+"""Long computations in parts: whole ones are kept, and the cut changes nothing."""
+
+import numpy as np
+import pytest
+
+from sidepipe.parts import in_parts
+
+
+def squares(items):
+    return {"square": np.array([i * i for i in items]), "row": np.array([[i, -i] for i in items])}
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 99])
+def test_the_cut_does_not_change_what_comes_out(tmp_path, size):
+    found = in_parts(tmp_path, 10, size, squares, "item")
+    np.testing.assert_array_equal(found["square"], np.arange(10) ** 2)
+    np.testing.assert_array_equal(found["row"][:, 1], -np.arange(10))
+
+
+def test_a_run_that_was_killed_makes_what_is_missing_alone(tmp_path):
+    made = []
+
+    def make(items):
+        made.append(items)
+        if items.start == 4:
+            raise RuntimeError("killed")
+        return squares(items)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        in_parts(tmp_path, 7, 2, make, "item")
+    found = in_parts(tmp_path, 7, 2, lambda items: made.append(items) or squares(items), "item")
+    assert made == [range(0, 2), range(2, 4), range(4, 6), range(4, 6), range(6, 7)]
+    np.testing.assert_array_equal(found["square"], np.arange(7) ** 2)
+
+
+def test_another_size_takes_no_part_for_a_longer_one(tmp_path):
+    in_parts(tmp_path, 8, 2, squares, "item")
+    found = in_parts(tmp_path, 8, 4, squares, "item")
+    np.testing.assert_array_equal(found["square"], np.arange(8) ** 2)
