@@ -13,7 +13,7 @@ unchanged model was found to have memorised. A stage whose config is null is not
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -127,19 +127,7 @@ def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     runtime = _build(Runtime, "runtime", plain["runtime"])
     tracking = _build(Tracking, "tracking", plain["tracking"])
-    rows, mitigations = _rows(plain, "attacks"), _rows(plain, "mitigations")
-    chain = partial(_chain, plain, runtime=runtime, made=made)
-    goals = {
-        attack: chain("attacks", attack, changes)["evaluate"] for attack, changes in rows.items()
-    }
-    unchanged = chain("", "", {})
-    found = {name: unchanged[name] for name in ("detect", "explain") if name in unchanged}
-    fixed = {name: unchanged[name] for name in ("detect",) if mitigations and name in unchanged}
-    mitigated = {
-        f"mitigate {name}": chain("mitigations", name, changes, fixed=fixed)["mitigate"]
-        for name, changes in mitigations.items()
-    }
-    wanted = {**goals, **found, **mitigated}
+    wanted = _goals(plain, runtime, made)
     remedy = "attacks=compare, or detect=prompts"
     require(bool(wanted), "attacks, detect and mitigations", "not all empty", {}, remedy)
     nodes: dict[str, Node] = {}
@@ -151,6 +139,24 @@ def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
             attacks.setdefault(key, []).append(name)
     report = _node("report", "report", plain["report"], wanted, tuple(wanted), runtime)
     return Plan({**nodes, report.key: report}, attacks, runtime, tracking)
+
+
+def _goals(plain: Mapping[str, Any], runtime: Runtime, made: dict[str, Node]) -> dict[str, Node]:
+    """What the report reads: evaluate of each attack, detect, explain, mitigate of each row."""
+    chain = partial(_chain, plain, runtime=runtime, made=made)
+    attacks = {
+        row: chain("attacks", row, changes)["evaluate"]
+        for row, changes in _rows(plain, "attacks").items()
+    }
+    found = chain("", "", {}, goals=("detect", "explain"))
+    found = {name: found[name] for name in ("detect", "explain") if name in found}
+    # Judged on what the unchanged model memorised, whatever a row changes.
+    fixed = {name: node for name, node in found.items() if name == "detect"}
+    mitigated: dict[str, Node] = {}
+    for row, changes in _rows(plain, "mitigations").items():
+        own = chain("mitigations", row, changes, goals=("mitigate",), fixed=fixed)
+        mitigated[f"mitigate {row}"] = own["mitigate"]
+    return {**attacks, **found, **mitigated}
 
 
 def _rows(plain: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
@@ -166,29 +172,46 @@ def _chain(
     *,
     runtime: Runtime,
     made: dict[str, Node],
+    goals: Sequence[str] | None = None,
     fixed: Mapping[str, Node] = {},
 ) -> dict[str, Node]:
     """One row's nodes, from data to mitigate: its changes laid over the config.
 
-    made: nodes already there, by settings and predecessors; they are checked once. fixed: nodes
-    that the row takes as they are of the unchanged config.
+    made: nodes already there, by settings and predecessors; they are checked once. goals: the
+    stages asked for, of the others only those that they are made from are there; None for all.
+    fixed: nodes that the row takes as they are of the unchanged config.
     """
     chain: dict[str, Node] = {}
     known = [name for name in STAGES[:-1] if plain.get(name) is not None and name not in fixed]
     for name in changes:
         require_known(f"{group}.{row}", name, known)
+    laid = {name: _laid_over(plain[name], changes.get(name) or {}) for name in known}
+    where = {name: f"{group}.{row}.{name}" if name in changes else name for name in known}
+    needed = set(known) if goals is None else _needed(laid, where, goals)
     for name in STAGES[:-1]:
         if name in fixed:
             chain[name] = fixed[name]
-        if name not in known:
+        if name not in needed:
             continue
-        where = f"{group}.{row}.{name}" if name in changes else name
-        settings = _laid_over(plain[name], changes.get(name) or {})
+        settings = laid[name]
         same = json.dumps([name, settings, [id(node) for node in chain.values()]])
         if same not in made:
-            made[same] = _node(name, where, settings, chain, None, runtime)
+            made[same] = _node(name, where[name], settings, chain, None, runtime)
         chain[name] = made[same]
     return chain
+
+
+def _needed(
+    settings: Mapping[str, dict[str, Any]], where: Mapping[str, str], goals: Sequence[str]
+) -> set[str]:
+    """The stages of `settings` that `goals` are made from, and these."""
+    needed, left = set(), [name for name in goals if name in settings]
+    while left:
+        name = left.pop()
+        if name not in needed and name in settings:
+            needed.add(name)
+            left += _stage(name, where[name], settings[name]).inputs()
+    return needed
 
 
 def _laid_over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,13 +231,7 @@ def _node(
     runtime: Runtime,
 ) -> Node:
     """The checked node of stage `name`; inputs None asks the stage which it reads."""
-    target = settings.get("_target_")
-    require(
-        target is not None, f"{name}._target_", "the stage's class", target, f"choose {name}=..."
-    )
-    stage = _build(
-        get_class(str(target)), where, {k: v for k, v in settings.items() if k != "_target_"}
-    )
+    stage = _stage(name, where, settings)
     reads = stage.inputs() if inputs is None else inputs
     for read in reads:
         require(read in available, read, f"set, for {where} reads it", None, f"choose {read}=...")
@@ -224,6 +241,15 @@ def _node(
     }
     stage.check(closure, runtime)
     return Node(stage, settings, upstream)
+
+
+def _stage(name: str, where: str, settings: Mapping[str, Any]) -> Stage:
+    target = settings.get("_target_")
+    require(
+        target is not None, f"{name}._target_", "the stage's class", target, f"choose {name}=..."
+    )
+    own = {k: v for k, v in settings.items() if k != "_target_"}
+    return _build(get_class(str(target)), where, own)
 
 
 def _build(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
