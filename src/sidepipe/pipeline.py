@@ -107,10 +107,10 @@ class Plan:
 
     def title(self, node: Node) -> str:
         """The stage's name, with the attacks that need it where not all do."""
-        needed_by = self.attacks.get(node.key, [])
-        if node.stage.name == "report" or needed_by == self.attacks["all"]:
-            return node.stage.name
-        return f"{node.stage.name} [{', '.join(needed_by)}]"
+        name, needed_by = node.stage.name, self.attacks.get(node.key, [])
+        if name == "report" or needed_by in ([name], self.attacks["all"]):
+            return name
+        return f"{name} [{', '.join(row.removeprefix(f'{name} ') for row in needed_by)}]"
 
 
 def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:

@@ -17,6 +17,7 @@ LINEAGE = "lineage.json"
 CHECKPOINTS = {
     "dpm": "model/**/*",
     "classifier": "model.safetensors",
+    "lora": "adapter.safetensors",
     "descriptor": "model.safetensors",
 }
 PICTURES = {
