@@ -201,7 +201,8 @@ if __name__ == "__main__":
     unet, schedule, folder = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
     DDPMPipeline(build(unet), build(schedule)).save_pretrained(folder / "model")
     generate = Generate(num_images=10**6, num_inference_steps=5, eta=0.0, shard_size=16, seed=0,
-                        timestep_spacing="leading", sampler="ddim", precision="32-true")
+                        timestep_spacing="leading", sampler="ddim", precision="32-true",
+                        prompts=None, prompt_guidance_scale=1.0)
     generate.run(folder, {"dpm": folder}, Runtime(accelerator="cpu", devices=2, num_threads=1))
 """
 
