@@ -108,7 +108,8 @@ class Plan:
     def title(self, node: Node) -> str:
         """The stage's name, with the attacks that need it where not all do."""
         name, needed_by = node.stage.name, self.attacks.get(node.key, [])
-        if name == "report" or needed_by in ([name], self.attacks["all"]):
+        of_its_own = name in ("detect", "explain") and needed_by == [name]
+        if name == "report" or of_its_own or needed_by == self.attacks["all"]:
             return name
         return f"{name} [{', '.join(row.removeprefix(f'{name} ') for row in needed_by)}]"
 

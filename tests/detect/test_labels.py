@@ -109,7 +109,7 @@ def test_the_signal_depends_neither_on_the_batch_nor_on_a_kill(tmp_path, inputs)
     _, found = run(tmp_path / "small", inputs, small)
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
     assert len(list((tmp_path / "small" / "parts").iterdir())) == 3
-    (tmp_path / "small" / "parts" / "0000001.safetensors").unlink()
+    (tmp_path / "small" / "parts" / "0000001-0000002.safetensors").unlink()
     _, again = run(tmp_path / "small", inputs, small)
     pd.testing.assert_frame_equal(again, found)
 
