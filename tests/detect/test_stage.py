@@ -144,8 +144,9 @@ def test_the_batch_size_changes_results_by_rounding_alone(replaying):
 
 def test_too_few_calibration_prompts_are_refused_before_anything_is_made(replaying):
     inputs, folder = replaying
-    with pytest.raises(ValueError, match=r"calibration prompts must be >= 1 / 0.01 = 100, got 15"):
-        detect(false_positive_rate=0.01).run(folder, inputs, RUNTIME)
+    few = detect(false_positive_rate=0.01, num_heldout_prompts=200)
+    with pytest.raises(ValueError, match=r"calibration prompts must be >= 1 / 0.01 = 100, got \d"):
+        few.run(folder, inputs, RUNTIME)
     assert not list(folder.iterdir())
 
 
@@ -257,6 +258,10 @@ def test_other_precisions_see_nearly_the_same(tmp_path, stable_diffusion, precis
         ({"prompts": "a.csv"}, r"calibration_prompts must be set with detect.prompts"),
         ({"truth_images": "images"}, r"detect.truth_images must be null without detect.prompts"),
         ({"num_train_prompts": -1}, r"num_heldout_prompts must be >= 0"),
+        (
+            {"num_heldout_prompts": 198, "false_positive_rate": 0.01},
+            r"half of num_heldout_prompts must be >= 1 / 0.01 = 100, got 99; raise it",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused(changes, message):

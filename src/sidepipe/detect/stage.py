@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 PROMPTS, OBSERVED = "prompts.csv", "observed.safetensors"
 PART = 16  # prompts a file: what a killed run loses at most
 TRIED = 8  # prompts of which one must make a difference
-FEW = "bring more of them, or raise detect.false_positive_rate"
+RATE = "raise detect.false_positive_rate"
+FEW = f"bring more of them, or {RATE}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +97,23 @@ class DetectPrompts(Stage):
             require(ok, f"detect.{name}", rule, values)
             chosen = self.decision.get(name)
             require(chosen in values, f"detect.decision.{name}", f"one of {values}", chosen)
-        self._check_prompts()
         for name in ("label_false_positive_rate", "false_positive_rate"):
             rate = getattr(self, name)
             require(0 < rate < 1, f"detect.{name}", "in (0, 1)", rate)
+        self._check_prompts()
         require(0 < self.copied_share <= 1, "detect.copied_share", "in (0, 1]", self.copied_share)
         require(0 <= self.seed < 2**32, "detect.seed", "in [0, 2**32)", self.seed)
 
     def _check_prompts(self) -> None:
         least = min(self.num_train_prompts, self.num_heldout_prompts)
         require(least >= 0, "detect.num_train_prompts and num_heldout_prompts", ">= 0", least)
+        if self.prompts is None:
+            half = self.num_heldout_prompts // 2
+            what, remedy = (
+                "calibration prompts, half of num_heldout_prompts",
+                f"raise it, or {RATE}",
+            )
+            require_enough(half, self.false_positive_rate, what, remedy)
         both = (self.prompts is None) == (self.calibration_prompts is None)
         rule = "set with detect.prompts, or null with it"
         require(both, "detect.calibration_prompts", rule, self.calibration_prompts)
