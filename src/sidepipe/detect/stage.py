@@ -123,6 +123,13 @@ class DetectPrompts(Stage):
     def inputs(self) -> tuple[str, ...]:
         return ("data", "dpm")
 
+    @classmethod
+    def require_in(cls, upstream: Mapping[str, Stage]) -> None:
+        """Raises ValueError unless the stage detect of `upstream` is one of prompts."""
+        found = upstream["detect"]
+        kind, remedy = type(found).__name__, "choose detect=prompts"
+        require(isinstance(found, cls), "detect", "of prompts", kind, remedy)
+
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         of_data = ("num_train_prompts", "num_heldout_prompts")
         of_files = ("calibration_prompts", "truth_images")

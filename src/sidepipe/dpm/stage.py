@@ -171,8 +171,8 @@ class TrainDPM(TrainedDPM):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedDPM(DPM):
-    """Somebody else's unconditional diffusers checkpoint, attacked as it is.
+class Pretrained(DPM):
+    """What every model that somebody else trained has: where it is, and whether it changed.
 
     path: a folder saved by `save_pretrained`, or a hub id (fetched when the stage runs).
     revision: of the hub id. The training subset must be the images the model was trained on.
@@ -180,6 +180,33 @@ class PretrainedDPM(DPM):
 
     path: str
     revision: str | None
+
+    def _local_folder(self) -> Path | None:
+        """The folder that `path` names, None for a hub id; FileNotFoundError if it can be none."""
+        folder = Path(self.path).expanduser()
+        if folder.is_dir():
+            return folder
+        if self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
+            raise FileNotFoundError(f"dpm.path names {self.path}, which is not a folder")
+        return None
+
+    def _fingerprint(self, folder: Path) -> dict[str, str]:
+        """SHA-256 of the checkpoint's files."""
+        raise NotImplementedError
+
+    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir() or self._fingerprint(folder) == summary["files"]:
+            return None  # the checkpoint need not be at hand once the artifact is
+        return (
+            f"the checkpoint {folder} changed since this artifact was made; results are of the old "
+            "one; remedy: delete the artifact's folder to read it again"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedDPM(Pretrained):
+    """Somebody else's unconditional diffusers checkpoint, attacked as it is."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]
@@ -189,20 +216,11 @@ class PretrainedDPM(DPM):
                 remedy = "there are no images to split with data=none"
                 value = getattr(self, name)
                 require(value is None, f"dpm.{name}", "null", value, remedy)
-        folder = Path(self.path).expanduser()
-        if folder.is_dir():
+        if (folder := self._local_folder()) is not None:
             check_checkpoint(folder, data.size, data.channels)
-        elif self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
-            raise FileNotFoundError(f"dpm.path names {self.path}, which is not a folder")
 
-    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir() or fingerprint(folder) == summary["files"]:
-            return None  # the checkpoint need not be at hand once the artifact is
-        return (
-            f"the checkpoint {folder} changed since this artifact was made; results are of the old "
-            "one; remedy: delete the artifact's folder to read it again"
-        )
+    def _fingerprint(self, folder: Path) -> dict[str, str]:
+        return fingerprint(folder)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         _, size, _, channels = load_images(inputs["data"]).shape

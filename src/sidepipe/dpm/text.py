@@ -15,7 +15,7 @@ from sidepipe.data.stage import Data, load_captions
 from sidepipe.data.stage import load as load_images
 from sidepipe.dpm.captioned import CaptionedModule, MemorizationFilter, token_ids
 from sidepipe.dpm.module import EMA
-from sidepipe.dpm.stage import DPM, TrainedDPM
+from sidepipe.dpm.stage import Pretrained, TrainedDPM
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import Encoder
 from sidepipe.settings import bind, build, require
@@ -198,31 +198,15 @@ class TrainTextDPM(TrainedDPM):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedTextDPM(DPM):
-    """Somebody else's StableDiffusionPipeline (1.x or 2.x), or one of a model trained here.
-
-    path: a folder saved by `save_pretrained`, or a hub id (fetched when the stage runs).
-    revision: of the hub id.
-    """
-
-    path: str
-    revision: str | None
+class PretrainedTextDPM(Pretrained):
+    """Somebody else's StableDiffusionPipeline (1.x or 2.x), or one of a model trained here."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        folder = Path(self.path).expanduser()
-        if folder.is_dir():
+        if (folder := self._local_folder()) is not None:
             check_pipeline(folder)
-        elif self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
-            raise FileNotFoundError(f"dpm.path names {self.path}, which is not a folder")
 
-    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir() or fingerprint(folder) == summary["files"]:
-            return None
-        return (
-            f"the checkpoint {folder} changed since this artifact was made; remedy: delete the "
-            "artifact's folder to read it again"
-        )
+    def _fingerprint(self, folder: Path) -> dict[str, str]:
+        return fingerprint(folder)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         source = found_folder(self.path, self.revision)

@@ -19,7 +19,7 @@ from sidepipe.parts import Arrays, in_parts
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
 from sidepipe.text.groups import grouped
-from sidepipe.text.memory import images_at_once
+from sidepipe.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.text.model import TextModel
 from sidepipe.text.pipeline import Precision
 from sidepipe.text.significance import EVALUATIONS_A_STEP, token_significance
@@ -27,7 +27,6 @@ from sidepipe.text.trajectory import prompt_noise
 
 log = logging.getLogger(__name__)
 
-GRADIENT_SHARE = 0.25  # of the images that a forward has room for: a gradient keeps activations
 ROLES = ("planted", "train", "test")  # of the other prompts; thresholds are set on the rest
 
 
@@ -56,10 +55,7 @@ class Explain(Stage):
         return ("dpm", "detect")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        detect = upstream["detect"]
-        remedy = "choose detect=prompts"
-        kind = type(detect).__name__
-        require(isinstance(detect, DetectPrompts), "detect", "of prompts", kind, remedy)
+        DetectPrompts.require_in(upstream)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         prompts = grouped(load_prompts(inputs["detect"]), ROLES, self.num_prompts, self.seed)

@@ -17,14 +17,12 @@ from sidepipe.mitigate.attention import attention_scaled
 from sidepipe.mitigate.methods import lowered, with_random_words, without_word
 from sidepipe.parts import Arrays, in_parts
 from sidepipe.stage import Runtime
-from sidepipe.text.memory import images_at_once
+from sidepipe.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.text.model import Embeddings, Latents, TextModel
 from sidepipe.text.significance import EVALUATIONS_A_STEP, token_significance
 from sidepipe.text.trajectory import prompt_noise, prompt_timesteps, sample
 
 Method = Literal["none", "embedding", "random_tokens", "drop_word", "attention"]
-
-GRADIENT_SHARE = 0.25  # of the images that a forward has room for: a gradient keeps activations
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,7 @@ class Mitigate(Stage):
         return {name: value for name, value in settings.items() if name not in unused}
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        detect = upstream["detect"]
-        remedy, kind = "choose detect=prompts", type(detect).__name__
-        require(isinstance(detect, DetectPrompts), "detect", "of prompts", kind, remedy)
+        DetectPrompts.require_in(upstream)
         if self.clip is not None:
             CLIPScore(self.clip).check()
 

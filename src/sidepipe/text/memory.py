@@ -12,6 +12,7 @@ from sidepipe.text.model import TextModel
 # Numbers of x_t in a batch on a CPU: 256 images of 8 x 8 pixels, 16 latents of Stable Diffusion.
 CPU_ELEMENTS = 2**18
 LARGEST = 256
+GRADIENT_SHARE = 0.25  # of the images that a forward has room for: a gradient keeps activations
 
 
 def images_at_once(model: TextModel, asked: int | None, share: float = 1.0) -> int:
