@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -38,12 +38,9 @@ from sidepipe.speed import (
     networks_of,
     seconds_of,
 )
-from sidepipe.stage import Runtime
+from sidepipe.stage import Precision, Runtime
 
 log = logging.getLogger(__name__)
-
-# "true" casts a text model's weights as they are loaded, "mixed" what each operation takes.
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 
 
 @dataclass(frozen=True, kw_only=True)

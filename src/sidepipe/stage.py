@@ -15,6 +15,10 @@ from sidepipe.settings import require, require_known
 if TYPE_CHECKING:
     import lightning as L
 
+# Of what samples: "true" casts a text model's weights as they are loaded, "mixed" what each
+# operation takes.
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:

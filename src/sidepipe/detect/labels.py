@@ -26,10 +26,9 @@ from sidepipe.generate.stage import load_denoiser
 from sidepipe.label.stage import load_cohesion, load_images, load_sizes
 from sidepipe.lora.stage import Lora
 from sidepipe.parts import in_parts
-from sidepipe.sampling import Precision
 from sidepipe.settings import require
 from sidepipe.speed import CPU_BATCH_SIZE, cast_once
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import Precision, Runtime, Stage
 
 log = logging.getLogger(__name__)
 

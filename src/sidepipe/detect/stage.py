@@ -31,10 +31,9 @@ from sidepipe.dpm.stage import load_subset
 from sidepipe.dpm.text import PretrainedTextDPM, TrainTextDPM, load_placed_model
 from sidepipe.parts import Arrays, in_parts
 from sidepipe.settings import build, require, require_known
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import Precision, Runtime, Stage
 from sidepipe.text.memory import images_at_once
 from sidepipe.text.model import TextModel
-from sidepipe.text.pipeline import Precision
 from sidepipe.text.prompts import read_prompts
 from sidepipe.text.trajectory import prompt_timesteps
 

@@ -19,10 +19,9 @@ from sidepipe.dpm.stage import Pretrained, TrainedDPM
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import Encoder
 from sidepipe.settings import bind, build, require
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import Precision, Runtime, Stage
 from sidepipe.text.model import TextModel
 from sidepipe.text.pipeline import (
-    Precision,
     check_network,
     check_pipeline,
     fingerprint,

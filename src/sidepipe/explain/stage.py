@@ -17,11 +17,10 @@ from sidepipe.dpm.text import load_placed_model
 from sidepipe.explain.tokens import summary, token_table
 from sidepipe.parts import Arrays, in_parts
 from sidepipe.settings import require
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import Precision, Runtime, Stage
 from sidepipe.text.groups import grouped
 from sidepipe.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.text.model import TextModel
-from sidepipe.text.pipeline import Precision
 from sidepipe.text.significance import EVALUATIONS_A_STEP, token_significance
 from sidepipe.text.trajectory import prompt_noise
 

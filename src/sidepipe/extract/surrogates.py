@@ -21,8 +21,8 @@ from sidepipe.diffusion.guidance import Posterior, grad_of
 from sidepipe.diffusion.nearest import NearestPosterior, cut_error
 from sidepipe.label.stage import load as load_labels
 from sidepipe.lora.stage import load as load_lora
-from sidepipe.sampling import Precision
 from sidepipe.settings import require
+from sidepipe.stage import Precision
 
 log = logging.getLogger(__name__)
 

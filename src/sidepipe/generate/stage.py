@@ -16,10 +16,10 @@ from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.dpm.text import load_text_model
 from sidepipe.generate.prompts import OF_DATA, draw_prompts, prompts_of
 from sidepipe.images import save_grid
-from sidepipe.sampling import Guidance, ImageSampler, Precision, sample_to_shards
+from sidepipe.sampling import Guidance, ImageSampler, sample_to_shards
 from sidepipe.settings import require
 from sidepipe.shards import load_first, load_shards
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import Precision, Runtime, Stage
 from sidepipe.text.denoiser import PromptedDenoiser
 
 log = logging.getLogger(__name__)

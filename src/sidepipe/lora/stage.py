@@ -19,9 +19,8 @@ from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_images
 from sidepipe.lora.adapters import LabelledDenoiser, merged, trained_weights
 from sidepipe.lora.module import LabelledDenoisingModule
-from sidepipe.sampling import Precision
 from sidepipe.settings import require
-from sidepipe.stage import Runtime
+from sidepipe.stage import Precision, Runtime
 from sidepipe.text.denoiser import PromptedDenoiser
 from sidepipe.training import Training, validation_batches, weights
 

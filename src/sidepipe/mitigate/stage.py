@@ -28,11 +28,10 @@ from sidepipe.mitigate.methods import ordinary_words
 from sidepipe.mitigate.quality import heldout_losses
 from sidepipe.mitigate.requests import Method, Mitigated, generate, recover, requests
 from sidepipe.settings import build, require
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import Precision, Runtime, Stage
 from sidepipe.text.groups import GROUPS, grouped
 from sidepipe.text.memory import images_at_once
 from sidepipe.text.model import TextModel
-from sidepipe.text.pipeline import Precision
 from sidepipe.text.rates import mean
 
 log = logging.getLogger(__name__)

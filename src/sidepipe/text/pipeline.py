@@ -7,7 +7,7 @@ or one of a model of images trained here, which has no autoencoder. Weights are 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -15,9 +15,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from sidepipe.artifacts import sha256_of, write_json
 from sidepipe.settings import require
+from sidepipe.stage import Precision
 from sidepipe.text.model import TextModel
 
-Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
 PARTS = ("unet", "scheduler", "text_encoder", "tokenizer", "vae")
 INDEX = "model_index.json"
 # Parts that Stable Diffusion's index names and that nothing here uses.
