@@ -12,8 +12,9 @@ from sidepipe.__main__ import CONF
 from sidepipe.pipeline import STAGES, plan
 
 GROUPS = (
-    *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "lora", "extract"),
-    *("descriptor", "evaluate", "detect", "explain", "mitigate", "mitigations"),
+    *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "lora", "tune"),
+    *("extract", "descriptor", "reference", "evaluate", "detect", "explain", "mitigate"),
+    "mitigations",
 )
 # What a user must choose, so that options with ??? can be composed.
 TRAINED_ON = "dpm.train_partitions=[train]"

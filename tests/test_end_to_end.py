@@ -72,7 +72,7 @@ def test_status_lists_every_artifact(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     done = sidepipe("stage=status", "experiment=smoke", cwd=folder)
     lines = done.stdout.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert all("done" in line for line in lines)
 
 

@@ -72,7 +72,7 @@ def test_a_descriptor_is_made_only_for_an_evaluation_that_asks_for_it() -> None:
     asked = ("evaluate=cosine", "features@evaluate.features=copydet")
     here, other = keys(*asked), keys(*asked, "descriptor.seed=5")
     assert {name.split()[0] for name in here if here[name] != other[name]} == {
-        *("descriptor", "evaluate", "report")
+        *("descriptor", "reference", "evaluate", "report")
     }
 
 

@@ -9,8 +9,8 @@ import sidepipe
 
 ROOT = Path(sidepipe.__file__).parent
 STAGES = [
-    *("data", "dpm", "generate", "original", "label", "classifier", "lora", "extract"),
-    *("descriptor", "evaluate", "detect", "explain", "mitigate", "report"),
+    *("data", "dpm", "generate", "original", "label", "classifier", "lora", "tune", "extract"),
+    *("descriptor", "reference", "evaluate", "detect", "explain", "mitigate", "report"),
 ]
 LAYERS = [
     {"settings", "artifacts", "shards", "parts", "records", "images", "interruption"},
@@ -75,7 +75,7 @@ def test_the_modules_looked_at_are_those_of_the_package():
 OF_PROMPTS = {"load_captions", "load_subset"}
 
 
-@pytest.mark.parametrize("stage", ["generate", "label", "classifier", "lora", "extract"])
+@pytest.mark.parametrize("stage", ["generate", "label", "classifier", "lora", "tune", "extract"])
 def test_no_stage_of_the_attack_can_reach_the_training_images(stage):
     """Nothing may be tuned on what an attacker does not have; only evaluate compares with it."""
     for path in (ROOT / stage).glob("*.py"):
@@ -84,7 +84,8 @@ def test_no_stage_of_the_attack_can_reach_the_training_images(stage):
                 continue
             assert not module.startswith("sidepipe.data"), f"{path} reads images of the data"
             assert name != "load_subset", f"{path} reads which images were trained on"
-            assert not module.startswith("sidepipe.descriptor"), f"{path} reads what saw the split"
+            for seen in ("sidepipe.descriptor", "sidepipe.reference"):
+                assert not module.startswith(seen), f"{path} reads what saw the split"
 
 
 def test_real_labelled_images_come_from_those_the_model_never_saw_through_one_stage_alone():

@@ -18,6 +18,8 @@ SAMPLING = {
     "eta": 1.0,
     "sampler": "ddim",
     "timestep_spacing": "leading",
+    "refine_steps": 0,
+    "refine_t": 0,
     "precision": "32-true",
     "prompts": None,
     "prompt_guidance_scale": 1.0,

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from tests.tiny import DIGITS, SCHEDULE, SETTINGS, UNET
 
 from sidepipe import shards
 from sidepipe.diffusion.noise import image_noise
-from sidepipe.diffusion.sampler import dpm_solver_pp, sampling_timesteps
+from sidepipe.diffusion.refine import seek_mode
+from sidepipe.diffusion.sampler import ddim, dpm_solver_pp, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0, eps_of
 from sidepipe.dpm.stage import TrainDPM
 from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.generate.stage import Generate, load
 from sidepipe.images import to_uint8
-from sidepipe.sampling import Guidance, ImageSampler, network_timesteps
+from sidepipe.sampling import Guidance, ImageSampler
 from sidepipe.settings import build
 from sidepipe.shards import shard_path
 from sidepipe.stage import Runtime
@@ -32,6 +34,8 @@ SAMPLING = {
     "eta": 0.0,
     "sampler": "ddim",
     "timestep_spacing": "leading",
+    "refine_steps": 0,
+    "refine_t": 0,
     "precision": "32-true",
     "prompts": None,
     "prompt_guidance_scale": 1.0,
@@ -118,6 +122,41 @@ def test_dpm_solver_s_images_are_those_of_the_function_and_ddim_keeps_its_key(tm
     settings = dict(SAMPLING)
     assert "sampler" not in generate().key_settings(settings)
     assert "sampler" in generate(sampler="dpm_solver_pp").key_settings(settings)
+
+
+@pytest.mark.parametrize("dpm", ["epsilon", "v_prediction"], indirect=True)
+def test_refined_images_are_the_plain_ones_moved_toward_a_mode(tmp_path, dpm):
+    images = sampled(tmp_path, dpm, refine_steps=3, refine_t=4, num_images=20)
+    unet, schedule = load_dpm(dpm)
+    alphas_cumprod, kind = schedule.alphas_cumprod, schedule.config["prediction_type"]
+    eps_fn = clip_x_0(eps_of(unet, kind, alphas_cumprod), alphas_cumprod)
+    noise = image_noise(3, "generate", range(20), (1, 8, 8))
+    x_0 = ddim(eps_fn, noise(), sampling_timesteps(20, 5, "leading"), alphas_cumprod)
+    moved = seek_mode(eps_fn, x_0, 4, 3, alphas_cumprod)
+    assert_same_images(images, to_uint8(moved).numpy())
+    assert np.abs(images.astype(int) - to_uint8(x_0).numpy()).mean() > 1, "or nothing was moved"
+
+
+def test_refinement_is_counted_and_what_is_not_refined_keeps_its_key(tmp_path, dpm):
+    folder, refined = tmp_path / "generate", generate(refine_steps=3, refine_t=4, num_images=20)
+    folder.mkdir()
+    assert refined.run(folder, {"dpm": dpm}, runtime())["unet_forwards"] == 20 * (5 + 3)
+    plain = generate(refine_t=4)
+    assert not {"refine_steps", "refine_t"} & plain.key_settings(asdict(plain)).keys()
+    assert {"refine_steps", "refine_t"} <= refined.key_settings(asdict(refined)).keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"refine_steps": -1}, "generate.refine_steps must be >= 0, got -1"),
+        ({"refine_t": -1}, "generate.refine_t must be >= 0, got -1"),
+        ({"refine_steps": 1, "refine_t": 20}, "generate.refine_t must be < .* = 20, got 20"),
+    ],
+)
+def test_a_refinement_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        generate(**changes).check({"dpm": TrainDPM(**SETTINGS)}, runtime())
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -234,24 +273,6 @@ def test_the_surrogate_is_asked_within_its_interval_and_that_is_what_is_counted(
         "unet_forwards": 16 * 5,
         "surrogate_gradients": 16 * len(guided_at),
     }
-
-
-@pytest.mark.parametrize(
-    ("guidance", "count"),
-    [
-        (None, 0),
-        (Guidance(guidance_scale=0.0, t_min=0, t_max=None), 0),
-        (Guidance(guidance_scale=1.0, t_min=0, t_max=None), 10),
-        (Guidance(guidance_scale=1.0, t_min=0, t_max=0), 1),
-        (Guidance(guidance_scale=1.0, t_min=100, t_max=300), 3),
-        (Guidance(guidance_scale=1.0, t_min=101, t_max=299), 1),
-        (Guidance(guidance_scale=1.0, t_min=901, t_max=None), 0),
-    ],
-)
-def test_network_timesteps_counts_those_that_are_guided(guidance, count):
-    timesteps, guided_steps = network_timesteps(1000, 10, "leading", guidance)
-    assert timesteps == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
-    assert guided_steps == count
 
 
 # batches
@@ -430,3 +451,12 @@ def test_more_steps_than_the_model_has_are_refused():
     rule = r"generate\.num_inference_steps must be <= diffusion\.num_train_timesteps = 20, got 21"
     with pytest.raises(ValueError, match=rule):
         generate(num_inference_steps=21).check(upstream, runtime())
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "t_min", "t_max", "count"),
+    [(0.0, 0, None, 0), (1.0, 0, None, 10), (1.0, 0, 0, 1), (1.0, 100, 300, 3), (1, 101, 299, 1)],
+)
+def test_guided_are_the_timesteps_within_both_ends(guidance_scale, t_min, t_max, count):
+    guidance = Guidance(guidance_scale=guidance_scale, t_min=t_min, t_max=t_max)
+    assert len(guidance.within(sampling_timesteps(1000, 10, "leading"))) == count

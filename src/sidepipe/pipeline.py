@@ -1,8 +1,9 @@
 """The graph of stages: which there are, what each reads, their keys, and running them in order.
 
-    data -> dpm -> generate -> label -> classifier -> extract -> descriptor -> evaluate -> report
-             |  `-> original -^   `---> lora ----^                                       |
-             `-> detect -> explain, mitigate --------------------------------------------'
+    data -> dpm -> generate -> label -> classifier -> tune -> extract -> evaluate -> report
+             |`-> original ----^  `---> lora ----^                      ^          |
+             |`-> descriptor -> reference -------------------------------'          |
+             `-> detect -> explain, mitigate ---------------------------------------'
 
 One composed config gives every key, so no path is ever typed. `attacks` are the rows of the
 comparison: each is a set of changes laid over the stages' settings; what rows share is made once.
@@ -33,9 +34,17 @@ from sidepipe.tracking import Tracking
 log = logging.getLogger(__name__)
 
 STAGES = (
-    *("data", "dpm", "generate", "original", "label", "classifier", "lora", "extract"),
-    *("descriptor", "evaluate", "detect", "explain", "mitigate", "report"),
+    *("data", "dpm", "generate", "original", "label", "classifier", "lora", "tune", "extract"),
+    *("descriptor", "reference", "evaluate", "detect", "explain", "mitigate", "report"),
 )
+# Of a stage, the settings that are another one's of the same row: whose, and where among its own.
+TAKES: dict[str, dict[str, tuple[str, ...]]] = {
+    "tune": {"attack": ("extract",)},
+    "reference": {
+        "features": ("evaluate", "features"),
+        "false_positive_rates": ("evaluate", "false_positive_rates"),
+    },
+}
 # Of stages that not every attack reads, what makes one read it.
 NEEDED_BY = {
     "generate": "evaluate.truth=train, or extract.surrogate=posterior",
@@ -43,7 +52,9 @@ NEEDED_BY = {
     "label": "extract.surrogate=posterior, classifier or lora",
     "classifier": "extract.surrogate=classifier",
     "lora": "extract.surrogate=lora",
+    "tune": "extract.tuned=true, as in attacks=tuned",
     "descriptor": "evaluate=copydet",
+    "reference": "evaluate.truth=train",
     "evaluate": "attacks=compare",
     "detect": "detect=prompts, of models with captions, or detect=labels",
     "explain": "explain=tokens",
@@ -188,7 +199,8 @@ def _chain(
         require_known(f"{group}.{row}", name, known)
     laid = {name: _laid_over(plain[name], changes.get(name) or {}) for name in known}
     where = {name: f"{group}.{row}.{name}" if name in changes else name for name in known}
-    needed = set(known) if goals is None else _needed(laid, where, goals)
+    _take(laid, where, plain)
+    needed = set(laid) if goals is None else _needed(laid, where, goals)
     for name in STAGES[:-1]:
         if name in fixed:
             chain[name] = fixed[name]
@@ -197,9 +209,33 @@ def _chain(
         settings = laid[name]
         same = json.dumps([name, settings, [id(node) for node in chain.values()]])
         if same not in made:
+            for owner, *_ in TAKES.get(name, {}).values():
+                # What is wrong with a setting is said of the stage whose it is.
+                _stage(owner, where[owner], laid[owner])
             made[same] = _node(name, where[name], settings, chain, None, runtime)
         chain[name] = made[same]
     return chain
+
+
+def _take(
+    laid: dict[str, dict[str, Any]], where: Mapping[str, str], plain: Mapping[str, Any]
+) -> None:
+    """Gives each stage in TAKES what it takes of others: as this row has it, not as `plain`."""
+    for name in [name for name in TAKES if name in laid]:
+        for setting, (owner, *path) in TAKES[name].items():
+            if owner not in laid:
+                laid.pop(name, None)  # nor is it there without what it takes
+                break
+            unchanged, own = _within(plain[owner], path), _within(laid[owner], path)
+            asked, rule = laid[name].get(setting, unchanged), f"as {'.'.join((owner, *path))}"
+            require(asked == unchanged, f"{where[name]}.{setting}", rule, asked, "set that instead")
+            laid[name] = {**laid[name], setting: own}
+
+
+def _within(settings: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        settings = settings[name]
+    return settings
 
 
 def _needed(

@@ -22,7 +22,8 @@ from sidepipe import ranks
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import conditioned, guided
 from sidepipe.diffusion.noise import image_noise
-from sidepipe.diffusion.sampler import SAMPLERS, sampling_timesteps
+from sidepipe.diffusion.refine import seek_mode
+from sidepipe.diffusion.sampler import SAMPLERS
 from sidepipe.diffusion.schedule import EpsFn, clip_x_0
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.shard_writer import ShardWriter
@@ -62,7 +63,8 @@ class ImageSampler(L.LightningModule):
 
     denoiser: the model under attack; a target is its condition, where it has one. surrogate: None
     for plain sampling, else a target is its label: a module with `grad_log_prob(x_t, t, y)`, or a
-    model that takes the label for a condition.
+    model that takes the label for a condition. refine_steps, refine_t: how often finished samples
+    move toward a mode of the model, unguided, and at which noise.
     """
 
     surrogate: Any
@@ -78,6 +80,8 @@ class ImageSampler(L.LightningModule):
         eta: float,
         surrogate: nn.Module | None = None,
         guidance: Guidance | None = None,
+        refine_steps: int = 0,
+        refine_t: int = 0,
     ) -> None:
         super().__init__()
         self.denoiser, self.surrogate = denoiser, surrogate
@@ -85,6 +89,7 @@ class ImageSampler(L.LightningModule):
             lay_out(surrogate)
         self.seed, self.stream, self.sampler = seed, stream, SAMPLERS[sampler]
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
+        self.refine_steps, self.refine_t = refine_steps, refine_t
         self.is_compiled = False
 
     @property
@@ -103,12 +108,15 @@ class ImageSampler(L.LightningModule):
         noise_fn = image_noise(
             self.seed, self.stream, batch["indices"].tolist(), self.denoiser.shape, self.device
         )
-        eps_fn = self._eps_fn(batch["targets"])
+        targets, alphas_cumprod = batch["targets"], self.denoiser.alphas_cumprod
+        eps_fn, plain = self._eps_fn(targets), self._in_range(self.denoiser.eps_fn(targets))
         # Compiling again, for the last shard's smaller batches, would take longer than they do.
         once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
         with cast_once(self.device), once or nullcontext():
-            about = (self.timesteps, self.denoiser.alphas_cumprod, self.eta, noise_fn)
-            return self.denoiser.decode(self.sampler(eps_fn, noise_fn(), *about))
+            about = (self.timesteps, alphas_cumprod, self.eta, noise_fn)
+            x_0 = self.sampler(eps_fn, noise_fn(), *about)
+            x_0 = seek_mode(plain, x_0, self.refine_t, self.refine_steps, alphas_cumprod)
+            return self.denoiser.decode(x_0)
 
     def _eps_fn(self, targets: Int64[Tensor, "n"]) -> EpsFn:
         eps_fn, alphas_cumprod = self.denoiser.eps_fn(targets), self.denoiser.alphas_cumprod
@@ -120,7 +128,12 @@ class ImageSampler(L.LightningModule):
             else:
                 gradient = self.surrogate.grad_log_prob
                 eps_fn = guided(eps_fn, gradient, targets, scale, alphas_cumprod, *interval)
-        return clip_x_0(eps_fn, alphas_cumprod) if self.denoiser.has_range else eps_fn
+        return self._in_range(eps_fn)
+
+    def _in_range(self, eps_fn: EpsFn) -> EpsFn:
+        """`eps_fn` whose pred_x_0 lies where x_0 does."""
+        has_range = self.denoiser.has_range
+        return clip_x_0(eps_fn, self.denoiser.alphas_cumprod) if has_range else eps_fn
 
     def prepare(self, num_images: int, shard_size: int, runtime: Runtime) -> int:
         """The batch size to sample `num_images` with; compiles the networks where that pays.
@@ -129,7 +142,8 @@ class ImageSampler(L.LightningModule):
         """
         size = runtime.sampling_batch_size or self._useful_batch_size(shard_size)
         size = math.ceil(shard_size / math.ceil(shard_size / size))
-        step, evaluations = self._step(size), num_images * len(self.timesteps)
+        step = self._step(size)
+        evaluations = num_images * (len(self.timesteps) + self.refine_steps)
 
         def seconds() -> float:
             return seconds_of(step, self.device) * evaluations / size
@@ -252,11 +266,3 @@ def _predict(
         **progress_settings(),
     )
     trainer.predict(batches.module, batches, return_predictions=False)
-
-
-def network_timesteps(
-    num_train_timesteps: int, num_inference_steps: int, spacing: str, guidance: Guidance | None
-) -> tuple[list[int], int]:
-    """The timesteps of a sampling run, and how many of them evaluate the surrogate."""
-    timesteps = sampling_timesteps(num_train_timesteps, num_inference_steps, spacing)
-    return timesteps, 0 if guidance is None else len(guidance.within(timesteps))

@@ -1,28 +1,12 @@
-"""Labels by generation: planted copies are found, near misses are not; thresholds; own images."""
+"""Labels by generation: planted copies are found, near misses are not; own images."""
 
 import numpy as np
 import pytest
 from PIL import Image
 from tests.detect.fakes import artifacts
 
-from sidepipe.detect.replays import (
-    copy_threshold,
-    own_truth,
-    read,
-    replayed,
-    training_truth,
-)
-from sidepipe.evaluate.calibration import threshold_at_false_positive_rate
+from sidepipe.detect.replays import own_truth, read, replayed, training_truth
 from sidepipe.features.encoders import Pixels, PixelsL2
-
-
-@pytest.mark.parametrize("metric", ["l2", "cosine"])
-def test_the_threshold_is_the_one_that_evaluate_sets(metric):
-    gamma = np.random.default_rng(0).random(210).astype(np.float32)
-    gamma[7] = gamma[9]
-    for rate in (0.005, 0.1):
-        expected = threshold_at_false_positive_rate(gamma, rate, metric)
-        assert copy_threshold(gamma, rate, metric) == expected
 
 
 def noisy(images, amount, seed=0):

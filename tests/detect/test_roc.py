@@ -1,10 +1,10 @@
-"""ROC: against scikit-learn and by hand, ties, intervals over prompts, thresholds."""
+"""ROC: against scikit-learn and by hand, ties, intervals over prompts."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from sidepipe.detect.roc import measured, require_enough, roc, threshold_above
+from sidepipe.detect.roc import measured, require_enough, roc
 
 
 def scored(n=300, seed=0):
@@ -79,14 +79,6 @@ def test_the_interval_of_the_area_is_as_wide_as_delong_says():
 def test_prompts_of_one_kind_have_no_roc():
     with pytest.raises(ValueError, match=r"positive must be some and not all, got '0 of 3'"):
         roc(np.arange(3.0), np.zeros(3, bool), np.ones(3))
-
-
-def test_at_most_the_rate_lies_above_the_threshold_and_no_lower_one_would_do():
-    scores = np.random.default_rng(0).permutation(np.arange(200.0))
-    assert threshold_above(scores, 0.01) == 197
-    assert threshold_above(scores, 0.001) == 199
-    assert threshold_above(np.array([1.0, 5.0, 5.0, 5.0]), 0.5) == 5
-    assert threshold_above(np.arange(100.0), 0.29) == 70  # 0.29 * 100 is 28.999999999999996
 
 
 def test_too_few_calibration_prompts_are_refused_with_the_number_needed():

@@ -1,86 +1,13 @@
 import numpy as np
 import pytest
-from scipy.stats import binom
 from sklearn.datasets import load_digits
 
 from sidepipe.evaluate import calibration as c
-from sidepipe.evaluate.memorization import closer
-from sidepipe.evaluate.reference import Encoded, compare
+from sidepipe.evaluate.comparison import compare
 from sidepipe.evaluate.results import calibrated, curve
 from sidepipe.features.encoders import PixelsL2
-
-METRICS = pytest.mark.parametrize("metric", ["cosine", "l2"])
-
-
-@METRICS
-@pytest.mark.parametrize(
-    ("count", "rate", "passing"),
-    [
-        (1000, 0.001, 1),
-        (1999, 0.001, 1),
-        (1000, 0.01, 10),
-        (100, 0.29, 29),
-        (50, 0.5, 25),
-        (1, 0.999999, 0),
-    ],
-)
-def test_exactly_the_allowed_share_of_held_out_images_passes(metric, count, rate, passing):
-    values = np.random.default_rng(0).random(count).astype(np.float32)
-    assert len(np.unique(values)) == count
-    if passing == 0:
-        with pytest.raises(ValueError, match=r">= 1 / 1 .* bring at least 2"):
-            c.threshold_at_false_positive_rate(values, rate, metric)
-        return
-    threshold = c.threshold_at_false_positive_rate(values, rate, metric)
-    assert closer(values, threshold, metric).sum() == passing
-    # It is the loosest: the next float on lets one more pass.
-    looser = np.nextafter(np.float32(threshold), np.float32(-1 if metric == "cosine" else 2))
-    assert closer(values, float(looser), metric).sum() == passing + 1
-
-
-@METRICS
-def test_images_that_tie_at_the_edge_all_fail(metric):
-    # From closest: one at 0.9, three at 0.8, the rest at 0.1. Two of ten may pass; one does.
-    values = np.array([0.9, 0.8, 0.8, 0.8] + [0.1] * 6, np.float32)
-    values = values if metric == "cosine" else 1 - values
-    threshold = c.threshold_at_false_positive_rate(values, 0.2, metric)
-    assert closer(values, threshold, metric).sum() == 1
-    threshold = c.threshold_at_false_positive_rate(values, 0.4, metric)
-    assert closer(values, threshold, metric).sum() == 4
-
-
-@METRICS
-def test_if_all_held_out_images_are_equally_close_none_passes(metric):
-    values = np.full(100, 0.3, np.float32)
-    threshold = c.threshold_at_false_positive_rate(values, 0.01, metric)
-    assert not closer(values, threshold, metric).any()
-
-
-def test_the_threshold_survives_json_and_other_floats():
-    values = np.random.default_rng(1).random(500).astype(np.float32)
-    for metric in ("cosine", "l2"):
-        threshold = c.threshold_at_false_positive_rate(values, 0.01, metric)
-        assert type(threshold) is float
-        assert closer(values, float(repr(threshold)), metric).sum() == 5
-        assert closer(values.astype(np.float64), threshold, metric).sum() == 5
-
-
-@METRICS
-def test_too_few_held_out_images_are_refused_with_the_number_needed(metric):
-    message = r"must be >= 1 / 999 .* got 0.001; remedy: bring at least 1000, .*rates=\[0.003\]"
-    with pytest.raises(ValueError, match=message):
-        c.threshold_at_false_positive_rate(np.zeros(999, np.float32), 0.001, metric)
-
-
-@pytest.mark.parametrize(("passing", "num_real"), [(0, 50), (1, 1541), (12, 1200), (7, 7)])
-def test_the_rate_interval_s_ends_are_where_what_was_seen_becomes_unlikely(passing, num_real):
-    low, high = c.rate_interval(passing, num_real)
-    assert 0 <= low <= passing / num_real <= high <= 1
-    if passing > 0:
-        assert binom.sf(passing - 1, num_real, low) == pytest.approx(0.025)
-    if passing < num_real:
-        assert binom.cdf(passing, num_real, high) == pytest.approx(0.025)
-
+from sidepipe.features.real import Encoded, real_images
+from sidepipe.features.thresholds import rate_interval
 
 # Intervals
 
@@ -139,7 +66,7 @@ def test_where_nothing_hits_anything_the_interval_is_that_of_no_hit_among_the_gr
     control[:3, 1] = True
     share, low, high = c.excess(nothing, control, np.arange(200) % 50)
     assert share[0] == 0
-    assert high[0] == -low[0] == c.rate_interval(0, 50)[1] > 0
+    assert high[0] == -low[0] == rate_interval(0, 50)[1] > 0
     assert low[1] < share[1] == -3 / 200
 
 
@@ -154,7 +81,7 @@ def planted(rng, noise):
     generated, train, unseen = (x.astype(np.float32) for x in (generated, train, unseen))
     rows = np.arange(64), 64 + np.arange(1200)
     sets = Encoded(rows[0], train), Encoded(rows[1], unseen)
-    return compare(generated, generated[:5], *sets, "l2")
+    return compare(generated, generated[:5], real_images(*sets, "l2"), "l2")
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.25])
@@ -185,7 +112,8 @@ def test_real_held_out_images_scored_as_if_generated_have_an_excess_that_covers_
         order = np.random.default_rng(seed).permutation(len(digits))
         generated, train, unseen = np.split(order, [300, 500])
         sets = Encoded(train, digits[train]), Encoded(unseen, digits[unseen])
-        compared = compare(digits[generated], digits[generated[:5]], *sets, "l2")
+        queries = digits[generated]
+        compared = compare(queries, queries[:5], real_images(*sets, "l2"), "l2")
         for at in calibrated(compared, [0.001, 0.01, 0.05]):
             low, high = at["excess"]["interval"]
             covered.append(low <= 0 <= high)

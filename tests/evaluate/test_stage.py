@@ -10,11 +10,11 @@ import pytest
 
 from sidepipe.artifacts import write_manifest
 from sidepipe.dpm.stage import PretrainedDPM
-from sidepipe.evaluate import reference
 from sidepipe.evaluate.stage import Evaluate, load, load_candidates, load_gallery, load_labels
 from sidepipe.extract.stage import Extract
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import PixelsL2
+from sidepipe.reference.stage import Reference
 from sidepipe.settings import build
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
@@ -42,7 +42,7 @@ EXTRACT = {
     "guidance_schedule": "constant",
     "max_guidance_norm": None,
     "guide_through": "x_t",
-    "tuning": None,
+    "tuned": False,
     "rounds": 1,
     "stop_rounds": True,
     "features": L2["features"],
@@ -56,6 +56,8 @@ EXTRACT = {
     "eta": 0.0,
     "sampler": "ddim",
     "timestep_spacing": "leading",
+    "refine_steps": 0,
+    "refine_t": 0,
     "precision": "32-true",
     "prompts": None,
     "prompt_guidance_scale": 1.0,
@@ -102,7 +104,7 @@ class Planted:
         self.images[self.unseen[-4:]] = self.noisy(self.train[40:44], noise)
 
     def write(self):
-        for name in INPUTS:
+        for name in WRITTEN:
             (self.folder / name).mkdir()
         np.save(self.folder / "data" / "images.npy", self.images)
         with (self.folder / "data" / "ids.csv").open("w", newline="") as file:
@@ -120,10 +122,19 @@ class Planted:
         inputs = {name: name for name in ("label", "generate") if (self.behind / name).exists()}
         write_manifest(self.folder / "extract", {"summary": summary, "inputs": inputs})
         write_shard(self.folder / "generate", 0, self.synthetic)
-        return {name: self.folder / name for name in INPUTS}
+
+    def reference(self, features):
+        """The real images, encoded; other features have another artifact."""
+        name = features["_target_"].rpartition(".")[2]
+        folder = self.folder / f"reference_{name}"
+        if not folder.exists():
+            folder.mkdir()
+            inputs = {name: self.folder / name for name in ("data", "dpm")}
+            Reference(features=features, false_positive_rates=[0.5]).run(folder, inputs, RUNTIME)
+        return folder
 
 
-INPUTS = ("data", "dpm", "generate", "extract")
+WRITTEN = ("data", "dpm", "generate", "extract")
 COPIES = np.arange(5, 35)  # generated images that are copies, of 12 training images
 NEAR_MISSES = np.arange(40, 52)
 
@@ -140,11 +151,14 @@ def planted(tmp_path):
 
 
 def run(planted, settings=L2, name="evaluate", **changes):
-    inputs = planted.write() if not (planted.folder / "data").exists() else None
-    inputs = inputs or {n: planted.folder / n for n in INPUTS}
+    if not (planted.folder / "data").exists():
+        planted.write()
+    stage = Evaluate(**{**settings, **changes})
+    inputs = {n: planted.folder / n for n in stage.inputs() if n != "reference"}
+    inputs["reference"] = planted.reference(stage.features)
     folder = planted.folder / name
     folder.mkdir()
-    return folder, Evaluate(**{**settings, **changes}).run(folder, inputs, RUNTIME)
+    return folder, stage.run(folder, inputs, RUNTIME)
 
 
 def table(folder, name="nearest.csv"):
@@ -338,6 +352,8 @@ def test_copies_of_held_out_images_count_as_held_out_hits_and_other_unseen_ones_
 def test_too_few_real_images_for_a_rate_are_refused_before_anything_is_encoded(
     planted, monkeypatch
 ):
+    planted.write()
+    planted.reference(L2["features"])  # made for other rates
     monkeypatch.setattr(PixelsL2, "encode", None)
     message = r"false_positive_rates must be >= 1 / 150 .* got 0.001; remedy: bring at least 1000"
     with pytest.raises(ValueError, match=message):
@@ -439,6 +455,22 @@ def test_synthetic_images_are_part_of_the_cost_of_an_attack_that_learnt_from_the
     assert load(run(planted)[0])["cost"] == {**COST, "synthetic_evaluations": 777}
 
 
+def test_trials_of_a_tuned_attack_are_listed_with_the_hits_that_tuning_did_not_see(planted):
+    assert load(run(planted, name="untuned")[0])["trials"] == []
+    tune, tried = planted.behind / "tune" / "tune", [{"t_min": 0}, {"t_min": 200}]
+    copies = (planted.noisy(planted.train[[3, 3, 9]], noise=8), planted.random(0))
+    for i, (row, some) in enumerate(zip(tried, copies, strict=True)):
+        folder = tune / "trials" / f"{i:03d}"
+        write_shard(folder, 0, np.concatenate([planted.random(7), some]))
+        (folder / "trial.json").write_text(json.dumps({**row, "score": 0.1 * i}))
+    manifest = {"summary": {**COST, "num_targets": 9, "num_images": 200}}
+    write_manifest(planted.folder / "extract", {**manifest, "inputs": {"tune": "tune"}})
+    assert load(run(planted)[0])["trials"] == [
+        {"t_min": 0, "score": 0.0, "images": 10, "hits": 3, "unique": 2},
+        {"t_min": 200, "score": 0.1, "images": 7, "hits": 0, "unique": 0},
+    ]
+
+
 def test_an_attack_without_labels_lists_none(planted):
     assert load_labels(run(planted)[0]) == []
 
@@ -462,7 +494,7 @@ def test_the_blind_ranking_finds_what_is_repeated_and_truth_says_how_well(plante
 
 def test_without_truth_the_images_are_ranked_alike_and_nothing_else_is_read(planted):
     with_truth, _ = run(planted, name="with")
-    for name in ("data", "dpm", "generate"):
+    for name in ("data", "dpm", "generate", "reference_PixelsL2"):
         shutil.rmtree(planted.folder / name)
     folder = planted.folder / "without"
     folder.mkdir()
@@ -479,28 +511,12 @@ def test_without_truth_the_images_are_ranked_alike_and_nothing_else_is_read(plan
     np.testing.assert_array_equal(images, load_candidates(with_truth)[0])
 
 
-def test_images_that_the_descriptor_learnt_from_are_no_control(planted):
-    descriptor = planted.folder / "descriptor"
-    descriptor.mkdir()
-    used = planted.unseen[:50]  # the best held-out ones
-    np.save(descriptor / "rows.npy", used)
-    planted.plant(np.arange(60, 70), used[:10], noise=5)
-    inputs = {**planted.write(), "descriptor": descriptor}
-    folder = planted.folder / "evaluate"
-    folder.mkdir()
-    Evaluate(**L2).run(folder, inputs, RUNTIME)
-    results = load(folder)
-    assert results["calibrated"][0]["num_real"] == 100
-    assert results["bands"]["high"]["heldout"]["count"] == 0
-    assert not {int(row["heldout_index"]) for row in table(folder)} & set(used)
-
-
 def test_a_trained_descriptor_is_an_input_and_one_of_a_folder_is_not():
     target = "sidepipe.features.copydet.CopyDet"
     ours = Evaluate(**{**COSINE, "features": {"_target_": target, "path": None}})
-    assert ours.inputs() == ("data", "dpm", "generate", "descriptor", "extract")
+    assert ours.inputs() == ("data", "generate", "descriptor", "reference", "extract")
     theirs = Evaluate(**{**COSINE, "features": {"_target_": target, "path": "somewhere"}})
-    assert theirs.inputs() == ("data", "dpm", "generate", "extract")
+    assert theirs.inputs() == ("data", "generate", "reference", "extract")
 
 
 def test_the_gallery_has_one_pair_a_training_image_the_closest_first(planted):
@@ -557,17 +573,6 @@ def test_ids_come_back_as_they_are_whatever_they_look_like(tmp_path):
     assert {row["train_id"] for row in rows[:4]} == set(names)
 
 
-def test_results_do_not_depend_on_how_many_images_are_encoded_at_once(planted, monkeypatch):
-    whole, _ = run(planted, name="whole")
-    monkeypatch.setattr(reference, "ENCODE_IMAGES", 7)
-    parts, _ = run(planted, name="parts")
-    files = sorted(path.name for path in whole.iterdir())
-    tables = ["candidates.csv", "candidates.npy", "gallery.csv", "gallery.npy", "nearest.csv"]
-    assert files == [*tables, "results.json"]
-    for file in files:
-        assert (whole / file).read_bytes() == (parts / file).read_bytes()
-
-
 def test_results_are_plain_json_with_null_for_an_open_end(planted):
     folder, _ = run(planted)
 
@@ -581,12 +586,6 @@ def test_results_are_plain_json_with_null_for_an_open_end(planted):
 
 
 # Settings
-
-
-def test_without_held_out_images_it_refuses_with_the_remedy(tmp_path):
-    planted = Planted(tmp_path, num_unseen=0)
-    with pytest.raises(ValueError, match=r"held-out images.*remedy: lower dpm.num_train_images"):
-        run(planted)
 
 
 def upstream(num_train_images=100, train_partitions=None, num_images=200):

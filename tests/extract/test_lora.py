@@ -113,13 +113,6 @@ def test_the_cost_is_what_was_evaluated_and_what_training_took(
     assert summary["training_evaluations"] == 4200
 
 
-def test_its_strength_and_targets_can_be_tuned(tmp_path, inputs, unet, adapted):
-    tuning = {"grid": {"guidance_scale": [0.0, 1.0]}, "num_images": 12}
-    summary = run(tmp_path / "tuned", inputs, surrogate="lora", tuning=tuning)
-    assert summary["tuned"] in ({"guidance_scale": 0.0}, {"guidance_scale": 1.0})
-    assert summary["training_evaluations"] == 4200
-
-
 def test_it_reads_what_it_was_made_from():
     assert extract(surrogate="lora").inputs() == ("dpm", "generate", "label", "lora")
     assert "posterior_neighbours" not in key_settings(surrogate="lora")

@@ -1,7 +1,6 @@
 import csv
 import math
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,13 +16,13 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0, for_each
 from sidepipe.dpm.stage import TrainDPM
-from sidepipe.extract.stage import Extract, load, load_cohesion, load_targets, load_trials
+from sidepipe.extract.stage import Extract, load, load_cohesion, load_targets
 from sidepipe.images import to_model, to_uint8
 from sidepipe.label.stage import Label, load_stage
 from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_cohesion as load_label_cohesion
 from sidepipe.sampling import ImageSampler
-from sidepipe.shards import write_shard
+from sidepipe.shards import load_shards, write_shard
 from sidepipe.stage import Runtime
 
 RUNTIME = Runtime(accelerator="cpu", sampling_batch_size=7)
@@ -46,7 +45,7 @@ def extract(**changes) -> Extract:
         "t_max": None,
         "targets": "uniform",
         "target_fraction": 0.1,
-        "tuning": None,
+        "tuned": False,
         "rounds": 1,
         "stop_rounds": True,
         "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
@@ -56,6 +55,8 @@ def extract(**changes) -> Extract:
         "eta": 0.0,
         "sampler": "ddim",
         "timestep_spacing": "leading",
+        "refine_steps": 0,
+        "refine_t": 0,
         "precision": "32-true",
         "prompts": None,
         "prompt_guidance_scale": 1.0,
@@ -335,6 +336,55 @@ def test_a_schedule_that_guides_nowhere_is_plain_sampling_with_a_warning(
     assert "nothing is guided" in caplog.text
 
 
+def test_points_of_lambda_s_factor_guide_at_every_step_by_lambda_times_the_factor(
+    tmp_path, inputs, unet
+):
+    # Constant in two halves, which two constant scales guide: first at high noise, then at low.
+    schedule = [[499, 0.5], [500, 0.25]]
+    run(tmp_path / "points", inputs, guidance_scale=2.0, guidance_schedule=schedule)
+    y = torch.from_numpy(load_targets(tmp_path / "points"))
+    labelled = (
+        to_model(load_shards(inputs["generate"])),
+        torch.from_numpy(load_labels(inputs["label"])),
+    )
+    gradient = Posterior(*labelled, ALPHAS_CUMPROD).grad_log_prob
+
+    def eps_fn(x_t, t):
+        eps, sigma = unet(x_t, for_each(t, x_t)).sample, (1 - ALPHAS_CUMPROD[t]).sqrt()
+        return eps - (0.5 if t >= 500 else 1.0) * sigma * gradient(x_t, for_each(t, x_t), y)
+
+    noise_fn = image_noise(0, "extract", range(48), (1, 4, 4))
+    x_0 = ddim(clip_x_0(eps_fn, ALPHAS_CUMPROD), noise_fn(), TIMESTEPS, ALPHAS_CUMPROD)
+    difference = load(tmp_path / "points").astype(int) - to_uint8(x_0).numpy()
+    assert np.abs(difference).max() <= 1
+
+
+def test_where_the_factor_of_points_is_0_no_gradient_is_taken_and_none_is_paid(
+    tmp_path, inputs, unet, monkeypatch
+):
+    asked, original = [], Posterior.grad_log_prob
+
+    def counted(self, x_t, t, y):
+        asked.extend(t.tolist())
+        return original(self, x_t, t, y)
+
+    monkeypatch.setattr(Posterior, "grad_log_prob", counted)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    schedule = [[200, 0], [201, 1], [699, 1], [700, 0]]
+    points = run(tmp_path / "points", inputs, guidance_schedule=schedule)
+    assert (min(asked), max(asked), len(asked)) == (250, 650, 48 * 9)
+    assert points["surrogate_gradients"] == 48 * 9
+    within = run(tmp_path / "interval", inputs, t_min=201, t_max=699)
+    assert points == within
+    np.testing.assert_array_equal(load(tmp_path / "points"), load(tmp_path / "interval"))
+
+
+def test_a_constant_schedule_is_the_point_of_factor_1(tmp_path, inputs, unet):
+    run(tmp_path / "constant", inputs, num_images=20)
+    run(tmp_path / "point", inputs, num_images=20, guidance_schedule=[[300, 1]])
+    np.testing.assert_array_equal(load(tmp_path / "constant"), load(tmp_path / "point"))
+
+
 def test_a_limit_of_guidance_leads_from_plain_samples_to_unlimited_ones(tmp_path, inputs, unet):
     images = {}
     for limit in (1e-9, 0.2, 1e9, None):
@@ -526,7 +576,7 @@ def test_the_target_fraction_is_part_of_the_key_where_it_is_used():
         ({"posterior_neighbours": 0}, r"extract.posterior_neighbours must be >= 1 or null, got 0"),
         (
             {"guidance_schedule": "classifier_quality"},
-            r"extract.guidance_schedule must be 'constant' where extract.surrogate is 'posterior'",
+            r"guidance_schedule must be 'constant' or points where .* is 'posterior'",
         ),
         ({"guide_through": "pred_x_0"}, r"guide_through must be 'x_t' where .* got 'pred_x_0'"),
         ({"num_images": 0}, r"extract.num_images must be >= 1, got 0"),
@@ -574,6 +624,10 @@ DPM = TrainDPM(
         ({"t_min": 951}, r"one of the 20 timesteps from 0 to 950 .* got \[951, None\]"),
         ({"t_min": 1, "t_max": 49}, r"t_min, extract.t_max\] must .* got \[1, 49\]"),
         ({"num_inference_steps": 1001}, r"extract.num_inference_steps must be <= .* got 1001"),
+        (
+            {"t_min": 500, "guidance_schedule": [[0, 1], [500, 0]]},
+            r"guidance_schedule must be above 0 at one of the guided timesteps, 500 to 950, got",
+        ),
     ],
 )
 def test_an_attack_that_guides_nowhere_is_refused_at_the_start(changes, message):
@@ -587,6 +641,7 @@ def test_an_attack_that_guides_nowhere_is_refused_at_the_start(changes, message)
         {"t_min": 950},
         {"t_min": 951, "timestep_spacing": "trailing"},
         {"t_min": 50, "t_max": 50},
+        {"t_max": 499, "guidance_schedule": [[0, 1], [500, 0]]},
         {"t_min": 1000, "surrogate": "none"},
         {"t_min": 1000, "guidance_scale": 0.0},
     ],
@@ -595,83 +650,46 @@ def test_an_attack_that_guides_somewhere_or_means_not_to_is_accepted(changes):
     extract(**changes).check({"dpm": DPM}, RUNTIME)
 
 
-# Tuning
+# Settings chosen by trials
 
-TUNING = {
-    "grid": {"guidance_scale": [0.0, 1.0], "targets": ["uniform", "top_cohesion"]},
-    "num_images": 12,
-}
+SPENT = {"unet_forwards": 960, "surrogate_gradients": 480, "network_evaluations": 1200}
 
 
-def test_the_setting_whose_trial_repeats_itself_most_makes_the_images(tmp_path, unet, inputs):
-    folder, plain = tmp_path / "tuned", tmp_path / "plain"
-    for place in (folder, plain):
-        place.mkdir()
-    summary = extract(tuning=TUNING, target_fraction=0.3).run(folder, inputs, RUNTIME)
-    trials = load_trials(folder)
-    tried = [(row["guidance_scale"], row["targets"]) for row, _ in trials]
-    assert tried == [(0, "uniform"), (0, "top_cohesion"), (1, "uniform"), (1, "top_cohesion")]
-    scores = [row["score"] for row, _ in trials]
-    for (_, images), score in zip(trials, scores, strict=True):
-        x = images.reshape(12, -1) / 255
-        rms = np.sqrt(np.square(x[:, None] - x).mean(2)) + np.eye(12)
-        assert score == pytest.approx(np.mean(rms.min(1) <= 0.05))
-    chosen = dict(zip(TUNING["grid"], tried[int(np.argmax(scores))], strict=True))
-    assert summary["tuned"] == chosen
-    alone = extract(**chosen, target_fraction=0.3).run(plain, inputs, RUNTIME)
-    np.testing.assert_array_equal(load(folder), load(plain))
-    # Four trials of 12 images, and 48 of the chosen setting.
-    assert summary["unet_forwards"] == (4 * 12 + 48) * len(TIMESTEPS)
-    gradients = sum(row["surrogate_gradients"] for row, _ in trials)
-    assert summary["surrogate_gradients"] == gradients + alone["surrogate_gradients"]
+@pytest.fixture
+def chosen(inputs):
+    """The tune stage's artifact: what it chose, at 1,200 evaluations."""
+    inputs["tune"] = inputs["dpm"].parent / "tune"
+    inputs["tune"].mkdir()
+    chosen = {"guidance_scale": 0.5, "t_min": 300, "t_max": None, "targets": "top_cohesion"}
+    write_json(inputs["tune"] / "choice.json", {"chosen": chosen, "score": 0.5, **SPENT})
+    return chosen
 
 
-def test_a_killed_tuning_goes_on_where_it_was(tmp_path, unet, inputs, monkeypatch):
-    stage = extract(tuning=TUNING)
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    stage.run(tmp_path / "whole", inputs, RUNTIME)
-    interrupted = Mock(side_effect=[0.1, KeyboardInterrupt])
-    monkeypatch.setattr("sidepipe.extract.stage.near_duplicate_rate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stage.run(tmp_path / "killed", inputs, RUNTIME)
-    assert interrupted.call_count == 2
-    monkeypatch.undo()
-    monkeypatch.setattr("sidepipe.generate.stage.load_dpm", lambda _: (unet, DDPMScheduler()))
-    stage.run(tmp_path / "killed", inputs, RUNTIME)
-    whole, killed = (load_trials(tmp_path / name) for name in ("whole", "killed"))
-    assert [row["score"] for row, _ in killed] == [row["score"] for row, _ in whole]
-    np.testing.assert_array_equal(load(tmp_path / "killed"), load(tmp_path / "whole"))
+def test_a_tuned_attack_is_the_attack_with_what_was_chosen_and_its_cost_that_of_trials_too(
+    tmp_path, inputs, unet, chosen, monkeypatch
+):
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    settings = {"guidance_scale": 3.0, "t_max": 400, "target_fraction": 0.3}
+    tuned = run(tmp_path / "tuned", inputs, tuned=True, **settings)
+    alone = run(tmp_path / "alone", inputs, **{**settings, **chosen})
+    np.testing.assert_array_equal(load(tmp_path / "tuned"), load(tmp_path / "alone"))
+    assert tuned == {**alone, **{k: alone[k] + SPENT[k] for k in SPENT}, "tuned": chosen}
 
 
-def test_plain_sampling_is_not_tuned_and_keeps_its_key():
-    plain, tuned = extract(surrogate="none"), extract(surrogate="none", tuning=TUNING)
-    settings = dict.fromkeys(vars(tuned), 1)
-    assert "tuning" not in tuned.key_settings(settings)
-    assert plain.inputs() == tuned.inputs()
+def test_a_tuned_attack_reads_tune_and_plain_sampling_is_not_tuned():
+    assert extract(tuned=True).inputs() == ("dpm", "generate", "label", "tune")
+    lora = extract(tuned=True, surrogate="lora")
+    assert lora.inputs() == ("dpm", "generate", "label", "lora", "tune")
+    assert extract(tuned=True, surrogate="none").inputs() == ("dpm",)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"grid": {}}, "extract.tuning.grid must be settings with values to try"),
-        ({"grid": {"lambda": [1]}}, "extract.tuning.grid does not know 'lambda'"),
-        (
-            {"grid": {"t_min": 5}},
-            "extract.tuning.grid.t_min must be a list of values to try, got 5",
-        ),
-        ({"grid": {"t_min": []}}, "extract.tuning.grid.t_min must be a list of values"),
-        ({"grid": {"t_min": ["late"]}}, "extract.tuning.grid.t_min must be a whole number"),
-        ({"grid": {"guidance_scale": [1, -1]}}, "extract.guidance_scale must be >= 0, got -1"),
-        ({"grid": {"targets": ["tight"]}}, "extract.tuning.grid.targets does not know 'tight'"),
-        ({"num_images": 1}, "extract.tuning.num_images must be >= 2, got 1"),
-        ({"images": 5}, "extract.tuning.images is not a setting"),
-    ],
-)
-def test_a_grid_that_cannot_be_tried_is_refused_at_the_start(changes, message):
-    stage = extract(tuning={**TUNING, **changes})
-    with pytest.raises(ValueError, match=message):
-        stage.check({"dpm": DPM}, RUNTIME)
+def test_that_it_is_tuned_is_known_by_the_key_of_tune_alone():
+    for surrogate in ("none", "classifier", "posterior"):
+        assert key_settings(surrogate=surrogate, tuned=True) == key_settings(surrogate=surrogate)
+
+
+def test_settings_that_trials_replace_need_not_guide_anywhere():
+    extract(tuned=True, t_min=951).check({"dpm": DPM}, RUNTIME)
 
 
 # Rounds
@@ -800,13 +818,15 @@ def test_a_run_killed_within_a_round_goes_on_with_the_same_result(tmp_path, samp
     assert rounds_csv(tmp_path / "killed") == rounds_csv(tmp_path / "whole")
 
 
-def test_a_tuned_attack_in_rounds_tries_without_them(tmp_path, sampled):
-    grid = {"guidance_scale": [0.0, 1.0]}
-    settings = {**ROUNDS, "tuning": {"grid": grid, "num_images": 12}}
-    summary = run(tmp_path / "tuned", sampled, **settings)
+def test_a_tuned_attack_in_rounds_is_chosen_once_for_all(tmp_path, sampled):
+    sampled["tune"] = tmp_path / "tune"
+    sampled["tune"].mkdir()
+    choice = {"chosen": {"guidance_scale": 0.5}, "score": 0.5, **SPENT}
+    write_json(sampled["tune"] / "choice.json", choice)
+    summary = run(tmp_path / "tuned", sampled, **ROUNDS, tuned=True)
     assert len(summary["rounds"]) == 3
-    assert summary["unet_forwards"] == (2 * 12 + 30) * len(TIMESTEPS)
-    run(tmp_path / "alone", sampled, **{**ROUNDS, **summary["tuned"]})
+    assert summary["unet_forwards"] == 30 * len(TIMESTEPS) + SPENT["unet_forwards"]
+    run(tmp_path / "alone", sampled, **ROUNDS, guidance_scale=0.5)
     np.testing.assert_array_equal(load(tmp_path / "tuned"), load(tmp_path / "alone"))
 
 
@@ -819,11 +839,6 @@ def test_rounds_are_part_of_the_key_where_there_are_several_and_their_judge_too(
     assert key_settings(**several) != key_settings(targets="top_cohesion")
     assert key_settings(**several, **judged) != key_settings(**several)
     assert key_settings(surrogate="none", rounds=3) == key_settings(surrogate="none")
-    # The judge of trials is a part of the tuning.
-    tuned = key_settings(tuning=TUNING)
-    assert tuned["tuning"]["duplicate_threshold"] == 0.05
-    assert "duplicate_threshold" not in tuned
-    assert key_settings(tuning=TUNING, duplicate_threshold=0.2) != tuned
 
 
 @pytest.mark.parametrize(

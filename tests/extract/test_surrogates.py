@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sidepipe.extract.surrogates import ClassifierSurrogate, quality_factors
+from sidepipe.extract.surrogates import ClassifierSurrogate
 
 
 class Smooth(nn.Module):
@@ -86,14 +86,3 @@ def test_logits_of_few_bits_give_a_gradient_in_x_t_s_dtype(logits):
     torch.testing.assert_close(gradient, exact, rtol=0.05, atol=0.05)
     # log p itself is not rounded to the logits' bits.
     assert ClassifierSurrogate(Coarse()).log_prob(x_t, T, Y).dtype == torch.float32
-
-
-def test_factors_are_the_share_of_the_labels_entropy_that_the_classifier_knows():
-    rows = [
-        {"t_from": 0, "t_to": 3, "cross_entropy": 0.0, "label_entropy": 1.5},
-        {"t_from": 3, "t_to": 5, "cross_entropy": 0.6, "label_entropy": 1.5},
-        {"t_from": 5, "t_to": 6, "cross_entropy": 1.5, "label_entropy": 1.5},
-        {"t_from": 6, "t_to": 8, "cross_entropy": 2.0, "label_entropy": 1.5},
-    ]
-    expected = torch.tensor([1, 1, 1, 0.6, 0.6, 0, 0, 0])
-    torch.testing.assert_close(quality_factors(rows, 8), expected)

@@ -3,7 +3,7 @@ import pytest
 from tests.repeated import METRICS, THRESHOLD, repeated
 
 from sidepipe.features import duplicates
-from sidepipe.features.duplicates import near_duplicate_groups, new_groups
+from sidepipe.features.duplicates import near_duplicate_groups, nearest_other, new_groups
 
 
 @METRICS
@@ -41,6 +41,30 @@ def test_groups_are_those_of_the_definition_by_double_loop(metric):
     assert 1 < len(centres) < len(x)
     expected = centres[np.argmin(close[:, centres], axis=1)]
     np.testing.assert_array_equal(near_duplicate_groups(features, metric, threshold), expected)
+    known = nearest_other(features, metric)
+    found = near_duplicate_groups(features, metric, threshold, known)
+    np.testing.assert_array_equal(found, expected)
+
+
+@METRICS
+def test_the_nearest_other_image_is_never_the_image_itself(metric):
+    features, _ = repeated(metric, sizes=(3, 2), alone=5)
+    features[7] = features[2]  # exact copies, of which the first comes first in a search
+    x = features.astype(np.float64)
+    gamma = x @ x.T if metric == "cosine" else np.linalg.norm(x[:, None] - x, axis=2)
+    np.fill_diagonal(gamma, -np.inf if metric == "cosine" else np.inf)
+    expected = gamma.max(1) if metric == "cosine" else gamma.min(1)
+    np.testing.assert_allclose(nearest_other(features, metric), expected, atol=1e-6)
+
+
+def test_a_constant_image_is_alone_in_its_group():
+    """Its vector is zero, to which all others are equally unlike."""
+    features = np.concatenate([np.eye(4, dtype=np.float32), np.zeros((2, 4), np.float32)])
+    np.testing.assert_array_equal(near_duplicate_groups(features, "cosine", 0.5), np.arange(6))
+
+
+def test_an_image_alone_in_its_set_is_its_own_group():
+    np.testing.assert_array_equal(near_duplicate_groups(np.ones((1, 3), np.float32), "l2", 1), [0])
 
 
 @METRICS

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sidepipe import artifacts
 from sidepipe.evaluate.stage import Evaluate
 from sidepipe.images import save_grid
+from sidepipe.reference.stage import Reference
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
 
@@ -70,6 +71,8 @@ class Outputs:
         self.num_train, self.skipped, self.evaluate = num_train, list(skipped), evaluate
         self.data()
         self.dpm()
+        if evaluate["truth"] == "train":
+            self.reference()
         self.generate()
         self.label()
         self.classifier()
@@ -109,6 +112,13 @@ class Outputs:
         losses = {"val/loss_train": 0.0312, "val/loss_heldout": 0.0451}
         summary = {**sizes, "num_parameters": 268_000, "epochs": 750.0, **losses}
         self.finish("dpm", "dp", {"data": "da"}, {"max_steps": 6000, "lr": 0.001}, summary)
+
+    def reference(self):
+        settings = {name: self.evaluate[name] for name in ("features", "false_positive_rates")}
+        inputs = {"data": "da", "dpm": "dp"}
+        folders = {name: self.folder / name / key for name, key in inputs.items()}
+        summary = Reference(**settings).run(self.start("reference", "re"), folders, RUNTIME)
+        self.finish("reference", "re", inputs, settings, summary)
 
     def generate(self):
         folder = self.start("generate", "ge")
@@ -171,7 +181,7 @@ class Outputs:
         self.finish(
             "extract", key, inputs, {"surrogate": surrogate, **GUIDANCE, **guidance}, summary
         )
-        inputs = {"data": "da", "dpm": "dp", "generate": "ge", "extract": key}
+        inputs = {"data": "da", "generate": "ge", "reference": "re", "extract": key}
         if self.evaluate["truth"] == "none":
             inputs = {"extract": key}
         folders = {name: self.folder / name / key for name, key in inputs.items()}

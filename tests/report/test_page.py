@@ -286,7 +286,7 @@ def test_artifacts_are_listed_once_with_their_keys(page):
     assert keys["generate"] == "ge"
     assert keys["label (side, early)"] == "la"
     assert keys["evaluate (early)"] == "ev2"
-    assert len(keys) == 5 + 2 * len(ATTACKS)
+    assert len(keys) == 6 + 2 * len(ATTACKS)
 
 
 def test_what_was_attacked_is_said_with_unreadable_images(page):

@@ -76,3 +76,13 @@ def test_device_seconds_are_told_with_the_device(tmp_path: Path) -> None:
     assert found is not None
     assert found.device == "4 x A100, 8 threads"
     assert found.seconds == 4.0, "of all devices together"
+
+
+def test_a_tuning_takes_as_long_as_its_trials_together(tmp_path: Path) -> None:
+    tuned = ("attacks=single", "extract=tuned", "stage=tune")
+    for task in smoke(tmp_path, *tuned).tasks.values():
+        finish(task, seconds=10.0)
+    assert foretold(smoke(tmp_path, *tuned, "tune.grid.t_min=[0,250,500]")) == 30.0
+    assert foretold(smoke(tmp_path, *tuned, "tune.num_images=60")) == 30.0
+    assert foretold(smoke(tmp_path, *tuned, "extract.num_inference_steps=8")) == 20.0
+    assert foretold(smoke(tmp_path, *tuned, "extract.num_images=500")) == 10.0

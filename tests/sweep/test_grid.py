@@ -54,7 +54,7 @@ def test_a_point_has_the_artifacts_that_its_command_line_makes(axis: str) -> Non
 def test_what_points_share_is_one_task() -> None:
     sweep = attack_demo("seed=0", "extract.guidance_scale=1,2,3")
     stages = [task.node.stage.name for task in sweep.tasks.values()]
-    once = dict.fromkeys(("data", "dpm", "generate", "label", "classifier"), 1)
+    once = dict.fromkeys(("data", "dpm", "generate", "label", "classifier", "reference"), 1)
     # Plain sampling has no guidance: it is one artifact more.
     assert {name: stages.count(name) for name in stages} == {
         **once,

@@ -30,15 +30,16 @@ def test_each_stage_is_an_array_behind_the_stages_it_reads(slurm: Cluster, tmp_p
     submitted = list(jobs.submit(sweep, ASKED))
     assert submitted == [
         *(("data", "100", 1), ("dpm", "101", 2), ("generate", "102", 2), ("label", "103", 2)),
-        *(("classifier", "104", 2), ("extract", "105", 4), ("evaluate", "106", 4)),
-        ("report", "107", 2),
+        *(("classifier", "104", 2), ("extract", "105", 4), ("reference", "106", 2)),
+        *(("evaluate", "107", 4), ("report", "108", 2)),
     ]
     after = slurm.dependencies
     assert after["100"] == []
     assert after["101"] == ["100"]
     assert after["103"] == ["102"]
     assert {"101", "103", "104"} <= set(after["105"])
-    assert after["107"] == ["106"]
+    assert after["106"] == ["100", "101"]
+    assert after["108"] == ["107"]
 
 
 def test_a_task_is_the_artifact_of_its_index(slurm: Cluster, tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_what_is_finished_is_not_submitted(slurm: Cluster, tmp_path: Path) -> No
     sweep = smoke(tmp_path)
     finish(sweep, "data", "dpm", "generate")
     stages = [stage for stage, _, _ in jobs.submit(sweep, ASKED)]
-    assert stages == ["label", "classifier", "extract", "evaluate", "report"]
+    assert stages == ["label", "classifier", "extract", "reference", "evaluate", "report"]
     assert slurm.dependencies["100"] == []
 
 

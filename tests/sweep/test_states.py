@@ -26,7 +26,8 @@ def test_every_kind_is_told_apart(slurm: Cluster, tmp_path: Path) -> None:
     sweep = smoke(tmp_path)
     list(jobs.submit(sweep, ASKED))
     finish(sweep, "data", "dpm")
-    slurm.says("squeue", "102_0|RUNNING|None|n1", "103_0|PENDING|Dependency|")
+    queued = ("103_0|PENDING|Dependency|", "106_0|PENDING|Priority|")
+    slurm.says("squeue", "102_0|RUNNING|None|n1", *queued)
     slurm.says("sacct", "105_0|OUT_OF_MEMORY|0:125")
     assert kinds(sweep) == {
         "data": "done",
@@ -36,6 +37,7 @@ def test_every_kind_is_told_apart(slurm: Cluster, tmp_path: Path) -> None:
         "classifier [side]": "blocked",
         "extract [unconditional]": "failed",
         "extract [side]": "blocked",
+        "reference": "queued",
         "evaluate [unconditional]": "blocked",
         "evaluate [side]": "blocked",
         "report": "blocked",

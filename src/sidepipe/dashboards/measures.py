@@ -24,6 +24,7 @@ PICTURES = {
     "dpm": "previews/*.png",
     "generate": "preview.png",
     "label": "clusters.png",
+    "tune": "trials/*/preview.png",
     "extract": "preview.png",
 }
 

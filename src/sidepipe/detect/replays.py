@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
-from sidepipe.detect.roc import require_enough, threshold_above
+from sidepipe.detect.roc import require_enough
 from sidepipe.features.encoders import Encoder
+from sidepipe.features.real import encode_rows
 from sidepipe.features.search import Metric, closer, nearest
-
-ENCODE_IMAGES = 8192  # read at once: the data may be larger than memory
+from sidepipe.features.thresholds import threshold_at_false_positive_rate
 
 Images = UInt8[np.ndarray, "p n h w c"]
 Rows = Int64[np.ndarray, "m"]
@@ -55,10 +55,11 @@ def training_truth(
     if threshold is None:
         remedy = "hold out more, raise detect.label_false_positive_rate or set label_threshold"
         require_enough(len(unseen), rate, "held-out images", remedy)
-    features = _encode(encoder, data, train, device)
+    features = encode_rows(encoder, data, train, device)
     if threshold is None:
-        real_gamma, _ = nearest(_encode(encoder, data, unseen, device), features, encoder.metric)
-        threshold = copy_threshold(real_gamma[:, 0], rate, encoder.metric)
+        real = encode_rows(encoder, data, unseen, device)
+        real_gamma = nearest(real, features, encoder.metric)[0][:, 0]
+        threshold = threshold_at_false_positive_rate(real_gamma, rate, encoder.metric)
         about |= {"false_positive_rate": rate, "num_real": len(unseen)}
 
     def compare(numbers: Sequence[int], images: Images) -> dict[str, np.ndarray]:
@@ -94,13 +95,6 @@ def _truth(compare: Compare, encoder: Encoder, threshold: float, about: dict[str
     return Truth(compare, encoder.metric, threshold, {**names, **about})
 
 
-def _encode(
-    encoder: Encoder, data: np.ndarray, rows: Rows, device: str
-) -> Float32[np.ndarray, "m d"]:
-    blocks = [rows[i : i + ENCODE_IMAGES] for i in range(0, len(rows), ENCODE_IMAGES)]
-    return np.concatenate([encoder.encode(data[block], device=device) for block in blocks])
-
-
 def read(path: Path, size: int, channels: int) -> UInt8[np.ndarray, "s s c"]:
     """The largest central square of an image file, `size` pixels a side, of 1 or 3 channels."""
     with Image.open(path) as image:
@@ -110,16 +104,6 @@ def read(path: Path, size: int, channels: int) -> UInt8[np.ndarray, "s s c"]:
         square = square.crop((left, top, left + side, top + side))
     resized = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(resized).reshape(size, size, channels)
-
-
-def copy_threshold(real_gamma: Float[np.ndarray, "m"], rate: float, metric: Metric) -> float:
-    """The loosest float32 gamma that at most `rate` of real unseen images reach.
-
-    real_gamma: of each to its nearest training image.
-    """
-    sign = 1 if metric == "cosine" else -1
-    edge = threshold_above(sign * real_gamma, rate)
-    return float(np.nextafter(np.float32(sign * edge), np.float32(sign * np.inf)))
 
 
 def replayed(

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from sidepipe.detect.roc import measured, roc, threshold_above
+from sidepipe.detect.roc import measured, roc
 from sidepipe.detect.scores import Observed, Variant
+from sidepipe.features.thresholds import threshold_above
 from sidepipe.settings import require
 from sidepipe.text.rates import rate as share
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
+from sidepipe.features.thresholds import LEVEL, allowed
 from sidepipe.settings import require
 
-LEVEL = 0.95
 DRAWS = 2000
 MAX_FLOATS = 4_000_000  # of drawn weights held at once
 
@@ -92,17 +92,7 @@ def _interval(values: Float64[np.ndarray, "b"]) -> list[float]:
     return np.quantile(values, [tail, 1 - tail]).tolist()
 
 
-def threshold_above(scores: Scores, rate: float) -> float:
-    """The smallest of `scores` that at most `rate` of them lie above; the largest of too few."""
-    return float(np.sort(scores)[-1 - _allowed(len(scores), rate)])
-
-
 def require_enough(count: int, rate: float, what: str, remedy: str) -> None:
     """Raises ValueError, naming `what`, where `rate` of them is less than one."""
     rule = f">= 1 / {rate:g} = {np.ceil(round(1 / rate, 9)):g}"
-    require(_allowed(count, rate) >= 1, f"the number of {what}", rule, count, remedy)
-
-
-def _allowed(count: int, rate: float) -> int:
-    # Rounded first: 0.29 * 100 is a little less than 29.
-    return int(np.floor(round(rate * count, 9)))
+    require(allowed(count, rate) >= 1, f"the number of {what}", rule, count, remedy)

@@ -8,13 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from sidepipe.evaluate import memorization as m
-from sidepipe.evaluate.blind import near_duplicate_groups
-from sidepipe.evaluate.calibration import (
-    clustered_bootstrap,
-    excess,
-    rate_interval,
-    threshold_at_false_positive_rate,
-)
+from sidepipe.evaluate.calibration import clustered_bootstrap, excess
+from sidepipe.evaluate.comparison import AROUND, Compared, Comparison
 from sidepipe.evaluate.divergence import (
     default_bandwidth,
     kde_log_density,
@@ -28,8 +23,9 @@ from sidepipe.evaluate.quality import (
     nearest_cosine_distance,
 )
 from sidepipe.evaluate.rarefaction import rarefaction
-from sidepipe.evaluate.reference import AROUND, Comparison, Reference
+from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.search import covered, nearest
+from sidepipe.features.thresholds import rate_interval, threshold_at_false_positive_rate
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +35,45 @@ DIVERGENCE_IMAGES = 2000
 Bands = Mapping[str, m.Band]
 
 
-def calibrated(c: Comparison, rates: Sequence[float]) -> list[dict[str, Any]]:
-    """Hits at the thresholds that these shares of real unseen images reach, first the headline.
+def measured(
+    c: Comparison, rates: Sequence[float], ends: Bands, thresholds: Sequence[float]
+) -> tuple[dict[str, Any], Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Everything that needs truth; which images are hits, and which of these are new.
 
-    Raises ValueError where there are too few unseen images for a rate.
+    rates: false positive rates, the first of which defines a hit. thresholds: of the curve.
     """
+    at = calibrated(c, rates)
+    threshold = at[0]["threshold"]
+    hit = m.closer(c.train.gamma, threshold, c.metric)
+    novelty, new = new_hits(c, hit, threshold)
+    found = {
+        "num_synthetic": len(c.synthetic_gamma),
+        "num_reference": {name: len(some.rows) for name, some in c.sets.items()},
+        "calibrated": at,
+        "bands": bands(c, ends),
+        "curve": curve(c, thresholds),
+        "tail_percentile": {
+            name: m.tail_percentile(some.gamma, c.metric) for name, some in c.sets.items()
+        },
+        "rules": rules(c, threshold),
+        "distance_gap": distance_gap(c),
+        "quality": quality(c),
+        "divergence": divergence(c),
+        "rarefaction": extractable(c, hit),
+        "novelty": novelty,
+    }
+    return found, hit, new
+
+
+def calibrated(c: Comparison, rates: Sequence[float]) -> list[dict[str, Any]]:
+    """Hits at the thresholds that these shares of real unseen images reach, first the headline."""
     return [_at_rate(c, rate) for rate in rates]
 
 
 def _at_rate(c: Comparison, rate: float) -> dict[str, Any]:
     threshold = threshold_at_false_positive_rate(c.real_gamma, rate, c.metric)
     passing = int(m.closer(c.real_gamma, threshold, c.metric).sum())
-    hits = {name: m.closer(r.gamma, threshold, c.metric) for name, r in c.references.items()}
+    hits = {name: m.closer(r.gamma, threshold, c.metric) for name, r in c.sets.items()}
     return {
         "false_positive_rate": rate,
         "threshold": threshold,
@@ -59,13 +82,13 @@ def _at_rate(c: Comparison, rate: float) -> dict[str, Any]:
         "true_rate_interval": list(rate_interval(passing, len(c.real_gamma))),
         **{
             name: {**_counted(hits[name], r), "ams": float(hits[name].mean())}
-            for name, r in c.references.items()
+            for name, r in c.sets.items()
         },
         "excess": _excess(c, hits),
     }
 
 
-def _counted(hit: Bool[np.ndarray, "n"], reference: Reference) -> dict[str, int]:
+def _counted(hit: Bool[np.ndarray, "n"], reference: Compared) -> dict[str, int]:
     """Hits, and the different reference images nearest to them."""
     return {"count": int(hit.sum()), "unique": len(np.unique(reference.index[hit]))}
 
@@ -79,7 +102,7 @@ def _excess(c: Comparison, hits: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def bands(c: Comparison, ends: Bands) -> dict[str, Any]:
     """AMS and both readings of UMS in every band, against every set, and the excess there."""
     found: dict[str, Any] = {name: {} for name in ends}
-    for which, reference in c.references.items():
+    for which, reference in c.sets.items():
         masks = covered(c.queries, reference.features, c.metric, list(ends.values()))
         for (name, band), mask in zip(ends.items(), masks, strict=True):
             found[name][which] = {
@@ -89,7 +112,7 @@ def bands(c: Comparison, ends: Bands) -> dict[str, Any]:
                 "ums_nearest": m.ums_nearest(reference.gamma, reference.index, band),
             }
     for name, band in ends.items():
-        hits = {which: m.in_band(r.gamma, band) for which, r in c.references.items()}
+        hits = {which: m.in_band(r.gamma, band) for which, r in c.sets.items()}
         found[name]["excess"] = _excess(c, hits)
     return found
 
@@ -97,11 +120,11 @@ def bands(c: Comparison, ends: Bands) -> dict[str, Any]:
 def curve(c: Comparison, thresholds: Sequence[float]) -> dict[str, Any]:
     """Cumulative AMS and UMS at every threshold, and the excess of AMS with its interval."""
     found: dict[str, Any] = {"thresholds": list(thresholds)}
-    for name, r in c.references.items():
+    for name, r in c.sets.items():
         ums = m.cumulative_ums(r.reverse_gamma, len(c.queries), thresholds, c.metric)
         found[name] = {"ams": m.cumulative_ams(r.gamma, thresholds, c.metric), "ums": ums}
 
-    def reached(reference: Reference) -> np.ndarray:
+    def reached(reference: Compared) -> np.ndarray:
         return np.stack([m.closer(reference.gamma, a, c.metric) for a in thresholds], axis=1)
 
     share, low, high = excess(reached(c.equal), reached(c.heldout), c.equal.index)
@@ -116,15 +139,16 @@ def rules(c: Comparison, threshold: float) -> dict[str, Any]:
     """
     adaptive: dict[str, Any] = {"rule": "score <= 1"}
     ratio: dict[str, Any] = {"rule": "nn1 < nn2 / 3"}
-    for name, r in c.references.items():
+    for name, r in c.sets.items():
         scores = m.adaptive_scores(m.distance(r.around, c.metric))
         adaptive[name] = _counted(scores <= 1, r)
-        unique = np.unique(near_duplicate_groups(r.features, c.metric, threshold))
+        of_set = (r.features, c.metric, threshold, r.other_gamma)
+        unique = np.unique(near_duplicate_groups(*of_set))
         ratio[f"num_unique_{name}"] = len(unique)
         two = nearest(c.queries, r.features[unique], c.metric, k=2)[0]
         hit = m.ratio_hits(*m.distance(two, c.metric).T)
         ratio[name] = _counted(hit, r)
-    enough = all(len(r.rows) >= AROUND for r in c.references.values())
+    enough = all(len(r.rows) >= AROUND for r in c.sets.values())
     return {"adaptive": adaptive, "ratio": ratio} if enough else {"ratio": ratio}
 
 
@@ -202,3 +226,31 @@ def divergence(c: Comparison) -> dict[str, Any] | None:
         value, error = memorization_divergence(images, log_p, bandwidth)
         found[name] = {"value": value, "standard_error": error}
     return found
+
+
+def headline(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary, after saying it in the log."""
+    if results["truth"] == "none":
+        return {"candidates": results["blind"]["num_candidates"], **results["blind"]}
+    at, sizes, count = results["calibrated"][0], results["num_reference"], results["num_images"]
+    for name in sizes:
+        log.info(
+            "%s: %d of %d images hit one of %d images, %d different ones",
+            *(name, at[name]["count"], count, sizes[name], at[name]["unique"]),
+        )
+    low, high = (count * share for share in at["excess"]["interval"])
+    log.info(
+        "excess at %g %% held-out false positives: %.0f of %d images (95 %% interval %.0f to %.0f)",
+        *(100 * at["false_positive_rate"], count * at["excess"]["share"], count, low, high),
+    )
+    return {
+        "hits": at["train"]["count"],
+        "heldout_hits": at["heldout"]["count"],
+        "unique": at["train"]["unique"],
+        "excess": at["excess"]["share"],
+        "excess_low": at["excess"]["interval"][0],
+        "excess_high": at["excess"]["interval"][1],
+        "threshold": at["threshold"],
+        "ams_high": results["bands"]["high"]["train"]["ams"],
+        "ums_high": results["bands"]["high"]["train"]["ums"],
+    }

@@ -6,43 +6,43 @@ With `truth: none` it does not look either, and ranks the images as an attacker 
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int64
 
-from sidepipe.artifacts import read_manifest, write_json
+from sidepipe.artifacts import write_json
 from sidepipe.data.stage import load as load_images
 from sidepipe.data.stage import load_ids
-from sidepipe.descriptor.stage import load_rows
-from sidepipe.dpm.stage import DPM, load_subset
+from sidepipe.descriptor.stage import load as load_descriptor
+from sidepipe.dpm.stage import DPM
 from sidepipe.evaluate import memorization as m
 from sidepipe.evaluate import results as r
 from sidepipe.evaluate import tables
 from sidepipe.evaluate.blind import Candidates, candidates, ranking_quality
-from sidepipe.evaluate.calibration import require_enough
-from sidepipe.evaluate.reference import Comparison, compare, encode
-from sidepipe.extract.stage import Extract, load_cohesion, load_targets, load_trials
+from sidepipe.evaluate.comparison import Comparison, compare
+from sidepipe.evaluate.cost import behind, cost
+from sidepipe.extract.stage import Extract, load_cohesion, load_targets
 from sidepipe.extract.stage import load as load_extracted
-from sidepipe.features.copydet import CopyDet
+from sidepipe.features.copydet import is_of_this_run
 from sidepipe.features.encoders import Encoder
+from sidepipe.features.real import RealImages
 from sidepipe.features.search import Metric
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.original.stage import load_rows as load_original_rows
+from sidepipe.reference.stage import NO_HELDOUT, Reference
+from sidepipe.reference.stage import load as load_reference
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
+from sidepipe.tune.stage import load_trials
 
 log = logging.getLogger(__name__)
 
-NO_HELDOUT = (
-    "evaluate needs held-out images, and the model is trained on all of data; remedy: lower "
-    "dpm.num_train_images, or bring images outside the training set and set "
-    "dpm.train_partitions=[train], or evaluate.truth=none for a blind ranking alone"
-)
 MIN_IMAGES = 20  # of an attack: the 5th and 95th percentiles need them
 # A search among the images themselves: more would take hours, and the best bets are among these.
 BLIND_IMAGES = 50_000
@@ -100,15 +100,12 @@ class Evaluate(Stage):
     def _encoder(self) -> Encoder:
         return build(self.features)
 
-    @property
-    def _needs_descriptor(self) -> bool:
-        return isinstance(self._encoder, CopyDet) and self._encoder.path is None
-
     def inputs(self) -> tuple[str, ...]:
-        descriptor = ("descriptor",) if self._needs_descriptor else ()
+        descriptor = ("descriptor",) if is_of_this_run(self._encoder) else ()
         if self.truth == "none":
             return (*descriptor, "extract")
-        return ("data", "dpm", "generate", *descriptor, "extract")
+        # In this order: too few unseen images are an error before an attack is sampled.
+        return ("data", "generate", *descriptor, "reference", "extract")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         extract = upstream["extract"]
@@ -117,7 +114,7 @@ class Evaluate(Stage):
         require(extract.num_images >= MIN_IMAGES, "extract.num_images", rule, extract.num_images)
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
-        needs_heldout = self.truth == "train" or self._needs_descriptor
+        needs_heldout = self.truth == "train" or is_of_this_run(self._encoder)
         if needs_heldout and dpm.num_train_images is None and dpm.train_partitions is None:
             raise ValueError(NO_HELDOUT)
         self._encoder.check()
@@ -144,57 +141,36 @@ class Evaluate(Stage):
         )
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        encoder, device = self._encoder_of(inputs), runtime.torch_device()
         # Before anything is encoded: too few unseen images are an error.
-        rows = self._rows(inputs) if self.truth == "train" else None
-        generated = load_extracted(inputs["extract"])
-        queries = encoder.encode(generated, device=device)
+        real = self._real(inputs["reference"]) if self.truth == "train" else None
+        encoder = load_descriptor(inputs["descriptor"]) if "descriptor" in inputs else self._encoder
+        encode = partial(encoder.encode, device=runtime.torch_device())
+        extract = inputs["extract"]
+        generated, table = load_extracted(extract), None
+        queries = encode(generated)
         ranking = self._rank(queries, encoder)
-        results = self._about(encoder, len(queries), ranking, inputs["extract"])
-        if rows is None:
-            tables.save_candidates(folder, ranking, generated, self.gallery_pairs, None)
-            self._save_labels(folder, inputs["extract"], None)
-            write_json(folder / "results.json", results)
-            return {"candidates": len(ranking.index), **results["blind"]}
-        data = load_images(inputs["data"])
-        train, unseen = (encode(encoder, data, some, device) for some in rows)
-        synthetic = encoder.encode(load_synthetic(inputs["generate"]), device=device)
-        original = _behind(inputs["extract"], "label", "original")
-        own = None if original is None else load_original_rows(original)
-        c = compare(queries, synthetic, train, unseen, encoder.metric, own)
-        measured, hit, new = self._measured(c)
-        results |= {**measured, "num_synthetic": len(synthetic)}
-        threshold = measured["calibrated"][0]["threshold"]
-        results["trials"] = [
-            {**row, **r.trial(c, encoder.encode(images, device=device), threshold)}
-            for row, images in load_trials(inputs["extract"])
-        ]
-        results["blind"] |= ranking_quality(hit[ranking.index])
-        ids, targets = load_ids(inputs["data"]), load_targets(inputs["extract"])
-        table = tables.nearest_table(c, ids, targets, hit, new)
-        tables.save(folder / "nearest.csv", table)
-        tables.save_gallery(folder, table, generated, data, self.gallery_pairs, c.metric)
+        results = self._about(encoder, len(queries), ranking, extract)
+        if real is not None:
+            synthetic = encode(load_synthetic(inputs["generate"]))
+            c = compare(queries, synthetic, real, encoder.metric, _attacker_rows(extract))
+            measured, hit, new = self._measured(c)
+            trials = _trials(c, extract, encode, measured["calibrated"][0]["threshold"])
+            results |= {**measured, "trials": trials}
+            results["blind"] |= ranking_quality(hit[ranking.index])
+            ids, data = load_ids(inputs["data"]), load_images(inputs["data"])
+            table = tables.nearest_table(c, ids, load_targets(extract), hit, new)
+            tables.save(folder / "nearest.csv", table)
+            tables.save_gallery(folder, table, generated, data, self.gallery_pairs, c.metric)
         tables.save_candidates(folder, ranking, generated, self.gallery_pairs, table)
-        self._save_labels(folder, inputs["extract"], table)
+        self._save_labels(folder, extract, table)
         write_json(folder / "results.json", results)
-        return _headline(results)
+        return r.headline(results)
 
-    def _encoder_of(self, inputs: Mapping[str, Path]) -> Encoder:
-        """The encoder; a copy descriptor of this pipeline is loaded from its artifact."""
-        if self._needs_descriptor:
-            return build(self.features, path=str(inputs["descriptor"]))
-        return self._encoder
-
-    def _rows(self, inputs: Mapping[str, Path]) -> tuple[np.ndarray, np.ndarray]:
-        """Training images, and unseen ones that nothing was trained on; the best control first."""
-        train, unseen = load_subset(inputs["dpm"])
-        if "descriptor" in inputs:
-            unseen = unseen[~np.isin(unseen, load_rows(inputs["descriptor"]))]
-        if len(unseen) == 0:
-            raise ValueError(NO_HELDOUT)
-        for rate in self.false_positive_rates:
-            require_enough(len(unseen), rate)
-        return train, unseen
+    def _real(self, reference: Path) -> RealImages:
+        """The real images; ValueError where they are too few for a rate."""
+        real = load_reference(reference)
+        Reference.require_enough(len(real.unseen.rows), self.false_positive_rates)
+        return real
 
     def _about(
         self, encoder: Encoder, num_images: int, ranking: Candidates, extract: Path
@@ -213,7 +189,7 @@ class Evaluate(Stage):
             "transform": encoder.transform,
             "num_images": num_images,
             "num_synthetic": 0,
-            "cost": _cost(extract),
+            "cost": cost(extract),
             "blind": blind,
         }
 
@@ -221,31 +197,14 @@ class Evaluate(Stage):
         """Everything that needs truth; which images are hits, and which of these are new."""
         start, stop, count = self.curve
         thresholds = np.linspace(start, stop, int(count)).round(6).tolist()
-        calibrated = r.calibrated(c, self.false_positive_rates)
-        threshold = calibrated[0]["threshold"]
-        hit = m.closer(c.train.gamma, threshold, c.metric)
-        novelty, new = r.new_hits(c, hit, threshold)
-        measured = {
-            "num_reference": {name: len(some.rows) for name, some in c.references.items()},
-            "calibrated": calibrated,
-            "bands": r.bands(c, self.bands_of_gamma()),
-            "curve": r.curve(c, thresholds),
-            "tail_percentile": {
-                name: m.tail_percentile(some.gamma, c.metric) for name, some in c.references.items()
-            },
-            "rules": r.rules(c, threshold),
-            "distance_gap": r.distance_gap(c),
-            "quality": r.quality(c),
-            "divergence": r.divergence(c),
-            "rarefaction": r.extractable(c, hit),
-            "novelty": novelty,
-        }
+        rates = self.false_positive_rates
+        measured, hit, new = r.measured(c, rates, self.bands_of_gamma(), thresholds)
         for name, band in measured["bands"].items():
             band["band"] = list(self.bands[name])
         return measured, hit, new
 
     def _save_labels(self, folder: Path, extract: Path, table: pd.DataFrame | None) -> None:
-        label = _behind(extract, "label")
+        label = behind(extract, "label")
         if label is not None:
             cohesion = load_cohesion(extract, label)
             tables.save_labels(folder, load_targets(extract), cohesion, table)
@@ -265,58 +224,19 @@ class Evaluate(Stage):
         return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold)
 
 
-def _cost(extract: Path) -> dict[str, Any]:
-    """What the attack's images cost, in evaluations of the network, and N_syn before them.
-
-    Plain sampling needs no synthetic images, nor does who has labelled images.
-    """
-    manifest = read_manifest(extract)
-    assert manifest is not None  # an input is finished
-    names = ("unet_forwards", "surrogate_gradients", "gradient_cost", "network_evaluations")
-    cost = {name: manifest["summary"][name] for name in names}
-    if "training_evaluations" in manifest["summary"]:  # of a model adapted to the labels
-        cost["training_evaluations"] = manifest["summary"]["training_evaluations"]
-    generate = _behind(extract, "generate")
-    if generate is None or _behind(extract, "label", "original"):
-        return {**cost, "synthetic_evaluations": 0}
-    synthetic = read_manifest(generate)
-    assert synthetic is not None
-    return {**cost, "synthetic_evaluations": synthetic["summary"]["unet_forwards"]}
+def _attacker_rows(extract: Path) -> Int64[np.ndarray, "a"] | None:
+    """Places of the real images that the attack learnt from; None where it did from none."""
+    original = behind(extract, "label", "original")
+    return None if original is None else load_original_rows(original)
 
 
-def _behind(artifact: Path, *stages: str) -> Path | None:
-    """The artifact that one was made from, input by input; None where there is none."""
-    for stage in stages:
-        inputs = (read_manifest(artifact) or {"inputs": {}})["inputs"]
-        if stage not in inputs:
-            return None
-        artifact = artifact.parents[1] / stage / inputs[stage]
-    return artifact
-
-
-def _headline(results: Mapping[str, Any]) -> dict[str, Any]:
-    at, sizes, count = results["calibrated"][0], results["num_reference"], results["num_images"]
-    for name in sizes:
-        log.info(
-            "%s: %d of %d images hit one of %d images, %d different ones",
-            *(name, at[name]["count"], count, sizes[name], at[name]["unique"]),
-        )
-    low, high = (count * share for share in at["excess"]["interval"])
-    log.info(
-        "excess at %g %% held-out false positives: %.0f of %d images (95 %% interval %.0f to %.0f)",
-        *(100 * at["false_positive_rate"], count * at["excess"]["share"], count, low, high),
-    )
-    return {
-        "hits": at["train"]["count"],
-        "heldout_hits": at["heldout"]["count"],
-        "unique": at["train"]["unique"],
-        "excess": at["excess"]["share"],
-        "excess_low": at["excess"]["interval"][0],
-        "excess_high": at["excess"]["interval"][1],
-        "threshold": at["threshold"],
-        "ams_high": results["bands"]["high"]["train"]["ams"],
-        "ums_high": results["bands"]["high"]["train"]["ums"],
-    }
+def _trials(
+    c: Comparison, extract: Path, encode: Callable[[np.ndarray], np.ndarray], threshold: float
+) -> list[dict[str, Any]]:
+    """What a tuned attack tried, and the true hits of the images; none of another attack."""
+    tune = behind(extract, "tune")
+    tried = [] if tune is None else load_trials(tune)
+    return [{**row, **r.trial(c, encode(images), threshold)} for row, images in tried]
 
 
 def load(folder: Path) -> dict[str, Any]:

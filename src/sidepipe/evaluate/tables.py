@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from sidepipe.evaluate.blind import Candidates
-from sidepipe.evaluate.reference import Comparison
+from sidepipe.evaluate.comparison import Comparison
 from sidepipe.features.search import Metric
 
 

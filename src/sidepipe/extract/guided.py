@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,18 +17,15 @@ from sidepipe.classifier.stage import load_quality
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.nearest import NearestPosterior
+from sidepipe.diffusion.sampler import sampling_timesteps
 from sidepipe.diffusion.shaping import ClippedNorm, ScaledByNoise, ThroughPredX0
 from sidepipe.dpm.stage import TrainedDPM
 from sidepipe.extract.cost import gradient_cost, with_evaluations
-from sidepipe.extract.surrogates import (
-    judge_cut,
-    labelled_images,
-    load_surrogate,
-    quality_factors,
-)
+from sidepipe.extract.schedule import Schedule, check_schedule, schedule_factors
+from sidepipe.extract.surrogates import judge_cut, labelled_images, load_surrogate
 from sidepipe.generate.stage import Sampling, load_denoiser
 from sidepipe.lora.stage import Lora, load_training_evaluations
-from sidepipe.sampling import Guidance, network_timesteps
+from sidepipe.sampling import Guidance
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
 
@@ -61,17 +58,18 @@ class GuidedSampling(Sampling):
     (plain sampling). posterior_neighbours: images, of the label and of all, that the posterior's
     sums are cut to; None for no cut. guidance_scale: lambda; of "lora" s in eps + s (eps_label -
     eps), 1 for the label alone, where eps need not be evaluated.
-    guidance_schedule: "constant", or "classifier_quality", lambda times max(0, 1 - CE(t) /
-    H(labels)). max_guidance_norm: longest move of eps by guidance, in lengths of eps; None for no
-    limit. guide_through: what the surrogate sees, "x_t" or "pred_x_0". t_min, t_max: timesteps that
-    are guided, both included; t_max None for no upper end.
+    guidance_schedule: what lambda is multiplied by at t: "constant", 1; "classifier_quality",
+    max(0, 1 - CE(t) / H(labels)); or points [t, factor] with ascending t, linear between them and
+    constant beyond. max_guidance_norm: longest move of eps by guidance, in lengths of eps; None for
+    no limit. guide_through: what the surrogate sees, "x_t" or "pred_x_0". t_min, t_max: timesteps
+    that are guided, both included; t_max None for no upper end.
     """
 
     name: ClassVar[str] = "extract"
     surrogate: Literal["classifier", "posterior", "lora", "none"]
     posterior_neighbours: int | None
     guidance_scale: float
-    guidance_schedule: Literal["constant", "classifier_quality"]
+    guidance_schedule: Schedule
     max_guidance_norm: float | None
     guide_through: Literal["x_t", "pred_x_0"]
     t_min: int
@@ -90,12 +88,12 @@ class GuidedSampling(Sampling):
         require(norm is None or norm > 0, "extract.max_guidance_norm", "> 0 or null", norm)
         require(count is None or count >= 1, "extract.posterior_neighbours", ">= 1 or null", count)
         if self.surrogate == "posterior":
-            self._require_only("guidance_schedule", "constant", "it has no measured quality")
             self._require_only("guide_through", "x_t", "it is exact there and knows the noise")
         if self.surrogate == "lora":
-            self._require_only("guidance_schedule", "constant", "it has no quality by noise")
+            self._require_only("guidance_schedule", "constant", "there is no gradient")
             self._require_only("guide_through", "x_t", "there is no gradient")
             self._require_only("max_guidance_norm", None, "there is no gradient")
+        check_schedule(self.guidance_schedule, self.surrogate)
         prompts, remedy = self.prompts, "a surrogate takes the place of prompts; or surrogate=none"
         require(self.surrogate == "none" or not prompts, "extract.prompts", "null", prompts, remedy)
 
@@ -114,16 +112,24 @@ class GuidedSampling(Sampling):
         steps = dpm.noise_schedule["num_train_timesteps"]
         rule = f"< diffusion.num_train_timesteps = {steps}, or nothing is guided"
         require(self.t_min < steps, "extract.t_min", rule, self.t_min)
-        timesteps, guided = network_timesteps(
-            steps, self.num_inference_steps, self.timestep_spacing, self._guidance()
-        )
+        self._check_guides_somewhere(steps)
+
+    def _check_guides_somewhere(self, num_train_timesteps: int) -> None:
+        about = (num_train_timesteps, self.num_inference_steps, self.timestep_spacing)
+        timesteps = sampling_timesteps(*about)
+        within = self._guidance().within(timesteps)
         require(
-            guided > 0,
+            len(within) > 0,
             "[extract.t_min, extract.t_max]",
             f"an interval with one of the {len(timesteps)} timesteps from {timesteps[-1]} to "
             f"{timesteps[0]} that are evaluated, or nothing is guided",
             [self.t_min, self.t_max],
         )
+        if isinstance(self.guidance_schedule, list):
+            factors = schedule_factors(self.guidance_schedule, [], num_train_timesteps)
+            rule = f"above 0 at one of the guided timesteps, {within[-1]} to {within[0]}"
+            above = any(factors[t] > 0 for t in within)
+            require(above, "extract.guidance_schedule", rule, self.guidance_schedule)
 
     def sample_guided(
         self,
@@ -150,8 +156,10 @@ class GuidedSampling(Sampling):
         if not cost_file.exists():
             cost = self._gradient_cost(denoiser, surrogate, guided, aim.targets[first:], runtime)
             write_json(cost_file, cost)
-        shaped = self._shaped(surrogate, factors, alphas_cumprod)
-        spent = self.sample(folder, inputs, runtime, shaped, self._guidance(), aim.targets, first)
+        shaped, guidance = self._shaped(surrogate, factors, alphas_cumprod), self._guidance()
+        if guided:  # from the first to the last of them, for at the first networks are compiled
+            guidance = replace(guidance, t_min=guided[-1], t_max=guided[0])
+        spent = self.sample(folder, inputs, runtime, shaped, guidance, aim.targets, first)
         spent["surrogate_gradients"] = spent["num_images"] * len(guided)
         if self.surrogate == "lora":
             spent["training_evaluations"] = load_training_evaluations(inputs["lora"])
@@ -162,9 +170,9 @@ class GuidedSampling(Sampling):
 
     def _factors(self, inputs: Mapping[str, Path], num_train_timesteps: int) -> Tensor:
         """What lambda is multiplied by at each t."""
-        if self.guidance_schedule == "constant":
-            return torch.ones(num_train_timesteps)
-        return quality_factors(load_quality(inputs["classifier"]), num_train_timesteps)
+        measured = self.guidance_schedule == "classifier_quality"
+        quality = load_quality(inputs["classifier"]) if measured else []
+        return schedule_factors(self.guidance_schedule, quality, num_train_timesteps)
 
     def _guided_timesteps(self, denoiser: Denoiser, factors: Tensor) -> list[int]:
         """Timesteps at which the surrogate is evaluated, most noise first."""
@@ -178,7 +186,7 @@ class GuidedSampling(Sampling):
         """The surrogate in what the settings ask for, from the inside out."""
         if self.guide_through == "pred_x_0":
             surrogate = ThroughPredX0(surrogate, alphas_cumprod)
-        if self.guidance_schedule == "classifier_quality":
+        if self.guidance_schedule != "constant":
             surrogate = ScaledByNoise(surrogate, factors)
         if self.max_guidance_norm is not None and self.guidance_scale > 0:
             surrogate = ClippedNorm(

@@ -15,8 +15,7 @@ from jaxtyping import Int64, UInt8
 
 from sidepipe.features.duplicates import new_groups
 from sidepipe.features.encoders import Encoder
-
-SPENT = ("unet_forwards", "surrogate_gradients", "network_evaluations")
+from sidepipe.tune.stage import SPENT
 
 
 class Seen:

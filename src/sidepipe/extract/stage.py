@@ -13,13 +13,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from sidepipe.extract.cost import with_evaluations
 from sidepipe.extract.guided import Aim, GuidedSampling
-from sidepipe.extract.rounds import (
-    SPENT,
-    Seen,
-    per_thousand,
-    spans_of_rounds,
-    summary_of,
-)
+from sidepipe.extract.rounds import Seen, per_thousand, spans_of_rounds, summary_of
 from sidepipe.extract.surrogates import load_surrogate as load_surrogate  # detect's, too
 from sidepipe.extract.targets import (
     allowed_targets,
@@ -27,15 +21,15 @@ from sidepipe.extract.targets import (
     draw_weighted_targets,
     target_weights,
 )
-from sidepipe.extract.tuning import Tuning, best, near_duplicate_rate
 from sidepipe.features.encoders import Encoder
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.label.stage import Label, load_images, load_sizes, load_stage
 from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_cohesion as load_label_cohesion
-from sidepipe.settings import bind, build, check_field_types, require
+from sidepipe.settings import build, require
 from sidepipe.shards import load_shards
 from sidepipe.stage import Runtime, Stage
+from sidepipe.tune.stage import SPENT, load_choice
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +43,9 @@ _INPUTS = {
 }
 _GUIDANCE = (
     *("guidance_scale", "guidance_schedule", "max_guidance_norm", "guide_through"),
-    *("t_min", "t_max", "targets", "target_fraction", "posterior_neighbours", "tuning"),
-    *("rounds", "stop_rounds", "features", "duplicate_threshold"),
+    *("t_min", "t_max", "targets", "target_fraction", "posterior_neighbours"),
 )
+_ROUNDS = ("rounds", "stop_rounds", "features", "duplicate_threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +53,19 @@ class Extract(GuidedSampling):
     """One attack: guided samples, or plain ones through the same code.
 
     targets: "uniform" over the labels, "top_cohesion", the target_fraction most cohesive of them,
-    or "weighted", by cohesion rank and cluster size. tuning: settings of a `Tuning` that chooses
-    how to guide by trials without the training set; None to take it as it is. rounds: in how many
+    or "weighted", by cohesion rank and cluster size. tuned: whether what the stage tune chose takes
+    the place of these settings; of plain samples their refinement can be tuned. rounds: in how many
     the images are made, each round's joining the synthetic ones, which are then labelled anew, and
     later rounds aiming at clusters that none has reached; 1 for all at once. stop_rounds: whether
     to sample plainly once a round makes fewer new groups of near duplicates for its network
     evaluations than plain sampling. features: an encoder, and duplicate_threshold: gamma of two
-    images that it takes for near duplicates, by which trials and rounds are judged.
+    images that it takes for near duplicates, by which rounds are judged.
     """
 
     version: ClassVar[int] = 2
     targets: Literal["uniform", "top_cohesion", "weighted"]
     target_fraction: float
-    tuning: dict[str, Any] | None
+    tuned: bool
     rounds: int
     stop_rounds: bool
     features: dict[str, Any]
@@ -92,59 +86,45 @@ class Extract(GuidedSampling):
         return build(self.features)
 
     @property
-    def _tuning(self) -> Tuning | None:
-        if self.tuning is None or self.surrogate == "none":
-            return None
-        bind("extract.tuning", f"{Tuning.__module__}.{Tuning.__qualname__}", self.tuning)
-        return Tuning(**check_field_types("extract.tuning", Tuning, self.tuning))
+    def is_tuned(self) -> bool:
+        """Whether the stage tune chooses; of plain sampling without refinement there is nothing."""
+        return self.tuned and (self.surrogate != "none" or self.refine_steps > 0)
 
     @property
     def _in_rounds(self) -> bool:
         return self.rounds > 1 and self.surrogate != "none"
 
-    def _with(self, point: Mapping[str, Any], **changes: Any) -> "Extract":
-        """This attack with some settings changed, and nothing left to tune."""
-        fitting = check_field_types("extract.tuning.grid", Extract, point)
-        return replace(self, **{**fitting, **changes, "tuning": None})
-
     def inputs(self) -> tuple[str, ...]:
-        return super().inputs() if self.surrogate == "none" else _INPUTS[self.surrogate]
+        reads = super().inputs() if self.surrogate == "none" else _INPUTS[self.surrogate]
+        return (*reads, "tune") if self.is_tuned else reads
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Those that are used; the judge of trials counts as a part of their tuning."""
-        unused = _GUIDANCE if self.surrogate == "none" else ()
+        """Those that are used; what was chosen by trials is known by the key of tune."""
+        unused = ("tuned",) if self._in_rounds else ("tuned", *_ROUNDS)
+        if self.surrogate == "none":
+            unused = (*unused, *_GUIDANCE)
         if self.targets != "top_cohesion":
             unused = (*unused, "target_fraction")
         if self.surrogate != "posterior":
             unused = (*unused, "posterior_neighbours")
-        if not self._in_rounds:
-            unused = (*unused, "rounds", "stop_rounds")
         used = super().key_settings(settings)
         used = {name: value for name, value in used.items() if name not in unused}
-        judge = {
-            name: used.pop(name) for name in ("features", "duplicate_threshold") if name in used
-        }
-        if self._tuning is not None:
-            return {**used, "tuning": {**settings["tuning"], **judge}}
-        return {**used, **judge} if self._in_rounds else used
+        # From when trials were a setting here: who guides as ever keeps the key.
+        return used if self.surrogate == "none" else {**used, "tuning": None}
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        if self._tuning or self._in_rounds:
-            self._encoder.check()
         if self._in_rounds:
+            self._encoder.check()
             label = upstream["label"]
             assert isinstance(label, Label)
             rule, remedy = "1 where label.assign=original", "rounds add to synthetic images"
             require(label.assign != "original", "extract.rounds", rule, self.rounds, remedy)
-        if tuning := self._tuning:
-            for point in tuning.points:
-                self._with(point).check(upstream, runtime)
-            return
-        super().check(upstream, runtime)
+        if not self.is_tuned:  # else tune has checked every setting that it may choose
+            super().check(upstream, runtime)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        if tuning := self._tuning:
-            return self._run_tuned(tuning, folder, inputs, runtime)
+        if self.is_tuned:
+            return self._run_as_chosen(load_choice(inputs["tune"]), folder, inputs, runtime)
         if self.surrogate == "none":
             np.save(folder / "targets.npy", np.full(self.num_images, -1, np.int64))
             return with_evaluations(self.sample(folder, inputs, runtime), 0.0)
@@ -157,26 +137,22 @@ class Extract(GuidedSampling):
         spent = self.sample_guided(folder, inputs, runtime, aim, folder / COST)
         return {**spent, "num_targets": num_targets}
 
-    def _run_tuned(
-        self, tuning: Tuning, folder: Path, inputs: Mapping[str, Path], runtime: Runtime
+    def _run_as_chosen(
+        self,
+        choice: Mapping[str, Any],
+        folder: Path,
+        inputs: Mapping[str, Path],
+        runtime: Runtime,
     ) -> dict[str, Any]:
-        """Samples with the settings whose trial repeats itself most; the trials' cost counts."""
-        trials: list[dict[str, Any]] = []
-        for i, point in enumerate(tuning.points):
-            place = folder / "trials" / f"{i:03d}"
-            place.mkdir(parents=True, exist_ok=True)
-            trial = self._with(point, num_images=tuning.num_images, rounds=1)
-            spent = trial.run(place, inputs, runtime)
-            features = self._encoder.encode(load(place), device=runtime.torch_device())
-            score = near_duplicate_rate(features, self._encoder.metric, self.duplicate_threshold)
-            trials.append({**point, "score": score, **{name: spent[name] for name in SPENT}})
-            log.info("trial %d of %d, %s: score %.4f", i + 1, len(tuning.points), point, score)
-        pd.DataFrame(trials).to_csv(folder / "trials.csv", index=False)
-        chosen = tuning.points[best(trials)]
-        log.info("chosen without the training set: %s", chosen)
-        summary = self._with(chosen).run(folder, inputs, runtime)
-        spent = {name: summary[name] + sum(trial[name] for trial in trials) for name in SPENT}
-        return {**summary, **spent, "tuned": chosen}
+        """Samples with the settings that tune chose; the cost of its trials counts."""
+        chosen = choice["chosen"]
+        log.info("guided as chosen by trials: %s", chosen)
+        summary = replace(self, **chosen, tuned=False).run(folder, inputs, runtime)
+        return {
+            **summary,
+            **{name: summary[name] + choice[name] for name in SPENT},
+            "tuned": chosen,
+        }
 
     def _run_in_rounds(
         self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime
@@ -188,7 +164,7 @@ class Extract(GuidedSampling):
         spans, shard_size = spans_of_rounds(self.num_images, self.rounds, self.shard_size)
         synthetic, device = load_synthetic(inputs["generate"]), runtime.torch_device()
         seen = Seen(self._encoder, self.duplicate_threshold, device, synthetic)
-        plain_rate = seen.plain_rate(len(spans[0]), self.num_inference_steps)
+        plain_rate = seen.plain_rate(len(spans[0]), self.num_inference_steps + self.refine_steps)
         rows, targets, cohesion, guided = [], [], [], True
         for number, span in enumerate(spans):
             part = replace(self, num_images=span.stop, shard_size=shard_size)
@@ -255,15 +231,6 @@ class Extract(GuidedSampling):
         weights[list(excluded)] = 0
         weights /= weights.sum()
         return draw_weighted_targets(weights, self.num_images, self.seed), len(allowed)
-
-
-def load_trials(folder: Path) -> list[tuple[dict[str, Any], UInt8[np.ndarray, "n h w c"]]]:
-    """Of every trial of a tuned attack its settings, blind score and cost, and its images."""
-    path = folder / "trials.csv"
-    if not path.exists():
-        return []
-    rows: Any = pd.read_csv(path).to_dict("records")
-    return [(row, load_shards(folder / "trials" / f"{i:03d}")) for i, row in enumerate(rows)]
 
 
 def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:

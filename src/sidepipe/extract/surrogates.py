@@ -1,7 +1,7 @@
 """What can stand in for the missing condition: modules with `grad_log_prob(x_t, t, y)`.
 
-The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`; here is the paper's, and how
-far it can be trusted. Of large models it is the model itself, adapted to take a label.
+The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`, and here is how far it can be
+cut; here is the paper's. Of large models it is the model itself, adapted to take a label.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,20 +50,6 @@ class ClassifierSurrogate(nn.Module):
     def grad_log_prob(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """grad_{x_t} log p(y | x_t, t), in x_t's shape and dtype."""
         return grad_of(self.log_prob)(x_t, t, y)
-
-
-def quality_factors(
-    quality: Sequence[Mapping[str, int | float]], num_train_timesteps: int
-) -> Float[Tensor, "T"]:
-    """max(0, 1 - CE(t) / H(labels)): 1 where the classifier is certain, 0 where it knows nothing.
-
-    quality: rows of the classifier's quality.csv, constant from t_from to t_to (exclusive).
-    """
-    factors = torch.zeros(num_train_timesteps)
-    for row in quality:
-        share = 1 - row["cross_entropy"] / row["label_entropy"]
-        factors[int(row["t_from"]) : int(row["t_to"])] = max(0.0, share)
-    return factors
 
 
 def judge_cut(

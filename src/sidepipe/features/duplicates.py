@@ -9,8 +9,19 @@ DENSITY = 10  # near duplicates that make Carlini et al.'s cliques
 BLOCK = 1024
 
 
+def nearest_other(features: Float32[np.ndarray, "n d"], metric: Metric) -> Float32[np.ndarray, "n"]:
+    """gamma of each of at least two images to the nearest other one of the set."""
+    gamma, index = nearest(features, features, metric, k=2)
+    # Of exact copies the first may come before the image itself.
+    own = index[:, 0] == np.arange(len(features))
+    return np.where(own, gamma[:, 1], gamma[:, 0])
+
+
 def near_duplicate_groups(
-    features: Float32[np.ndarray, "n d"], metric: Metric, threshold: float
+    features: Float32[np.ndarray, "n d"],
+    metric: Metric,
+    threshold: float,
+    other_gamma: Float32[np.ndarray, "n"] | None = None,
 ) -> Int64[np.ndarray, "n"]:
     """The centre of each image's group: the image itself where nothing is near it.
 
@@ -18,9 +29,30 @@ def near_duplicate_groups(
     image becomes a centre unless an earlier centre is within `threshold`; every image belongs to
     its nearest centre. So no chain of small steps joins what is far apart. Memory does not grow
     with the number of pairs, which is quadratic where a model repeats itself.
+
+    other_gamma: what `nearest_other` says of `features`; nearly all of the work, where few images
+    have a near duplicate.
     """
-    around = nearest(features, features, metric, k=min(DENSITY, len(features)))[0][:, -1]
-    order = np.argsort(-around if metric == "cosine" else around, kind="stable")
+    centre = np.arange(len(features))
+    if len(features) == 1:
+        return centre
+    if other_gamma is None:
+        other_gamma = nearest_other(features, metric)
+    near = np.flatnonzero(closer(other_gamma, threshold, metric))
+    if len(near):
+        around = nearest(features[near], features, metric, k=min(DENSITY, len(features)))[0]
+        centre[near] = near[_groups(features[near], around[:, -1], metric, threshold)]
+    return centre
+
+
+def _groups(
+    features: Float32[np.ndarray, "n d"],
+    density: Float32[np.ndarray, "n"],
+    metric: Metric,
+    threshold: float,
+) -> Int64[np.ndarray, "n"]:
+    """The centre of each image's group. density: gamma to its tenth nearest of all."""
+    order = np.argsort(-density if metric == "cosine" else density, kind="stable")
     centres = order[:0]
     for start in range(0, len(order), BLOCK):
         block = order[start : start + BLOCK]
@@ -60,7 +92,7 @@ def new_groups(
     """
     centre = near_duplicate_groups(np.concatenate([before, added]), metric, threshold)
     size = np.bincount(centre, minlength=len(centre))
-    repeated = closer(nearest(before, before, metric, k=2)[0][:, 1], threshold, metric)
+    repeated = closer(nearest_other(before, metric), threshold, metric)
     known = centre[: len(before)][repeated]
     grown = centre[len(before) :]
     return len(np.setdiff1d(grown[size[grown] > 1], known))

@@ -36,7 +36,9 @@ class Sampling(Stage):
     from them at random.
     prompt_guidance_scale: s of classifier-free guidance by them; 1 for the prompt alone, at half
     the cost. precision: "true" of 16 bits is for text-conditional models. shard_size: images a
-    file.
+    file. refine_steps: how often a finished sample moves toward a mode of the model, which brings
+    out what it has memorised; each costs a network evaluation. refine_t: the noise at which, in
+    timesteps; at more of it samples that are alike merge.
     """
 
     num_images: int
@@ -44,6 +46,8 @@ class Sampling(Stage):
     num_inference_steps: int
     eta: float
     timestep_spacing: Literal["leading", "trailing"]
+    refine_steps: int
+    refine_t: int
     prompts: str | None
     prompt_guidance_scale: float
     precision: Precision
@@ -56,6 +60,8 @@ class Sampling(Stage):
         require(0 <= self.eta <= 1, f"{self.name}.eta", "in [0, 1]", self.eta)
         if self.sampler != "ddim":
             require(self.eta == 0, f"{self.name}.eta", f"0 for {self.sampler}", self.eta)
+        for field in ("refine_steps", "refine_t"):
+            require(getattr(self, field) >= 0, f"{self.name}.{field}", ">= 0", getattr(self, field))
         scale = self.prompt_guidance_scale
         require(scale >= 0, f"{self.name}.prompt_guidance_scale", ">= 0", scale)
         require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
@@ -66,6 +72,8 @@ class Sampling(Stage):
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         # What is sampled as it always was keeps its key.
         unused = ("sampler",) if self.sampler == "ddim" else ()
+        if self.refine_steps == 0:
+            unused = (*unused, "refine_steps", "refine_t")
         if self.prompts is None:
             unused = (*unused, "prompts", "prompt_guidance_scale")
         return {name: value for name, value in settings.items() if name not in unused}
@@ -85,6 +93,9 @@ class Sampling(Stage):
                 f"<= diffusion.num_train_timesteps = {steps}",
                 self.num_inference_steps,
             )
+            if self.refine_steps > 0:
+                rule = f"< diffusion.num_train_timesteps = {steps}"
+                require(self.refine_t < steps, f"{self.name}.refine_t", rule, self.refine_t)
 
     def sample(
         self,
@@ -118,13 +129,15 @@ class Sampling(Stage):
             eta=self.eta,
             surrogate=surrogate,
             guidance=guidance,
+            refine_steps=self.refine_steps,
+            refine_t=self.refine_t,
         )
         sample_to_shards(
             sampler, folder, self.num_images, self.shard_size, self.precision, runtime, targets
         )
         save_grid(folder / "preview.png", load_first(folder, 64))
         count, guided = self.num_images - first, sampler.guided_timesteps
-        plain = len(timesteps) - (len(guided) if sampler.label_alone else 0)
+        plain = len(timesteps) - (len(guided) if sampler.label_alone else 0) + self.refine_steps
         return {
             "num_images": count,
             "unet_forwards": count * plain * denoiser.evaluations,

@@ -22,6 +22,7 @@ from sidepipe.data.stage import load_captions
 from sidepipe.detect.stage import DetectPrompts, load_prompts, load_thresholds
 from sidepipe.dpm.stage import load_subset
 from sidepipe.dpm.text import load_placed_model
+from sidepipe.features.real import encode_rows
 from sidepipe.mitigate.alignment import CLIPScore
 from sidepipe.mitigate.judging import Alignment, Copies, Generated, Known, copied, read_from
 from sidepipe.mitigate.methods import ordinary_words
@@ -177,7 +178,7 @@ class Mitigate(Stage):
 
     def _copies(self, known: Known, threshold: float, device: str) -> Copies:
         encoder = build(self.features)
-        train = encoder.encode(known.data[known.train], device=device)
+        train = encode_rows(encoder, known.data, known.train, device)
         return Copies(known.data, train, encoder, threshold, self.copied_share, device)
 
     def _heldout_loss(

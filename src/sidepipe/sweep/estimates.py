@@ -1,6 +1,7 @@
 """How long artifacts will take, from the manifests of earlier ones that are most like them."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -76,9 +77,11 @@ def _work(stage: str, settings: Mapping[str, Mapping[str, Any]]) -> float:
     """Units that the seconds of `stage` grow with: steps or images, and pixels."""
     data = settings.get("data", {})
     work = float(data.get("size", 1) ** 2 * data.get("channels", 1))
+    own = settings[stage]
+    of_trials = own.get("attack", {})  # of tune, a trial for every point of the grid
     for name in AMOUNTS:
-        work *= settings[stage].get(name) or 1
-    return work
+        work *= own.get(name) or of_trials.get(name) or 1
+    return work * math.prod(len(values) for values in own.get("grid", {}).values())
 
 
 def _flat(settings: Mapping[str, Any]) -> frozenset[tuple[str, str]]:

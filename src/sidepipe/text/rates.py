@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
+
+from sidepipe.features.thresholds import rate_interval
 
 DRAWS = 2000
 
@@ -14,8 +15,8 @@ def rate(hits: Bool[np.ndarray, "n"]) -> dict[str, Any]:
     count, of = int(hits.sum()), len(hits)
     if of == 0:
         return {"count": 0, "of": 0, "share": None, "interval": None}
-    interval = binomtest(count, of).proportion_ci(method="exact")
-    return {"count": count, "of": of, "share": count / of, "interval": [*map(float, interval)]}
+    interval = list(rate_interval(count, of))
+    return {"count": count, "of": of, "share": count / of, "interval": interval}
 
 
 def mean(values: Float[np.ndarray, "n"], seed: int = 0) -> dict[str, Any]:

@@ -1,25 +1,8 @@
 import numpy as np
 import pytest
 
-from sidepipe.extract.tuning import Tuning, best, near_duplicate_rate
 from sidepipe.features.encoders import PixelsL2
-
-
-def tuning(**changes):
-    settings = {
-        "grid": {"t_min": [0, 200], "targets": ["uniform", "weighted"]},
-        "num_images": 10,
-    }
-    return Tuning(**{**settings, **changes})
-
-
-def test_all_combinations_are_tried_the_last_setting_changing_fastest():
-    assert tuning().points == [
-        {"t_min": 0, "targets": "uniform"},
-        {"t_min": 0, "targets": "weighted"},
-        {"t_min": 200, "targets": "uniform"},
-        {"t_min": 200, "targets": "weighted"},
-    ]
+from sidepipe.tune.score import best, near_duplicate_count, near_duplicate_rate
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
@@ -31,6 +14,7 @@ def test_the_rate_counts_images_that_have_another_one_near(metric):
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     threshold = 0.99 if metric == "cosine" else 0.1
     assert near_duplicate_rate(x.astype(np.float32), metric, threshold) == 6 / 20
+    assert near_duplicate_count(x.astype(np.float32), metric, threshold) == 2
 
 
 def test_images_that_are_all_different_score_nothing_and_all_alike_everything():
@@ -38,6 +22,14 @@ def test_images_that_are_all_different_score_nothing_and_all_alike_everything():
     features = PixelsL2().encode(different, device="cpu")
     assert near_duplicate_rate(features, "l2", 0.05) == 0
     assert near_duplicate_rate(np.repeat(features[:1], 10, axis=0), "l2", 0.05) == 1
+
+
+def test_images_that_have_all_merged_are_one_group_and_pairs_are_many():
+    different = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1)).astype(np.uint8)
+    features = PixelsL2().encode(different, device="cpu")
+    assert near_duplicate_count(features, "l2", 0.05) == 0
+    assert near_duplicate_count(np.repeat(features[:1], 20, axis=0), "l2", 0.05) == 1
+    assert near_duplicate_count(np.repeat(features, 2, axis=0), "l2", 0.05) == 10
 
 
 def test_the_best_is_the_first_of_the_highest():

@@ -1,0 +1,31 @@
+"""Moving finished samples toward a mode of the model: what it has memorised stands out.
+
+A sampler ends with the error of the network at little noise, where it hardly knows single images.
+At more noise it does, and its denoised image of one that it has memorised is that training image.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sidepipe.diffusion.schedule import EpsFn
+
+
+def seek_mode(
+    eps_fn: EpsFn,
+    x_0: Float[Tensor, "n *shape"],
+    t: int,
+    num_steps: int,
+    alphas_cumprod: Float[Tensor, "T"],
+) -> Float[Tensor, "n *shape"]:
+    """x_0 replaced `num_steps` times by the model's pred_x_0 of sqrt(ab_t) x_0, taken for an x_t.
+
+    No noise is added, so a step leads up the density of the data smoothed by level t: by Tweedie's
+    formula it is x_0 + (1 - ab_t) / ab_t * grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie &
+    Simoncelli, 2021). Of a model that knows its training images by heart that is mean shift on
+    them (Comaniciu & Meer, 2002), whose fixed points they are where level t keeps them apart.
+    """
+    alpha_bar = float(alphas_cumprod[t])
+    for _ in range(num_steps):
+        x_t = alpha_bar**0.5 * x_0
+        x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps_fn(x_t, t)) / alpha_bar**0.5
+    return x_0

@@ -1,0 +1,92 @@
+"""Real images by the rows of the data they lie in, encoded: what generated images are held against.
+
+gamma is what `sidepipe.features.search` says of two feature vectors.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from sidepipe.features.duplicates import nearest_other
+from sidepipe.features.encoders import Device, Encoder
+from sidepipe.features.pairs import blocks
+from sidepipe.features.search import Metric, nearest
+
+ENCODE_IMAGES = 1024  # read at once: the data may be larger than memory
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Places in the data's array, and the features of the images there."""
+
+    rows: Int64[np.ndarray, "m"]
+    features: Float32[np.ndarray, "m d"]
+
+    def first(self, count: int) -> "Encoded":
+        """The first `count` of them, or all where there are fewer."""
+        return Encoded(self.rows[:count], self.features[:count])
+
+    def without(self, rows: Int64[np.ndarray, "e"]) -> "Encoded":
+        """Those that are none of `rows`."""
+        others = ~np.isin(self.rows, rows)
+        return Encoded(self.rows[others], self.features[others])
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Training images, images that nothing was trained on, and what no attack changes of them.
+
+    unseen: the best control first. real_gamma: of every unseen image to its nearest training image.
+    other_gamma: of `compared_sets(train, unseen)`, by name, each image's to the nearest other of
+    its set.
+    """
+
+    train: Encoded
+    unseen: Encoded
+    real_gamma: Float32[np.ndarray, "u"]
+    other_gamma: dict[str, Float32[np.ndarray, "_"]]
+
+    def other_gamma_of(
+        self, name: str, images: Encoded, metric: Metric
+    ) -> Float32[np.ndarray, "m"]:
+        """other_gamma of a set; measured now where an attack has changed which images are in it."""
+        known = compared_sets(self.train, self.unseen).get(name)
+        if known is not None and np.array_equal(known.rows, images.rows):
+            return self.other_gamma[name]
+        return nearest_other(images.features, metric)
+
+
+def compared_sets(
+    train: Encoded, unseen: Encoded, attacker_rows: Int64[np.ndarray, "a"] | None = None
+) -> dict[str, Encoded]:
+    """`train`, `heldout` and, with fewer unseen images than training images, `train_equal`.
+
+    heldout: equally many images that the model never saw. train_equal: as many training images as
+    there are held out, for a larger set is nearer to anything. attacker_rows: unseen images that
+    the attack learnt from, so no control of what it brings out.
+    """
+    control = unseen if attacker_rows is None else unseen.without(attacker_rows)
+    sets = {"train": train, "heldout": control.first(len(train.rows))}
+    if len(control.rows) < len(train.rows):
+        sets["train_equal"] = train.first(len(control.rows))
+    return sets
+
+
+def real_images(train: Encoded, unseen: Encoded, metric: Metric) -> RealImages:
+    """The images with all searches among them."""
+    real_gamma = nearest(unseen.features, train.features, metric)[0][:, 0]
+    sets = compared_sets(train, unseen)
+    other = {name: nearest_other(images.features, metric) for name, images in sets.items()}
+    return RealImages(train, unseen, real_gamma, other)
+
+
+def encode_rows(
+    encoder: Encoder,
+    data: UInt8[np.ndarray, "n h w c"],
+    rows: Int64[np.ndarray, "m"],
+    device: Device,
+) -> Float32[np.ndarray, "m d"]:
+    """The features of the images in `rows`, of which few are in memory at a time."""
+    parts = [rows[some] for some in blocks(len(rows), ENCODE_IMAGES)]
+    return np.concatenate([encoder.encode(data[part], device=device) for part in parts])

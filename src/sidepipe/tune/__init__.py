@@ -1,0 +1,1 @@
+"""Stage `tune`: how to guide, chosen without the training set."""
