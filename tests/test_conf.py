@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException
 from tests.composing import composed
 
 from sidepipe.__main__ import CONF
-from sidepipe.pipeline import STAGES, plan
+from sidepipe.graph import STAGES, plan
 
 GROUPS = (
     *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "lora", "tune"),

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 from tests.composing import composed
 
-from sidepipe.pipeline import plan
+from sidepipe.graph import plan
 
 ROWS = ("unconditional", "classifier", "posterior")
 

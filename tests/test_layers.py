@@ -21,6 +21,7 @@ LAYERS = [
     {"sampling", "training"},
     *({stage} for stage in STAGES),
     {"dashboards"},
+    {"graph"},
     {"pipeline"},
     {"status"},
     {"__main__"},

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from sidepipe import artifacts, pipeline, status
+from sidepipe.graph import Node, Plan
 from sidepipe.interruption import Preempted
-from sidepipe.pipeline import Node, Plan
 from sidepipe.stage import Runtime, Stage
 from sidepipe.tracking import Tracking
 

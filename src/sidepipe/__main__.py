@@ -39,10 +39,10 @@ def _run(cfg: DictConfig) -> None:
     from sidepipe.progress import quiet_libraries
 
     quiet_libraries()  # before faiss and others are imported and speak
-    from sidepipe import pipeline, status
+    from sidepipe import graph, pipeline, status
 
     try:
-        the_plan = pipeline.plan(cfg)
+        the_plan = graph.plan(cfg)
         if cfg.stage == "status":
             print(status.table(the_plan))
             return

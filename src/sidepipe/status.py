@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sidepipe import artifacts
-from sidepipe.pipeline import ERROR, LOG, Node, Plan
+from sidepipe.graph import Node, Plan
+from sidepipe.pipeline import ERROR, LOG
 from sidepipe.progress import clock
 from sidepipe.stage import Runtime
 

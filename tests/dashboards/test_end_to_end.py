@@ -14,7 +14,7 @@ from tests.composing import composed
 from tests.tracking.conftest import NAMES, python
 from tests.tracking.wandb_server import wandb_server
 
-from sidepipe import pipeline
+from sidepipe import graph, pipeline
 from sidepipe.artifacts import read_manifest
 from sidepipe.evaluate.stage import load as load_results
 from sidepipe.tracking import MetricsCSV
@@ -43,7 +43,7 @@ def smoke(tmp_path_factory):
     """The nodes of the smoke experiment by stage, the server that got them, what was said."""
     home = tmp_path_factory.mktemp("smoke")
     overrides = ["experiment=smoke", "tracking=offline", "tracking.group=sizes"]
-    the_plan = pipeline.plan(composed(*overrides, f"runtime.outputs={home / 'outputs'}"))
+    the_plan = graph.plan(composed(*overrides, f"runtime.outputs={home / 'outputs'}"))
     with pytest.MonkeyPatch.context() as patch:
         for name in NAMES:
             patch.setenv(f"WANDB_{name}", "")

@@ -10,7 +10,7 @@ from tests.composing import composed
 from sidepipe.features import real
 from sidepipe.features.copydet import CopyNet
 from sidepipe.features.encoders import Pixels, PixelsL2
-from sidepipe.pipeline import needed, plan
+from sidepipe.graph import needed, plan
 from sidepipe.reference import encoding
 from sidepipe.reference.stage import NO_HELDOUT, Reference, load
 from sidepipe.stage import Runtime

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sidepipe import artifacts, pipeline, ranks
+from sidepipe.graph import STAGES
 from sidepipe.progress import quiet_libraries
 from sidepipe.report.stage import load_table
 from sidepipe.report.sweep.page import write_sweep
@@ -35,7 +36,7 @@ def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
     sweep = sweep_of(name, [f"runtime={launcher}", *overrides])
     slurm = None
     if launcher == "slurm":
-        slurm = cluster.slurm_of(sweep.points[0].plan.runtime.slurm, pipeline.STAGES)
+        slurm = cluster.slurm_of(sweep.points[0].plan.runtime.slurm, STAGES)
     print(forecast(sweep))
     if dry:
         return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sidepipe import artifacts
-from sidepipe.pipeline import Node
+from sidepipe.graph import Node
 from sidepipe.sweep.grid import Task
 
 # Seconds grow with the product of those of these that a stage has.

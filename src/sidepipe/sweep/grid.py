@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sidepipe.__main__ import CONF
 from sidepipe.artifacts import read_manifest
-from sidepipe.pipeline import STAGES, Node, Plan, needed, plan
+from sidepipe.graph import STAGES, Node, Plan, needed, plan
 from sidepipe.settings import require, require_known
 
 
