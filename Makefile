@@ -14,7 +14,7 @@ LAUNCHER ?= auto
 SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error say which sweep: make $@ SWEEP=subset_size; \
   there are: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
 
-.PHONY: setup demo demo-text run test test-slurm bench check format status clean help
+.PHONY: setup demo demo-text run test test-slurm bench bench-large check format status clean help
 .PHONY: sweep cancel report sync dashboard
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make demo-text a model with captions: memorised prompts found, explained and mitigated"
 	@echo "make test      the tests; make test-slurm those that need a Slurm cluster"
 	@echo "make bench     seconds and memory of what is slow, beside a plain implementation"
+	@echo "make bench-large   a million images: memory, and that a killed run goes on (IMAGES=1000000)"
 	@echo "make check     ruff and pyright"
 	@echo "make run ARGS='...'     sidepipe with any overrides"
 	@echo "make status ARGS='...'  what is done, running and missing for these overrides"
@@ -65,7 +66,10 @@ test-slurm: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 bench: $(VENV)/installed
-	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(filter-out benchmarks/large.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+bench-large: $(VENV)/installed
+	$(BIN)/python benchmarks/large.py $(if $(IMAGES),--images $(IMAGES))
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

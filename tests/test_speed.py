@@ -1,4 +1,6 @@
 import logging
+import platform
+import resource
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from sidepipe.speed import (
     cast_once,
     compiling_pays,
     has_compiler,
+    keep_freed_memory,
     largest_useful_batch,
     lay_out,
-    networks_of,
+    network_gradients,
 )
 from sidepipe.stage import Runtime
 
@@ -94,11 +97,10 @@ class Logits(nn.Module):
         return self.head(torch.relu(self.conv(x_t)).mean((2, 3)) + (t / 1000)[:, None])
 
 
-def test_the_networks_of_a_surrogate_are_found_within_its_wrappers():
-    network = Logits()
-    surrogate = Wrapper(Wrapper(ClassifierSurrogate(network)))
-    assert list(networks_of(surrogate)) == [network]
-    assert list(networks_of(None)) == []
+def test_the_gradient_through_a_network_is_found_within_its_wrappers():
+    inner = ClassifierSurrogate(Logits())
+    assert list(network_gradients(Wrapper(Wrapper(inner)))) == [inner]
+    assert list(network_gradients(None)) == []
 
 
 def test_another_layout_gives_the_same_gradient_in_the_same_order_of_memory():
@@ -122,6 +124,19 @@ def test_weights_are_cast_once_and_the_precision_stays():
             assert linear(x).dtype == torch.bfloat16
     with torch.no_grad(), cast_once(CPU):
         assert linear(x).dtype == torch.float32
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is told")
+def test_freed_memory_is_there_for_the_next_step_without_page_faults():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        # All at once, 12,288 pages: more than is kept else.
+        _ = [torch.ones(2**22) for _ in range(3)]
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    faults()
+    assert faults() < 1000
 
 
 @pytest.fixture

@@ -34,9 +34,9 @@ from sidepipe.speed import (
     compile_networks,
     compiling_pays,
     has_compiler,
+    keep_freed_memory,
     largest_useful_batch,
     lay_out,
-    networks_of,
     seconds_of,
 )
 from sidepipe.stage import Precision, Runtime
@@ -103,6 +103,9 @@ class ImageSampler(L.LightningModule):
         scale = None if self.guidance is None else self.guidance.guidance_scale
         return isinstance(self.surrogate, Denoiser) and scale == 1
 
+    def on_predict_start(self) -> None:
+        keep_freed_memory()
+
     @torch.no_grad()
     def predict_step(self, batch: dict[str, Tensor]) -> UInt8[Tensor, "n h w c"]:
         noise_fn = image_noise(
@@ -155,9 +158,8 @@ class ImageSampler(L.LightningModule):
 
     def compile_for(self, step: Callable[[], object]) -> None:
         """Compiles the networks for the batches that `step` evaluates them on."""
-        labelled = isinstance(self.surrogate, Denoiser)
-        others = [self.surrogate.unet] if labelled else networks_of(self.surrogate)
-        compile_networks([self.denoiser.unet, *others], step)
+        models = [m for m in (self.denoiser, self.surrogate) if isinstance(m, Denoiser)]
+        compile_networks([model.unet for model in models], self.surrogate, step)
         self.is_compiled = True
 
     def _useful_batch_size(self, most: int) -> int:

@@ -99,6 +99,9 @@ def grad_of(log_prob_fn: LogProbFn) -> GradLogProbFn:
     """grad_{x_t} log p(y | x_t, t) by autograd; the graph is freed before it returns."""
 
     def grad_log_prob_fn(x_t: Tensor, t: Tensor, y: Labels) -> Tensor:
+        if torch.compiler.is_compiling():
+            # One graph, forward and backward: a seventh faster than two, but slower when eager.
+            return torch.func.grad(lambda x_t: log_prob_fn(x_t, t, y).sum())(x_t)
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_(True)
             total = log_prob_fn(x_t, t, y).sum()

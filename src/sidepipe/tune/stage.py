@@ -116,8 +116,9 @@ class Tune(Stage):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if self._attack().is_tuned:
             self._encoder.check()
-            rule = f"one of {list(REFINEMENT)} among them where extract.surrogate is 'none'"
-            require(bool(self._tried), "tune.grid", rule, list(self.grid), "extract.tuned=false")
+            rule = f"with one of {list(REFINEMENT)} where extract.surrogate is 'none'"
+            remedy = "+tune.grid.refine_t=[30,60,100], or extract.tuned=false"
+            require(bool(self._tried), "tune.grid", rule, list(self.grid), remedy)
             for trial in self._trials():
                 trial.check(upstream, runtime)
 
