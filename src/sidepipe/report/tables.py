@@ -128,9 +128,9 @@ def _overlap_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
 
 def cost_table(attacks: Sequence[Attack]) -> Table:
     """How each attack guides, and the network evaluations it took."""
-    columns = ["surrogate", "guidance scale", "guided", "targets"]
+    columns = ["surrogate", "guidance scale", "guided", "targets", "refined"]
     columns += ["UNet forwards", "surrogate gradients", "each", "evaluations", "N_syn before"]
-    groups = [("guidance", 4), ("spent", 5)]
+    groups = [("guidance", 4), ("", 1), ("spent", 5)]
     rows = [(attack.name, _cost_row(attack)) for attack in attacks]
     return Table("cost", "How each attack works, and what it spent", groups, columns, rows)
 
@@ -138,7 +138,7 @@ def cost_table(attacks: Sequence[Attack]) -> Table:
 def _cost_row(attack: Attack) -> list[str]:
     scale = f"{attack.settings['guidance_scale']:g}" if attack.guided else DASH
     cells = [attack.settings["surrogate"], scale, words.guided_timesteps(attack)]
-    cells.append(words.targets(attack))
+    cells += [words.targets(attack), words.refinement(attack)]
     cost = attack.cost
     cells += [count(cost["unet_forwards"]), count(cost["surrogate_gradients"])]
     cells.append(f"{cost['gradient_cost']:.2f}" if attack.guided else DASH)
@@ -151,21 +151,21 @@ def _cost_row(attack: Attack) -> list[str]:
 def tuning_table(attacks: Sequence[Attack]) -> Table:
     """What tuned attacks tried: the blind score they chose by, beside the hits they did not see."""
     groups = [("tried", 2), ("seen by the attack", 2), ("true", 3)]
-    columns = ["settings", "images", "repeated, %", "chosen", "hits", "different", "rank of hits"]
+    columns = ["settings", "images", "repeated", "chosen", "hits", "different", "rank of hits"]
     rows = [(attack.name, row) for attack in attacks for row in _tuning_rows(attack)]
     return Table("tuning", "Settings chosen without the training images", groups, columns, rows)
 
 
 def _tuning_rows(attack: Attack) -> list[list[str]]:
     """A row a trial, the highest score first."""
-    measured = ("score", "images", "hits", "unique", *attack.cost)
+    measured = ("score", "judged_by", "images", "hits", "unique", *attack.cost)
     rows = []
     for trial in sorted(attack.trials, key=lambda trial: -trial["score"]):
         tried = {name: value for name, value in trial.items() if name not in measured}
         settings = ", ".join(f"{name} {value}" for name, value in tried.items())
         chosen = all(attack.settings[name] == value for name, value in tried.items())
         rank = 1 + sum(other["hits"] > trial["hits"] for other in attack.trials)
-        cells = [settings, count(trial["images"]), f"{100 * trial['score']:.1f}"]
+        cells = [settings, count(trial["images"]), words.blind_score(trial)]
         cells += ["chosen" if chosen else "", *map(count, (trial["hits"], trial["unique"], rank))]
         rows.append(cells)
     return rows

@@ -120,6 +120,18 @@ def excess_images(attack: Attack) -> str:
     return f"{low} to {high}"
 
 
+def refinement(attack: Attack) -> str:
+    """Moves of a finished image toward a mode of the model: `8 at t = 60`."""
+    steps = attack.settings.get("refine_steps", 0)
+    return f"{steps} at t = {attack.settings['refine_t']}" if steps else DASH
+
+
+def blind_score(trial: Mapping[str, Any]) -> str:
+    """By what a trial was judged: `12.5 %` of its images have a near duplicate, or `90 groups`."""
+    score = trial["score"]
+    return f"{score:.0f} groups" if trial["judged_by"] == "groups" else f"{100 * score:.1f} %"
+
+
 def guided_timesteps(attack: Attack) -> str:
     """Guided timesteps: `all t`, `t ≥ 200`, `t 200 to 800`."""
     if not attack.guided:
@@ -135,6 +147,7 @@ def targets(attack: Attack) -> str:
     if not attack.guided:
         return DASH
     number = attack.summary("extract")["num_targets"]
-    if attack.settings["targets"] == "uniform":
-        return f"all {count(number)} labels"
+    if attack.settings["targets"] != "top_cohesion":
+        weighted = ", weighted" if attack.settings["targets"] == "weighted" else ""
+        return f"all {count(number)} labels{weighted}"
     return f"{count(number)} most cohesive, {rate(attack.settings['target_fraction'])}"

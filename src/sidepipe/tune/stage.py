@@ -53,6 +53,7 @@ class Tune(Stage):
     """
 
     name: ClassVar[str] = "tune"
+    version: ClassVar[int] = 2
     attack: dict[str, Any]
     grid: dict[str, Any]
     num_images: int
@@ -149,7 +150,8 @@ class Tune(Stage):
         features = self._encoder.encode(load_shards(place), device=runtime.torch_device())
         score = SCORES[self.score](features, self._encoder.metric, self.duplicate_threshold)
         tried = {name: getattr(trial, name) for name in self._tried}
-        return {**tried, "score": score, **{name: spent[name] for name in SPENT}}
+        judged = {"score": score, "judged_by": self.score}
+        return {**tried, **judged, **{name: spent[name] for name in SPENT}}
 
 
 def load_choice(folder: Path) -> dict[str, Any]:
