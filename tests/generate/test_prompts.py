@@ -79,6 +79,18 @@ def test_at_scale_1_a_prompt_costs_what_none_costs(tmp_path, inputs):
     assert run(tmp_path, inputs, prompts="heldout")["unet_forwards"] == 12 * 5
 
 
+def test_images_are_refined_by_their_prompts_with_the_same_guidance(tmp_path, inputs):
+    prompted = {"prompts": "train", "prompt_guidance_scale": 3.0}
+    refined = {"refine_steps": 2, "refine_t": 30}
+    summary = run(tmp_path / "refined", inputs, **prompted, **refined)
+    assert summary["unet_forwards"] == 2 * 12 * (5 + 2)
+    run(tmp_path / "prompted", inputs, **prompted)
+    run(tmp_path / "of_nothing", inputs, **refined)
+    images = load(tmp_path / "refined")
+    for other in ("prompted", "of_nothing"):
+        assert not np.array_equal(images, load(tmp_path / other))
+
+
 def test_a_run_that_broke_off_is_completed_to_the_same_images(tmp_path, inputs):
     for name in ("whole", "broken"):
         run(tmp_path / name, inputs, prompts="train")
