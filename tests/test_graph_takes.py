@@ -96,4 +96,4 @@ def test_what_cannot_be_tried_is_refused_before_anything_runs(
 
 def test_a_grid_of_points_of_lambda_s_factor_makes_a_plan() -> None:
     grid = "+tune.grid.guidance_schedule=[constant,[[0,0],[400,1],[999,2]]]"
-    assert len(tune_of(made(*TUNED, grid), "attack").stage._trials()) == 36
+    assert len(tune_of(made(*TUNED, grid), "attack").stage._trials) == 36

@@ -200,7 +200,7 @@ def _chain(
         settings = laid[name]
         same = json.dumps([name, settings, [id(node) for node in chain.values()]])
         if same not in made:
-            for owner, *_ in TAKES.get(name, {}).values():
+            for owner in {owner for owner, *_ in TAKES.get(name, {}).values()}:
                 # What is wrong with a setting is said of the stage whose it is.
                 _stage(owner, where[owner], laid[owner])
             made[same] = _node(name, where[name], settings, chain, None, runtime)

@@ -112,26 +112,28 @@ class ImageSampler(L.LightningModule):
             self.seed, self.stream, batch["indices"].tolist(), self.denoiser.shape, self.device
         )
         targets, alphas_cumprod = batch["targets"], self.denoiser.alphas_cumprod
-        eps_fn, plain = self._eps_fn(targets), self._in_range(self.denoiser.eps_fn(targets))
+        plain = self.denoiser.eps_fn(targets)
+        eps_fn = self._in_range(self._guided(plain, targets))
         # Compiling again, for the last shard's smaller batches, would take longer than they do.
         once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
         with cast_once(self.device), once or nullcontext():
             about = (self.timesteps, alphas_cumprod, self.eta, noise_fn)
             x_0 = self.sampler(eps_fn, noise_fn(), *about)
-            x_0 = seek_mode(plain, x_0, self.refine_t, self.refine_steps, alphas_cumprod)
+            x_0 = seek_mode(
+                self._in_range(plain), x_0, self.refine_t, self.refine_steps, alphas_cumprod
+            )
             return self.denoiser.decode(x_0)
 
-    def _eps_fn(self, targets: Int64[Tensor, "n"]) -> EpsFn:
-        eps_fn, alphas_cumprod = self.denoiser.eps_fn(targets), self.denoiser.alphas_cumprod
-        if self.surrogate is not None and self.guidance is not None:
-            interval = (self.guidance.t_min, self.guidance.t_max)
-            scale = self.guidance.guidance_scale
-            if isinstance(self.surrogate, Denoiser):
-                eps_fn = conditioned(eps_fn, self.surrogate.eps_fn(targets), scale, *interval)
-            else:
-                gradient = self.surrogate.grad_log_prob
-                eps_fn = guided(eps_fn, gradient, targets, scale, alphas_cumprod, *interval)
-        return self._in_range(eps_fn)
+    def _guided(self, plain: EpsFn, targets: Int64[Tensor, "n"]) -> EpsFn:
+        """The model's eps, steered by the surrogate where there is one."""
+        if self.surrogate is None or self.guidance is None:
+            return plain
+        interval = (self.guidance.t_min, self.guidance.t_max)
+        scale = self.guidance.guidance_scale
+        if isinstance(self.surrogate, Denoiser):
+            return conditioned(plain, self.surrogate.eps_fn(targets), scale, *interval)
+        gradient, alphas_cumprod = self.surrogate.grad_log_prob, self.denoiser.alphas_cumprod
+        return guided(plain, gradient, targets, scale, alphas_cumprod, *interval)
 
     def _in_range(self, eps_fn: EpsFn) -> EpsFn:
         """`eps_fn` whose pred_x_0 lies where x_0 does."""
@@ -173,7 +175,8 @@ class ImageSampler(L.LightningModule):
         """One evaluation of the networks on `n` images, at a guided timestep if there is one."""
         t = (self.guided_timesteps or self.timesteps)[0]
         x_t = torch.zeros(n, *self.denoiser.shape, device=self.device)
-        eps_fn = self._eps_fn(torch.zeros(n, dtype=torch.int64, device=self.device))
+        targets = torch.zeros(n, dtype=torch.int64, device=self.device)
+        eps_fn = self._in_range(self._guided(self.denoiser.eps_fn(targets), targets))
 
         @torch.no_grad()
         def step() -> Tensor:

@@ -25,8 +25,8 @@ def attack(**changes):
 
 
 def tune(of=None, **changes) -> Tune:
-    settings = {"grid": GRID, "num_images": 12, "features": PIXELS, "duplicate_threshold": 0.05}
-    settings["score"] = "rate"
+    judge = {"features": PIXELS, "duplicate_threshold": 0.05, "score": "rate"}
+    settings = {"grid": GRID, "num_images": 12, **judge}
     return Tune(attack=attack(**(of or {})), **{**settings, **changes})
 
 

@@ -7,6 +7,7 @@ At more noise it does, and its denoised image of one that it has memorised is th
 from jaxtyping import Float
 from torch import Tensor
 
+from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import EpsFn
 
 
@@ -19,13 +20,12 @@ def seek_mode(
 ) -> Float[Tensor, "n *shape"]:
     """x_0 replaced `num_steps` times by the model's pred_x_0 of sqrt(ab_t) x_0, taken for an x_t.
 
-    No noise is added, so a step leads up the density of the data smoothed by level t: by Tweedie's
-    formula it is x_0 + (1 - ab_t) / ab_t * grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie &
+    That is DDIM's last step, from level t to no noise. No noise is added, so it leads up the
+    density of the data smoothed by level t: by Tweedie's formula it is x_0 + (1 - ab_t) / ab_t * grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie &
     Simoncelli, 2021). Of a model that knows its training images by heart that is mean shift on
     them (Comaniciu & Meer, 2002), whose fixed points they are where level t keeps them apart.
     """
-    alpha_bar = float(alphas_cumprod[t])
+    shrink = float(alphas_cumprod[t]) ** 0.5
     for _ in range(num_steps):
-        x_t = alpha_bar**0.5 * x_0
-        x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps_fn(x_t, t)) / alpha_bar**0.5
+        x_0 = ddim(eps_fn, shrink * x_0, [t], alphas_cumprod)
     return x_0

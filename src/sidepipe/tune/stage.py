@@ -93,6 +93,7 @@ class Tune(Stage):
         kind = get_class(settings.pop("_target_"))
         return kind(**check_field_types("tune.grid", kind, settings))
 
+    @cached_property
     def _trials(self) -> list[Any]:
         """A small attack for each point of the grid, at once and with nothing left to tune."""
         size = math.ceil(self.num_images / SHARDS)
@@ -105,7 +106,7 @@ class Tune(Stage):
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """What the trials depend on: neither the attack's size nor what the grid sets instead."""
-        trials = self._trials()
+        trials = self._trials
         return {
             "attack_version": trials[0].version,
             "trials": [trial.key_settings(asdict(trial)) for trial in trials],
@@ -120,11 +121,11 @@ class Tune(Stage):
             rule = f"with one of {list(REFINEMENT)} where extract.surrogate is 'none'"
             remedy = "+tune.grid.refine_t=[30,60,100], or extract.tuned=false"
             require(bool(self._tried), "tune.grid", rule, list(self.grid), remedy)
-            for trial in self._trials():
+            for trial in self._trials:
                 trial.check(upstream, runtime)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        trials, rows = self._trials(), []
+        trials, rows = self._trials, []
         for i, trial in enumerate(trials):
             place = folder / "trials" / f"{i:03d}"
             if not (place / "trial.json").exists():
