@@ -21,9 +21,10 @@ def seek_mode(
     """x_0 replaced `num_steps` times by the model's pred_x_0 of sqrt(ab_t) x_0, taken for an x_t.
 
     That is DDIM's last step, from level t to no noise. No noise is added, so it leads up the
-    density of the data smoothed by level t: by Tweedie's formula it is x_0 + (1 - ab_t) / ab_t * grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie &
-    Simoncelli, 2021). Of a model that knows its training images by heart that is mean shift on
-    them (Comaniciu & Meer, 2002), whose fixed points they are where level t keeps them apart.
+    density of the data smoothed by level t: by Tweedie's formula it is
+    x_0 + (1 - ab_t) / ab_t * grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie & Simoncelli, 2021).
+    Of a model that knows its training images by heart that is mean shift on them (Comaniciu & Meer,
+    2002), whose fixed points they are where level t keeps them apart.
     """
     shrink = float(alphas_cumprod[t]) ** 0.5
     for _ in range(num_steps):
