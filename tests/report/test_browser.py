@@ -153,6 +153,8 @@ def test_a_link_reproduces_the_view(view, driver, folder):
 
 def test_the_headlines_link_shows_an_attack_alone(view):
     view.click("a[href='#gallery-2']")
+    # The page hears of its new address a moment after the click.
+    view.wait("document.getElementById('shown').textContent.startsWith('6 of 18 pairs')")
     assert [attack for attack, _ in view.shown()] == ["side"] * 6
 
 
