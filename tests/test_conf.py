@@ -1,5 +1,6 @@
 """The configs: every option composes and mirrors its package; wrong arguments are found at once."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 from hydra.errors import ConfigCompositionException
 from tests.composing import composed
 
-from sidepipe.__main__ import CONF
+from sidepipe.__main__ import CONF, main
 from sidepipe.graph import STAGES, plan
 
 GROUPS = (
@@ -95,7 +96,7 @@ def test_every_option_makes_a_plan(option: str) -> None:
     assert plan(composed(option, *CHOSEN.get(option, []))).nodes
 
 
-@pytest.mark.parametrize("name", ["demo", "demo_text", "smoke", "faces16", "cifar10"])
+@pytest.mark.parametrize("name", ["demo", "demo_text", "smoke", "faces16", "faces32", "cifar10"])
 def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
     assert plan(composed(f"experiment={name}")).nodes
 
@@ -156,6 +157,26 @@ def test_experiments_with_sscd_ask_for_its_file_and_hash(name: str, tmp_path: Pa
     chosen = [f"label.features.path={weights}", f"evaluate.features.path={weights}"]
     with pytest.raises(ValueError, match="sha256"):
         plan(composed(f"experiment={name}", *chosen))
+
+
+@pytest.mark.parametrize("name", ["celeba_25000", "celeba_hq_fi"])
+def test_experiments_with_sscd_tell_near_duplicates_by_it_everywhere(name: str) -> None:
+    cfg = composed(f"experiment={name}", "label.features.path=weights.pt")
+    for features in (cfg.label.duplicate_features, cfg.tune.features, cfg.extract.features):
+        assert features == cfg.label.features
+        assert features.path == "weights.pt"
+    high = cfg.evaluate.bands.high[0]
+    assert {cfg[stage].duplicate_threshold for stage in ("label", "tune", "extract")} == {high}
+
+
+@pytest.mark.parametrize("given", ["explain=null", "+detect=null"])
+def test_null_for_a_choice_of_files_is_refused_with_what_to_say_instead(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sidepipe", "stage=status", given])
+    group = given.strip("+").removesuffix("=null")
+    with pytest.raises(SystemExit, match=rf"{group} must be one of .*, got null; ~{group} "):
+        main()
 
 
 @pytest.mark.parametrize("stage", STAGES)

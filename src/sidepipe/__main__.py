@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -57,8 +58,19 @@ def _run(cfg: DictConfig) -> None:
         print(pipeline.show(node, the_plan))
 
 
+def _refuse_null_groups(arguments: Sequence[str]) -> None:
+    """Exits with 1 at `explain=null`, of which Hydra says nothing but its traceback."""
+    for argument in arguments:
+        group, _, choice = argument.lstrip("+").partition("=")
+        if choice == "null" and group and (CONF / group).is_dir():
+            known = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+            remedy = f"~{group} to leave out what the configs choose"
+            sys.exit(f"{group} must be one of {known}, got null; {remedy}")
+
+
 def main() -> None:
     """Entry point of the `sidepipe` command."""
+    _refuse_null_groups(sys.argv[1:])
     # Hugging Face libraries report usage when they fetch a model; nobody asked for that.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _hydra_main()

@@ -149,9 +149,14 @@ class Stage:
         """Names of the stages whose artifacts this one reads."""
         return ()
 
+    def unused(self) -> tuple[str, ...]:
+        """Names of the settings that cannot change the result while the others are as they are."""
+        return ()
+
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Those of `settings` that can change the result; all, unless a stage knows better."""
-        return settings
+        """Those of `settings` that can change the result."""
+        unused = self.unused()
+        return {name: value for name, value in settings.items() if name not in unused}
 
     def check(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
         """Raises ValueError or an OSError where these settings cannot work with `upstream`'s."""

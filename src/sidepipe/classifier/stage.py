@@ -81,10 +81,9 @@ class Classifier(Training):
             "the closed form is of noised images",
         )
 
-    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def unused(self) -> tuple[str, ...]:
         # What is trained as it always was keeps its key.
-        unused = ("labels",) if self.labels == "hard" else ()
-        return {name: value for name, value in settings.items() if name not in unused}
+        return ("labels",) if self.labels == "hard" else ()
 
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "generate", "label")

@@ -129,11 +129,10 @@ class DetectPrompts(Stage):
         kind, remedy = type(found).__name__, "choose detect=prompts"
         require(isinstance(found, cls), "detect", "of prompts", kind, remedy)
 
-    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def unused(self) -> tuple[str, ...]:
         of_data = ("num_train_prompts", "num_heldout_prompts")
         of_files = ("calibration_prompts", "truth_images")
-        unused = of_files if self.prompts is None else of_data
-        return {name: value for name, value in settings.items() if name not in unused}
+        return of_files if self.prompts is None else of_data
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm, data = upstream["dpm"], upstream["data"]

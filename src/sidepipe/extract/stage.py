@@ -98,17 +98,21 @@ class Extract(GuidedSampling):
         reads = super().inputs() if self.surrogate == "none" else _INPUTS[self.surrogate]
         return (*reads, "tune") if self.is_tuned else reads
 
-    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Those that are used; what was chosen by trials is known by the key of tune."""
-        unused = ("tuned",) if self._in_rounds else ("tuned", *_ROUNDS)
+    def unused(self) -> tuple[str, ...]:
+        # What was chosen by trials is known by the key of tune.
+        unused = (*super().unused(), "tuned")
+        if not self._in_rounds:
+            unused = (*unused, *_ROUNDS)
         if self.surrogate == "none":
             unused = (*unused, *_GUIDANCE)
         if self.targets != "top_cohesion":
             unused = (*unused, "target_fraction")
         if self.surrogate != "posterior":
             unused = (*unused, "posterior_neighbours")
+        return unused
+
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         used = super().key_settings(settings)
-        used = {name: value for name, value in used.items() if name not in unused}
         # From when trials were a setting here: who guides as ever keeps the key.
         return used if self.surrogate == "none" else {**used, "tuning": None}
 

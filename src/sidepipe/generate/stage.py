@@ -69,14 +69,14 @@ class Sampling(Stage):
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "data") if self.prompts in OF_DATA else ("dpm",)
 
-    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def unused(self) -> tuple[str, ...]:
         # What is sampled as it always was keeps its key.
         unused = ("sampler",) if self.sampler == "ddim" else ()
         if self.refine_steps == 0:
             unused = (*unused, "refine_steps", "refine_t")
         if self.prompts is None:
             unused = (*unused, "prompts", "prompt_guidance_scale")
-        return {name: value for name, value in settings.items() if name not in unused}
+        return unused
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]

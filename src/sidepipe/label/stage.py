@@ -75,11 +75,10 @@ class Label(Stage):
         """Whether k-means makes the clusters."""
         return self.assign not in ("repeats", "original")
 
-    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        unused = () if self._has_clusters else ("num_clusters", "num_iterations", "seed")
-        if self.assign != "repeats":
-            unused = (*unused, "duplicate_features", "duplicate_threshold")
-        return {name: value for name, value in settings.items() if name not in unused}
+    def unused(self) -> tuple[str, ...]:
+        of_clusters = () if self._has_clusters else ("num_clusters", "num_iterations", "seed")
+        of_repeats = ("duplicate_features", "duplicate_threshold")
+        return of_clusters if self.assign == "repeats" else (*of_clusters, *of_repeats)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if self._has_clusters:

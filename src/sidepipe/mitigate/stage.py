@@ -94,16 +94,16 @@ class Mitigate(Stage):
     def inputs(self) -> tuple[str, ...]:
         return ("data", "dpm", "detect")
 
-    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        own = {
+    def unused(self) -> tuple[str, ...]:
+        of_methods = {
             "none": (),
             "embedding": ("lr", "max_iterations", "target"),
             "random_tokens": ("num_random_tokens",),
             "drop_word": ("num_word_steps",),
             "attention": ("start_scale",),
         }
-        unused = {name for names in own.values() for name in names} - set(own[self.method])
-        return {name: value for name, value in settings.items() if name not in unused}
+        own = of_methods[self.method]
+        return tuple(n for names in of_methods.values() for n in names if n not in own)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         DetectPrompts.require_in(upstream)

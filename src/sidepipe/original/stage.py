@@ -47,9 +47,8 @@ class Original(Stage):
     def inputs(self) -> tuple[str, ...]:
         return ("data", "dpm")
 
-    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        unused = ("attribute_file",) if self.attributes is None else ()
-        return {name: value for name, value in settings.items() if name not in unused}
+    def unused(self) -> tuple[str, ...]:
+        return ("attribute_file",) if self.attributes is None else ()
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         unseen = load_unseen(inputs["dpm"])

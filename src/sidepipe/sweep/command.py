@@ -21,7 +21,7 @@ from sidepipe.report.sweep.points import Missing
 from sidepipe.report.sweep.points import Point as ReportedPoint
 from sidepipe.sweep import cluster, jobs, local
 from sidepipe.sweep.estimates import estimates
-from sidepipe.sweep.grid import Point, Sweep, point_of, sweep_of
+from sidepipe.sweep.grid import Point, Sweep, folder_of, point_of, sweep_of
 from sidepipe.sweep.states import Seen, aligned, look, table
 
 log = logging.getLogger("sidepipe")
@@ -143,11 +143,8 @@ def _reported(point: Point, seen: Mapping[str, Seen]) -> ReportedPoint:
 
 def _known(name: str, overrides: Sequence[str]) -> Sweep:
     """The sweep as it was last run, under further overrides."""
-    sweep = sweep_of(name, overrides)
-    record = sweep.folder / RECORD
-    if not record.exists():
-        return sweep
-    before = json.loads(record.read_text())["overrides"]
+    record = folder_of(name, overrides) / RECORD
+    before = json.loads(record.read_text())["overrides"] if record.exists() else []
     return sweep_of(name, [*before, *overrides])
 
 

@@ -102,13 +102,21 @@ def sweep_folder(outputs: str, name: str) -> Path:
     return Path(outputs).resolve() / "sweeps" / name
 
 
+def folder_of(name: str, overrides: Sequence[str]) -> Path:
+    """Where the sweep keeps what is its own, without planning its points. Errors of `sweep_of`."""
+    _require_sweep(name)
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        fixed, _ = _axes(name, overrides)
+        return sweep_folder(compose("config", [f"sweep={name}", *fixed]).runtime.outputs, name)
+
+
 def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
     """The sweep of `conf/sweep/<name>.yaml` under `overrides`, in which `a=1,2` is an axis too.
 
     Raises ValueError for what any point's stages refuse, and Hydra's errors for what it cannot
     compose.
     """
-    require_known("SWEEP", name, [path.stem for path in (CONF / "sweep").glob("*.yaml")])
+    _require_sweep(name)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         fixed, axes = _axes(name, overrides)
         choices = itertools.product(*axes.values())
@@ -118,6 +126,10 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
     stage = str(next(iter(composed.values())).stage)
     require_known("stage", stage, ["all", *STAGES])
     return Sweep(name, tuple(overrides), stage, tuple(points))
+
+
+def _require_sweep(name: str) -> None:
+    require_known("SWEEP", name, [path.stem for path in (CONF / "sweep").glob("*.yaml")])
 
 
 def point_of(overrides: Sequence[str]) -> Plan:
