@@ -11,11 +11,13 @@ EXTRAS ?= cpu,text
 WANDB ?= outputs/wandb
 # Of sweeps: auto is slurm where sbatch answers, else local.
 LAUNCHER ?= auto
+# Of attacks: where a folder of faces is, FACES='runtime.data_root=... data.source.folder=...'.
+FACES ?=
 SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error say which sweep: make $@ SWEEP=subset_size; \
   there are: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
 
 .PHONY: setup demo demo-text run test test-slurm bench bench-large check format status clean help
-.PHONY: sweep cancel report sync dashboard
+.PHONY: sweep cancel report attacks sync dashboard
 
 help:
 	@echo "make demo      the whole pipeline on the embedded digits, and its report"
@@ -28,6 +30,7 @@ help:
 	@echo "make status ARGS='...'  what is done, running and missing for these overrides"
 	@echo "make sweep SWEEP=subset_size ARGS='...'    a grid of configs, on Slurm or here; DRY=1 only plans"
 	@echo "make status|report|cancel SWEEP=...       how far it is; its results so far; its jobs"
+	@echo "make attacks FACES='...'  every sweep of docs/results/attack.md, many hours; no FACES: digits alone"
 	@echo "make sync | make dashboard                W&B: uploads what was tracked offline; the workspace"
 	@echo "make setup EXTRAS=gpu,text,slurm,dashboards    only installs"
 
@@ -51,6 +54,16 @@ sweep: $(VENV)/installed
 
 cancel report: $(VENV)/installed
 	@$(call SWEEPING,$@) $(ARGS)
+
+attacks: $(VENV)/installed
+	@for sweep in $(basename $(notdir $(wildcard conf/sweep/attack_*.yaml))); do \
+	  faces=; \
+	  if grep -q faces conf/sweep/$$sweep.yaml; then \
+	    faces="$(FACES)"; [ -n "$$faces" ] || { echo "$$sweep: left out, it needs FACES"; continue; }; \
+	  fi; \
+	  $(BIN)/sidepipe-sweep run $$sweep --launcher $(LAUNCHER) $(if $(DRY),--dry) $(ARGS) $$faces || exit 1; \
+	  $(if $(DRY),,$(BIN)/sidepipe-sweep report $$sweep $(ARGS) $$faces || exit 1;) \
+	done
 
 # ARGS: --project P, --entity E.
 sync: $(VENV)/installed

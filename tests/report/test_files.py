@@ -7,7 +7,7 @@ import re
 import pytest
 from tests.report.planted import ATTACKS
 
-from sidepipe.report.files import escaped, latex
+from sidepipe.report.files import escaped, latex, markdown
 from sidepipe.report.tables import Table
 
 
@@ -75,6 +75,22 @@ def test_latex_is_a_tabular_with_rules_and_escaped_text():
         r"\bottomrule",
         r"\end{tabular}",
     ]
+
+
+def test_markdown_has_a_line_for_each_row_and_no_cell_that_ends_one():
+    table = Table("n", "c", [("", 1), ("50 %", 1)], ["a|b", "c"], [("one\nrow", ["1|2", "±"])])
+    assert markdown(table).splitlines() == [
+        r"| attack | a\|b | 50 %: c |",
+        "| --- | --- | --- |",
+        r"| one row | 1\|2 | ± |",
+    ]
+
+
+def test_csv_and_markdown_have_the_same_cells(made, folder):
+    for path in (folder / "tables").glob("*.md"):
+        lines = [line[2:-2].split(" | ") for line in path.read_text().splitlines()]
+        del lines[1]
+        assert lines == read_csv(path.with_suffix(".csv")), path.name
 
 
 @pytest.mark.parametrize(

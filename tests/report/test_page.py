@@ -334,7 +334,7 @@ def test_without_truth_a_page_ranks_and_says_that_nothing_was_compared(blind):
     assert page.text.count("The first candidates of ") == len(ATTACKS)
     assert " hit " not in page.text.split("The first candidates of side")[1].split("Under each")[0]
     files = {path.name for path in (made.folder / "report").rglob("*") if path.is_file()}
-    tables = {"attacks.csv", "blind.csv", "blind.tex", "cost.csv", "cost.tex"}
+    tables = {"attacks.csv", *(f"{n}.{k}" for n in ("blind", "cost") for k in ("csv", "md", "tex"))}
     assert files == {"report.html", "table.txt", *tables}
 
 

@@ -24,7 +24,7 @@ def test_a_second_run_gives_the_same_bytes(made, outputs, folder, tmp_path):
         "table.txt",
         "tables/attacks.csv",
         "figures/pairs.png",
-        *(f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "tex")),
+        *(f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")),
         *(f"figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "pdf")),
     }
     for path in files:
@@ -129,7 +129,7 @@ def test_a_report_on_prompts_alone_has_their_files_and_the_same_bytes_again(prom
         "report.html",
         "table.txt",
         *(f"tables/{name}.csv" for name in PROMPT_NUMBERS),
-        *(f"tables/{name}.{kind}" for name in PROMPT_TABLES for kind in ("csv", "tex")),
+        *(f"tables/{name}.{kind}" for name in PROMPT_TABLES for kind in ("csv", "md", "tex")),
         *(f"figures/{name}.{kind}" for name in PROMPT_FIGURES for kind in ("svg", "pdf")),
     }
     for path in files:

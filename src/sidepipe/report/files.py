@@ -1,4 +1,4 @@
-"""What a paper takes from a report: tables as CSV and LaTeX, and every number unrounded."""
+"""What papers and pages take from a report: its tables, and every number unrounded."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -31,19 +31,32 @@ _LATEX = {
 
 
 def write_table(folder: Path, table: Table) -> None:
-    """Writes `<name>.csv` and `<name>.tex` (package booktabs) with the cells as the page has them.
+    """Writes `<name>.csv`, `.md` and `.tex` (package booktabs) with the cells as the page has them.
 
-    In the CSV a column's name begins with its group's heading, since columns of two groups may
-    have one name.
+    In CSV and Markdown a column's name begins with its group's heading, since columns of two
+    groups may have one name.
     """
+    with (folder / f"{table.name}.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(_lines(table))
+    (folder / f"{table.name}.md").write_text(markdown(table), encoding="utf-8")
+    (folder / f"{table.name}.tex").write_text(latex(table), encoding="utf-8")
+
+
+def _lines(table: Table) -> list[list[str]]:
+    """The table as plain text, its head first."""
     headings = [heading for heading, span in table.groups for _ in range(span)]
     names = [f"{h}: {c}" if h else c for h, c in zip(headings, table.columns, strict=True)]
-    with (folder / f"{table.name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([table.head, *(name.replace(NBSP, " ") for name in names)])
-        for name, cells in table.rows:
-            writer.writerow([name, *(cell.replace(NBSP, " ") for cell in cells)])
-    (folder / f"{table.name}.tex").write_text(latex(table), encoding="utf-8")
+    lines = [[table.head, *names], *([name, *cells] for name, cells in table.rows)]
+    return [[cell.replace(NBSP, " ") for cell in line] for line in lines]
+
+
+def markdown(table: Table) -> str:
+    """A table of GitHub's Markdown."""
+    head, *rows = [
+        [" ".join(cell.splitlines()).replace("|", r"\|") for cell in line] for line in _lines(table)
+    ]
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(table: Table) -> str:

@@ -17,7 +17,7 @@ from sidepipe.report.sweep.points import Missing, Point, read
 from sidepipe.report.sweep.quantities import EXCESS, QUANTITIES
 from sidepipe.report.sweep.terminal import sweep_text
 
-TABLES = ["means", "models", "paper", "runs"]
+TABLES = ["means", "models", "paper", "runs", "seeds"]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_files_are_those_of_the_page(written, seeded):
         "report.html",
         "table.txt",
         "tables/attacks.csv",
-        *(f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "tex")),
+        *(f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")),
         *(f"figures/{q.name}.{kind}" for q in QUANTITIES for kind in ("svg", "pdf")),
     }
     shown = [base64.b64decode(image["src"].partition(",")[2]) for image in page.all("img")]

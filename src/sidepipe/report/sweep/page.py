@@ -14,7 +14,7 @@ from sidepipe.report.sweep.figures import sweep_figure
 from sidepipe.report.sweep.points import Point, Spot, Sweep, kind, label, read, value_words
 from sidepipe.report.sweep.published import comparable, differences, paper_table
 from sidepipe.report.sweep.quantities import EXCESS, QUANTITIES
-from sidepipe.report.sweep.tables import means_table, models_table, runs_table
+from sidepipe.report.sweep.tables import means_table, models_table, runs_table, seeds_table
 from sidepipe.report.sweep.terminal import states, sweep_text
 from sidepipe.report.tables import Table
 from sidepipe.report.words import percent
@@ -46,7 +46,7 @@ def write_sweep(folder: Path, title: str, points: Sequence[Point]) -> Path:
 
 def _tables(sweep: Sweep) -> list[Table]:
     """The tables; means only where seeds repeat a point, the paper's only beside its data."""
-    made = [runs_table(sweep), models_table(sweep)]
+    made = [runs_table(sweep), seeds_table(sweep), models_table(sweep)]
     made += [means_table(sweep)] if sweep.repeated else []
     return made + ([paper_table(sweep)] if comparable(sweep) else [])
 

@@ -1,4 +1,4 @@
-"""The tables of a sweep: every run, the means over its seeds, and the models under attack."""
+"""The tables of a sweep: every run, seeds side by side and their means, the models under attack."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +52,31 @@ def _spot(spot: Spot, sweep: Sweep) -> list[str]:
     place = [value_words(spot.point.axes[name]) for name in sweep.places]
     shown = [words.with_interval(q.mean(spot), q.range(spot), q.places) for q in QUANTITIES]
     return [*place, runs_in_words(spot), *shown]
+
+
+def seeds_table(sweep: Sweep) -> Table:
+    """A row for every attack at every place, in which its runs stand side by side by seed."""
+    columns = [*sweep.places, "hits", "held out", "excess, % (95 % interval)"]
+    columns += ["different (held out)", "new", "network evaluations"]
+    rows = [(spot.attack, _seeds(spot, sweep)) for spot in sweep.spots if spot.finished]
+    return Table("seeds", "Seeds side by side", [("", len(columns))], columns, rows)
+
+
+def _seeds(spot: Spot, sweep: Sweep) -> list[str]:
+    """`hits` are of all training images; the excess is over as many as are held out."""
+    done = spot.finished
+    unique = [f"{count(a.unique)} ({count(a.headline['heldout']['unique'])})" for a in done]
+    shares = [percent(attack.excess_share, attack.num_images) for attack in done]
+    excess = [f"{s} ({words.excess_interval(a)})" for s, a in zip(shares, done, strict=True)]
+    return [
+        *(value_words(spot.point.axes[name]) for name in sweep.places),
+        ", ".join(count(attack.hits()) for attack in done),
+        ", ".join(count(attack.hits("heldout")) for attack in done),
+        "; ".join(excess),
+        ", ".join(unique),
+        ", ".join(count(attack.new_unique) for attack in done),
+        "; ".join(count(attack.network_evaluations) for attack in done),
+    ]
 
 
 def runs_in_words(spot: Spot) -> str:
