@@ -59,19 +59,19 @@ def test_seeds_stand_side_by_side_in_their_order(seeded, planted):
     found = [results(planted[256, seed], "early") for seed in (0, 1)]
     hits = [one["calibrated"][0] for one in found]
     row = cells(table, 3)
-    assert row["hits"] == ", ".join(str(hit["train"]["count"]) for hit in hits)
-    assert row["held out"] == ", ".join(str(hit["heldout"]["count"]) for hit in hits)
-    assert row["different (held out)"] == ", ".join(
+    assert row["hits"] == "; ".join(str(hit["train"]["count"]) for hit in hits)
+    assert row["held out"] == "; ".join(str(hit["heldout"]["count"]) for hit in hits)
+    assert row["different (held out)"] == "; ".join(
         f"{hit['train']['unique']} ({hit['heldout']['unique']})" for hit in hits
     )
-    assert row["new"] == ", ".join(str(one["novelty"]["new"]["unique"]) for one in found)
+    assert row["new"] == "; ".join(str(one["novelty"]["new"]["unique"]) for one in found)
     assert row["excess, % (95 % interval)"] == "; ".join(
         f"{100 * hit['excess']['share']:.0f} ({100 * low:.0f} to {100 * high:.0f})"
         for hit in hits
         for low, high in [hit["excess"]["interval"]]
     )
     assert row["network evaluations"].count(";") == 1
-    assert cells(table, 5)["hits"].count(",") == 0  # of the largest one seed is finished
+    assert cells(table, 5)["hits"].count(";") == 0  # of the largest one seed is finished
 
 
 def test_means_say_of_how_many_runs_and_how_far_these_lie_apart(seeded, planted):

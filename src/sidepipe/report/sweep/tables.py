@@ -55,7 +55,10 @@ def _spot(spot: Spot, sweep: Sweep) -> list[str]:
 
 
 def seeds_table(sweep: Sweep) -> Table:
-    """A row for every attack at every place, in which its runs stand side by side by seed."""
+    """A row for every attack at every place, in which its runs stand side by side by seed.
+
+    Hits are of all training images; the excess is over as many of them as are held out.
+    """
     columns = [*sweep.places, "hits", "held out", "excess, % (95 % interval)"]
     columns += ["different (held out)", "new", "network evaluations"]
     rows = [(spot.attack, _seeds(spot, sweep)) for spot in sweep.spots if spot.finished]
@@ -63,19 +66,20 @@ def seeds_table(sweep: Sweep) -> Table:
 
 
 def _seeds(spot: Spot, sweep: Sweep) -> list[str]:
-    """`hits` are of all training images; the excess is over as many as are held out."""
-    done = spot.finished
-    unique = [f"{count(a.unique)} ({count(a.headline['heldout']['unique'])})" for a in done]
-    shares = [percent(attack.excess_share, attack.num_images) for attack in done]
-    excess = [f"{s} ({words.excess_interval(a)})" for s, a in zip(shares, done, strict=True)]
+    runs = [_side(attack) for attack in spot.finished]
+    place = [value_words(spot.point.axes[name]) for name in sweep.places]
+    return [*place, *("; ".join(cells) for cells in zip(*runs, strict=True))]
+
+
+def _side(attack: Attack) -> list[str]:
+    share = percent(attack.excess_share, attack.num_images)
     return [
-        *(value_words(spot.point.axes[name]) for name in sweep.places),
-        ", ".join(count(attack.hits()) for attack in done),
-        ", ".join(count(attack.hits("heldout")) for attack in done),
-        "; ".join(excess),
-        ", ".join(unique),
-        ", ".join(count(attack.new_unique) for attack in done),
-        "; ".join(count(attack.network_evaluations) for attack in done),
+        count(attack.hits()),
+        count(attack.hits("heldout")),
+        f"{share} ({words.excess_interval(attack)})",
+        f"{count(attack.unique)} ({count(attack.headline['heldout']['unique'])})",
+        count(attack.new_unique),
+        count(attack.network_evaluations),
     ]
 
 
