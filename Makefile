@@ -58,7 +58,7 @@ cancel report: $(VENV)/installed
 attacks: $(VENV)/installed
 	@for sweep in $(basename $(notdir $(wildcard conf/sweep/attack_*.yaml))); do \
 	  faces=; \
-	  if grep -q faces conf/sweep/$$sweep.yaml; then \
+	  if grep -q "/experiment: faces" conf/sweep/$$sweep.yaml; then \
 	    faces="$(FACES)"; [ -n "$$faces" ] || { echo "$$sweep: left out, it needs FACES"; continue; }; \
 	  fi; \
 	  $(BIN)/sidepipe-sweep run $$sweep --launcher $(LAUNCHER) $(if $(DRY),--dry) $(ARGS) $$faces || exit 1; \

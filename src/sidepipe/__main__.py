@@ -58,14 +58,18 @@ def _run(cfg: DictConfig) -> None:
         print(pipeline.show(node, the_plan))
 
 
+def options(group: str) -> list[str]:
+    """The files of a folder of `CONF`, by name."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
 def _refuse_null_groups(arguments: Sequence[str]) -> None:
     """Exits with 1 at `explain=null`, of which Hydra says nothing but its traceback."""
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
         if choice == "null" and group and (CONF / group).is_dir():
-            known = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
             remedy = f"~{group} to leave out what the configs choose"
-            sys.exit(f"{group} must be one of {known}, got null; {remedy}")
+            sys.exit(f"{group} must be one of {', '.join(options(group))}, got null; {remedy}")
 
 
 def main() -> None:

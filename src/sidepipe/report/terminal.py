@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sidepipe.report import words
 from sidepipe.report.attack import Attack
-from sidepipe.report.words import NBSP, count, percent
+from sidepipe.report.words import NBSP, count
 
 TERMINAL_COLUMNS = 110
 SHORTEST_NAME = 12
@@ -54,7 +54,7 @@ def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
         columns["equal"] = lambda a: count(a.hits("train_equal"))
     return columns | {
         "held-out": lambda a: count(a.hits("heldout")),
-        "excess %": lambda a: percent(a.excess_share, a.num_images),
+        "excess %": words.excess_share,
         "95 % interval": words.excess_interval,
         "different": lambda a: count(a.unique),
         "new": lambda a: count(a.new_unique),

@@ -104,8 +104,12 @@ def hits(attack: Attack, which: str) -> str:
 
 def excess(attack: Attack) -> str:
     """The excess in images and percent, with its interval: `+85 (4.25 %; 3.10 to 5.45)`."""
-    share = percent(attack.excess_share, attack.num_images)
-    return f"{attack.excess:+,d} ({share} %; {excess_interval(attack)})"
+    return f"{attack.excess:+,d} ({excess_share(attack)} %; {excess_interval(attack)})"
+
+
+def excess_share(attack: Attack) -> str:
+    """The excess share in percent: `4.25`."""
+    return percent(attack.excess_share, attack.num_images)
 
 
 def excess_interval(attack: Attack) -> str:

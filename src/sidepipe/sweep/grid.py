@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from sidepipe.__main__ import CONF
+from sidepipe.__main__ import CONF, options
 from sidepipe.artifacts import read_manifest
 from sidepipe.graph import STAGES, Node, Plan, needed, plan
 from sidepipe.settings import require, require_known
@@ -104,7 +104,7 @@ def sweep_folder(outputs: str, name: str) -> Path:
 
 def folder_of(name: str, overrides: Sequence[str]) -> Path:
     """Where the sweep keeps what is its own, without planning its points. Errors of `sweep_of`."""
-    _require_sweep(name)
+    require_known("SWEEP", name, options("sweep"))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         fixed, _ = _axes(name, overrides)
         return sweep_folder(compose("config", [f"sweep={name}", *fixed]).runtime.outputs, name)
@@ -116,7 +116,7 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
     Raises ValueError for what any point's stages refuse, and Hydra's errors for what it cannot
     compose.
     """
-    _require_sweep(name)
+    require_known("SWEEP", name, options("sweep"))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         fixed, axes = _axes(name, overrides)
         choices = itertools.product(*axes.values())
@@ -126,10 +126,6 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
     stage = str(next(iter(composed.values())).stage)
     require_known("stage", stage, ["all", *STAGES])
     return Sweep(name, tuple(overrides), stage, tuple(points))
-
-
-def _require_sweep(name: str) -> None:
-    require_known("SWEEP", name, [path.stem for path in (CONF / "sweep").glob("*.yaml")])
 
 
 def point_of(overrides: Sequence[str]) -> Plan:

@@ -17,7 +17,6 @@ from sidepipe.report.sweep.quantities import EXCESS, QUANTITIES
 from sidepipe.report.sweep.tables import means_table, models_table, runs_table, seeds_table
 from sidepipe.report.sweep.terminal import states, sweep_text
 from sidepipe.report.tables import Table
-from sidepipe.report.words import percent
 
 # Longer lists are folded.
 OPEN = 12
@@ -125,7 +124,7 @@ def _excess(spot: Spot, sweep: Sweep) -> str:
     first = spot.finished[0]
     if not sweep.repeated:
         interval = words.excess_interval(first)
-        return f"{percent(first.excess_share, first.num_images)} % (95 % interval {interval})"
+        return f"{words.excess_share(first)} % (95 % interval {interval})"
     low, high = EXCESS.range(spot)
     runs = f"{low:.2f} to {high:.2f} in {len(spot.finished)} runs"
     return f"{EXCESS.mean(spot):.2f} % ({runs})"

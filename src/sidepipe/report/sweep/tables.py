@@ -72,11 +72,10 @@ def _seeds(spot: Spot, sweep: Sweep) -> list[str]:
 
 
 def _side(attack: Attack) -> list[str]:
-    share = percent(attack.excess_share, attack.num_images)
     return [
         count(attack.hits()),
         count(attack.hits("heldout")),
-        f"{share} ({words.excess_interval(attack)})",
+        f"{words.excess_share(attack)} ({words.excess_interval(attack)})",
         f"{count(attack.unique)} ({count(attack.headline['heldout']['unique'])})",
         count(attack.new_unique),
         count(attack.network_evaluations),
