@@ -295,7 +295,18 @@ def test_what_was_attacked_is_said_with_unreadable_images(page):
         "images (Digits, 8 \N{MULTIPLICATION SIGN} 8 pixels, grey)"
     ) in page.text
     assert "the other 1,200" in page.text
-    assert "Left out as unreadable: 2." in page.text
+
+
+def test_what_limits_the_numbers_stands_before_them_on_page_and_terminal(page, folder):
+    notice = "2 image files could not be read and are left out."
+    assert 0 < page.text.index(notice) < page.text.index("Hits at")
+    assert load_table(folder).startswith(f"warning: {notice}\n")
+
+
+def test_without_a_limit_there_is_no_notice(unusual):
+    made, _, page = unusual
+    assert "warnings" not in {attrs.get("aria-label") for attrs in page.all("ul")}
+    assert "warning" not in load_table(made.folder / "report")
 
 
 def test_a_page_without_pairs_or_surrogate_says_so_or_leaves_it_out(unusual):

@@ -14,8 +14,10 @@ from sidepipe.report.comparison import read_attacks
 from sidepipe.report.document import load_table as load_table
 from sidepipe.report.document import page_path as page_path
 from sidepipe.report.document import write
+from sidepipe.report.notices import notices
 from sidepipe.report.origin import made_from, origin
 from sidepipe.report.section import Section
+from sidepipe.report.terminal import wrapped
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
 
@@ -37,14 +39,17 @@ class Report(Stage):
         parts = sections(inputs)
         numbers = _joined(part.numbers for part in parts.values())
         page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(inputs)}
+        page |= _joined(part.content for part in parts.values())
+        page["notices"] = notices(page["data"], page["dpm"], page["attacks"])
+        warnings = [line for notice in page["notices"] for line in wrapped(f"warning: {notice}")]
         write(
             folder,
             "page.html.j2",
             tables=[table for part in parts.values() for table in part.tables],
             drawings=_joined(part.drawings for part in parts.values()),
             numbers=numbers,
-            text="\n".join(part.text for part in parts.values()),
-            content=page | _joined(part.content for part in parts.values()),
+            text="\n".join([*warnings, *(part.text for part in parts.values())]),
+            content=page,
         )
         for name, picture in _joined(part.pictures for part in parts.values()).items():
             (folder / "figures" / f"{name}.png").write_bytes(picture)
