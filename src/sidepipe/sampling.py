@@ -137,8 +137,7 @@ class ImageSampler(L.LightningModule):
 
     def _in_range(self, eps_fn: EpsFn) -> EpsFn:
         """`eps_fn` whose pred_x_0 lies where x_0 does."""
-        has_range = self.denoiser.has_range
-        return clip_x_0(eps_fn, self.denoiser.alphas_cumprod) if has_range else eps_fn
+        return clip_x_0(eps_fn, self.denoiser.alphas_cumprod, self.denoiser.clip_range)
 
     def prepare(self, num_images: int, shard_size: int, runtime: Runtime) -> int:
         """The batch size to sample `num_images` with; compiles the networks where that pays.

@@ -93,6 +93,35 @@ def test_eta_1_over_all_timesteps_equals_diffusers_ddpm(clip):
     assert_equal_paths([*path, x_0], expected)
 
 
+@pytest.mark.parametrize("clip_range", [0.5, 1.0, 2.0, None])
+def test_the_range_to_which_pred_x_0_is_clipped_equals_diffusers_ddim(clip_range):
+    T, n = 50, 10
+    alphas_cumprod, x_T = make_schedule(T), x_T_of()
+    clips = {"clip_sample": clip_range is not None, "clip_sample_range": clip_range or 1.0}
+    scheduler = double(DDIMScheduler(T, **clips), alphas_cumprod)
+    scheduler.set_timesteps(n)
+    x_t, expected = x_T, []
+    for t in scheduler.timesteps.tolist():
+        expected.append(x_t)
+        eps = wiggly_eps(x_t, t)
+        x_t = scheduler.step(eps, t, x_t, use_clipped_model_output=True).prev_sample
+    expected.append(x_t)
+    path = []
+    eps_fn = recorded(clip_x_0(wiggly_eps, alphas_cumprod, clip_range), path)
+    x_0 = ddim(eps_fn, x_T, sampling_timesteps(T, n, "leading"), alphas_cumprod)
+    assert_equal_paths([*path, x_0], expected)
+    if clip_range is not None:
+        torch.testing.assert_close(x_0.abs().max(), torch.tensor(clip_range, dtype=x_0.dtype))
+
+
+def test_leading_timesteps_have_the_offset_of_diffusers():
+    scheduler = DDIMScheduler(50, steps_offset=1)
+    scheduler.set_timesteps(10)
+    assert sampling_timesteps(50, 10, "leading", 1) == scheduler.timesteps.tolist()
+    assert sampling_timesteps(50, 10, "trailing", 1) == sampling_timesteps(50, 10, "trailing")
+    assert sampling_timesteps(50, 50, "leading", 1)[:2] == [49, 49]  # there is no t = 50
+
+
 @pytest.mark.parametrize(("eta", "draws"), [(0.0, 0), (1.0, 9)])
 def test_every_step_but_the_last_draws_noise_once_and_only_when_eta_is_positive(eta, draws):
     alphas_cumprod, x_T = make_schedule(100), x_T_of()

@@ -117,7 +117,7 @@ class DetectLabels(Stage):
             return eps + self.guidance_scale * D_t
 
         timesteps = denoiser.timesteps(self.num_inference_steps, self.timestep_spacing)
-        kept = clip_x_0(eps_fn, denoiser.alphas_cumprod) if denoiser.has_range else eps_fn
+        kept = clip_x_0(eps_fn, denoiser.alphas_cumprod, denoiser.clip_range)
         dtype = AUTOCAST.get(self.precision)
         with torch.autocast(device.type, dtype, enabled=dtype is not None), cast_once(device):
             ddim(kept, noise(), timesteps[: self.num_steps], denoiser.alphas_cumprod)

@@ -18,12 +18,15 @@ class Denoiser(nn.Module):
 
     unet: the network itself, which may be compiled. alphas_cumprod: (T,). prediction_type:
     "epsilon", "v_prediction" or "sample". shape: (c, h, w) of x_t. evaluations: of the network for
-    one eps. has_range: whether x_0 lies in [-1, 1], as images do. first_batch: images that surely
-    fit into a GPU's memory.
+    one eps. has_range: whether x_0 lies in [-1, 1], as images do. clip_range: pred_x_0 is clipped
+    to [-clip_range, clip_range], None for no clipping. steps_offset: added to leading timesteps.
+    first_batch: images that fit into the memory of any GPU.
     """
 
     alphas_cumprod: Tensor
     evaluations, has_range, first_batch = 1, True, 64
+    clip_range: float | None = 1.0
+    steps_offset = 0
 
     def __init__(
         self,
@@ -43,7 +46,8 @@ class Denoiser(nn.Module):
 
     def timesteps(self, num_inference_steps: int, spacing: str) -> list[int]:
         """Where the network is evaluated, from most to least noise."""
-        return sampling_timesteps(len(self.alphas_cumprod), num_inference_steps, spacing)
+        steps = len(self.alphas_cumprod)
+        return sampling_timesteps(steps, num_inference_steps, spacing, self.steps_offset)
 
     def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
         """eps of n images, each for its condition y, where the model has one."""

@@ -91,18 +91,25 @@ def _require_v(prediction_type: str) -> None:
         )
 
 
-def clip_x_0(eps_fn: EpsFn, alphas_cumprod: Float[Tensor, "T"]) -> EpsFn:
-    """`eps_fn` whose implied pred_x_0 is clipped to [-1, 1], eps re-derived from the clipped one.
+def clip_x_0(
+    eps_fn: EpsFn, alphas_cumprod: Float[Tensor, "T"], clip_range: float | None = 1.0
+) -> EpsFn:
+    """`eps_fn` whose pred_x_0 is clipped to [-clip_range, clip_range]; eps is derived from it again.
 
     diffusers' `clip_sample` with `use_clipped_model_output=True`. Wraps guidance, so that a
-    guided step cannot leave the range of images either.
+    guided step cannot leave the range of images either. clip_range None: `eps_fn` as it is.
     """
+
+    if clip_range is None:
+        return eps_fn
 
     def clipped(x_t: Tensor, t: int) -> Tensor:
         alpha_bar = at(alphas_cumprod, t, x_t)
         # A schedule may end in ab_T = 0 to rounding; the clipped x_0 is then all that matters.
         sqrt_alpha_bar = alpha_bar.sqrt().clamp_min(1e-6)
         pred_x_0 = (x_t - (1 - alpha_bar).sqrt() * eps_fn(x_t, t)) / sqrt_alpha_bar
-        return (x_t - sqrt_alpha_bar * pred_x_0.clamp(-1, 1)) / (1 - alpha_bar).sqrt()
+        return (x_t - sqrt_alpha_bar * pred_x_0.clamp(-clip_range, clip_range)) / (
+            1 - alpha_bar
+        ).sqrt()
 
     return clipped

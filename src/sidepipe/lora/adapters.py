@@ -111,7 +111,9 @@ class LabelledDenoiser(Denoiser):
         self, base: Denoiser, num_labels: int, rank: int, target_modules: Sequence[str]
     ) -> None:
         super().__init__(base.unet, base.alphas_cumprod, base.prediction_type, base.shape)
-        self.has_range, of_lora = base.has_range, (num_labels, rank, target_modules)
+        self.has_range, self.clip_range = base.has_range, base.clip_range
+        self.steps_offset = base.steps_offset
+        of_lora = (num_labels, rank, target_modules)
         if isinstance(base, PromptedDenoiser):
             e_0 = base.model.encode([""])
             self.network: nn.Module = LabelledTextUNet(base.unet, e_0, *of_lora)

@@ -10,7 +10,6 @@ from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.schedule import EpsFn
 from sidepipe.text.guidance import prompt_guided
 from sidepipe.text.model import TextModel
-from sidepipe.text.trajectory import prompt_timesteps
 
 # Images decoded at once: an autoencoder needs more memory for one than a UNet.
 DECODED = 8
@@ -32,7 +31,8 @@ class PromptedDenoiser(Denoiser):
         super().__init__(model.unet, *about)
         self.model, self.guidance_scale = model, guidance_scale
         self.prompts = None if prompts is None else list(prompts)
-        self.has_range = model.vae is None
+        self.has_range, self.clip_range = model.vae is None, model.clip_range
+        self.steps_offset = model.steps_offset
         self.evaluations = 1 if prompts is None or guidance_scale == 1 else 2
 
     @property
@@ -42,9 +42,6 @@ class PromptedDenoiser(Denoiser):
         config = self.model.vae.config
         factor = 2 ** (len(config["block_out_channels"]) - 1)
         return config["out_channels"], self.shape[1] * factor, self.shape[2] * factor
-
-    def timesteps(self, num_inference_steps: int, spacing: str) -> list[int]:
-        return prompt_timesteps(self.model, num_inference_steps, spacing)
 
     def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
         e_0 = self.model.encode([""])

@@ -37,9 +37,10 @@ class TextModel(nn.Module):
 
     unet, text_encoder, vae: diffusers' and transformers' modules; vae None where the
     model is of images itself. alphas_cumprod: (T,). prediction_type: "epsilon", "v_prediction" or
-    "sample". steps_offset: added to evenly spaced timesteps, 1 for Stable Diffusion. autocast: what
-    the UNet's operations are cast to, None for no cast. Networks run in their own dtype; x_t,
-    embeddings and eps are float32 outside.
+    "sample". steps_offset: added to leading timesteps, 1 for Stable Diffusion. autocast: what the
+    UNet's operations are cast to, None for no cast. clip_range: pred_x_0 of images is clipped to
+    [-clip_range, clip_range], None for no clipping; latents are never clipped. Networks run in
+    their own dtype; x_t, embeddings and eps are float32 outside.
     """
 
     unet: Any
@@ -57,11 +58,13 @@ class TextModel(nn.Module):
         prediction_type: str,
         steps_offset: int = 0,
         autocast: torch.dtype | None = None,
+        clip_range: float | None = 1.0,
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
         self.tokenizer, self.prediction_type = tokenizer, prediction_type
         self.steps_offset, self.autocast = steps_offset, autocast
+        self.clip_range = clip_range if vae is None else None
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     @property

@@ -85,7 +85,7 @@ def token_significance(
         by_encoded.append(gradient.norm(dim=2))
         return eps_0 + guidance_scale * difference
 
-    kept_in_range = eps_fn if model.vae is not None else clip_x_0(eps_fn, model.alphas_cumprod)
+    kept_in_range = clip_x_0(eps_fn, model.alphas_cumprod, model.clip_range)
     # Where the last of these steps leads is not looked at.
     timesteps = prompt_timesteps(model, num_inference_steps)[:num_steps]
     ddim(kept_in_range, x_T, timesteps, model.alphas_cumprod)

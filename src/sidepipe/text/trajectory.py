@@ -29,9 +29,7 @@ def prompt_timesteps(
 ) -> list[int]:
     """Timesteps from most to least noise, with the model's own offset where they lead."""
     steps = len(model.alphas_cumprod)
-    timesteps = sampling_timesteps(steps, num_inference_steps, timestep_spacing)
-    offset = model.steps_offset if timestep_spacing == "leading" else 0
-    return [min(t + offset, steps - 1) for t in timesteps]
+    return sampling_timesteps(steps, num_inference_steps, timestep_spacing, model.steps_offset)
 
 
 def sample(
@@ -46,10 +44,9 @@ def sample(
 ) -> UInt8[Tensor, "n h w c"]:
     """Images by DDIM with eta = 0 from x_T, each for its row of `e` (n, l, d).
 
-    Images themselves are kept within their range at every step; latents have none.
+    pred_x_0 of images is clipped to the model's range at every step; latents have none.
     """
     timesteps = prompt_timesteps(model, num_inference_steps, timestep_spacing)
     eps_fn = prompt_guided(model, e, e_0, guidance_scale, look)
-    if model.vae is None:
-        eps_fn = clip_x_0(eps_fn, model.alphas_cumprod)
+    eps_fn = clip_x_0(eps_fn, model.alphas_cumprod, model.clip_range)
     return model.decode(ddim(eps_fn, x_T, timesteps, model.alphas_cumprod))
