@@ -94,7 +94,7 @@ def _require_v(prediction_type: str) -> None:
 def clip_x_0(
     eps_fn: EpsFn, alphas_cumprod: Float[Tensor, "T"], clip_range: float | None = 1.0
 ) -> EpsFn:
-    """`eps_fn` whose pred_x_0 is clipped to [-clip_range, clip_range]; eps is derived from it again.
+    """`eps_fn` with pred_x_0 clipped to [-clip_range, clip_range] and eps derived from it again.
 
     diffusers' `clip_sample` with `use_clipped_model_output=True`. Wraps guidance, so that a
     guided step cannot leave the range of images either. clip_range None: `eps_fn` as it is.
