@@ -1,10 +1,14 @@
 """A page as the tests ask about it, and how one is made."""
 
+import base64
 import csv
+import io
 import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
+from PIL import Image
 from tests.report.planted import RUNTIME
 
 from sidepipe.report.stage import Report, page_path
@@ -85,6 +89,17 @@ class Page(HTMLParser):
 
     def cell_of(self, table, attack, column):
         return self.cells(table)[attack][self.tables[table][1].index(column) - 1]
+
+
+def pixels(image, side=8):
+    """The pixels of a small image on the page, which is enlarged by a whole factor."""
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
+        enlarged = np.asarray(picture)
+    factor = len(enlarged) // side
+    plain = enlarged[::factor, ::factor]
+    assert factor > 1
+    assert np.array_equal(enlarged, np.kron(plain, np.ones((factor, factor), np.uint8)))
+    return plain
 
 
 def results(outputs, name):

@@ -23,10 +23,11 @@ def view(driver, made, folder):
 
 
 def closest(pair):
-    return pair["train_gamma"]
+    """One pair of each attack comes before the second of any."""
+    return pair["rank"], pair["train_gamma"]
 
 
-def test_all_pairs_are_shown_at_first_the_closest_first(view):
+def test_all_pairs_are_shown_at_first_the_closest_of_each_attack_first(view):
     assert view.shown() == view.expected(closest)
     assert len(view.pairs) == 6 * len(ATTACKS)
     images = len({pair["train_id"] for pair in view.pairs})
@@ -89,10 +90,13 @@ def canvas(view):
 def test_a_click_opens_the_pair_with_its_difference_image(view, outputs):
     view.click("option[value=attack]")
     view.cards()[6].click()
-    pair = view.pairs[6]
+    pair = sorted(view.pairs, key=lambda pair: pair["attack"])[6]
     assert view.opened() == f"side: generated image {pair['index']}"
     generated, training, _ = np.load(outputs.inputs["side"] / "gallery.npy")[0, ..., 0].astype(int)
-    assert np.array_equal(canvas(view), abs(generated - training))
+    # Small images stand on the page enlarged by a whole factor.
+    pixels = canvas(view)
+    factor = len(pixels) // 8
+    assert np.array_equal(pixels, np.kron(abs(generated - training), np.ones((factor, factor))))
     said = view.one("#pair-shots").text
     assert f"training image {pair['train_id']}" in said
     assert f"mean {abs(generated - training).mean():.1f}" in said
@@ -239,3 +243,37 @@ def test_a_page_on_prompts_colours_words_and_never_scrolls_sideways(driver, prom
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert driver.get_log("browser") == []
+
+
+def test_the_answer_and_three_pairs_stand_on_the_first_screen(view):
+    laptop = {"width": 1280, "height": 720, "deviceScaleFactor": 1, "mobile": False}
+    view.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", laptop)
+    try:
+        end = "return document.querySelector('.answer').getBoundingClientRect().bottom + scrollY"
+        assert view.js(end) < 720
+    finally:
+        view.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    pictures = view.driver.find_elements("css selector", ".answer img")
+    assert len(pictures) == 9
+    assert all(picture.is_displayed() for picture in pictures)
+
+
+def test_a_bar_of_zero_has_an_edge(view):
+    view.js("document.querySelector('.bar.heldout i').style.width = '0%'")
+    assert view.js("return document.querySelector('.bar.heldout i').offsetWidth") > 0
+
+
+def test_on_paper_the_page_takes_fewer_than_ten_pages(view):
+    printed = view.driver.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27})["data"]
+    assert 1 < base64.b64decode(printed).count(b"/Type /Page\n") < 10
+
+
+def test_figures_are_dark_where_the_reader_asks_for_it(view):
+    media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    shown = "return getComputedStyle(document.querySelector('img.drawn')).filter"
+    assert view.js(shown) == "none"
+    view.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        assert "invert" in view.js(shown)
+    finally:
+        view.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

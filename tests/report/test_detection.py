@@ -1,15 +1,13 @@
 """The page on prompts against the results of detect, and what it says without any truth."""
 
-import base64
 import csv
-import io
 import json
 import math
 
 import numpy as np
 import pytest
-from PIL import Image
 from tests.report.conftest import NASTY
+from tests.report.pages import pixels
 
 from sidepipe.detect.stage import load_gallery, load_prompts
 from sidepipe.report.detection import SIGNALS, Detection, distributions_figure, signals_roc_figure
@@ -99,11 +97,6 @@ def test_prompts_are_ranked_with_what_was_found_of_them(page, prompted):
         memorized = "memorised" if row["memorized"] else "no"
         expected = [row["caption"], str(rank), row["role"], str(row["repeats"])]
         assert shown[:7] == [*expected, f"{row['d']:.3g}", decision, memorized]
-
-
-def pixels(image):
-    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
-        return np.asarray(picture)
 
 
 def test_beside_a_prompt_stand_its_images_and_the_training_image_they_come_closest_to(

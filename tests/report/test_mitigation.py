@@ -1,14 +1,11 @@
 """The page on mitigation: what is left, what it costs, and images before and after."""
 
-import base64
 import csv
-import io
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
-from tests.report.pages import REPORT, Page
+from tests.report.pages import REPORT, Page, pixels
 from tests.report.planted import RUNTIME
 from tests.report.prompted import METHODS
 
@@ -120,11 +117,6 @@ def test_the_row_to_compare_with_is_that_of_the_model_that_detect_looked_at(prom
     filtered = {**rows[0].manifest, "inputs": {**rows[0].manifest["inputs"], "dpm": "other"}}
     another = type(rows[0])("filter", rows[0].folder, rows[0].results, filtered, [])
     assert baseline([another, *rows[1:]]) is None
-
-
-def pixels(image):
-    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as picture:
-        return np.asarray(picture)
 
 
 def test_the_same_prompt_stands_with_every_method_beside_the_training_image(page, prompted):

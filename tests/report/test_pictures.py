@@ -18,6 +18,16 @@ def test_a_large_image_is_a_thumbnail():
         assert picture.size == (128, 128)
 
 
+@pytest.mark.parametrize("side", [4, 8, 28, 32])
+def test_a_small_image_is_enlarged_by_a_whole_factor_without_smoothing(side):
+    image = np.random.default_rng(0).integers(0, 255, (side, side, 1)).astype(np.uint8)
+    with Image.open(io.BytesIO(base64.b64decode(thumbnail_uri(image).partition(",")[2]))) as shown:
+        pixels = np.asarray(shown)
+    factor = len(pixels) // side
+    assert 64 <= len(pixels) == factor * side <= 128
+    assert np.array_equal(pixels, np.kron(image[..., 0], np.ones((factor, factor), np.uint8)))
+
+
 @pytest.mark.parametrize("side", [4, 8, 16, 28, 32, 64, 96])
 def test_images_are_shown_at_whole_factors(side):
     assert shown_pixels(side, 96) % side == 0

@@ -13,7 +13,9 @@ def test_the_terminal_table_is_narrow_plain_and_right(made, outputs, folder):
     text = load_table(folder)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 110
-    head, *rows = text.splitlines()[: 1 + len(ATTACKS)]
+    warning, empty, head, *rows = text.splitlines()[: 3 + len(ATTACKS)]
+    assert warning.startswith("warning: 2 image files")
+    assert empty == ""
     assert [row.split()[0] for row in rows] == list(ATTACKS)
     assert len({len(line) for line in (head, *rows)}) == 1
     assert head.split("  ")[0] == "attack"

@@ -14,6 +14,7 @@ from sidepipe.report.comparison import distinct
 from sidepipe.report.figures import drawn
 from sidepipe.report.files import numbers
 from sidepipe.report.pictures import pairs_png, picture_uri
+from sidepipe.report.rows import described
 from sidepipe.report.section import Section
 from sidepipe.report.terminal import terminal_table
 
@@ -74,6 +75,7 @@ def sections(attacks: Sequence[Attack]) -> dict[str, Any]:
     common = {
         "attacks": attacks,
         "first": first,
+        "rows_in_words": [(attack.name, described(attack)) for attack in attacks],
         "candidates": [gallery.candidates(attack) for attack in attacks],
         "synthetic": [a.manifests["generate"] for a, _ in distinct(guided, "generate")],
         "clusters": [_clusters(*shared) for shared in distinct(guided, "label")],
@@ -84,8 +86,10 @@ def sections(attacks: Sequence[Attack]) -> dict[str, Any]:
 
 def _truth(attacks: Sequence[Attack]) -> dict[str, Any]:
     first, pairs = attacks[0], gallery.pairs(attacks)
+    best = max(attacks, key=lambda attack: attack.excess_share)
     return {
-        "best": max(attacks, key=lambda attack: attack.excess_share),
+        "best": best,
+        "first_pairs": gallery.first_pairs(pairs, attacks, best),
         "hit_rule": words.hit_rule(first),
         "widest": max(a.share(which) for a in attacks for which in (a.compared, "heldout")),
         "pairs": pairs,

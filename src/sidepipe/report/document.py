@@ -54,7 +54,7 @@ def _template(name: str) -> Any:
         lstrip_blocks=True,
     )
     known = (words.count, words.percent, words.rate, words.rate_interval, words.parameters)
-    known += (words.share, words.decimals, words.with_interval)
+    known += (words.share, words.decimals, words.with_interval, words.came_out)
     known += (words.epochs, words.excess_interval, words.excess_images, words.threshold_rule)
     environment.filters |= {function.__name__: function for function in known}
     return environment.get_template(name)

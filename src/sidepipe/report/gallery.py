@@ -10,25 +10,32 @@ from sidepipe.report.attack import Attack
 from sidepipe.report.pictures import shown_pixels, thumbnail_uri
 
 LARGE, SMALL = 96, 64
+SHOWN_FIRST = 3  # pairs beside the answer
 # Of each attack's candidates, as many stand open; the others unfold.
 OPEN_CANDIDATES = 24
 
 
 def pairs(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
-    """Every kept pair, attack by attack, the closest first, with its three thumbnails."""
-    return [
-        _pair(number, attack, triple, row)
+    """Every kept pair with its three thumbnails: the closest of each attack, then the second ones.
+
+    rank: the place of the pair among those of its attack, 0 for the closest.
+    """
+    sign = -1 if attacks[0].metric == "cosine" else 1
+    found = [
+        _pair(number, attack, rank, triple, row)
         for number, attack in enumerate(attacks)
-        for triple, row in zip(*load_gallery(attack.folder), strict=True)
+        for rank, (triple, row) in enumerate(zip(*load_gallery(attack.folder), strict=True))
     ]
+    return sorted(found, key=lambda pair: (pair["rank"], sign * pair["train_gamma"]))
 
 
 def _pair(
-    number: int, attack: Attack, triple: np.ndarray, row: Mapping[str, Any]
+    number: int, attack: Attack, rank: int, triple: np.ndarray, row: Mapping[str, Any]
 ) -> dict[str, Any]:
     train, heldout = float(row["train_gamma"]), float(row["heldout_gamma"])
     return {
         "attack": number,
+        "rank": rank,
         "index": int(row["index"]),
         "hit": bool(row["hit"]),
         "new": bool(row["new"]),
@@ -41,9 +48,17 @@ def _pair(
     }
 
 
+def first_pairs(
+    shown: Sequence[Mapping[str, Any]], attacks: Sequence[Attack], best: Attack
+) -> list[Mapping[str, Any]]:
+    """The closest hits of the best attack, at most three, to stand beside the answer."""
+    of_best = [pair for pair in shown if attacks[pair["attack"]] is best and pair["hit"]]
+    return of_best[:SHOWN_FIRST]
+
+
 def data(attacks: Sequence[Attack], shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the page's script knows of the pairs; their order is that on the page."""
-    names = ("attack", "index", "hit", "new", "train_id", "train_gamma", "heldout_id")
+    names = ("attack", "rank", "index", "hit", "new", "train_id", "train_gamma", "heldout_id")
     names += ("heldout_gamma",)
     return {
         "attacks": [attack.name for attack in attacks],

@@ -63,9 +63,15 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def thumbnail_uri(image: np.ndarray) -> str:
-    """A uint8 (h, w, c) image: PNG where it is small, else WebP of at most 128 pixels."""
+    """A uint8 (h, w, c) image: PNG where it is small, else WebP of at most 128 pixels.
+
+    A small image is enlarged by a whole factor: print and PDF viewers would smooth its pixels.
+    """
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if max(picture.size) <= LOSSLESS_PIXELS:
+        factor = max(1, THUMBNAIL_PIXELS // max(picture.size))
+        larger = (factor * picture.width, factor * picture.height)
+        picture = picture.resize(larger, Image.Resampling.NEAREST)
         return data_uri(_encoded(picture, "png", optimize=True), "png")
     picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
     return data_uri(_encoded(picture, "webp", quality=88, method=6), "webp")

@@ -41,14 +41,15 @@ class Report(Stage):
         page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(inputs)}
         page |= _joined(part.content for part in parts.values())
         page["notices"] = notices(page["data"], page["dpm"], page["attacks"])
-        warnings = [line for notice in page["notices"] for line in wrapped(f"warning: {notice}")]
+        warned = [line for notice in page["notices"] for line in wrapped(f"warning: {notice}")]
+        text = [*warned, ""] if warned else []
         write(
             folder,
             "page.html.j2",
             tables=[table for part in parts.values() for table in part.tables],
             drawings=_joined(part.drawings for part in parts.values()),
             numbers=numbers,
-            text="\n".join([*warnings, *(part.text for part in parts.values())]),
+            text="\n".join([*text, *(part.text for part in parts.values())]),
             content=page,
         )
         for name, picture in _joined(part.pictures for part in parts.values()).items():

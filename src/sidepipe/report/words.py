@@ -155,3 +155,9 @@ def targets(attack: Attack) -> str:
         weighted = ", weighted" if attack.settings["targets"] == "weighted" else ""
         return f"all {count(number)} labels{weighted}"
     return f"{count(number)} most cohesive, {rate(attack.settings['target_fraction'])}"
+
+
+def came_out(attack: Attack, which: str = "train") -> str:
+    """Different real images among an attack's hits, and how many there are: `214 of 256`."""
+    number = attack.headline[which]["unique"]
+    return f"{count(number)} of {count(attack.results['num_reference'][which])}"

@@ -13,7 +13,7 @@ let open = null; // the place of the enlarged one
 
 // For each order a key to sort by; equal keys keep the order of the page.
 const ORDERS = {
-  closest: (p) => [sign * p.train_gamma],
+  closest: (p) => [p.rank, sign * p.train_gamma], // one pair of each attack before any second
   training: (p) => [p.train_id, sign * p.train_gamma],
   attack: (p) => [p.attack, sign * p.train_gamma],
   unlike: (p) => [sign * (p.train_gamma - p.heldout_gamma)],
