@@ -454,6 +454,44 @@ def test_more_steps_than_the_model_has_are_refused():
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [{"timestep_spacing": "trailing"}, {"refine_steps": 1, "refine_t": 19}],
+)
+def test_eps_of_noise_alone_is_refused_before_the_model_is_trained(changes):
+    def check(prediction_type):
+        ends_in_noise = {"rescale_betas_zero_snr": True, "prediction_type": prediction_type}
+        dpm = TrainDPM(**{**SETTINGS, "noise_schedule": {**SCHEDULE, **ends_in_noise}})
+        generate(**changes).check({"data": DIGITS, "dpm": dpm}, runtime())
+
+    check("v_prediction")
+    with pytest.raises(ValueError, match=r"got 'epsilon' at t = 19, .*; remedy: timestep_spacing"):
+        check("epsilon")
+
+
+@pytest.mark.parametrize("dpm", ["v_prediction"], indirect=True)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_model_of_zero_terminal_snr_gives_the_images_of_diffusers(tmp_path, dpm, steps):
+    """With one trailing step the image is the network's own x_0 of pure noise."""
+    folder = tmp_path / "dpm"
+    shutil.copytree(dpm / "model", folder / "model")
+    config = folder / "model" / "scheduler" / "scheduler_config.json"
+    described = json.loads(config.read_text()) | {"rescale_betas_zero_snr": True}
+    config.write_text(json.dumps(described))
+    images = sampled(
+        tmp_path / "out", folder, timestep_spacing="trailing", num_inference_steps=steps
+    )
+    unet, schedule = load_dpm(folder)
+    ddim = DDIMScheduler.from_config(schedule.config, timestep_spacing="trailing")
+    ddim.set_timesteps(steps)
+    x_t = image_noise(3, "generate", range(50), (1, 8, 8))()
+    with torch.no_grad():
+        for t in ddim.timesteps:
+            x_t = ddim.step(unet(x_t, t).sample, t, x_t, 0.0, True).prev_sample
+    assert_same_images(images, to_uint8(x_t).numpy())
+    assert images.std() > 20, "or the first step was lost"
+
+
+@pytest.mark.parametrize(
     ("guidance_scale", "t_min", "t_max", "count"),
     [(0.0, 0, None, 0), (1.0, 0, None, 10), (1.0, 0, 0, 1), (1.0, 100, 300, 3), (1, 101, 299, 1)],
 )

@@ -23,7 +23,7 @@ from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import conditioned, guided
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
-from sidepipe.diffusion.sampler import SAMPLERS
+from sidepipe.diffusion.sampler import SAMPLERS, require_x_0
 from sidepipe.diffusion.schedule import EpsFn, clip_x_0
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.shard_writer import ShardWriter
@@ -90,6 +90,8 @@ class ImageSampler(L.LightningModule):
         self.seed, self.stream, self.sampler = seed, stream, SAMPLERS[sampler]
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
         self.refine_steps, self.refine_t = refine_steps, refine_t
+        if refine_steps > 0:
+            require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, [refine_t])
         self.is_compiled = False
 
     @property

@@ -22,6 +22,7 @@ class Fake(TextModel):
         nn.Module.__init__(self)
         self.vae, self.steps_offset, self.autocast = None, 0, None
         alphas_cumprod = DDIMScheduler(num_train_timesteps=50).alphas_cumprod
+        self.prediction_type = "epsilon"
         self.register_buffer("alphas_cumprod", alphas_cumprod)
 
     def encode(self, prompts):

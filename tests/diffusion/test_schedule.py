@@ -109,4 +109,4 @@ def test_clip_x_0_is_finite_where_the_schedule_ends_in_pure_noise():
     x_t = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([1, 1])
     clipped = clip_x_0(lambda x_t, t: x_t, alphas_cumprod)(x_t, t)  # all of x_t is noise
-    torch.testing.assert_close(clipped, x_t, rtol=0, atol=1e-5)
+    torch.testing.assert_close(clipped.float(), x_t, rtol=0, atol=1e-4)

@@ -31,6 +31,7 @@ class Replaying:
     def __init__(self, image):
         self.image = to_model(image[None])
         self.tokenizer = word_tokenizer(CAPTIONS, MAX_TOKENS)
+        self.prediction_type, self.clip_range = "epsilon", 1.0
         self.alphas_cumprod = DDIMScheduler(num_train_timesteps=100).alphas_cumprod
 
     def to(self, device):

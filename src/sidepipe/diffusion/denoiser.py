@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from sidepipe.diffusion.sampler import sampling_timesteps
+from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
 from sidepipe.diffusion.schedule import EpsFn, eps_of
 from sidepipe.images import to_uint8
 
@@ -45,9 +45,11 @@ class Denoiser(nn.Module):
         return self.shape
 
     def timesteps(self, num_inference_steps: int, spacing: str) -> list[int]:
-        """Where the network is evaluated, from most to least noise."""
-        steps = len(self.alphas_cumprod)
-        return sampling_timesteps(steps, num_inference_steps, spacing, self.steps_offset)
+        """Where the network is evaluated, from most to least noise; ValueError without an x_0."""
+        about = (len(self.alphas_cumprod), num_inference_steps, spacing, self.steps_offset)
+        timesteps = sampling_timesteps(*about)
+        require_x_0(self.prediction_type, self.alphas_cumprod, timesteps)
+        return timesteps
 
     def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
         """eps of n images, each for its condition y, where the model has one."""

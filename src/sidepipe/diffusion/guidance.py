@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from sidepipe.diffusion.schedule import EpsFn, at, for_each
+from sidepipe.diffusion.schedule import EpsFn, at, for_each, signal_and_noise
 
 Labels = Int64[Tensor, "n"]
 LogProbFn = Callable[[Tensor, Tensor, Labels], Float[Tensor, "n"]]
@@ -155,8 +155,8 @@ class Posterior(nn.Module):
         """grad_{x_t} log p(y | x_t), in x_t's shape and dtype; nan for a label of no image."""
         within, overall = self._moments(x_t, t, y)
         difference = within[1] - overall[1]
-        alpha_bar = at(self.alphas_cumprod, t, difference)
-        return (alpha_bar.sqrt() / (1 - alpha_bar) * difference).reshape(x_t.shape).to(x_t.dtype)
+        signal, noise = signal_and_noise(self.alphas_cumprod, t, difference)
+        return (signal / noise**2 * difference).reshape(x_t.shape).to(x_t.dtype)
 
     def log_probs(self, x_t: Tensor, t: Tensor) -> Float[Tensor, "n k"]:
         """log p(c | x_t) of every label c from 0 to the last, given that there is one; float64."""

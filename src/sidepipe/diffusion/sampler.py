@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from sidepipe.diffusion.schedule import EpsFn
+from sidepipe.diffusion.schedule import LEAST_SIGNAL, EpsFn
+
+# ab_T of zero terminal SNR where its logarithm is needed, as in diffusers' multistep solvers.
+ZERO_SNR = 2.0**-24
 
 
 def sampling_timesteps(
@@ -37,6 +40,22 @@ def sampling_timesteps(
     raise ValueError(f"spacing must be 'leading' or 'trailing', got {spacing!r}")
 
 
+def require_x_0(
+    prediction_type: str, alphas_cumprod: Float[Tensor, "T"], timesteps: Sequence[int]
+) -> None:
+    """Raises ValueError where eps is predicted for an x_t that contains nothing of x_0.
+
+    That is at alphas_cumprod[t] = 0, with zero terminal SNR; diffusers divides by 0 there.
+    """
+    without = [t for t in timesteps if alphas_cumprod[t] == 0]
+    if prediction_type == "epsilon" and without:
+        raise ValueError(
+            "prediction_type must be 'v_prediction' or 'sample' where alphas_cumprod is 0 (zero "
+            f"terminal SNR), got 'epsilon' at t = {without[0]}, and x_0 does not follow from eps; "
+            "remedy: timestep_spacing=leading with fewer steps, which leaves this t out"
+        )
+
+
 def ddim(
     eps_fn: EpsFn,
     x_T: Float[Tensor, "n *shape"],
@@ -58,20 +77,25 @@ def ddim(
     """
     if eta > 0 and noise_fn is None:
         raise ValueError(f"noise_fn is needed when eta > 0, got eta = {eta}")
-    x_t = x_T
-    alpha_bars = [*alphas_cumprod[list(timesteps)].tolist(), 1.0]  # one wait for the device
+    x_t, alpha_bars = x_T, _alpha_bars(alphas_cumprod, timesteps)
     for t, alpha_bar, alpha_bar_prev in zip(
         timesteps, alpha_bars[:-1], alpha_bars[1:], strict=True
     ):
         eps = eps_fn(x_t, t)
-        pred_x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps) / max(alpha_bar, 1e-12) ** 0.5
+        pred_x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         sigma = eta * variance**0.5
         direction = max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * eps
-        x_t = alpha_bar_prev**0.5 * pred_x_0 + direction
+        x_t = (alpha_bar_prev**0.5 * pred_x_0 + direction).to(x_T.dtype)  # eps may be float64
         if sigma > 0 and noise_fn is not None:
             x_t = x_t + sigma * noise_fn()
     return x_t
+
+
+def _alpha_bars(alphas_cumprod: Float[Tensor, "T"], timesteps: Sequence[int]) -> list[float]:
+    """ab_t of each timestep as `signal_and_noise` has it, and 1 for no noise."""
+    found = alphas_cumprod[list(timesteps)].tolist()  # one wait for the device
+    return [*(max(alpha_bar, LEAST_SIGNAL) for alpha_bar in found), 1.0]
 
 
 def dpm_solver_pp(
@@ -93,17 +117,19 @@ def dpm_solver_pp(
     if eta != 0:
         raise ValueError(f"eta must be 0 for dpm_solver_pp, got {eta}; remedy: sampler=ddim")
     x_t, last_pred_x_0, last_step = x_T, x_T, 0.0
-    alpha_bars = [*alphas_cumprod[list(timesteps)].tolist(), 1.0]
-    half_log_snr = [math.log(max(a, 1e-24) / max(1 - a, 1e-24)) / 2 for a in alpha_bars]
+    alpha_bars = _alpha_bars(alphas_cumprod, timesteps)
+    signal = [ZERO_SNR if alpha_bar == LEAST_SIGNAL else alpha_bar for alpha_bar in alpha_bars]
+    half_log_snr = [math.log(s / max(1 - s, 1e-24)) / 2 for s in signal]
     for i, t in enumerate(timesteps):
         alpha_bar, alpha_bar_prev = alpha_bars[i : i + 2]
         pred_x_0 = x_t - (1 - alpha_bar) ** 0.5 * eps_fn(x_t, t)
-        direction = pred_x_0 = pred_x_0 / max(alpha_bar, 1e-24) ** 0.5
+        direction = pred_x_0 = pred_x_0 / alpha_bar**0.5
         step = half_log_snr[i + 1] - half_log_snr[i]
         if 0 < i < len(timesteps) - 1:  # the last step, to no noise at all, is of first order
             direction = pred_x_0 + (pred_x_0 - last_pred_x_0) * step / (2 * last_step)
         shrunk = ((1 - alpha_bar_prev) / (1 - alpha_bar)) ** 0.5
         x_t = shrunk * x_t + (alpha_bar_prev**0.5 - shrunk * alpha_bar**0.5) * direction
+        x_t = x_t.to(x_T.dtype)
         last_pred_x_0, last_step = pred_x_0, step
     return x_t
 

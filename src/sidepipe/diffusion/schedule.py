@@ -14,10 +14,28 @@ from torch import Tensor
 # what depends on it (is this step guided?) would else wait for the device at every step.
 EpsFn = Callable[[Float[Tensor, "n *shape"], int], Float[Tensor, "n *shape"]]
 
+# With zero terminal SNR (Lin et al., 2024) x_T is noise alone, and eps would not contain x_0. The
+# least ab_t that is used: pred_x_0 is then recovered from a float64 eps, off by 2**-16 of x_T.
+LEAST_SIGNAL = 2.0**-32
+
 
 def at(values: Float[Tensor, "T"], t: Int64[Tensor, "n"] | int, like: Tensor) -> Tensor:
     """`values[t]`, shaped (n, 1, ..., 1), or of one t (1, 1, ..., 1), to multiply with `like`."""
     return values[t].to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def signal_and_noise(
+    alphas_cumprod: Float[Tensor, "T"], t: Int64[Tensor, "n"] | int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """sqrt(ab_t) and sqrt(1 - ab_t), shaped as by `at`, to convert between eps and x_0.
+
+    In float64, where the device has it: near the end of a cosine schedule float32 leaves errors of
+    a gray level in pred_x_0. ab_t is at least LEAST_SIGNAL.
+    """
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    alpha_bar = alphas_cumprod[t].to(dtype).clamp_min(LEAST_SIGNAL)
+    alpha_bar = alpha_bar.reshape(-1, *[1] * (like.ndim - 1))
+    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
 def add_noise(
@@ -55,14 +73,17 @@ def eps_from_prediction(
     t: Int64[Tensor, "n"] | int,
     alphas_cumprod: Float[Tensor, "T"],
 ) -> Float[Tensor, "n *shape"]:
-    """eps, whatever the network predicts."""
+    """eps, whatever the network predicts; in float64 where it is derived from v or x_0.
+
+    Samplers recover the network's x_0 from it, also where alphas_cumprod[t] is 0.
+    """
     if prediction_type == "epsilon":
         return prediction
-    alpha_bar = at(alphas_cumprod, t, x_t)
+    signal, noise = signal_and_noise(alphas_cumprod, t, x_t)
     if prediction_type == "sample":
-        return (x_t - alpha_bar.sqrt() * prediction) / (1 - alpha_bar).sqrt()
+        return (x_t - signal * prediction) / noise
     _require_v(prediction_type)
-    return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
+    return signal * prediction + noise * x_t
 
 
 def eps_of(
@@ -97,19 +118,16 @@ def clip_x_0(
     """`eps_fn` with pred_x_0 clipped to [-clip_range, clip_range] and eps derived from it again.
 
     diffusers' `clip_sample` with `use_clipped_model_output=True`. Wraps guidance, so that a
-    guided step cannot leave the range of images either. clip_range None: `eps_fn` as it is.
+    guided step cannot leave the range of images either. clip_range None: `eps_fn` as it is. eps is
+    in float64, as from `eps_from_prediction`.
     """
 
     if clip_range is None:
         return eps_fn
 
     def clipped(x_t: Tensor, t: int) -> Tensor:
-        alpha_bar = at(alphas_cumprod, t, x_t)
-        # A schedule may end in ab_T = 0 to rounding; the clipped x_0 is then all that matters.
-        sqrt_alpha_bar = alpha_bar.sqrt().clamp_min(1e-6)
-        pred_x_0 = (x_t - (1 - alpha_bar).sqrt() * eps_fn(x_t, t)) / sqrt_alpha_bar
-        return (x_t - sqrt_alpha_bar * pred_x_0.clamp(-clip_range, clip_range)) / (
-            1 - alpha_bar
-        ).sqrt()
+        signal, noise = signal_and_noise(alphas_cumprod, t, x_t)
+        pred_x_0 = (x_t - noise * eps_fn(x_t, t)) / signal
+        return (x_t - signal * pred_x_0.clamp(-clip_range, clip_range)) / noise
 
     return clipped

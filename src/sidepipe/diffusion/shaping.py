@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sidepipe.diffusion.guidance import Labels, SeesEps, gradient_at
-from sidepipe.diffusion.schedule import at
+from sidepipe.diffusion.schedule import at, signal_and_noise
 
 
 class ThroughPredX0(SeesEps):
@@ -28,12 +28,10 @@ class ThroughPredX0(SeesEps):
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
     def forward(self, x_t: Tensor, t: int, y: Labels, eps: Tensor) -> Tensor:
-        alpha_bar = at(self.alphas_cumprod, t, x_t)
-        # As in `clip_x_0`: a schedule may end in ab_T = 0 to rounding.
-        sqrt_alpha_bar = alpha_bar.sqrt().clamp_min(1e-6)
-        pred_x_0 = (x_t - (1 - alpha_bar).sqrt() * eps) / sqrt_alpha_bar
+        signal, noise = signal_and_noise(self.alphas_cumprod, t, x_t)
+        pred_x_0 = ((x_t - noise * eps) / signal).to(x_t.dtype)
         at_x_0 = gradient_at(self.surrogate.grad_log_prob, pred_x_0, 0, y, eps)
-        return at_x_0 / sqrt_alpha_bar
+        return at_x_0 / signal
 
 
 class ScaledByNoise(SeesEps):

@@ -11,13 +11,14 @@ import pandas as pd
 from jaxtyping import UInt8
 
 from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
 from sidepipe.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
 from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.dpm.text import load_text_model
 from sidepipe.generate.prompts import OF_DATA, draw_prompts, prompts_of
 from sidepipe.images import save_grid
 from sidepipe.sampling import Guidance, ImageSampler, sample_to_shards
-from sidepipe.settings import require
+from sidepipe.settings import require, tried
 from sidepipe.shards import load_first, load_shards
 from sidepipe.stage import Precision, Runtime, Stage
 from sidepipe.text.denoiser import PromptedDenoiser
@@ -96,6 +97,17 @@ class Sampling(Stage):
             if self.refine_steps > 0:
                 rule = f"< diffusion.num_train_timesteps = {steps}"
                 require(self.refine_t < steps, f"{self.name}.refine_t", rule, self.refine_t)
+            if dpm.noise_schedule.get("rescale_betas_zero_snr"):
+                self._check_x_0(dpm.noise_schedule)
+
+    def _check_x_0(self, noise_schedule: Mapping[str, Any]) -> None:
+        """Raises ValueError where a model is asked for the eps of an x_t that is noise alone."""
+        scheduler = tried("diffusion", noise_schedule)
+        alphas_cumprod, count = scheduler.alphas_cumprod, self.num_inference_steps
+        timesteps = sampling_timesteps(len(alphas_cumprod), count, self.timestep_spacing)
+        refined = [self.refine_t] if self.refine_steps > 0 else []
+        kind = scheduler.config["prediction_type"]
+        require_x_0(kind, alphas_cumprod, [*timesteps, *refined])
 
     def sample(
         self,
@@ -150,6 +162,7 @@ class Generate(Sampling):
     """N_syn plain samples of the model."""
 
     name: ClassVar[str] = "generate"
+    version: ClassVar[int] = 2
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         return self.sample(folder, inputs, runtime)

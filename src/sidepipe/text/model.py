@@ -40,7 +40,8 @@ class TextModel(nn.Module):
     "sample". steps_offset: added to leading timesteps, 1 for Stable Diffusion. autocast: what the
     UNet's operations are cast to, None for no cast. clip_range: pred_x_0 of images is clipped to
     [-clip_range, clip_range], None for no clipping; latents are never clipped. Networks run in
-    their own dtype; x_t, embeddings and eps are float32 outside.
+    their own dtype; x_t and embeddings are float32 outside, and so is eps where the network
+    predicts it.
     """
 
     unet: Any
@@ -110,7 +111,10 @@ class TextModel(nn.Module):
         return Tokens(words, self.tokenizer.decode(lost).strip() if lost else "")
 
     def eps(self, x_t: Latents, t: int | Int64[Tensor, "n"], e: Embeddings) -> Latents:
-        """The noise predicted in x_t for the prompts of `e`, float32; differentiable in both."""
+        """The noise predicted in x_t for the prompts of `e`; differentiable in both.
+
+        float32, or float64 where it is derived, as by `eps_from_prediction`.
+        """
         if isinstance(t, int):
             t = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
         dtype = self.unet.dtype

@@ -6,7 +6,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from sidepipe.diffusion.noise import image_noise
-from sidepipe.diffusion.sampler import ddim, sampling_timesteps
+from sidepipe.diffusion.sampler import ddim, require_x_0, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0
 from sidepipe.text.guidance import Look, prompt_guided
 from sidepipe.text.model import Embeddings, Latents, TextModel
@@ -29,7 +29,10 @@ def prompt_timesteps(
 ) -> list[int]:
     """Timesteps from most to least noise, with the model's own offset where they lead."""
     steps = len(model.alphas_cumprod)
-    return sampling_timesteps(steps, num_inference_steps, timestep_spacing, model.steps_offset)
+    about = (steps, num_inference_steps, timestep_spacing, model.steps_offset)
+    timesteps = sampling_timesteps(*about)
+    require_x_0(model.prediction_type, model.alphas_cumprod, timesteps)
+    return timesteps
 
 
 def sample(
