@@ -26,12 +26,16 @@ def step_variables(task: int, tasks: int, job: int, nodes: int = 1) -> dict[str,
 
 @contextmanager
 def step(
-    *command: str, tasks: int = 2, nodes: int = 1, **environment: str
+    *command: str,
+    tasks: int = 2,
+    nodes: int = 1,
+    start_new_session: bool = False,
+    **environment: str,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Python processes of one step, first first; whatever still runs at the end is killed.
 
-    command: Python's arguments. The number of the job comes from this process's, so that steps of
-    tests that run at once do not meet.
+    command: Python's arguments. start_new_session: each is a process group of its own. The number
+    of the job comes from this process's, so that steps of tests that run at once do not meet.
     """
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "1", "RANK": "1", **environment}
     processes = [
@@ -41,6 +45,7 @@ def step(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=start_new_session,
         )
         for task in range(tasks)
     ]

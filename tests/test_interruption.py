@@ -2,8 +2,10 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
-from signal import SIGTERM, SIGUSR2
+from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR2
 
 import pytest
 import torch
@@ -58,8 +60,8 @@ def send(*numbers):
 # Signals
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGUSR2])
-def test_a_signal_ends_the_block_and_a_second_one_does_no_more(number):
+@pytest.mark.parametrize(("number", "code"), [(SIGTERM, 143), (SIGUSR2, 143), (SIGINT, 130)])
+def test_a_signal_ends_the_block_and_a_second_one_does_no_more(number, code):
     steps = []
 
     def work():
@@ -75,15 +77,56 @@ def test_a_signal_ends_the_block_and_a_second_one_does_no_more(number):
     with pytest.raises(Preempted) as raised, handled():
         work()
     assert steps == ["saved"]
-    assert raised.value.code == 143
+    assert raised.value.code == code
 
 
-def test_afterwards_handlers_are_those_of_before():
-    before = [signal.getsignal(number) for number in (SIGTERM, SIGUSR2)]
+def test_afterwards_handlers_are_those_of_before(caplog):
+    numbers = (SIGTERM, SIGUSR2, SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
     with handled():
         assert signal.getsignal(SIGTERM) not in before
-    assert [signal.getsignal(number) for number in (SIGTERM, SIGUSR2)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert stopped_by(SIGINT, caplog) == [STOPPED]
+    assert [signal.getsignal(number) for number in numbers] == before
     assert not asked()
+
+
+def test_ctrl_c_stays_ignored_where_a_shell_started_a_background_job_so():
+    before = signal.signal(SIGINT, SIG_IGN)
+    try:
+        with handled():
+            send(SIGINT)
+            assert not asked()
+    finally:
+        signal.signal(SIGINT, before)
+
+
+# A loop that never looks at the flag: nothing but a second Ctrl-C ends it.
+DEAF = """
+import signal, time
+from sidepipe.interruption import deferred, handled
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell's foreground
+with handled(), deferred():
+    print("at work", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_first_says_so():
+    command = [sys.executable, "-c", DEAF]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert process.stderr.readline() == "saving after this batch; Ctrl-C again stops at once\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == -SIGINT  # a shell shows it as 130
+    assert errors == ""
 
 
 def test_in_common_work_a_signal_is_a_flag_until_its_end():
@@ -117,6 +160,9 @@ def test_a_stage_that_was_asked_to_stop_leaves_no_traceback_in_its_log(tmp_path)
 # What follows
 
 
+STOPPED = "stopped; finished work is saved: to resume, run the same command again"
+
+
 def stopped_by(number, caplog):
     """What is logged."""
     caplog.clear()
@@ -125,10 +171,9 @@ def stopped_by(number, caplog):
     return [record.message for record in caplog.records]
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGUSR2])
-def test_outside_slurm_a_person_is_told_how_to_go_on(number, caplog, scontrol, earlier):
-    [said] = stopped_by(number, caplog)
-    assert said == "asked to stop; what was done is saved, and the same command goes on from it"
+@pytest.mark.parametrize("number", [SIGTERM, SIGUSR2, SIGINT])
+def test_outside_slurm_a_person_is_told_how_to_resume(number, caplog, scontrol, earlier):
+    assert stopped_by(number, caplog) == [STOPPED]
     assert not scontrol.exists()
     assert earlier == []
 
@@ -148,7 +193,8 @@ def test_near_the_time_limit_the_job_is_queued_again_by_the_name_scontrol_knows(
 
 def test_a_preempted_or_cancelled_job_is_not_queued_again_by_us(caplog, scontrol, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "45")
-    assert "the same command goes on" in stopped_by(SIGTERM, caplog)[0]
+    assert stopped_by(SIGTERM, caplog) == [STOPPED]
+    assert stopped_by(SIGINT, caplog) == [STOPPED]
     assert not scontrol.exists()
 
 
@@ -156,7 +202,7 @@ def test_where_queueing_again_fails_that_is_said(tmp_path, caplog, scontrol, mon
     (tmp_path / "bin/scontrol").write_text("#!/bin/sh\necho disabled >&2; exit 1\n")
     monkeypatch.setenv("SLURM_JOB_ID", "45")
     [said] = stopped_by(SIGUSR2, caplog)
-    assert said.startswith("scontrol requeue 45 failed: disabled; what was done is saved")
+    assert said.startswith("scontrol requeue 45 failed: disabled; finished work is saved")
 
 
 def test_who_handled_the_signal_before_queues_again_alone(caplog, scontrol, earlier, monkeypatch):
@@ -203,7 +249,7 @@ def train(folder, data, number, at, monkeypatch):
 
 # Of 20 steps; the checkpoint is due after 6, 12, 18 and the validation after 10 and 20.
 @pytest.mark.parametrize(
-    ("number", "at"), [(SIGTERM, 0), (SIGUSR2, 7), (SIGTERM, 9), (SIGUSR2, 19)]
+    ("number", "at"), [(SIGTERM, 0), (SIGUSR2, 7), (SIGTERM, 9), (SIGUSR2, 19), (SIGINT, 8)]
 )
 def test_training_saves_the_step_at_work_and_goes_on_as_if_nothing_had_been(
     tmp_path, data, whole, number, at, monkeypatch
@@ -232,7 +278,7 @@ def long_whole(tmp_path_factory, data):
     return folder
 
 
-def interrupted(processes, folder, numbers):
+def interrupted(processes, folder, numbers, send=subprocess.Popen.send_signal):
     """Signals each process as said once its training has begun; exit codes, outputs, errors."""
     metrics, until = folder / "dpm/metrics.csv", time.monotonic() + 120
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
@@ -240,7 +286,7 @@ def interrupted(processes, folder, numbers):
         assert processes[0].poll() is None
         time.sleep(0.01)
     for process, number in zip(processes, numbers, strict=True):
-        process.send_signal(number)
+        send(process, number)
     return ended(processes)
 
 
@@ -284,11 +330,37 @@ def test_processes_that_were_spawned_stop_with_the_one_that_a_person_stops(
     assert codes == [143], errors
     assert list(outputs) == [""]
     assert "Traceback" not in errors[0]
-    assert "the same command goes on" in errors[0]
+    assert STOPPED in errors[0]
     assert_one_process_goes_on_to(tmp_path / "dpm", long_whole, data)
 
 
-def test_sampling_writes_whole_shards_and_goes_on_with_the_rest(tmp_path, whole, monkeypatch):
+def to_group(process, number):
+    os.killpg(process.pid, number)
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_whole_process_group_as_a_terminal_sends_it(tmp_path, data, long_whole):
+    """The spawned processes get it too: they save, and die without a traceback."""
+    (tmp_path / "data").symlink_to(data)
+    script = tmp_path / "script.py"
+    script.write_text("import signal\nsignal.signal(2, signal.default_int_handler)\n" + STAGES)
+    runtime = {"accelerator": "cpu", "devices": 2, "num_threads": 1}
+    arguments = map(json.dumps, (LONG, SAMPLING, runtime))
+    command = (str(script), str(tmp_path), *arguments)
+    with step(*command, tasks=1, start_new_session=True) as processes:
+        codes, outputs, errors = interrupted(processes, tmp_path, [SIGINT], to_group)
+    assert codes == [130], errors
+    assert list(outputs) == [""]
+    assert "Traceback" not in errors[0]
+    assert "Ctrl-C again stops at once" in errors[0]
+    assert STOPPED in errors[0]
+    assert_one_process_goes_on_to(tmp_path / "dpm", long_whole, data)
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_sampling_writes_whole_shards_and_resumes_with_the_rest(
+    tmp_path, whole, monkeypatch, number
+):
     runtime = Runtime(accelerator="cpu", sampling_batch_size=8)
     reads = {"dpm": whole[0]}
     predict_step, seen = ImageSampler.predict_step, []
@@ -296,7 +368,7 @@ def test_sampling_writes_whole_shards_and_goes_on_with_the_rest(tmp_path, whole,
     def signalled(self, batch):
         seen.append(batch["shard"])
         if len(seen) == 5:  # the first batch of the third shard of four
-            send(SIGTERM)
+            send(number)
         return predict_step(self, batch)
 
     monkeypatch.setattr(ImageSampler, "predict_step", signalled)

@@ -13,8 +13,9 @@ STAGES = [
     *("descriptor", "reference", "evaluate", "detect", "explain", "mitigate", "report"),
 ]
 LAYERS = [
+    {"files"},
     {"settings", "artifacts", "shards", "parts", "records", "images", "interruption"},
-    {"ranks"},
+    {"ranks", "integrity", "attempts"},
     {"stage", "progress", "tracking", "speed", "checkpoints", "shard_writer"},
     {"diffusion", "features"},
     {"text"},

@@ -1,7 +1,10 @@
 """Long computations in parts: whole ones are kept, and the cut changes nothing."""
 
+import os
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sidepipe.parts import in_parts
 
@@ -37,3 +40,29 @@ def test_another_size_takes_no_part_for_a_longer_one(tmp_path):
     in_parts(tmp_path, 8, 2, squares, "item")
     found = in_parts(tmp_path, 8, 4, squares, "item")
     np.testing.assert_array_equal(found["square"], np.arange(8) ** 2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: os.truncate(path, path.stat().st_size - 8),
+        lambda path: os.truncate(path, 0),
+        lambda path: save_file(squares(range(3)), path),
+    ],
+    ids=["cut short", "empty", "fewer rows"],
+)
+def test_a_part_that_is_not_whole_is_made_again_with_a_warning(tmp_path, caplog, damage):
+    with pytest.raises(RuntimeError):
+        in_parts(tmp_path, 9, 4, lambda items: squares(items) if items.stop < 9 else fail(), "item")
+    damage(tmp_path / "0000004-0000008.safetensors")
+    made = []
+    found = in_parts(tmp_path, 9, 4, lambda items: made.append(items) or squares(items), "item")
+    assert made == [range(4, 8), range(8, 9)]
+    np.testing.assert_array_equal(found["square"], np.arange(9) ** 2)
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "0000004-0000008.safetensors" in said
+    assert "made again" in said
+
+
+def fail():
+    raise RuntimeError

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from sidepipe import artifacts, pipeline, status
+from sidepipe.attempts import save_seconds
 from sidepipe.graph import Node, Plan
 from sidepipe.interruption import Preempted
 from sidepipe.stage import Runtime, Stage
@@ -40,6 +41,10 @@ class Total(Stage):
     name: ClassVar[str] = "dpm"
     fail: bool = False
     error: BaseException = ValueError("no total today")
+    space: int = 0
+
+    def num_bytes(self, upstream: Any) -> int:
+        return self.space
 
     def inputs(self) -> tuple[str, ...]:
         return ("data",)
@@ -112,7 +117,7 @@ def test_status_tells_missing_from_running(tmp_path: Path) -> None:
     with artifacts.locked(folder):
         assert "running on" in states(plan)[0]
         assert states(plan)[0].endswith(" at image 7/9, 0:01:01 left")
-    assert states(plan)[0] == "unfinished at image 7/9: the same command goes on"
+    assert states(plan)[0] == "unfinished at image 7/9: the same command resumes"
 
 
 def test_a_source_that_changed_is_a_warning_and_not_a_new_artifact(
@@ -157,3 +162,142 @@ def test_a_stage_that_was_asked_to_stop_has_not_failed(tmp_path: Path) -> None:
     with pytest.raises(Preempted):
         pipeline.make(total, plan)
     assert states(plan)[1].startswith("unfinished")
+
+
+# Damage
+
+
+def first_file(plan: Plan) -> Path:
+    data = next(iter(plan.nodes.values()))
+    return data.folder(plan.runtime) / "numbers.json"
+
+
+def test_an_input_that_changed_stops_its_reader_before_it_runs(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    pipeline.run(plan, "data")
+    first_file(plan).write_text("[9, 9, 9]")  # as many bytes
+    with pytest.raises(
+        ValueError, match=r"numbers\.json is damaged: .*; remedy: restore it, or del"
+    ):
+        pipeline.run(plan, "dpm")
+    assert RAN == ["numbers"]
+    assert states(plan)[0].startswith("done"), "sizes are those of the manifest"
+    assert states(plan)[1].startswith("failed: ")
+
+
+def test_an_input_of_another_size_is_damaged_in_the_status_too(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    pipeline.run(plan, "dpm")
+    first_file(plan).write_text("[]")
+    assert states(plan)[0].startswith(f"damaged: {first_file(plan)} is damaged: it has 2 bytes")
+    assert states(plan)[1].startswith("done")
+    with pytest.raises(ValueError, match="it has 2 bytes where the manifest has 9"):
+        pipeline.run(plan, "dpm")
+
+
+def test_a_deleted_file_of_a_finished_artifact_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan(tmp_path)
+    (goal,) = pipeline.run(plan, "data")
+    manifest = artifacts.read_manifest(goal.folder(plan.runtime))
+    first_file(plan).unlink()
+    assert states(plan)[0] == "damaged: numbers.json missing; the same command makes it again"
+    pipeline.run(plan, "data")
+    assert RAN == ["numbers", "numbers"]
+    assert f"data {goal.key} has lost numbers.json and is made again" in caplog.text
+    again = artifacts.read_manifest(goal.folder(plan.runtime))
+    assert manifest is not None
+    assert again is not None
+    assert again["files"]["numbers.json"] == manifest["files"]["numbers.json"]
+    assert again["seconds"] >= manifest["seconds"], "of both times together"
+    assert states(plan)[0].startswith("done")
+
+
+def test_making_a_deleted_file_again_does_not_hide_that_another_changed(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    (goal,) = pipeline.run(plan, "data")
+    first_file(plan).unlink()
+    lineage = goal.folder(plan.runtime) / "lineage.json"
+    lineage.write_text(lineage.read_text().replace("data", "atad"))
+    with pytest.raises(ValueError, match=r"lineage\.json is damaged"):
+        pipeline.run(plan, "data")
+    assert RAN == ["numbers"]
+    assert artifacts.read_manifest(goal.folder(plan.runtime)) is not None
+
+
+@pytest.mark.parametrize("text", ["{}", "[", ""])
+def test_one_broken_manifest_does_not_stop_the_status_of_the_others(
+    tmp_path: Path, text: str
+) -> None:
+    plan = make_plan(tmp_path)
+    pipeline.run(plan, "dpm")
+    manifest = first_file(plan).with_name("manifest.json")
+    manifest.write_text(text)
+    assert states(plan)[0].startswith(f"damaged: {manifest} is damaged: ")
+    assert f"delete {manifest.parent}" in states(plan)[0]
+    assert states(plan)[1].startswith("done")
+    with pytest.raises(ValueError, match=f"{manifest} is damaged"):
+        pipeline.run(plan, "dpm")
+
+
+def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, fail=True)
+    data, total = plan.nodes.values()
+    pipeline.make(data, plan)
+    folder = total.folder(plan.runtime)
+    folder.mkdir(parents=True)
+    save_seconds(folder, 1080.0)  # of an attempt that was killed
+    object.__setattr__(total.stage, "error", Preempted("asked to stop"))
+    with pytest.raises(Preempted):
+        pipeline.make(total, plan)
+    plan = make_plan(tmp_path)
+    pipeline.run(plan, "dpm")
+    manifest = artifacts.read_manifest(folder)
+    assert manifest is not None
+    assert 1080 < manifest["seconds"] < 1090
+    assert "seconds.json" not in manifest["files"]
+    assert not (folder / "seconds.json").exists()
+
+
+# Disks
+
+
+def test_a_full_disk_is_one_line_that_names_the_folder_and_the_same_command_resumes(
+    tmp_path: Path,
+) -> None:
+    plan = make_plan(tmp_path, fail=True)
+    _, total = plan.nodes.values()
+    object.__setattr__(total.stage, "error", OSError(28, "No space left on device"))
+    folder = total.folder(plan.runtime)
+    with pytest.raises(
+        OSError, match=f"{folder} cannot be written, its disk .* remedy: free space"
+    ):
+        pipeline.run(plan, "dpm")
+    assert states(plan)[1].startswith(f"failed: {folder} cannot be written")
+    plan = make_plan(tmp_path)
+    pipeline.run(plan, "dpm")
+    assert states(plan)[1].startswith("done")
+
+
+def test_room_for_all_images_is_asked_for_before_anything_runs(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    _, total = plan.nodes.values()
+    object.__setattr__(total.stage, "space", 10**15)
+    most = rf"1,000,000\.000 GB of them of dpm {total.key}"
+    rule = rf"must have 1,100,000\.000 GB free for images, {most}"
+    with pytest.raises(OSError, match=rule):
+        pipeline.run(plan, "dpm")
+    assert RAN == []
+    pipeline.run(plan, "data")
+    with pytest.raises(OSError, match=rule):
+        pipeline.make(total, plan)
+    assert RAN == ["numbers"]
+
+
+@pytest.mark.parametrize("below", ["", "/deeper/still"])
+def test_outputs_must_not_be_a_file(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    rule = f"runtime.outputs must be a folder .*, and {tmp_path}/file is a file, got"
+    with pytest.raises(ValueError, match=rule):
+        Runtime(outputs=f"{tmp_path}/file{below}")

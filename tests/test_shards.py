@@ -1,3 +1,4 @@
+import os
 import shutil
 import threading
 
@@ -5,6 +6,8 @@ import numpy as np
 import pytest
 
 from sidepipe import shards
+
+SHAPE = (2, 3, 1)
 
 
 def images_of(indices):
@@ -35,11 +38,11 @@ def test_images_come_back_in_index_order_whatever_the_order_of_writing(tmp_path)
 
 
 def test_missing_shards_are_those_not_written(tmp_path):
-    assert shards.missing_shards(tmp_path, 10, 4) == [0, 1, 2]
+    assert shards.missing_shards(tmp_path, 10, 4, SHAPE) == [0, 1, 2]
     write_all(tmp_path, 10, 4, [1])
-    assert shards.missing_shards(tmp_path, 10, 4) == [0, 2]
+    assert shards.missing_shards(tmp_path, 10, 4, SHAPE) == [0, 2]
     write_all(tmp_path, 10, 4, [0, 2])
-    assert shards.missing_shards(tmp_path, 10, 4) == []
+    assert shards.missing_shards(tmp_path, 10, 4, SHAPE) == []
 
 
 def test_a_shard_whose_writing_broke_off_is_missing_and_never_read(tmp_path, monkeypatch):
@@ -54,8 +57,8 @@ def test_a_shard_whose_writing_broke_off_is_missing_and_never_read(tmp_path, mon
     with pytest.raises(OSError, match="disk full"):
         shards.write_shard(tmp_path, 1, images_of(range(4, 8)))
     monkeypatch.undo()
-    assert [p.suffix for p in sorted((tmp_path / "shards").iterdir())] == [".tmp", ".npy"][::-1]
-    assert shards.missing_shards(tmp_path, 8, 4) == [1]
+    assert [p.name for p in (tmp_path / "shards").iterdir()] == ["000000.npy"]
+    assert shards.missing_shards(tmp_path, 8, 4, SHAPE) == [1]
     np.testing.assert_array_equal(shards.load_shards(tmp_path), images_of(range(4)))
     write_all(tmp_path, 8, 4, [1])
     np.testing.assert_array_equal(shards.load_shards(tmp_path), images_of(range(8)))
@@ -74,6 +77,29 @@ def test_a_shard_appears_only_once_it_is_whole(tmp_path, monkeypatch):
     shards.write_shard(tmp_path, 0, images_of(range(4)))
     assert seen_while_saving == [False]
     assert [p.name for p in (tmp_path / "shards").iterdir()] == ["000000.npy"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: np.save(path, np.load(path)[:2]),
+        lambda path: np.save(path, np.zeros((4, 2, 2, 1), np.uint8)),
+        lambda path: np.save(path, np.zeros((4, *SHAPE), np.float32)),
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        lambda path: os.truncate(path, 0),
+        lambda path: path.write_bytes(b"\0" * 200),
+    ],
+    ids=["fewer images", "other size", "other type", "cut short", "empty", "zeros"],
+)
+def test_a_shard_that_is_not_what_it_should_be_is_missing_with_a_warning(tmp_path, caplog, damage):
+    write_all(tmp_path, 10, 4, [0, 1])
+    damage(shards.shard_path(tmp_path, 1))
+    assert shards.missing_shards(tmp_path, 10, 4, SHAPE) == [1, 2]
+    (said,) = [record.message for record in caplog.records]
+    assert str(shards.shard_path(tmp_path, 1)) in said
+    assert "made again" in said
+    write_all(tmp_path, 10, 4, [1, 2])
+    np.testing.assert_array_equal(shards.load_shards(tmp_path), images_of(range(10)))
 
 
 def test_a_folder_without_shards_is_refused(tmp_path):

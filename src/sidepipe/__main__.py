@@ -77,7 +77,10 @@ def main() -> None:
     _refuse_null_groups(sys.argv[1:])
     # Hugging Face libraries report usage when they fetch a model; nobody asked for that.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    _hydra_main()
+    try:
+        _hydra_main()
+    except KeyboardInterrupt:  # before `ranks.leading` handles signals: nothing has begun
+        sys.exit(130)
 
 
 if __name__ == "__main__":

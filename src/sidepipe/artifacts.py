@@ -21,11 +21,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sidepipe.files import sha256_of, whole_file
+
 HEARTBEAT_SECONDS = 20.0
 # Another host's process cannot be asked whether it lives; its lock counts as dead after this.
 STALE_SECONDS = 300.0
 MANIFEST = "manifest.json"
-PROGRESS = "progress.json"
+# Of an unfinished artifact: how far it is, and the seconds of work so far.
+PROGRESS, SECONDS = "progress.json", "seconds.json"
 
 
 def key_of(
@@ -53,21 +56,31 @@ def _normal(value: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON under a temporary name, then renames: readers never see half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The folder's manifest, or None where the artifact is not finished."""
+    """The folder's manifest, or None where the artifact is not finished.
+
+    Raises ValueError, with the file and the remedy, where it is no manifest.
+    """
+    path = folder / MANIFEST
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; {remedy(folder)}") from None
+    if not isinstance(manifest, dict) or "files" not in manifest:
+        raise ValueError(f"{path} is damaged: it lists no files; {remedy(folder)}")
+    return manifest
+
+
+def remedy(folder: Path) -> str:
+    """How to get rid of a damaged artifact."""
+    return f"remedy: restore it, or delete {folder}, and the same command makes it again"
 
 
 def lineage(folder: Path) -> dict[str, dict[str, Any]]:
@@ -83,10 +96,16 @@ def lineage(folder: Path) -> dict[str, dict[str, Any]]:
 
 def read_progress(folder: Path) -> dict[str, Any] | None:
     """What a running stage last wrote of its progress, or None."""
+    return read_json(folder / PROGRESS)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where there is no file or another content."""
     try:
-        return json.loads((folder / PROGRESS).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
@@ -99,15 +118,9 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST, PROGRESS)
+        if path.is_file() and path.name not in (MANIFEST, PROGRESS, SECONDS)
     }
     write_json(folder / MANIFEST, {**content, "files": files, **_provenance()})
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _provenance() -> dict[str, Any]:

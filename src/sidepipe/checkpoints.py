@@ -1,14 +1,15 @@
 """When a training saves itself, and how, so that a killed or interrupted one loses nothing."""
 
-import os
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from sidepipe import interruption
+from sidepipe.files import whole_file
 from sidepipe.interruption import Preempted
 
 
@@ -50,9 +51,23 @@ class CheckpointByRename(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
+        # Through a file object: with a name alone torch's errors have no number.
+        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+
+
+def require_whole(path: Path) -> None:
+    """Raises ValueError unless the checkpoint is as torch wrote it, by the CRC-32 of its records.
+
+    torch itself reads flipped bits without an error.
+    """
+    try:
+        with ZipFile(path) as records:
+            damaged = records.testzip()
+    except BadZipFile as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise ValueError(
+            f"{path} is damaged ({path.stat().st_size} bytes, {damaged}); remedy: restore it, or "
+            "delete the .ckpt files of its folder, and the same command trains from the first step"
+        )

@@ -2,16 +2,19 @@
 
 import json
 import logging
-import time
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from sidepipe import artifacts
+from sidepipe import artifacts, files, integrity
+from sidepipe.attempts import save_seconds, working_seconds
 from sidepipe.dashboards.measures import LINEAGE, measured, run_config
 from sidepipe.graph import STAGES, Node, Plan, needed
 from sidepipe.progress import stage_log
 from sidepipe.report.stage import load_table, page_path
 from sidepipe.settings import require_known
+from sidepipe.shards import check_disk
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,7 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
     """Runs whatever is missing for `stage` (or `all`), and returns the nodes asked for."""
     require_known("stage", stage, ["all", "status", *STAGES])
     order = needed(the_plan, stage)
+    _require_room(order.values(), the_plan)
     the_plan.runtime.limit_threads()
     made = [node for node in order.values() if make(node, the_plan)]
     if not made:
@@ -33,11 +37,12 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
 def make(node: Node, the_plan: Plan) -> bool:
     """Makes the node's artifact unless it is there; whether it was made now, by us.
 
-    Raises FileNotFoundError where an artifact that it reads is not finished.
+    An artifact that has lost files is made again. Raises FileNotFoundError where an artifact that
+    it reads is not finished, and ValueError where one has changed.
     """
     folder, title = node.folder(the_plan.runtime), the_plan.title(node)
-    manifest = artifacts.read_manifest(folder)
-    if manifest is not None:
+    if integrity.is_whole(folder):
+        manifest = artifacts.read_manifest(folder) or {}
         if why := node.stage.source_changed(manifest["summary"], the_plan.runtime):
             log.warning("%s %s: %s", title, node.key, why)
         return False
@@ -46,19 +51,52 @@ def make(node: Node, the_plan: Plan) -> bool:
         log.info("%s %s: waiting for %s pid %d", title, node.key, owner.host, owner.pid)
 
     for name, read in node.inputs.items():
-        if artifacts.read_manifest(read.folder(the_plan.runtime)) is None:
+        if not integrity.is_whole(read.folder(the_plan.runtime)):
             raise FileNotFoundError(f"{title} {node.key} reads {name} {read.key}: not finished")
+    _require_room([node], the_plan)
     with artifacts.locked(folder, say_wait):
-        if artifacts.read_manifest(folder) is not None:
+        if integrity.is_whole(folder):
             return False  # made by the process we waited for
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
         try:
+            _reopen(folder, f"{title} {node.key}")
             _compute(node, folder, title, the_plan)
         except Exception as error:  # being asked to stop is none
-            artifacts.write_json(folder / ERROR, {"error": str(error) or repr(error)})
-            raise
+            if files.is_disk_full(error):
+                error = files.cannot_write(folder, error)
+            with suppress(OSError):  # on a full disk
+                artifacts.write_json(folder / ERROR, {"error": str(error) or repr(error)})
+            raise error
     return True
+
+
+def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
+    """Raises OSError unless the disk has room for the images of the nodes that are not finished."""
+    left: dict[str, int] = {}
+    for node in nodes:
+        folder = node.folder(the_plan.runtime)
+        upstream = {n.stage.name: n.stage for n in node.upstream().values()}
+        num_bytes = node.stage.num_bytes(upstream)
+        if num_bytes > 0 and artifacts.read_manifest(folder) is None:
+            there = sum(path.stat().st_size for path in folder.rglob("*.npy"))
+            left[f"{the_plan.title(node)} {node.key}"] = max(0, num_bytes - there)
+    if left:
+        most = max(left, key=lambda name: left[name])
+        what = f"images, {left[most] / 1e9:,.3f} GB of them of {most}"
+        check_disk(Path(the_plan.runtime.outputs).resolve(), sum(left.values()), what)
+
+
+def _reopen(folder: Path, name: str) -> None:
+    """Makes a finished artifact that has lost files an unfinished one; the rest is unchanged."""
+    manifest = artifacts.read_manifest(folder)
+    if manifest is None:
+        return
+    lost = ", ".join(integrity.missing_files(folder, manifest)[:5])
+    integrity.require_unchanged(folder)
+    log.warning("%s has lost %s and is made again", name, lost)
+    save_seconds(folder, manifest["seconds"])
+    (folder / artifacts.MANIFEST).unlink()
 
 
 def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
@@ -75,17 +113,20 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
     artifacts.write_json(folder / LINEAGE, lineage)
     settings = [(n.stage.name, n.settings) for n in node.upstream().values()]
     config = run_config(content, the_plan.attacks.get(node.key, []), lineage, settings)
-    started = time.monotonic()
     tracked_run = the_plan.tracking.run(node.stage.name, node.key, config)
-    with stage_log(folder / LOG), tracked_run as tracked:
+    with stage_log(folder / LOG), working_seconds(folder) as seconds, tracked_run as tracked:
         log.info("%s: %s", title, folder)
+        for read in [n for n in node.upstream().values() if n is not node]:
+            integrity.require_unchanged(read.folder(the_plan.runtime))
         summary = node.stage.run(folder, inputs, the_plan.runtime)
+        integrity.require_complete(folder, summary)
         tracked.send(partial(measured, node.stage.name, folder, summary))
-        seconds = round(time.monotonic() - started, 2)
-        log.info("%s: done in %.1f s", title, seconds)
-    (folder / artifacts.PROGRESS).unlink(missing_ok=True)
+        log.info("%s: done in %.1f s", title, seconds())
+        total = round(seconds(), 2)
+    for name in (artifacts.PROGRESS, artifacts.SECONDS):
+        (folder / name).unlink(missing_ok=True)
     device = the_plan.runtime.device_name()
-    manifest = {**content, "summary": summary, "seconds": seconds, "device": device}
+    manifest = {**content, "summary": summary, "seconds": total, "device": device}
     artifacts.write_manifest(folder, manifest)
 
 

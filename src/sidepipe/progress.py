@@ -3,7 +3,6 @@
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 import time
 import warnings
@@ -47,6 +46,8 @@ def stage_log(path: Path) -> Iterator[None]:
     """Appends the package's log lines to `path`, and the traceback if the block fails."""
     handler = logging.FileHandler(path)
     handler.setFormatter(_FORMAT)
+    # Where the disk is full the console has the line, and no traceback for each.
+    handler.handleError = lambda record: None
     logger = logging.getLogger("sidepipe")
     logger.addHandler(handler)
     if logger.level == logging.NOTSET:
@@ -145,8 +146,8 @@ class SpawnedProcess(Callback):
             quiet_libraries()
         if multiprocessing.parent_process() is None:
             return
-        # torch sends SIGINT to a process whose parent died; background jobs of a shell ignore it.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # SIGINT too, which torch sends to a process whose parent died: shells start background
+        # jobs with SIGINT ignored.
         interruption.only_set_the_flag()
         quiet_libraries()
         if self.num_threads is not None:

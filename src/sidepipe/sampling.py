@@ -236,14 +236,17 @@ def sample_to_shards(
     Raises OSError when the disk is too full for what is missing, and Preempted when asked to stop,
     after writing the shards that are whole.
     """
+    channels, height, width = sampler.denoiser.image_shape
+    shape = (height, width, channels)
     ranges = shard_ranges(num_images, shard_size)
-    missing = [(shard, ranges[shard]) for shard in missing_shards(folder, num_images, shard_size)]
+    shards = missing_shards(folder, num_images, shard_size, shape)
+    missing = [(shard, ranges[shard]) for shard in shards]
     left = sum(len(indices) for _, indices in missing)
     if left == 0:
         return
     if left < num_images:
         log.info("%d of %d images are there; making the rest", num_images - left, num_images)
-    check_disk(folder, left * int(np.prod(sampler.denoiser.image_shape)))
+    check_disk(folder, left * math.prod(shape))
     if targets is None:
         targets = np.zeros(num_images, np.int64)
     batches = _ShardBatches(sampler, missing, len(ranges[0]), targets, runtime)

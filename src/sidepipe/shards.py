@@ -4,7 +4,7 @@
 the same command makes the rest.
 """
 
-import os
+import logging
 import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+
+from sidepipe.files import existing, whole_file
+
+log = logging.getLogger(__name__)
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -26,22 +30,48 @@ def shard_ranges(num_images: int, shard_size: int) -> list[range]:
     return [range(start, min(start + shard_size, num_images)) for start in starts]
 
 
-def missing_shards(folder: Path, num_images: int, shard_size: int) -> list[int]:
-    """Numbers of the shards that are not there yet."""
-    count = len(shard_ranges(num_images, shard_size))
-    return [shard for shard in range(count) if not shard_path(folder, shard).exists()]
+def missing_shards(
+    folder: Path, num_images: int, shard_size: int, image_shape: Sequence[int]
+) -> list[int]:
+    """Numbers of the shards that are not there yet; image_shape: (height, width, channels).
+
+    A shard that is cut short, or holds other images than it should, is removed with a warning.
+    """
+    missing = []
+    for shard, indices in enumerate(shard_ranges(num_images, shard_size)):
+        path = shard_path(folder, shard)
+        if path.exists() and not keep(path, (len(indices), *image_shape), np.uint8):
+            path.unlink()
+        if not path.exists():
+            missing.append(shard)
+    return missing
+
+
+def keep(path: Path, shape: Sequence[int | None], dtype: type[np.generic]) -> bool:
+    """Whether a .npy file of an unfinished stage is whole and of this shape; if not, a warning.
+
+    shape: None for an axis of any length.
+    """
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        log.warning("%s is cut short and is made again: %s", path, error)
+        return False
+    fits = array.ndim == len(shape) and all(
+        want in (None, have) for have, want in zip(array.shape, shape, strict=True)
+    )
+    if fits and array.dtype == dtype:
+        return True
+    log.warning("%s holds %s %s and is made again", path, array.dtype, array.shape)
+    return False
 
 
 def write_shard(folder: Path, shard: int, images: UInt8[np.ndarray, "n h w c"]) -> None:
     """Writes one shard under a temporary name, flushes it to disk, then renames."""
     path = shard_path(folder, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, images)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class BackgroundShards:
@@ -94,12 +124,13 @@ def load_first(folder: Path, count: int) -> UInt8[np.ndarray, "n h w c"]:
     return np.concatenate(parts)
 
 
-def check_disk(folder: Path, num_bytes: int) -> None:
+def check_disk(folder: Path, num_bytes: float, what: str = "the images") -> None:
     """Raises OSError unless the disk of `folder` has room for `num_bytes` and a tenth more."""
-    existing = next(p for p in [folder, *folder.parents] if p.exists())
-    free = shutil.disk_usage(existing).free
+    there = existing(folder)
+    free = shutil.disk_usage(there).free
     if num_bytes * 1.1 > free:
         raise OSError(
-            f"the disk of {existing} must have {num_bytes * 1.1 / 1e9:.3f} GB free for the images, "
-            f"has {free / 1e9:.3f} GB; remedy: free space, set runtime.outputs, or lower num_images"
+            f"the disk of {there} must have {num_bytes * 1.1 / 1e9:,.3f} GB free for {what}, "
+            f"has {free / 1e9:,.3f} GB; remedy: free space, set runtime.outputs, or lower "
+            "num_images"
         )

@@ -44,6 +44,10 @@ class Runtime:
     slurm: dict | None = None
 
     def __post_init__(self) -> None:
+        outputs = Path(self.outputs).resolve()
+        there = next(path for path in [outputs, *outputs.parents] if path.exists())
+        rule = f"a folder or a new name within one, and {there} is a file"
+        require(there.is_dir(), "runtime.outputs", rule, self.outputs, "move that file")
         require_known(
             "runtime.accelerator", self.accelerator, ["auto", "cpu", "gpu", "cuda", "mps"]
         )
@@ -160,6 +164,10 @@ class Stage:
 
     def check(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
         """Raises ValueError or an OSError where these settings cannot work with `upstream`'s."""
+
+    def num_bytes(self, upstream: Mapping[str, "Stage"]) -> int:
+        """Disk space of the images it writes, in bytes, where the settings alone tell it, or 0."""
+        return 0
 
     def check_sources(self, runtime: Runtime) -> None:
         """Raises ValueError or an OSError where what it reads outside the outputs is not there.

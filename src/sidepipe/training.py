@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sidepipe import ranks
-from sidepipe.checkpoints import CheckpointByRename, SaveLast
+from sidepipe.checkpoints import CheckpointByRename, SaveLast, require_whole
 from sidepipe.diffusion.schedule import add_noise
 from sidepipe.images import to_model
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
@@ -201,7 +201,8 @@ class Training(Stage):
         """
         last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
         if last.exists():
-            log.info("going on from %s", last)
+            require_whole(last)
+            log.info("resuming from %s", last)
         resume, earlier = str(last) if last.exists() else None, len(metrics.rows())
         every = min(validate_every_steps, self.max_steps)
         trained = (module, rows, validation, folder, runtime, every, callbacks, resume)
@@ -249,6 +250,7 @@ class Training(Stage):
 
 def weights(folder: Path, checkpoint: str = LAST) -> dict[str, Tensor]:
     """The module's state in a checkpoint of `fit`; with an EMA callback, the averaged weights."""
+    require_whole(folder / checkpoint)
     return torch.load(folder / checkpoint, map_location="cpu", weights_only=True)["state_dict"]
 
 

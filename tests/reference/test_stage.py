@@ -1,6 +1,7 @@
 """Real images are encoded once, in order, as evaluate's encoder does; a killed run goes on."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -125,8 +126,28 @@ def test_a_killed_run_goes_on_behind_the_blocks_that_it_has_encoded(
     assert encoded == [*missing, 1, *[7] * 7, 1]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: os.truncate(path, path.stat().st_size - 4),
+        lambda path: os.truncate(path, 0),
+        lambda path: np.save(path, np.load(path)[:7]),
+    ],
+    ids=["cut short", "empty", "fewer rows"],
+)
+def test_features_that_are_not_whole_are_made_again_with_a_warning(inputs, caplog, damage):
+    whole, _ = inputs.run(name="whole")
+    inputs.run(name="damaged")
+    damage(inputs.folder / "damaged" / "train.npy")
+    folder, _ = inputs.run(name="damaged")
+    for path in whole.iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+    assert f"{folder / 'train.npy'}" in caplog.text
+    assert "made again" in caplog.text
+
+
 def test_without_room_on_the_disk_nothing_is_encoded(inputs, monkeypatch):
-    def full(folder, num_bytes):
+    def full(folder, num_bytes, what):
         raise OSError(f"{num_bytes} bytes")
 
     monkeypatch.setattr(encoding, "check_disk", full)

@@ -20,7 +20,7 @@ def finish(task: Task, seconds: float, device: str = "1 x cpu, 2 threads") -> No
     inputs = {name: read.key for name, read in node.inputs.items()}
     task.folder.mkdir(parents=True, exist_ok=True)
     manifest = {**content, "inputs": inputs, "seconds": seconds}
-    artifacts.write_json(task.folder / artifacts.MANIFEST, manifest)
+    artifacts.write_manifest(task.folder, manifest)
 
 
 def dpm_of(sweep: Sweep) -> Task:

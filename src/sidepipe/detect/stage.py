@@ -17,7 +17,7 @@ import torch
 from jaxtyping import UInt8
 from safetensors.numpy import load_file, save_file
 
-from sidepipe.artifacts import sha256_of, write_json
+from sidepipe.artifacts import write_json
 from sidepipe.data.stage import Data, load_captions, load_ids
 from sidepipe.data.stage import load as load_images
 from sidepipe.detect import results as r
@@ -29,6 +29,7 @@ from sidepipe.detect.roc import require_enough
 from sidepipe.detect.scores import SIGNALS, Variant, variants
 from sidepipe.dpm.stage import load_subset
 from sidepipe.dpm.text import PretrainedTextDPM, TrainTextDPM, load_placed_model
+from sidepipe.files import sha256_of
 from sidepipe.parts import Arrays, in_parts
 from sidepipe.settings import build, require, require_known
 from sidepipe.stage import Precision, Runtime, Stage

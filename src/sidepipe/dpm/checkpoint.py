@@ -11,7 +11,7 @@ from typing import Any
 
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from sidepipe.artifacts import sha256_of
+from sidepipe.files import sha256_of
 from sidepipe.settings import require, require_known
 
 

@@ -109,6 +109,10 @@ class Sampling(Stage):
         kind = scheduler.config["prediction_type"]
         require_x_0(kind, alphas_cumprod, [*timesteps, *refined])
 
+    def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
+        data: Any = upstream["data"]
+        return self.num_images * data.size**2 * data.channels
+
     def sample(
         self,
         folder: Path,

@@ -19,6 +19,7 @@ from sidepipe.data.stage import load_identities, load_ids
 from sidepipe.dpm.stage import load_unseen
 from sidepipe.original.attributes import read_attributes
 from sidepipe.settings import require
+from sidepipe.shards import check_disk
 from sidepipe.stage import Runtime, Stage
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,10 @@ class Original(Stage):
             names.tolist(),
             "choose original.attributes, or a source with identities",
         )
+        images = load_images(inputs["data"])
+        check_disk(folder, len(rows) * images[:1].nbytes)
         np.save(folder / "rows.npy", rows)
-        np.save(folder / "images.npy", load_images(inputs["data"])[rows])
+        np.save(folder / "images.npy", images[rows])
         np.save(folder / "classes.npy", classes.astype(np.int64))
         log.info("%d real images of %d classes, none of them trained on", len(rows), len(names))
         return {"num_images": len(rows), "num_classes": len(names), "classes": names[:50].tolist()}

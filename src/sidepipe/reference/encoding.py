@@ -1,7 +1,6 @@
-"""Features of many images in one file that is filled block by block, and gone on with."""
+"""Features of many images in one file that is filled block by block, and resumed."""
 
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from jaxtyping import Float32, Int64, UInt8
 from sidepipe.features.encoders import Encoder
 from sidepipe.features.pairs import blocks
 from sidepipe.features.real import ENCODE_IMAGES, encode_rows
-from sidepipe.shards import check_disk
+from sidepipe.files import whole_file
+from sidepipe.shards import check_disk, keep
 from sidepipe.stage import Runtime
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ def encode_into(
     Raises OSError without room on the disk.
     """
     device = runtime.torch_device()
+    if path.exists() and not keep(path, (len(rows), None), np.float32):
+        path.unlink()
     if not path.exists():
         dimensions = encoder.encode(data[rows[:1]], device=device).shape[1]
         _write_unknown(path, len(rows), dimensions)
@@ -46,13 +48,16 @@ def encode_into(
 
 
 def _write_unknown(path: Path, count: int, dimensions: int) -> None:
-    """An array of nan, by rename: a file that has its name has no row that only seems encoded."""
-    check_disk(path.parent, 4 * count * dimensions)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    array = np.lib.format.open_memmap(temporary, "w+", np.float32, (count, dimensions))
-    array[:] = np.nan
-    array.flush()
-    temporary.replace(path)
+    """An array of nan, by rename: a file that has its name has no row that only seems encoded.
+
+    It is written and not mapped: where the disk is full that is an error, and not a crash.
+    """
+    check_disk(path.parent, 4 * count * dimensions, "the features")
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimensions)}
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for some in blocks(count, ENCODE_IMAGES):
+            np.full((some.stop - some.start, dimensions), np.nan, np.float32).tofile(file)
 
 
 def _is_unknown(features: Float32[np.ndarray, "b d"]) -> bool:

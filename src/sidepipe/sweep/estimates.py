@@ -64,8 +64,8 @@ def _finished(stages: Path) -> Iterator[_Finished]:
     for path in paths[-NEWEST:]:
         try:
             manifests = artifacts.lineage(path.parent)
-        except FileNotFoundError:
-            continue  # something it was made from has been deleted
+        except (FileNotFoundError, ValueError):
+            continue  # something it was made from has been deleted, or is damaged
         manifest = manifests[stages.name]
         settings = {stage: each["settings"] for stage, each in manifests.items()}
         devices = int(manifest["device"].split(" x ")[0])

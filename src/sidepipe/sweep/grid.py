@@ -17,8 +17,8 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from sidepipe.__main__ import CONF, options
-from sidepipe.artifacts import read_manifest
 from sidepipe.graph import STAGES, Node, Plan, needed, plan
+from sidepipe.integrity import is_done
 from sidepipe.settings import require, require_known
 
 
@@ -55,8 +55,8 @@ class Task:
 
     @property
     def is_done(self) -> bool:
-        """Whether its artifact is finished."""
-        return read_manifest(self.folder) is not None
+        """Whether its artifact is finished and has all its files."""
+        return is_done(self.folder)
 
     def values(self, axes: Sequence[str]) -> str:
         """Its values on those axes on which all its points agree, as `seed=0 dpm.lr=0.1`."""

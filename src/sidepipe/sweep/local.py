@@ -2,7 +2,8 @@
 
 import logging
 
-from sidepipe import artifacts, pipeline
+from sidepipe import pipeline
+from sidepipe.integrity import is_done
 from sidepipe.sweep.grid import Sweep
 from sidepipe.sweep.states import about
 
@@ -17,8 +18,8 @@ def run(sweep: Sweep) -> None:
     left = [task for task in sweep.tasks.values() if not task.is_done]
     for done, task in enumerate(left):
         inputs = [node.folder(task.plan.runtime) for node in task.node.inputs.values()]
-        if any(artifacts.read_manifest(folder) is None for folder in inputs):
-            continue  # its input failed, which has been said
+        if not all(map(is_done, inputs)):
+            continue  # its input failed, which was logged
         log.info("%d of %d: %s", done + 1, len(left), about(task, sweep))
         task.plan.runtime.limit_threads()
         try:

@@ -13,9 +13,10 @@ from sidepipe.sweep import cluster
 from sidepipe.sweep.grid import Sweep, Task
 from sidepipe.sweep.jobs import Job, jobs
 
-KINDS = ("done", "running", "queued", "failed", "blocked", "unfinished", "missing")
+KINDS = ("done", "running", "queued", "failed", "damaged", "blocked", "unfinished", "missing")
 # Shown one by one; of the others the count is enough.
-TOLD = ("running", "failed", "blocked", "unfinished")
+TOLD = ("running", "failed", "damaged", "blocked", "unfinished")
+BLOCKING = ("failed", "damaged", "blocked")
 # `srun --label` begins each line with the rank.
 RANK = re.compile(r"(?: *(\d+): ?)?(.*)")
 
@@ -47,7 +48,7 @@ def look(sweep: Sweep) -> dict[str, Seen]:
         job = latest.get(key)
         at = _with_job(on_disk[key], job, queue, ended) if job else _plain(on_disk[key])
         inputs = task.node.inputs.values()
-        bad = [read for read in inputs if seen[read.key].kind in ("failed", "blocked")]
+        bad = [read for read in inputs if seen[read.key].kind in BLOCKING]
         if at.kind == "failed" and on_disk[key].kind != "failed":  # its job found no input
             bad += [read for read in inputs if seen[read.key].kind != "done"]
         if bad and at.kind not in ("done", "running", "queued"):
@@ -70,7 +71,7 @@ def _with_job(
         if queued.state == "RUNNING":
             return Seen("running", f"job {job.id} starts on {queued.node}; log: {job.log}")
         return Seen("queued", f"job {job.id}: {queued.reason}")
-    if at.kind == "failed":
+    if at.kind in ("failed", "damaged"):
         return _plain(at)
     how = ended.get(job.id, "ended")
     if how.startswith("CANCELLED"):

@@ -13,7 +13,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from sidepipe.artifacts import sha256_of, write_json
+from sidepipe.artifacts import write_json
+from sidepipe.files import sha256_of
 from sidepipe.settings import require
 from sidepipe.stage import Precision
 from sidepipe.text.model import TextModel

@@ -124,6 +124,9 @@ class Tune(Stage):
             for trial in self._trials:
                 trial.check(upstream, runtime)
 
+    def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
+        return sum(trial.num_bytes(upstream) for trial in self._trials)
+
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         trials, rows = self._trials, []
         for i, trial in enumerate(trials):

@@ -1,0 +1,75 @@
+"""Files that are whole or absent: each is written under a temporary name and then renamed."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class CannotWrite(OSError):
+    """A file could not be written: the message names it, the reason and the remedy."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: the file that the block writes there becomes `path`.
+
+    It is flushed to disk before it is renamed, so that a crash leaves the old file or the new one.
+    A block that fails leaves no temporary file. Raises CannotWrite where the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise cannot_write(path, error) from error
+        raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error` says that a disk or a quota is full.
+
+    Libraries drop the error number: then their words tell. torch's own writer has no other word
+    than the line of its source.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT)
+    words = ("No space left on device", "Disk quota exceeded", "fail at inline_container.cc")
+    has_number = isinstance(error, OSError) and error.errno in full
+    return has_number or any(word in str(error) for word in words)
+
+
+def cannot_write(path: Path, error: BaseException) -> CannotWrite:
+    """The error for a file or folder on a full disk: how much is free, and the remedy."""
+    if isinstance(error, CannotWrite):
+        return error
+    free = shutil.disk_usage(existing(path)).free
+    return CannotWrite(
+        f"{path} cannot be written, its disk or your quota is full ({free / 1e9:.3f} GB are free): "
+        f"{str(error).splitlines()[-1]}; remedy: free space and run the same command again, it "
+        "resumes"
+    )
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the closest of its parents that exists."""
+    return next(p for p in [path, *path.parents] if p.exists())
+
+
+_hashes: dict[tuple[str, int, int, int], str] = {}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex; computed once per process while the file stays as it is."""
+    status = path.stat()
+    identity = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
+    if identity not in _hashes:
+        with path.open("rb") as file:
+            _hashes[identity] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _hashes[identity]
