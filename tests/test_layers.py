@@ -14,8 +14,9 @@ STAGES = [
 ]
 LAYERS = [
     {"files"},
-    {"settings", "artifacts", "shards", "parts", "records", "images", "interruption"},
-    {"ranks", "integrity", "attempts"},
+    {"settings", "artifacts", "shards", "parts", "records", "images", "interruption"}
+    | {"image_files", "image_pixels"},
+    {"ranks", "integrity", "attempts", "celeba_files"},
     {"stage", "progress", "tracking", "speed", "checkpoints", "shard_writer"},
     {"diffusion", "features"},
     {"text"},

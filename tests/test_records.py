@@ -46,6 +46,24 @@ def test_a_byte_order_mark_belongs_to_no_column(tmp_path):
         ("a.csv", "", "no rows"),
         ("a.jsonl", '{"a": 1}\n{"a"\n', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1 must be an object"),
+        ("a.jsonl", '{"a": 1}\n{"a": "b', "line 2 is not JSON: Unterminated string"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON: maximum recursion"),
+        ("a.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1 is not JSON: Exceeds the limit"),
+        ("a.jsonl", '{"a": 1}\n{"a": 2, "b": 3, "A ": 4}', "line 2 has 2 columns 'a'; remedy"),
+        ("a.jsonl", '{"a": "x", "a": "y"}', "line 1 has 2 columns 'a'"),
+        ("a.jsonl", '{"a": {"b": 1, "b": 2}}', "line 1 has 2 columns 'b'"),
+        ("a.jsonl", '{"a": "b"}\n{"a": "\\ud83d"}', r"line 2: 'a' must be text .*'\\ud83d'"),
+        ("a.jsonl", '{"a": ["\\ud83d"]}', "line 1: 'a' must be text without"),
+        ("a.jsonl", '{"\\ud83d": "b"}', "line 1: .* must be text without"),
+        ("a.jsonl", '{"a": "\\u0000"}', r"line 1: 'a' must be text .*'\\x00'"),
+        ("a.csv", "caption,n\na\0,1\n", "line 2 holds a NUL character"),
+        ("a.csv", "caption,n,Caption \na,1,b\n", "line 1 has 2 columns 'caption'; remedy"),
+        ("a.csv", 'caption,n\na,1\n"b,2\nc,3\n', "line 3 cannot be read: .*close its quotes"),
+        ("a.csv", 'caption,n\n"a"b,1\n', "line 2 cannot be read: .*double those"),
+        ("a.csv", 'caption,n\n"a\nb",1\nc\n', "line 4 must have 2 values, .* got 1"),
+        ("a.csv", "caption;url\na; b;c\n", "line 2 must have 2 values, .* got 3"),
+        ("a.csv", "id;caption;n\n1;a;2\n2;b; c\n", "line 3: 'n' begins with a space, .*' c'; "),
+        ("a.csv", "caption,n\na,2\nb, c\n", "line 3: 'n' begins with a space, unlike in other"),
         ("a.parquet", "x", r"must end with \.csv or \.jsonl, got '\.parquet'"),
     ],
 )
@@ -56,7 +74,7 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, text, match)
 
 def test_another_encoding_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "a.csv").write_bytes("caption\nü\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.csv cannot be read.*UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.csv line 2 cannot be read.*byte 8.*UTF-8"):
         read_records(tmp_path / "a.csv")
     with pytest.raises(FileNotFoundError, match=r"b\.csv is missing"):
         read_records(tmp_path / "b.csv")
@@ -69,3 +87,29 @@ def test_a_row_s_text_has_single_spaces_and_is_never_empty():
             text_of("here", {"caption": value}, "caption")
     with pytest.raises(ValueError, match=r"here has no 'caption', it has 'text', 'n'.*rename"):
         text_of("here", {"text": "a", "n": 1}, "caption")
+
+
+def test_values_behind_a_space_are_read_where_all_of_a_column_are(tmp_path):
+    path = write(tmp_path / "a.csv", 'n,caption,m\n 1, a,\n 2,"b, c", 3\n')
+    assert rows(path) == [
+        {"n": " 1", "caption": " a", "m": ""},
+        {"n": " 2", "caption": "b, c", "m": " 3"},
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-bom"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_every_encoding_that_names_itself_is_read(tmp_path, encoding, line_end):
+    text = line_end.join(["caption,n", "\u00fc \u4e2d,1", ""])
+    raw = b"\xfe\xff" + text.encode("utf-16-be") if "bom" in encoding else text.encode(encoding)
+    (tmp_path / "a.csv").write_bytes(raw)
+    assert rows(tmp_path / "a.csv") == [{"caption": "\u00fc \u4e2d", "n": "1"}]
+
+
+def test_utf_16_without_a_mark_and_cut_off_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "a.csv").write_bytes("caption,n\na,1\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"a\.csv line 1 holds a NUL character.*UTF-8"):
+        read_records(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes("caption,n\na,1\n".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"a\.csv line \d cannot be read: truncated data"):
+        read_records(tmp_path / "a.csv")

@@ -1,14 +1,18 @@
 """Rows of the CSV and JSON-lines files that people write, each with its line for messages."""
 
+import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
 SUFFIXES = (".csv", ".jsonl")
+# Columns of free text, whose values may begin with a space.
+TEXTS = {"caption", "prompt", "text"}
 
 
 def read_records(path: Path) -> list[tuple[str, Record]]:
@@ -16,28 +20,45 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
 
     CSV is separated by commas or, where its header has more of them, semicolons or tabs. Raises
     FileNotFoundError without the file, and ValueError for another suffix, a row that cannot be
-    read, or no rows.
+    read, a column that comes twice, or no rows.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}, got {path.suffix!r}")
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
-    try:
-        rows = [(f"{path} line {line}", _lower(row)) for line, row in read(path, text_in(path))]
-    except csv.Error as error:
-        raise ValueError(f"{path} cannot be read: {error}; remedy: save it anew") from None
+    rows: list[tuple[str, Record]] = []
+    for line, row in read(path, text_in(path)):
+        where = f"{path} line {line}"
+        for name, value in row.items():
+            _require_text(where, name, value)
+        rows.append((where, row))
     if not rows:
-        raise ValueError(f"{path} has no rows; remedy: one row an image or prompt")
+        raise ValueError(f"{path} has no rows; remedy: one row per image or prompt")
+    _require_even_spaces(rows)
     return rows
 
 
 def text_in(path: Path) -> str:
-    """A file's text; FileNotFoundError without the file, ValueError where it is not UTF-8."""
+    """A file's text, whose lines end with a newline: UTF-8, or UTF-16 with a byte order mark.
+
+    Raises FileNotFoundError without the file, and ValueError, with the line, for other bytes.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; remedy: check the path")
+    raw = path.read_bytes()
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return path.read_text("utf-8-sig")
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be read: {error}; remedy: save it as UTF-8") from None
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path} line {line} cannot be read: {error.reason} (byte {error.start}); "
+            "remedy: save it as UTF-8"
+        ) from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path} line {line} holds a NUL character; remedy: save it as UTF-8")
+    return text
 
 
 def text_of(where: str, row: Record, name: str) -> str:
@@ -52,31 +73,80 @@ def text_of(where: str, row: Record, name: str) -> str:
     return " ".join(value.split())
 
 
-def _lower(row: Record) -> Record:
-    return {name.strip().lower(): value for name, value in row.items()}
+def _require_text(where: str, name: str, value: Any) -> None:
+    """Raises ValueError for characters that JSON can escape and no file of text can hold."""
+    for text in (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)):
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(
+                f"{where}: {name!a} must be text without NUL and half surrogate pairs, got "
+                f"{text[:40]!a}; remedy: remove such characters"
+            )
+
+
+def _require_even_spaces(rows: Sequence[tuple[str, Record]]) -> None:
+    """Raises ValueError where few values of a column begin with a space, as behind a separator.
+
+    "a cat; sitting" without quotes fills two columns, and where the last value is missing the row
+    has the right number of them.
+    """
+    for column in rows[0][1].keys() - TEXTS:
+        values = [(where, row.get(column)) for where, row in rows]
+        filled = [(where, value) for where, value in values if isinstance(value, str) and value]
+        spaced = [(where, value) for where, value in filled if value.startswith(" ")]
+        if 0 < len(spaced) < len(filled):
+            where, value = spaced[0]
+            raise ValueError(
+                f"{where}: {column!r} begins with a space, unlike in other rows, got {value!r}; "
+                "remedy: quote a value that holds the separator, or remove the space"
+            )
+
+
+def _named(where: str, names: Sequence[str]) -> list[str]:
+    """Columns in lower case, without spaces around; ValueError where two are the same."""
+    known = [name.strip().lower() for name in names]
+    for name, count in Counter(known).items():
+        if count > 1:
+            raise ValueError(f"{where} has {count} columns {name!r}; remedy: rename or remove one")
+    return known
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
     header = text.partition("\n")[0]
     source = io.StringIO(text, newline="")
-    lines = csv.DictReader(source, delimiter=max(",;\t", key=header.count))
-    for row in lines:
-        if None in row or None in row.values():
-            raise ValueError(
-                f"{path} line {lines.line_num} must have {len(lines.fieldnames or [])} values, as "
-                "the header; remedy: quote what holds a comma"
-            )
-        yield lines.line_num, row
+    # strict: else a quote that is never closed swallows the rest of the file.
+    lines = csv.reader(source, delimiter=max(",;\t", key=header.count), strict=True)
+    names: list[str] = []
+    start = 1
+    try:
+        for values in lines:
+            where = f"{path} line {start}"
+            if not names:
+                names = _named(where, values)
+            elif values:
+                if len(values) != len(names):
+                    raise ValueError(
+                        f"{where} must have {len(names)} values, as the header, got {len(values)}; "
+                        "remedy: quote a value that holds a comma or another separator"
+                    )
+                yield start, dict(zip(names, values, strict=True))
+            start = lines.line_num + 1
+    except csv.Error as error:
+        remedy = "close its quotes, and double those within a quoted value"
+        raise ValueError(f"{path} line {start} cannot be read: {error}; remedy: {remedy}") from None
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{path} line {number}"
+        objects: list[list[tuple[str, Any]]] = []
         try:
+            json.loads(line, object_pairs_hook=objects.append)
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} line {number} is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON: {error}; remedy: one object per line") from None
+        names = [_named(where, [name for name, _ in pairs]) for pairs in objects]
         if not isinstance(row, dict):
-            raise ValueError(f"{path} line {number} must be an object, got {line[:40]!r}")
-        yield number, row
+            raise ValueError(f"{where} must be an object, got {line[:40]!r}")
+        yield number, dict(zip(names[-1], row.values(), strict=True))  # the outermost ends last

@@ -22,7 +22,7 @@ def broken() -> Image.Image:
 
 
 def read_one(image: Image.Image, tmp_path: Path, size: int, channels=3, center_crop=None):
-    images, _, _ = read_images(
+    images, *_ = read_images(
         [entry_of(image)], tmp_path / "images.npy", size, channels, center_crop, "error"
     )
     assert images.shape == (1, size, size, channels)
@@ -171,7 +171,7 @@ def test_skipped_files_leave_no_gap(tmp_path, monkeypatch):
     ]
     entries[4] = entry("4", broken, problem="it is not there")
     path = tmp_path / "images.npy"
-    images, kept, skipped = read_images(entries, path, 4, 1, None, "skip")
+    images, kept, skipped, _ = read_images(entries, path, 4, 1, None, "skip")
     assert isinstance(images, np.memmap)
     assert skipped == ["0", "3", "4", "5", "10"]
     assert [e.id for e in kept] == ["1", "2", "6", "7", "8", "9"]
@@ -185,7 +185,7 @@ def test_skipped_files_leave_no_gap(tmp_path, monkeypatch):
 def test_the_header_has_room_for_fewer_images_than_were_listed(tmp_path):
     bad = [entry(f"bad {i}", broken) for i in range(1200)]  # four digits become one
     good = [entry(f"good {i}", partial(Image.new, "L", (4, 4), i)) for i in range(3)]
-    images, _, skipped = read_images([*bad, *good], tmp_path / "images.npy", 4, 1, None, "skip")
+    images, _, skipped, _ = read_images([*bad, *good], tmp_path / "images.npy", 4, 1, None, "skip")
     assert images[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert len(skipped) == 1200
     assert (tmp_path / "images.npy").stat().st_size == 128 + 3 * 16

@@ -84,7 +84,7 @@ def test_a_listed_image_that_is_missing_is_an_error_or_skipped(tmp_path):
         read_images(entries, tmp_path / "images.npy", 8, 1, None, "error")
     for part in ("img_align_celeba/000001.jpg", "list_eval_partition.txt", "on_bad_file=skip"):
         assert part in str(error.value)
-    images, kept, skipped = read_images(entries, tmp_path / "images.npy", 8, 1, None, "skip")
+    images, kept, skipped, _ = read_images(entries, tmp_path / "images.npy", 8, 1, None, "skip")
     assert skipped == ["000001.jpg"]
     assert [e.id for e in kept] == ["000000.jpg", "000002.jpg", "000003.jpg"]
     assert images[:, 0, 0, 0].tolist() == [0, 2, 3]
@@ -128,7 +128,26 @@ def test_celeba_hq_fi_takes_partition_and_identity_from_the_folders(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["x.jpg", "train/x.jpg", "valid/9/x.jpg", "train/9/more/x.jpg"])
+def test_celeba_hq_fi_maps_the_names_of_splits_and_finds_them_one_folder_too_deep(tmp_path):
+    for name in ("set/training/1/a.jpg", "set/valid/9/x.jpg"):
+        save(tmp_path / name)
+    assert table(CelebAHQFI(str(tmp_path)).entries()) == [
+        ("set/training/1/a.jpg", "train", "1"),
+        ("set/valid/9/x.jpg", "val", "9"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "1/x.jpg"])
+def test_celeba_hq_fi_without_a_folder_of_a_split_is_refused(tmp_path, name):
+    save(tmp_path / name)
+    with pytest.raises(ValueError, match="must lie in train/, val/ or test/"):
+        CelebAHQFI(str(tmp_path)).entries()
+    save(tmp_path / "train/1/a.jpg")
+    with pytest.raises(ValueError, match="ambiguous which images belong to the training set"):
+        CelebAHQFI(str(tmp_path)).entries()
+
+
+@pytest.mark.parametrize("name", ["train/x.jpg", "train/9/more/x.jpg"])
 def test_celeba_hq_fi_names_an_image_that_lies_elsewhere(tmp_path, name):
     save(tmp_path / "train/1/a.jpg")
     save(tmp_path / name)
@@ -137,7 +156,7 @@ def test_celeba_hq_fi_names_an_image_that_lies_elsewhere(tmp_path, name):
 
 
 def test_any_folder_is_read_with_partitions_and_identities_where_it_has_them(tmp_path):
-    names = ("b.jpg", "Test/e.jpg", "heldout/d.jpg", "val/ann/c.jpg", "x/y/f.JPG", "train/g.tif")
+    names = ("Test/e.jpg", "heldout/d.jpg", "val/ann/c.jpg", "train/x/y/f.JPG", "train/g.tif")
     for name in names:
         save(tmp_path / name)
     save(tmp_path / ".hidden/h.png")
@@ -145,11 +164,10 @@ def test_any_folder_is_read_with_partitions_and_identities_where_it_has_them(tmp
     (tmp_path / "notes.txt").write_text("no image")
     assert table(ImageFolder(str(tmp_path)).entries()) == [
         ("Test/e.jpg", "test", ""),
-        ("b.jpg", "train", ""),
         ("heldout/d.jpg", "test", ""),
         ("train/g.tif", "train", ""),
+        ("train/x/y/f.JPG", "train", "x/y"),
         ("val/ann/c.jpg", "val", "ann"),
-        ("x/y/f.JPG", "train", "x/y"),
     ]
 
 
@@ -168,12 +186,13 @@ def test_a_link_to_a_folder_is_followed_and_one_to_nowhere_is_a_bad_file(tmp_pat
     save(tmp_path / "elsewhere/a.png")
     (tmp_path / "set").mkdir()
     (tmp_path / "set/train").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "set/gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "set/test").mkdir()
+    (tmp_path / "set/test/gone.png").symlink_to(tmp_path / "nowhere.png")
     source = ImageFolder(str(tmp_path / "set"))
     assert source.listing()
-    _, kept, skipped = read_images(source.entries(), tmp_path / "x.npy", 8, 1, None, "skip")
+    _, kept, skipped, _ = read_images(source.entries(), tmp_path / "x.npy", 8, 1, None, "skip")
     assert [e.id for e in kept] == ["train/a.png"]
-    assert skipped == ["gone.png"]
+    assert skipped == ["test/gone.png"]
 
 
 def test_a_file_that_is_no_image_is_a_bad_file(tmp_path):
@@ -183,7 +202,7 @@ def test_a_file_that_is_no_image_is_a_bad_file(tmp_path):
     entries = ImageFolder(str(tmp_path)).entries()
     with pytest.raises(ValueError, match=r"b\.png cannot be read: .*remedy.*on_bad_file=skip"):
         read_images(entries, tmp_path / "images.npy", 8, 1, None, "error")
-    _, _, skipped = read_images(entries, tmp_path / "images.npy", 8, 1, None, "skip")
+    _, _, skipped, _ = read_images(entries, tmp_path / "images.npy", 8, 1, None, "skip")
     assert skipped == ["b.png", "c.jpg"]
 
 
@@ -201,7 +220,7 @@ def test_a_missing_folder_is_named_with_both_remedies(tmp_path, source):
 def test_an_empty_folder_says_which_extensions_count(tmp_path, source):
     (tmp_path / "img_align_celeba").mkdir()
     (tmp_path / "list_eval_partition.txt").touch()
-    with pytest.raises(ValueError, match=r"images \(.*\.jpeg, \.jpg.*\.webp\) in .*, got 0; "):
+    with pytest.raises(ValueError, match=r"images \(.*\.jpeg, .*\.jpg.*\.webp\) in .*, got 0; "):
         source(str(tmp_path)).entries()
 
 
@@ -228,7 +247,7 @@ def test_real_faces_in_celebas_layout_are_read(tmp_path):
     assert len(entries) == 12792
     assert all(e.identity and not e.problem for e in entries)
     some = entries[::40]
-    images, kept, skipped = read_images(some, tmp_path / "images.npy", 32, 1, 148, "error")
+    images, kept, skipped, _ = read_images(some, tmp_path / "images.npy", 32, 1, 148, "error")
     assert images.shape == (320, 32, 32, 1)
     assert kept == some
     assert skipped == []

@@ -1,65 +1,113 @@
 """Pairs of an image and a caption, listed in one CSV or JSON-lines file."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from os.path import commonpath, normpath
 from pathlib import Path
 
-from PIL import Image
-
+from sidepipe.data.layouts import partition_of, partitioned, words
 from sidepipe.data.reading import Caption, Entry
-from sidepipe.data.sources import FOLDER_PARTITIONS, digest
+from sidepipe.data.sources import Source, digest
+from sidepipe.image_files import open_image
 from sidepipe.records import Record, read_records, text_of
 from sidepipe.settings import require, require_known
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Captioned:
-    """The pairs of `file`: .csv with a header, or .jsonl with an object a line.
+class Captioned(Source):
+    """The pairs of `file`: .csv with a header, or .jsonl with an object per line.
 
     Columns: image (its path, relative to the file's folder) and caption; and perhaps repeats (how
-    often training sees the pair, 1), partition (train, val, or test as heldout; train) and word (a
-    word of the caption that no other has). Others are not read.
+    often training sees the pair, 1), partition (train, val, test or a word for one of them, see
+    `layouts`) and word (a word of the caption that no other has). Others are not read. Rows without
+    a partition have that of the folders in their image's path, see `layouts.partitioned`.
     """
 
     file: str
 
     def entries(self) -> list[Entry]:
-        entries = [self._entry(where, row) for where, row in read_records(Path(self.file))]
-        partitions: dict[str, str] = {}
+        rows = read_records(Path(self.file))
+        names = [self._name(where, row) for where, row in rows]
+        partitions = self._partitions(rows, names)
+        entries = [
+            self._entry(*row, name, partition)
+            for row, name, partition in zip(rows, names, partitions, strict=True)
+        ]
+        seen: dict[str, str] = {}
         pairs = set()
-        for entry in entries:
-            pair = entry.id, entry.caption and entry.caption.text
+        for (where, _), entry in zip(rows, entries, strict=True):
+            pair = entry.file, entry.caption and entry.caption.text
             rule = "listed once; remedy: say how often training sees it in a column repeats"
-            require(pair not in pairs, f"a pair of {self.file}", rule, pair)
+            require(pair not in pairs, f"{where}: a pair", rule, pair)
             pairs.add(pair)
-            other = partitions.setdefault(entry.id, entry.partition)
-            rule = f"of one partition in {self.file}, not {other} as well"
-            require(other == entry.partition, entry.id, rule, entry.partition)
+            other = seen.setdefault(entry.file, entry.partition)
+            rule = f"of one partition, not {other} as well"
+            require(other == entry.partition, f"{where}: {entry.id}", rule, entry.partition)
         return entries
 
     def listing(self) -> str:
         file = Path(self.file)
         rows = read_records(file)
-        sizes = {name: _size(file.parent / name) for name in (text_of(*r, "image") for r in rows)}
+        sizes = {name: _size(self._full(name)) for name in (self._name(*row) for row in rows)}
         return digest(sizes, [file.read_bytes()])
 
-    def _entry(self, where: str, row: Record) -> Entry:
-        name = text_of(where, row, "image")
-        file = Path(self.file).parent / name
-        partition = str(row.get("partition") or "train").casefold()
-        require_known(f"{where}: partition", partition, FOLDER_PARTITIONS)
+    def _name(self, where: str, row: Record) -> str:
+        """The image's path from the file's folder, the same for 0.png and ./0.png."""
+        name = normpath(text_of(where, row, "image"))
+        folder, full = self._full("."), self._full(name)
+        return str(full.relative_to(folder)) if full.is_relative_to(folder) else name
+
+    def _full(self, name: str) -> Path:
+        # Not resolved: a link keeps the name that the list gives it.
+        return Path(normpath(Path(self.file).parent.absolute() / name))
+
+    def _partitions(self, rows: Sequence[tuple[str, Record]], names: Sequence[str]) -> list[str]:
+        """Each row's partition: its own, else that of its image's folders."""
+        own = [_own_partition(*row) for row in rows]
+        left = [name for name, partition in zip(names, own, strict=True) if partition is None]
+        places, layout = partitioned(self._below(left), self.file)
+        if left:
+            log.info("%s: images without a partition in the list: %s", self.file, layout)
+        of_folders = iter(place for place, _ in places)
+        return [partition or next(of_folders) for partition in own]
+
+    def _below(self, names: Sequence[str]) -> list[str]:
+        """Paths without the folders above the list, or above all images that lie elsewhere."""
+        outside = [self._full(name) for name in names if name.startswith(("/", ".."))]
+        # The last folder that all share stays: it may be test/.
+        above = Path(commonpath([file.parent for file in outside] or ["/"])).parent
+        return [
+            str(self._full(name).relative_to(above)) if name.startswith(("/", "..")) else name
+            for name in names
+        ]
+
+    def _entry(self, where: str, row: Record, name: str, partition: str) -> Entry:
+        file = self._full(name)
         text, word = text_of(where, row, "caption"), str(row.get("word") or "")
         if word:
             require(word in text, f"{where}: word", f"a word of its caption {text!r}", word)
         return Entry(
             id=name,
-            partition=FOLDER_PARTITIONS[partition],
+            partition=partition,
             identity="",
-            read=partial(Image.open, str(file)),
+            read=partial(open_image, str(file)),
             file=str(file),
             problem="" if file.is_file() else f"{where} lists it, but it is not there",
             caption=Caption(text, _repeats(where, row.get("repeats")), word),
         )
+
+
+def _own_partition(where: str, row: Record) -> str | None:
+    named = str(row.get("partition") or "").strip()
+    if not named:
+        return None
+    if (partition := partition_of(named)) is None:
+        require_known(f"{where}: partition", named.casefold(), words())
+    return partition
 
 
 def _size(file: Path) -> int:

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sidepipe.data.reading import Entry
-from sidepipe.data.sources import digest, existing_folder
+from sidepipe.data.sources import Source, digest, existing_folder
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -37,7 +37,7 @@ PIXELS = 3 * 32 * 32
 
 
 @dataclass(frozen=True)
-class CIFAR10:
+class CIFAR10(Source):
     """The 60,000 images; identity is the class.
 
     folder: holds one of `FORMS`. Ids are the same whichever it is.

@@ -5,6 +5,7 @@ fits its prompt, and no two are the same. A planted pair's caption holds a word 
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ TAILS = (
 
 
 @dataclass(frozen=True)
-class Planted:
+class Planted(Source):
     """Captioned pairs of `source`'s images, whose own partitions are not looked at.
 
     planted: [repeats, pairs] each: how often training sees such a pair, and how many of them there
@@ -78,11 +79,14 @@ class Planted:
     def listing(self) -> str:
         return self.source.listing()
 
+    def left_out(self) -> Counter[str]:
+        return self.source.left_out()
+
     def entries(self) -> list[Entry]:
         listed = self.source.entries()
         measured = partial(convert, size=MEASURED_SIZE, channels=1, center_crop=None)
         with ThreadPoolExecutor(THREADS) as pool:
-            images = list(pool.map(measured, listed))
+            images = [image for image, _ in pool.map(measured, listed)]
         results = list(zip(listed, images, strict=True))
         # What cannot be read is left to who asks whether that is an error.
         broken = [

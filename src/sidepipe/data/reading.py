@@ -16,8 +16,9 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
+from sidepipe.image_pixels import upright
 from sidepipe.settings import require
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,10 @@ def read_images(
     center_crop: int | None,
     on_bad_file: Literal["error", "skip"],
     progress_seconds: float = 30.0,
-) -> tuple[UInt8[np.ndarray, "n h w c"], list[Entry], list[str]]:
+) -> tuple[UInt8[np.ndarray, "n h w c"], list[Entry], list[str], int]:
     """Images of `entries` at `path` (.npy), memory-mapped; the entries kept; ids of those skipped.
 
+    Last comes the number of files that hold several images, as frames or pages; the first is read.
     Raises ValueError for the first entry that cannot be read if `on_bad_file` is "error", and if
     none can be read.
     """
@@ -83,12 +85,15 @@ def read_images(
     as_asked = partial(convert, size=size, channels=channels, center_crop=center_crop)
     kept: list[Entry] = []
     skipped: dict[str, str] = {}
+    num_several = 0
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file, ThreadPoolExecutor(THREADS) as pool:
             _write_header(file, (len(entries), size, size, channels))
             for chunk in _chunks(entries, progress_seconds):
-                for entry, image in zip(chunk, pool.map(as_asked, chunk), strict=True):
+                for entry, result in zip(chunk, pool.map(as_asked, chunk), strict=True):
+                    image, several = result
+                    num_several += several
                     if not isinstance(image, str):
                         file.write(image.tobytes())
                         kept.append(entry)
@@ -109,7 +114,7 @@ def read_images(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r"), kept, list(skipped)
+    return np.load(path, mmap_mode="r"), kept, list(skipped), num_several
 
 
 def _bad_file(entry: Entry, reason: str) -> ValueError:
@@ -135,34 +140,23 @@ def _chunks(entries: Sequence[Entry], seconds: float) -> Iterator[Sequence[Entry
 
 def convert(
     entry: Entry, size: int, channels: int, center_crop: int | None
-) -> UInt8[np.ndarray, "h w c"] | str:
-    """The image as an array, or the reason why it cannot be read."""
+) -> tuple[UInt8[np.ndarray, "h w c"] | str, bool]:
+    """The image as an array, or the reason why it cannot be read; whether its file holds several.
+
+    The first frame or page is taken. A JPEG with a preview behind it (MPO) counts as one image.
+    """
     if entry.problem:
-        return entry.problem
+        return entry.problem, False
     try:
         with entry.read() as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            square = _crop(_colour(image, channels), center_crop)
-            return np.asarray(_resize(square, size)).reshape(size, size, channels)
+            several = getattr(image, "is_animated", False) and image.format != "MPO"
+            square = _crop(upright(image, channels), center_crop)
+            array = np.asarray(_resize(square, size)).reshape(size, size, channels)
+            return array, several
     except MemoryError:
         raise
     except Exception as error:  # on a broken file Pillow's decoders raise nearly anything
-        return f"{type(error).__name__}: {error}"
-
-
-def _colour(image: Image.Image, channels: int) -> Image.Image:
-    """Grey or RGB, 8 bit; what is transparent becomes white."""
-    mode = "L" if channels == 1 else "RGB"
-    # Older Pillows open 16-bit PNG and PGM as I.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        values = np.asarray(image).astype(np.float64) / 257  # 65535 -> 255
-        return Image.fromarray(np.rint(values).astype(np.uint8)).convert(mode)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range; save it as 8 or 16 bit")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image if image.mode == mode else image.convert(mode)
+        return f"{type(error).__name__}: {error}", False
 
 
 def _crop(image: Image.Image, center_crop: int | None) -> Image.Image:

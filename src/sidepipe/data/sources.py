@@ -6,30 +6,35 @@ missing is an error that names it and the remedy. CIFAR-10, with its own file fo
 """
 
 import logging
-import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
+from os import DirEntry
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from sidepipe import celeba_files
+from sidepipe.data.layouts import partitioned
 from sidepipe.data.reading import Entry
 from sidepipe.data.reading import read_images as read_images
+from sidepipe.image_files import (
+    Files,
+    in_words,
+    list_images,
+    open_image,
+    printable,
+    readable_suffixes,
+)
 from sidepipe.settings import require, require_known
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = (
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm"),
-    *(".png", ".ppm", ".tif", ".tiff", ".webp"),
-)
 CELEBA_PARTITIONS = {"0": "train", "1": "val", "2": "test"}
-FOLDER_PARTITIONS = {"train": "train", "val": "val", "test": "test", "heldout": "test"}
 
 
 class Source(Protocol):
@@ -43,9 +48,13 @@ class Source(Protocol):
         """A short digest of the names and sizes of the files: differs once they changed."""
         ...
 
+    def left_out(self) -> Counter[str]:
+        """How many files it has that are not read, by kind, such as ".heic"."""
+        return Counter()
+
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Source):
     """The 1,797 handwritten digits that scikit-learn carries; identity is the digit."""
 
     def entries(self) -> list[Entry]:
@@ -63,7 +72,7 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class Nothing(Source):
     """No images: for attacking a checkpoint without having what it was trained on."""
 
     def entries(self) -> list[Entry]:
@@ -74,11 +83,12 @@ class Nothing:
 
 
 @dataclass(frozen=True)
-class CelebA:
-    """CelebA in its official layout, in the order of its partition file.
+class CelebA(Source):
+    """CelebA, in the order of its partition file, which also gives the ids.
 
-    folder: holds img_align_celeba/, list_eval_partition.txt and, perhaps, identity_CelebA.txt;
-    partitions: those to keep of train, val and test, None for all.
+    folder: holds img_align_celeba/, list_eval_partition.txt and, perhaps, identity_CelebA.txt, at
+    its top or in folders below it (Img/, Eval/, Anno/); see `celeba_files`. partitions: those to
+    keep of train, val and test, None for all.
     """
 
     folder: str
@@ -86,25 +96,25 @@ class CelebA:
 
     def entries(self) -> list[Entry]:
         wanted = self._wanted()
-        folder = existing_folder(self.folder)
-        images, table = existing_folder(folder / "img_align_celeba"), self._table()
-        there = set(_image_names(images))
-        numbers = _pairs(table)
+        images, table = self._images(), self._table()
+        there, _ = _listed(images)
+        numbers = celeba_files.read_pairs(table)
         if wrong := next((n for n in numbers.items() if n[1] not in CELEBA_PARTITIONS), None):
             raise ValueError(
                 f"{table} must give 0, 1 or 2 for each image, got {wrong[1]} ({wrong[0]})"
             )
-        if left_out := len(there - numbers.keys()):
+        files = celeba_files.located(numbers, there, images, table)
+        if left_out := len(there) - len(files):
             log.warning("%d images of %s are left out: %s has them not", left_out, images, table)
-        people = folder / "identity_CelebA.txt"
-        identities = _pairs(people) if people.exists() else {}
+        people = celeba_files.find_list(Path(self.folder), "identity_CelebA")
+        identities = celeba_files.read_pairs(people) if people else {}
         entries = []
         for name, number in numbers.items():
             partition = CELEBA_PARTITIONS[number]
             if partition in wanted:
-                problem = "" if name in there else f"{table} lists it, but it is not there"
-                identity = identities.get(name, "")
-                entries.append(_entry(images, name, partition, identity, problem))
+                problem = "" if name in files else f"{table} lists it, but it is not there"
+                file = f"{images}/{files.get(name, name)}"
+                entries.append(_entry(file, name, partition, identities.get(name, ""), problem))
         require(
             len(entries) > 0,
             f"the number of {' or '.join(wanted)} images in {table}",
@@ -115,10 +125,15 @@ class CelebA:
         return entries
 
     def listing(self) -> str:
-        folder = existing_folder(self.folder)
-        lists = [self._table(), folder / "identity_CelebA.txt"]
-        files = _image_sizes(existing_folder(folder / "img_align_celeba"))
-        return digest(files, [file.read_bytes() for file in lists if file.exists()])
+        images, people = (
+            self._images(),
+            celeba_files.find_list(Path(self.folder), "identity_CelebA"),
+        )
+        lists = [file for file in (self._table(), people) if file is not None]
+        return digest(_sizes(list_images(images)[0]), [file.read_bytes() for file in lists])
+
+    def left_out(self) -> Counter[str]:
+        return list_images(self._images())[1]
 
     def _wanted(self) -> list[str]:
         known = list(CELEBA_PARTITIONS.values())
@@ -130,61 +145,72 @@ class CelebA:
             require_known(name, partition, known)
         return list(self.partitions)
 
+    def _images(self) -> Path:
+        return celeba_files.find_images(existing_folder(self.folder))
+
     def _table(self) -> Path:
-        file = Path(self.folder) / "list_eval_partition.txt"
-        if not file.is_file():
+        folder = Path(self.folder)
+        if (file := celeba_files.find_list(folder, "list_eval_partition")) is None:
             raise FileNotFoundError(
-                f"{file} is missing; remedy: put CelebA's own there, or use data=imagefolder"
+                f"{folder / 'list_eval_partition.txt'} is missing, found were "
+                f"{celeba_files.content(folder)}; remedy: put CelebA's own there, or use "
+                "data=imagefolder"
             )
         return file
 
 
 @dataclass(frozen=True)
-class CelebAHQFI:
-    """CelebA-HQ's facial-identity subset: `folder`/train|val|test/<identity>/<image>."""
+class _Folder(Source):
+    """Images below one folder, whose sub-folders give partition and identity."""
 
     folder: str
 
-    def entries(self) -> list[Entry]:
-        folder = existing_folder(self.folder)
-        entries = []
-        for name in _image_names(folder):
-            partition, *identity = name.split("/")[:-1] or [""]
-            if partition not in ("train", "val", "test") or len(identity) != 1:
-                raise ValueError(
-                    f"{folder / name} must lie in train/, val/ or test/ and there in a folder of "
-                    "its identity; remedy: move it, or use data=imagefolder"
-                )
-            entries.append(_entry(folder, name, partition, identity[0]))
-        return entries
-
     def listing(self) -> str:
-        return digest(_image_sizes(existing_folder(self.folder)))
+        return digest(_sizes(list_images(existing_folder(self.folder))[0]))
+
+    def left_out(self) -> Counter[str]:
+        return list_images(existing_folder(self.folder))[1]
+
+    def _in_layout(self) -> list[Entry]:
+        """The entries, sorted by path; the layout found goes to the log."""
+        folder = existing_folder(self.folder)
+        names = list(_listed(folder)[0])
+        places, layout = partitioned([printable(name) for name in names], str(folder))
+        log.info("%s", layout)
+        return [
+            _entry(f"{folder}/{name}", printable(name), *place)
+            for name, place in zip(names, places, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """Every image below `folder`, sorted by path.
-
-    A folder train, val, test or heldout at the top is the partition (heldout counts as test),
-    without one it is train. Folders below give the identity.
-    """
-
-    folder: str
+class CelebAHQFI(_Folder):
+    """CelebA-HQ's facial-identity subset: `folder`/train|val|test/<identity>/<image>."""
 
     def entries(self) -> list[Entry]:
-        folder = existing_folder(self.folder)
-        entries = []
-        for name in _image_names(folder):
-            parents = name.split("/")[:-1]
-            # "Test" must not pass for an identity of the training set.
-            partition = FOLDER_PARTITIONS.get(parents[0].casefold()) if parents else None
-            identity = "/".join(parents if partition is None else parents[1:])
-            entries.append(_entry(folder, name, partition or "train", identity))
+        entries = self._in_layout()
+        for entry in entries:
+            if not entry.identity or "/" in entry.identity or entry.identity == _parents(entry.id):
+                raise ValueError(
+                    f"{entry.file} must lie in train/, val/ or test/ and there in a folder of "
+                    "its identity; remedy: move it, or use data=imagefolder"
+                )
         return entries
 
-    def listing(self) -> str:
-        return digest(_image_sizes(existing_folder(self.folder)))
+
+@dataclass(frozen=True)
+class ImageFolder(_Folder):
+    """Every image below `folder`, sorted by path.
+
+    Sub-folders give the partition and the identity, see `layouts.partitioned`.
+    """
+
+    def entries(self) -> list[Entry]:
+        return self._in_layout()
+
+
+def _parents(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def existing_folder(folder: str | Path) -> Path:
@@ -198,39 +224,28 @@ def existing_folder(folder: str | Path) -> Path:
     return folder
 
 
-def _image_names(folder: Path) -> list[str]:
-    """Relative paths of all images below `folder`, sorted, no hidden ones; ValueError if none."""
-    names = sorted(name for name, _ in _walk(str(folder), ""))
+def _listed(folder: Path) -> tuple[Files, Counter[str]]:
+    """The image files below `folder` by relative path, and the others; ValueError if no image."""
+    files, others = list_images(folder)
+    found = f"; {in_words(others)}" if others else ""
     require(
-        len(names) > 0,
-        f"the number of images ({', '.join(EXTENSIONS)}) in {folder}",
+        len(files) > 0,
+        f"the number of images ({', '.join(readable_suffixes())}) in {folder}",
         ">= 1",
-        len(names),
-        "put them there, or data.source.folder=...",
+        len(files),
+        f"put them there, or data.source.folder=...{found}",
     )
-    return names
+    return files, others
 
 
-def _image_sizes(folder: Path) -> dict[str, int]:
-    return {name: _size(item) for name, item in sorted(_walk(str(folder), ""), key=itemgetter(0))}
+def _sizes(files: Files) -> dict[str, int]:
+    return {name: _size(item) for name, item in files.items()}
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    # A folder's listing tells files from folders; asking for 200,000 sizes is slow on some disks.
-    with os.scandir(folder) as items:
-        for item in items:
-            if item.name.startswith("."):
-                continue
-            if item.is_dir():
-                yield from _walk(item.path, f"{prefix}{item.name}/")
-            elif item.name.lower().endswith(EXTENSIONS):
-                yield prefix + item.name, item
-
-
-def _size(item: os.DirEntry[str]) -> int:
+def _size(item: DirEntry[str]) -> int:
     try:
         return item.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return -1  # a link to nowhere: reading it says so
 
 
@@ -243,21 +258,5 @@ def digest(files: Mapping[str, int], contents: Iterable[bytes] = ()) -> str:
     return f"{len(files)} files, {sum(files.values())} bytes, crc32 {checksum:08x}"
 
 
-def _entry(folder: Path, name: str, partition: str, identity: str, problem: str = "") -> Entry:
-    file = str(folder / name)
-    return Entry(name, partition, identity, partial(Image.open, file), file, problem)
-
-
-def _pairs(file: Path) -> dict[str, str]:
-    """Second word by first, line by line; ValueError for another form or a repeated image."""
-    pairs: dict[str, str] = {}
-    for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        if len(words) != 2:
-            raise ValueError(f"{file} line {number} must be '<image> <number>', got {line!r}")
-        if words[0] in pairs:
-            raise ValueError(f"{file} line {number} repeats {words[0]}; remedy: remove one of them")
-        pairs[words[0]] = words[1]
-    return pairs
+def _entry(file: str, name: str, partition: str, identity: str, problem: str = "") -> Entry:
+    return Entry(name, partition, identity, partial(open_image, file), printable(file), problem)

@@ -20,6 +20,7 @@ from sidepipe.data.captioned import Captioned
 from sidepipe.data.planted import Planted
 from sidepipe.data.reading import Entry, read_images
 from sidepipe.data.sources import Nothing, Source
+from sidepipe.image_files import in_words
 from sidepipe.images import save_grid
 from sidepipe.settings import build, require
 from sidepipe.shards import check_disk
@@ -39,6 +40,7 @@ class Data(Stage):
     """
 
     name: ClassVar[str] = "data"
+    version: ClassVar[int] = 2
     source: dict[str, Any]
     size: int
     channels: Literal[1, 3]
@@ -86,8 +88,8 @@ class Data(Stage):
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         source = self._source(runtime)
         listing = source.listing()  # before reading: a file changed meanwhile is noticed next time
-        images, kept, skipped = self._read(source, folder / "images.npy", runtime)
-        with (folder / "ids.csv").open("w", newline="") as file:
+        images, kept, skipped, several = self._read(source, folder / "images.npy", runtime)
+        with (folder / "ids.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["index", "id", "partition", "identity"])
             writer.writerows([i, e.id, e.partition, e.identity] for i, e in enumerate(kept))
@@ -97,22 +99,28 @@ class Data(Stage):
             save_grid(folder / "preview.png", images[:64])
         if skipped:
             log.warning("skipped %d unreadable images: %s", len(skipped), ", ".join(skipped[:5]))
+        if left_out := source.left_out():
+            log.warning("%s", in_words(left_out))
+        if several:
+            log.info("%d files hold several images: the first frame or page is read", several)
         log.info("%d images of %s", len(images), images.shape[1:])
         return {
             "num_images": len(images),
             "shape": list(images.shape[1:]),
             "partitions": dict(Counter(e.partition for e in kept)),
             "skipped": skipped,
+            "left_out": dict(left_out),
+            "several_images": several,
             "listing": listing,
         }
 
     def _read(
         self, source: Source, path: Path, runtime: Runtime
-    ) -> tuple[np.ndarray, list[Entry], list[str]]:
-        """The images at `path`, the entries they are of, and the ids of those skipped."""
+    ) -> tuple[np.ndarray, list[Entry], list[str], int]:
+        """What `read_images` returns, for no images as well."""
         if self.is_empty:
             np.save(path, np.empty((0, self.size, self.size, self.channels), np.uint8))
-            return load(path.parent), [], []
+            return load(path.parent), [], [], 0
         entries = source.entries()
         check_disk(path.parent, len(entries) * self.size**2 * self.channels)
         return read_images(
@@ -141,7 +149,7 @@ def _write_captions(path: Path, entries: Sequence[Entry]) -> None:
     rows = [
         [i, c.text, c.repeats, c.word, json.dumps(c.attributes)] for i, c in enumerate(captions)
     ]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["index", "caption", "repeats", "word", "attributes"], *rows])
 
 
@@ -180,5 +188,5 @@ def load_captions(folder: Path) -> pd.DataFrame:
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "ids.csv").open(newline="") as file:
+    with (folder / "ids.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -19,6 +19,8 @@ from sidepipe.features.encoders import Encoder
 from sidepipe.features.real import encode_rows
 from sidepipe.features.search import Metric, closer, nearest
 from sidepipe.features.thresholds import threshold_at_false_positive_rate
+from sidepipe.image_files import open_image
+from sidepipe.image_pixels import upright
 
 Images = UInt8[np.ndarray, "p n h w c"]
 Rows = Int64[np.ndarray, "m"]
@@ -97,11 +99,11 @@ def _truth(compare: Compare, encoder: Encoder, threshold: float, about: dict[str
 
 def read(path: Path, size: int, channels: int) -> UInt8[np.ndarray, "s s c"]:
     """The largest central square of an image file, `size` pixels a side, of 1 or 3 channels."""
-    with Image.open(path) as image:
-        side, (width, height) = min(image.size), image.size
-        left, top = (width - side) // 2, (height - side) // 2
-        square = image.convert("RGB" if channels == 3 else "L")
-        square = square.crop((left, top, left + side, top + side))
+    with open_image(path) as opened:
+        image = upright(opened, channels)
+    side, (width, height) = min(image.size), image.size
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
     resized = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(resized).reshape(size, size, channels)
 

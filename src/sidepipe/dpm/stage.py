@@ -1,6 +1,7 @@
 """Stage `dpm`: trains the diffusion model under attack, or takes somebody else's checkpoint."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +58,24 @@ class DPM(Stage):
         return ("data",)
 
     def _split(self, folder: Path, data: Path) -> tuple[np.ndarray, np.ndarray]:
+        partitions = load_partitions(data)
+        counts = Counter(partitions.tolist())
+        if self.train_partitions is None and len(counts) > 1:
+            self._take_all(", ".join(f"{name} ({count:,})" for name, count in counts.items()))
         train, heldout = split(
-            load_partitions(data), self.num_train_images, self.train_partitions, self.subset_seed
+            partitions, self.num_train_images, self.train_partitions, self.subset_seed
         )
         np.save(folder / "subset.npy", train)
         np.save(folder / "heldout.npy", heldout)
         return train, heldout
+
+    def _take_all(self, partitions: str) -> None:
+        """Warns, or raises ValueError, where all of several partitions are the pool by default."""
+        log.warning(
+            "the training images are drawn from every partition, %s: dpm.train_partitions=[train] "
+            "would hold the others out",
+            partitions,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +203,13 @@ class Pretrained(DPM):
             raise FileNotFoundError(f"dpm.path names {self.path}, which is not a folder")
         return None
 
+    def _take_all(self, partitions: str) -> None:
+        # A wrong guess counts training images as unseen, which hides every copy.
+        raise ValueError(
+            f"dpm.train_partitions must name the partitions that the checkpoint was trained on, of "
+            f"{partitions}, got null; remedy: 'dpm.train_partitions=[train]'"
+        )
+
     def _fingerprint(self, folder: Path) -> dict[str, str]:
         """SHA-256 of the checkpoint's files."""
         raise NotImplementedError
@@ -223,9 +243,9 @@ class PretrainedDPM(Pretrained):
         return fingerprint(folder)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        train, heldout = self._split(folder, inputs["data"])
         _, size, _, channels = load_images(inputs["data"]).shape
         unet, scheduler = load_checkpoint(self.path, self.revision, size, channels)
-        train, heldout = self._split(folder, inputs["data"])
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
         source = Path(self.path).expanduser()
         return {

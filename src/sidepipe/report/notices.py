@@ -8,6 +8,7 @@ into words.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sidepipe.image_files import in_words
 from sidepipe.report.attack import Attack
 from sidepipe.report.words import count
 
@@ -23,9 +24,12 @@ def notices(data: Manifest, dpm: Manifest, attacks: Sequence[Attack]) -> list[st
 
 
 def _of_data(summary: Mapping[str, Any]) -> list[str]:
-    if not (skipped := summary.get("skipped")):
-        return []
-    return [f"{count(len(skipped))} image files could not be read and are left out."]
+    found = []
+    if skipped := summary.get("skipped"):
+        found.append(f"{count(len(skipped))} image files could not be read and are left out.")
+    if left_out := summary.get("left_out"):
+        found.append(f"{in_words(left_out)}.")
+    return found
 
 
 def _of_model(summary: Mapping[str, Any]) -> list[str]:

@@ -9,18 +9,20 @@ import ast
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 
+from sidepipe.image_files import list_images, printable
 from sidepipe.records import SUFFIXES, Record, read_records, text_in, text_of
 from sidepipe.settings import require
 
 CAPTIONS, URLS, IDS = ("caption", "prompt", "text"), ("url", "urls"), ("id", "index", "key", "")
+NO_URL = ("", "nan", "none", "null")
 TRUTHS = {"true": True, "1": True, "false": False, "0": False, "": None, "none": None}
-IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a .csv, .jsonl or .txt file, in its order.
 
-    .txt has a prompt a line, whose number is the id. The others have a column caption (or prompt,
+    .txt has a prompt per line, whose number is the id. The others have a column caption (or prompt,
     or text) and perhaps id (or index, or key, or one without a name; else the row's number), url
     (or urls), image and memorized. Raises FileNotFoundError without the file, and ValueError for an
     empty prompt, an id that comes twice, another suffix, or a row that cannot be read.
@@ -54,7 +56,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     for (where, _), prompt in zip(rows, prompts, strict=True):
         if prompt.id in ids:
             raise ValueError(
-                f"{where} repeats the id {prompt.id!r} of {ids[prompt.id]}; remedy: number anew"
+                f"{where} repeats the id {prompt.id!r} of {ids[prompt.id]}; remedy: change one"
             )
         ids[prompt.id] = where
     return prompts
@@ -77,7 +79,7 @@ def present_images(prompts: Sequence[Prompt], folder: Path) -> pd.DataFrame:
         own = prompt.url.split()
         clear = [name for url in own if ends[name := _end(url)] == 1]
         found = {
-            "image": by_image.get(prompt.image, []),
+            "image": by_image.get(normpath(prompt.image), []) if prompt.image else [],
             "id": by_id.get(_unpadded(prompt.id), []),
             "url": sorted(file for name in clear for file in by_name.get(name, [])),
         }
@@ -125,6 +127,12 @@ def _urls(where: str, value: Any) -> str:
         except (SyntaxError, ValueError):
             raise ValueError(f"{where}: urls must be a list or one url, got {value!r}") from None
     urls = [value] if isinstance(value, str) else list(value)
+    urls = [url for url in urls if str(url).strip().lower() not in NO_URL]
+    if wrong := [url for url in urls if "://" not in str(url)]:
+        raise ValueError(
+            f"{where}: a url must hold '://', got {wrong[0]!r}; remedy: quote a caption that holds "
+            "the separator of the columns"
+        )
     return " ".join(str(url).strip().replace(" ", "%20") for url in urls)
 
 
@@ -136,11 +144,11 @@ def _files(folder: Path) -> tuple[Files, Files, Files]:
     by_path: Files = defaultdict(list)
     by_name: Files = defaultdict(list)
     by_id: Files = defaultdict(list)
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in IMAGES:
-            continue
-        path = PurePosixPath(file.relative_to(folder).as_posix())
-        for key in {str(path), str(file)}:
+    for name in list_images(folder)[0]:
+        if printable(name) != name:
+            raise ValueError(f"{folder}: the name of {printable(name)} must be UTF-8, rename it")
+        path = PurePosixPath(name)
+        for key in {name, normpath(folder / name)}:
             by_path[key].append(str(path))
         by_name[path.name.lower()].append(str(path))
         for key in {_unpadded(path.stem), _unpadded(path.parent.name)}:

@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+
+from sidepipe.data.layouts import SYNONYMS, partition_of, partitioned
+from sidepipe.data.sources import ImageFolder
+from sidepipe.dpm.subset import split
+
+
+def names(*folders: str, count: int = 2) -> list[str]:
+    """Paths of `count` images in each folder, "" for the top."""
+    return [f"{folder}/{i}.png".lstrip("/") for folder in folders for i in range(count)]
+
+
+def found(*folders: str) -> dict[str, tuple[str, str]]:
+    """(partition, identity) of the images of each folder."""
+    paths = names(*folders)
+    places, _ = partitioned(paths, "/set")
+    return {path.rpartition("/")[0]: place for path, place in zip(paths, places, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "partition"),
+    [
+        *[(name, kind) for kind, words in SYNONYMS.items() for name in words],
+        *[("Train", "train"), ("TRAINING", "train"), ("train2017", "train")],
+        *[("train_images", "train"), ("training-set", "train"), ("trainset", "train")],
+        *[("val2017", "val"), ("Valid", "val"), ("val_256", "val"), ("dev-set", "val")],
+        *[("test2015", "test"), ("testset", "test"), ("Test-Set", "test"), ("held_out", "test")],
+        *[("held-out", "test"), ("Held Out", "test"), ("heldout images", "test")],
+        *[("holdout", "test"), ("hold_out", "test"), ("unseen", "test"), ("eval", "test")],
+        *[(name, None) for name in ("cats", "trains", "tester", "contest", "valerie", "n01440764")],
+        *[(name, None) for name in ("", "2017", "images", "devon", "evaluate me", "12")],
+    ],
+)
+def test_a_word_for_a_split_is_recognized_in_any_usual_spelling(name, partition):
+    assert partition_of(name) == partition
+
+
+def test_without_a_split_s_name_folders_are_identities_of_the_training_set():
+    assert found("", "cats", "cats/old") == {
+        "": ("train", ""),
+        "cats": ("train", "cats"),
+        "cats/old": ("train", "cats/old"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("top", "partition"),
+    [
+        *[("valid", "val"), ("validation", "val"), ("dev", "val"), ("val2017", "val")],
+        *[("eval", "test"), ("testing", "test"), ("held_out", "test"), ("held-out", "test")],
+        *[("holdout", "test"), ("unseen", "test"), ("testset", "test"), ("Test", "test")],
+    ],
+)
+def test_the_folders_that_joined_the_training_set_in_silence_are_partitions(top, partition):
+    assert found("train", top) == {"train": ("train", ""), top: (partition, "")}
+    assert found("training/ann", f"{top}/ben") == {
+        "training/ann": ("train", "ann"),
+        f"{top}/ben": (partition, "ben"),
+    }
+
+
+def test_splits_one_folder_too_deep_are_found_and_the_folder_above_is_no_identity():
+    assert found("dataset/train/ann", "dataset/test/ben", "dataset/test") == {
+        "dataset/train/ann": ("train", "ann"),
+        "dataset/test/ben": ("test", "ben"),
+        "dataset/test": ("test", ""),
+    }
+    assert found("a/b/train", "a/b/val") == {"a/b/train": ("train", ""), "a/b/val": ("val", "")}
+
+
+def test_splits_within_each_class_are_found_and_the_class_is_the_identity():
+    assert found("cats/train", "cats/test/old", "dogs/train") == {
+        "cats/train": ("train", "cats"),
+        "cats/test/old": ("test", "cats/old"),
+        "dogs/train": ("train", "dogs"),
+    }
+
+
+def test_a_split_s_folder_within_itself_is_no_identity():
+    assert found("train/train", "test/test/ann") == {
+        "train/train": ("train", ""),
+        "test/test/ann": ("test", "ann"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train", "test", "extra"], r"test/ \(2\), train/ \(2\) beside extra/ \(2\)"),
+        (["train", "test", ""], r"test/ \(2\), train/ \(2\) beside no sub-folder \(2\)"),
+        (["test", "cats", "dogs"], r"test/ \(2\) beside cats/ \(2\), dogs/ \(2\)"),
+        (["cats/train", "cats/test", "dogs"], r"cats/train/ \(2\) beside dogs/ \(2\)"),
+        (["train", "cats/test"], r"images in cats/test/ \(2\), train/ \(2\); remedy"),
+        (["train/cats", "train/test"], r"train/test/ lie in folders of two partitions"),
+        (["train/a/val", "train/a/train"], "two partitions, train and val"),
+        (["cats/train", "cats/train/old/dev"], "two partitions, train and dev"),
+        (["bedroom_train", "bedroom_val"], "bedroom_train/, bedroom_val/ may name splits"),
+        (["images", "my_test"], "my_test/ may name splits, and all images would join"),
+        (["TrainFaces", "TestFaces"], "TestFaces/, TrainFaces/ may name splits"),
+        (["people", "people_held_out"], "people_held_out/ may name splits"),
+    ],
+)
+def test_a_layout_that_leaves_the_training_set_open_is_refused(folders, message):
+    with pytest.raises(ValueError, match=message) as error:
+        partitioned(names(*folders), "/set")
+    assert str(error.value).startswith("/set")
+    assert "remedy: put what the model trains on below train/" in str(error.value)
+
+
+def test_file_names_that_tell_splits_apart_in_one_folder_are_refused():
+    files = ["train_0.png", "train_1.png", "test_0.png"]
+    with pytest.raises(ValueError, match=r"names of files .*\(test: 1, train: 2\).*would join"):
+        partitioned(files, "/set")
+    trains = ["train_0.png", "bus_0.png"]  # of the class "train"
+    assert partitioned(trains, "/set")[0] == [("train", "")] * 2
+    inside = [f"train/{file}" for file in files]
+    assert {place[0] for place in partitioned(inside, "/set")[0]} == {"train"}
+
+
+def test_one_of_many_people_may_have_a_split_s_word_in_the_name():
+    people = [f"person {i}" for i in range(11)]
+    places, _ = partitioned(names(*people, "Val_Ackerman"), "/set")
+    assert {partition for partition, _ in places} == {"train"}
+
+
+def test_the_layout_is_said_with_every_folder_that_became_a_partition():
+    paths = [*names("train", count=100), *names("valid", count=100), *names("test", count=60)]
+    expected = "train: 100 images (train/), val: 100 images (valid/), test: 60 images (test/)"
+    assert partitioned(paths, "/set")[1] == expected
+    classes = names(*[f"{i}/train" for i in range(5)])
+    expected = "train: 10 images (0/train/, 1/train/, 2/train/, 2 more)"
+    assert partitioned(classes, "/set")[1] == expected
+    assert partitioned(["a.png"], "/set")[1].startswith("train: 1 images (no folder is named")
+
+
+def test_only_train_is_trained_on_whatever_the_others_are_called(tmp_path, caplog):
+    """100 training images, and 160 that 200 of were trained on before."""
+    for folder, count in (("train", 100), ("valid", 100), ("test", 60)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            (tmp_path / folder / f"{i}.png").touch()
+    with caplog.at_level("INFO", logger="sidepipe"):
+        entries = ImageFolder(str(tmp_path)).entries()
+    assert caplog.messages == [
+        "train: 100 images (train/), val: 100 images (valid/), test: 60 images (test/)"
+    ]
+    partitions = np.array([entry.partition for entry in entries])
+    train, unseen = split(partitions, None, ["train"], 0)
+    assert {entries[i].id.split("/")[0] for i in train} == {"train"}
+    assert len(train) == 100
+    assert {entries[i].id.split("/")[0] for i in unseen} == {"valid", "test"}
+    assert len(unseen) == 160
