@@ -123,9 +123,7 @@ def test_where_the_images_are_missing_the_message_says_what_was_found_instead(tm
     (lists(tmp_path) / name).touch()
     message = f"folder img_align_celeba/, found were identity_CelebA.txt, {name}, list.*unzip"
     for call in (CelebA(str(tmp_path)).entries, CelebA(str(tmp_path)).listing):
-        with pytest.raises(
-            FileNotFoundError, match=message
-        ):
+        with pytest.raises(FileNotFoundError, match=message):
             call()
 
 

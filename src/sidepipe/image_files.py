@@ -218,7 +218,9 @@ def in_words(others: Mapping[str, int]) -> str:
     said = [f"{count:,} {kind}" for kind, count in kinds[:8]]
     if len(kinds) > 8:
         said.append(f"{len(kinds) - 8} other kinds")
-    return f"{sum(others.values()):,} files are not read: {', '.join(said)}"
+    count = sum(others.values())
+    files = "1 file is" if count == 1 else f"{count:,} files are"
+    return f"{files} not read: {', '.join(said)}"
 
 
 def printable(name: str) -> str:

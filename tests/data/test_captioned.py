@@ -127,6 +127,12 @@ def test_a_changed_list_or_image_changes_the_listing(folder):
         ("image,caption\na.png,a\na.png,a\n", "must be listed once.*repeats"),
         ("image,caption,partition\na.png,a,\na.png,b,test\n", "a.png must be of one partition"),
         ("image,caption\n", "no rows"),
+        ("image,caption\na.png,a\n./a.png,a\n", "line 3: a pair must be listed once"),
+        ("image,caption\na.png,a\nsub/../a.png,a\n", "line 3: a pair must be listed once"),
+        ("image,caption,partition\na.png,a,\n./a.png,b,test\n", "line 3: a.png must be of one par"),
+        ("image,caption,caption\na.png,a,b\n", "line 1 has 2 columns 'caption'"),
+        ('image,caption\na.png,"a\nc.png,b\n', "line 2 cannot be read"),
+        ("image;caption;n\nc.png;b;1\na.png;a; cat\n", "line 3: 'n' begins with a space"),
     ],
 )
 def test_a_bad_list_is_an_error_that_names_the_line_and_the_rule(folder, text, match):
@@ -137,3 +143,84 @@ def test_a_bad_list_is_an_error_that_names_the_line_and_the_rule(folder, text, m
 def test_a_missing_list_is_named(folder):
     with pytest.raises(FileNotFoundError, match=r"pairs\.csv is missing"):
         data("pairs.csv").check_sources(Runtime(data_root=str(folder)))
+
+
+def listed(folder, *rows, header="image,caption"):
+    text = "\n".join([header, *(f"{row},caption {i}" for i, row in enumerate(rows)), ""])
+    return [(e.id, e.partition) for e in entries(folder, text)]
+
+
+def test_one_file_has_one_id_however_the_list_spells_its_path(folder):
+    rows = ["./a.png", "sub/../a.png", str(folder / "a.png"), "sub//b.png", "./sub/./b.png"]
+    assert [name for name, _ in listed(folder, *rows)] == ["a.png"] * 3 + ["sub/b.png"] * 2
+
+
+def test_an_image_elsewhere_keeps_the_path_that_the_list_gives(folder, tmp_path):
+    Image.new("L", (8, 8), 77).save(folder / "sub/z.png")
+    (folder / "lists").mkdir()
+    text = f"image,caption\n../sub/z.png,a\n{folder}/sub/z.png,b\n"
+    found = entries(folder, text, "lists/pairs.csv")
+    assert [e.id for e in found] == ["../sub/z.png", f"{folder}/sub/z.png"]
+    assert [np.asarray(e.read())[0, 0] for e in found] == [77, 77]
+    with pytest.raises(ValueError, match="line 3: a pair must be listed once"):
+        entries(folder, text.replace(",b", ",a"), "lists/pairs.csv")
+
+
+@pytest.mark.parametrize(
+    ("word", "partition"),
+    [
+        ("Training", "train"),
+        ("valid", "val"),
+        ("dev", "val"),
+        ("eval", "test"),
+        ("held-out", "test"),
+    ],
+)
+def test_a_column_s_partition_may_be_any_word_for_it(folder, word, partition):
+    text = f"image,caption,partition\na.png,a,{word}\n"
+    assert [e.partition for e in entries(folder, text)] == [partition]
+
+
+def test_a_row_without_a_partition_has_that_of_its_image_s_folders(folder, caplog):
+    with caplog.at_level("INFO", logger="sidepipe"):
+        found = listed(folder, "train2017/a.png", "valid/b.png", "held_out/x/c.png")
+    assert [partition for _, partition in found] == ["train", "val", "test"]
+    assert (
+        "train: 1 images (train2017/), val: 1 images (valid/), test: 1 images (held_" in caplog.text
+    )
+    text = "image,caption,partition\nval/a.png,a,train\nval/b.png,b,\n"
+    assert [e.partition for e in entries(folder, text)] == ["train", "val"]
+    with pytest.raises(ValueError, match="ambiguous which images belong to the training set"):
+        listed(folder, "a.png", "test/b.png")
+
+
+def test_folders_above_the_list_or_above_all_images_are_no_partition(folder):
+    (folder / "test").mkdir()
+    assert listed(folder / "test", "a.png") == [("a.png", "train")]
+    assert listed(folder, "/dev/shm/a/x.png", "/dev/shm/b/y.png") == [
+        ("/dev/shm/a/x.png", "train"),
+        ("/dev/shm/b/y.png", "train"),
+    ]
+    found = listed(folder, "/data/train/a/x.png", "/data/val/y.png")
+    assert [partition for _, partition in found] == ["train", "val"]
+    assert listed(folder, "/data/test/x.png") == [("/data/test/x.png", "test")]
+
+
+def test_a_half_surrogate_pair_in_a_caption_is_an_error_with_its_line(folder):
+    text = '{"image": "a.png", "caption": "ok"}\n{"image": "c.png", "caption": "\\ud83d"}\n'
+    with pytest.raises(ValueError, match=r"pairs\.jsonl line 2: 'caption' must be text without"):
+        entries(folder, text, "pairs.jsonl")
+
+
+def test_captions_of_every_script_come_back_as_they_were(folder, tmp_path):
+    captions = ["\u00fc\u4e2d\U0001f600", "a\u2028b", '"quoted", so', "NA"]
+    rows = [{"image": "a.png", "caption": caption} for caption in captions]
+    entries(folder, "\n".join(map(json.dumps, rows)), "pairs.jsonl")
+    out = tmp_path / "out"
+    out.mkdir()
+    data(folder / "pairs.jsonl").run(out, {}, Runtime())
+    assert load_captions(out)["caption"].tolist() == [
+        "\u00fc\u4e2d\U0001f600",
+        "a b",
+        *captions[2:],
+    ]

@@ -1,4 +1,6 @@
 import csv
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +143,53 @@ def test_no_images_are_an_empty_array_of_the_shape_asked_for(tmp_path):
     assert summary["num_images"] == 0
     assert summary["shape"] == [16, 16, 3]
     assert nothing.source_changed(summary, Runtime()) is None
+
+
+def folder_of(path: Path, **changes) -> Data:
+    source = {"_target_": "sidepipe.data.sources.ImageFolder", "folder": str(path)}
+    return data(source, **changes)
+
+
+def test_files_that_are_not_read_are_counted_in_the_log_and_in_the_summary(tmp_path, caplog):
+    source, out = tmp_path / "set", tmp_path / "out"
+    for folder in (source, out):
+        folder.mkdir()
+    Image.new("L", (8, 8), 1).save(source / "a.png")
+    frames = [Image.new("L", (8, 8), grey) for grey in (2, 200)]
+    frames[0].save(source / "b.gif", save_all=True, append_images=frames[1:])
+    (source / "c.zip").write_bytes(b"PK")
+    (source / "photo").write_bytes(b"no image")
+    (source / "list.txt").write_text("no image")
+    with caplog.at_level("INFO", logger="sidepipe"):
+        summary = folder_of(source).run(out, {}, Runtime())
+    assert load(out)[:, 0, 0, 0].tolist() == [1, 2]
+    assert summary["left_out"] == {".zip": 1, "without suffix": 1}
+    assert summary["several_images"] == 1
+    assert "2 files are not read: 1 .zip, 1 without suffix" in caplog.text
+    assert "1 files hold several images" in caplog.text
+    json.dumps(summary)
+
+
+def test_a_folder_of_unreadable_files_alone_is_an_error_that_names_them(tmp_path):
+    for i in range(12):
+        (tmp_path / f"{i}.mp4").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"got 0; .*; 12 files are not read: 12 \.mp4"):
+        folder_of(tmp_path).run(tmp_path, {}, Runtime())
+
+
+def test_names_that_are_not_utf_8_are_kept_with_escapes(tmp_path):
+    source, out = tmp_path / "set", tmp_path / "out"
+    for folder in (source, out):
+        folder.mkdir()
+    Image.new("L", (8, 8), 7).save(source / "a.png")
+    (source / "a.png").rename(os.fsdecode(os.fsencode(source) + b"/caf\xe9.png"))
+    Image.new("L", (8, 8), 8).save(source / "gr\u00fcn.png")
+    stage = folder_of(source)
+    summary = stage.run(out, {}, Runtime())
+    assert load_ids(out).tolist() == [r"caf\xe9.png", "gr\u00fcn.png"]
+    assert load(out)[:, 0, 0, 0].tolist() == [7, 8]
+    assert stage.source_changed(summary, Runtime()) is None
+    os.truncate(os.fsencode(source) + b"/caf\xe9.png", 30)
+    with pytest.raises(ValueError, match=r"caf\\xe9\.png cannot be read") as error:
+        stage.run(out, {}, Runtime())
+    str(error.value).encode()

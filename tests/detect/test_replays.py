@@ -61,6 +61,21 @@ def test_an_image_file_is_read_as_its_central_square(tmp_path):
     assert read(tmp_path / "wide.png", 8, 1).shape == (8, 8, 1)
 
 
+def test_a_prompt_s_own_image_is_read_as_the_training_images_are(tmp_path):
+    """Upright, 16 bits scaled, and on white, whatever its suffix."""
+    Image.fromarray(np.full((4, 4), 257 * 100, np.uint16)).save(tmp_path / "deep", "PNG")
+    assert (read(tmp_path / "deep", 4, 1) == 100).all()
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (read(tmp_path / "clear.png", 4, 3) == 255).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upper = Image.new("L", (4, 4))
+    upper.paste(255, (0, 0, 4, 2))
+    upper.save(tmp_path / "turned.png", exif=exif)
+    assert (read(tmp_path / "turned.png", 4, 1)[:, 2:] == 255).all()
+    assert (read(tmp_path / "turned.png", 4, 1)[:, :2] == 0).all()
+
+
 @pytest.mark.parametrize(("metric", "sign"), [("l2", 1), ("cosine", -1)])
 def test_the_image_that_most_copies_are_of_is_the_one_that_is_replayed(metric, sign):
     gamma = sign * np.array([[0.1, 0.2, 0.2, 0.9], [0.9, 0.8, 0.7, 0.9]], np.float32)

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -18,7 +19,7 @@ from diffusers import (
 from tests.tiny import RUNTIME, UNET
 
 from sidepipe.data.stage import Data
-from sidepipe.dpm.stage import PretrainedDPM, load, load_subset
+from sidepipe.dpm.stage import DPM, PretrainedDPM, load, load_subset
 from sidepipe.settings import build
 
 STEPS, V = {"num_train_timesteps": 50}, {"prediction_type": "v_prediction"}
@@ -250,3 +251,46 @@ def test_without_images_there_is_no_subset_to_choose_and_nothing_to_train_on(tmp
         pretrained(saved(tmp_path / "theirs")).check({"data": NOTHING}, RUNTIME)
     with pytest.raises(ValueError, match=r"data must be images to train on, .* dpm=pretrained"):
         train_dpm().check({"data": NOTHING}, RUNTIME)
+
+
+@pytest.fixture
+def partitioned(tmp_path):
+    """Data of 100 training images, 100 of validation and 60 to test with."""
+    folder = tmp_path / "partitioned"
+    folder.mkdir()
+    np.save(folder / "images.npy", np.zeros((260, 8, 8, 1), np.uint8))
+    rows = [f"{i},{i},{name}," for i, name in enumerate(["train"] * 100 + ["val"] * 100)]
+    rows += [f"{i},{i},test," for i in range(200, 260)]
+    (folder / "ids.csv").write_text("\n".join(["index,id,partition,identity", *rows, ""]))
+    return folder
+
+
+@pytest.mark.parametrize("num_train_images", [None, 50])
+def test_partitions_that_a_checkpoint_was_trained_on_are_never_guessed(
+    tmp_path, partitioned, num_train_images
+):
+    path, out = saved(tmp_path / "checkpoint"), tmp_path / "out"
+    out.mkdir()
+    stage = pretrained(path, num_train_images=num_train_images)
+    message = (
+        r"dpm.train_partitions must name .* of train \(100\), val \(100\), test \(60\), got null"
+    )
+    with pytest.raises(ValueError, match=message):
+        stage.run(out, {"data": partitioned}, RUNTIME)
+    stage = pretrained(path, num_train_images=None, train_partitions=["train"])
+    stage.run(out, {"data": partitioned}, RUNTIME)
+    train, unseen = load_subset(out)
+    assert sorted(train) == list(range(100))
+    assert sorted(unseen) == list(range(100, 260))
+
+
+def test_a_pool_of_several_partitions_is_said_where_a_model_is_trained(
+    tmp_path, partitioned, caplog
+):
+    DPM(num_train_images=50, train_partitions=None, subset_seed=0)._split(tmp_path, partitioned)
+    assert (
+        "drawn from every partition, train (100), val (100), test (60): dpm.train_p" in caplog.text
+    )
+    caplog.clear()
+    DPM(num_train_images=50, train_partitions=["val"], subset_seed=0)._split(tmp_path, partitioned)
+    assert not caplog.text

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from PIL import Image
 
@@ -82,6 +84,16 @@ def test_every_known_form_of_prompts_is_read(tmp_path, name, text, expected):
         ("a.csv", "id,words\n1,a\n", "line 2 has no 'caption', it has 'id', 'words'"),
         ("a.csv", "id,caption\n1,a\n1,b\n", r"line 3 repeats the id '1' of .*line 2"),
         ("a.csv", "id,caption,memorized\n1,a,maybe\n", "memorized must be true, false or empty"),
+        ("a.csv", "caption;url\na;http://x/y\na cat; a dog\n", r"line 3.*' a dog'.*quote"),
+        ("a.csv", "caption;url\na cat; a dog\n", "line 2: a url must hold '://', got ' a dog'; "),
+        ("a.csv", "caption;id\na dog;7\na cat; sitting\n", "line 3: 'id' begins with a space"),
+        ("a.csv", "caption,image\na,x.png\na cat, sitting\n", "line 3: 'image' begins with a"),
+        ("a.csv", "caption,caption\na,b\n", "line 1 has 2 columns 'caption'"),
+        ("a.jsonl", '{"caption": "a", "caption": "b"}\n', "line 1 has 2 columns 'caption'"),
+        ("a.jsonl", '{"caption": "a"}\n{"caption": "\\udc00"}\n', "line 2: 'caption' must be text"),
+        ("a.jsonl", '{"caption": "a', "line 1 is not JSON: Unterminated string"),
+        ("a.csv", 'caption,id\n"a,1\nb,2\n', "line 2 cannot be read"),
+        ("a.txt", "a\nb\0\n", "line 2 holds a NUL character"),
         ("a.csv", "prompt,urls\na,['x\n", r"urls must be a list or one url, got \"\['x\""),
         ("a.json", "[]", r"the suffix of .* must be one of \.csv, \.jsonl, \.txt, got '\.json'"),
     ],
@@ -134,3 +146,28 @@ def test_images_are_found_by_path_by_id_and_by_a_url_s_clear_end(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="ground-truth images must be a folder, got"):
         present_images([Prompt("1", "a")], tmp_path / "nowhere")
+
+
+def test_a_prompt_s_image_is_found_however_its_path_is_spelled(tmp_path):
+    (tmp_path / "gt").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "gt/0.png")
+    Image.new("L", (4, 4)).save(tmp_path / "gt/1", "PNG")
+    spelled = ["0.png", "./0.png", "x/../0.png", f"{tmp_path}/gt/./0.png", "./1"]
+    prompts = [Prompt(f"p{i}", "a", image=name) for i, name in enumerate(spelled)]
+    found = present_images(prompts, tmp_path / "gt")["files"].tolist()
+    assert found == [["0.png"]] * 4 + [["1"]]
+
+
+def test_prompts_in_utf_16_and_urls_that_are_empty_words_are_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes("caption,url\n\u00fc,nan\nb,http://x/y\n".encode("utf-16"))
+    assert read_prompts(tmp_path / "a.csv") == [
+        Prompt("0", "\u00fc"),
+        Prompt("1", "b", "http://x/y"),
+    ]
+
+
+def test_an_image_of_prompts_whose_name_is_not_utf_8_is_named(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    with pytest.raises(ValueError, match=r"the name of caf\\xe9\.png must be UTF-8, rename it"):
+        present_images([Prompt("1", "a")], tmp_path)
