@@ -6,6 +6,9 @@ one sampler frees would else serve the next. Targets on two cores: guided twice 
 guided at most 1.25 times as dear as unguided where t >= 200 is guided, 1.6 times where all t are.
 """
 
+import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
+
+# isort: split
 import multiprocessing
 import statistics
 import time

@@ -4,6 +4,9 @@ Targets for 50,000 queries, 25,000 vectors and 512 dimensions on two cores: unde
 under 2 GB beyond the features. Linux only: memory is read from /proc.
 """
 
+import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
+
+# isort: split
 import argparse
 import math
 import time

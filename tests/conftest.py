@@ -1,5 +1,8 @@
 """Shared by all tests: one CPU thread a process, and libraries as quiet as the command line's."""
 
+import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
+
+# isort: split
 import pytest
 import torch
 

@@ -15,10 +15,11 @@ STAGES = [
 LAYERS = [
     {"files"},
     {"settings", "artifacts", "shards", "parts", "records", "images", "interruption"}
-    | {"image_files", "image_pixels"},
+    | {"image_files", "image_pixels", "openmp"},
     {"ranks", "integrity", "attempts", "celeba_files"},
+    {"threads"},
     {"stage", "progress", "tracking", "speed", "checkpoints", "shard_writer"},
-    {"diffusion", "features"},
+    {"diffusion", "features", "thread_callback"},
     {"text"},
     {"sampling", "training"},
     *({stage} for stage in STAGES),

@@ -4,3 +4,7 @@ The open implementation of SIDE (Chen et al., "SIDE: Surrogate Conditional Data 
 Diffusion Models", arXiv 2410.02467). Read `graph.py` for the graph of stages, then the stage
 packages in flow order: data, dpm, generate, label, classifier, extract, evaluate, report.
 """
+
+from sidepipe.openmp import spin_briefly
+
+spin_briefly()

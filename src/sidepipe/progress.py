@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from sidepipe import interruption, ranks
@@ -132,14 +131,14 @@ def clock(seconds: float) -> str:
 
 
 class SpawnedProcess(Callback):
-    """Makes a process that Lightning spawned like its parent: quiet, as many threads, the log lines
-    of the first on stderr and in the folder's log.txt; and it dies with its parent.
+    """Makes a process that Lightning spawned like its parent: quiet, the log lines of the first on
+    stderr and in the folder's log.txt; and it dies with its parent.
 
     The other processes of an srun step are made quiet; in the parent itself this does nothing.
     """
 
-    def __init__(self, folder: Path, num_threads: int | None) -> None:
-        self.folder, self.num_threads = folder, num_threads
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if ranks.several():
@@ -150,8 +149,6 @@ class SpawnedProcess(Callback):
         # jobs with SIGINT ignored.
         interruption.only_set_the_flag()
         quiet_libraries()
-        if self.num_threads is not None:
-            torch.set_num_threads(self.num_threads)
         logger = logging.getLogger("sidepipe")
         if trainer.is_global_zero and not logger.handlers:
             logger.setLevel(logging.INFO)

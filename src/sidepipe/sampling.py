@@ -40,8 +40,12 @@ from sidepipe.speed import (
     seconds_of,
 )
 from sidepipe.stage import Precision, Runtime
+from sidepipe.thread_callback import Threads
+from sidepipe.threads import ThreadChoice
 
 log = logging.getLogger(__name__)
+
+SETTLING_PAYS = 1000  # steps after which timing some that make no image costs less than 1 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,7 @@ class ImageSampler(L.LightningModule):
         if refine_steps > 0:
             require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, [refine_t])
         self.is_compiled = False
+        self.thread_choice: ThreadChoice | None = None
 
     @property
     def guided_timesteps(self) -> list[int]:
@@ -115,7 +120,7 @@ class ImageSampler(L.LightningModule):
         )
         targets, alphas_cumprod = batch["targets"], self.denoiser.alphas_cumprod
         plain = self.denoiser.eps_fn(targets)
-        eps_fn = self._in_range(self._guided(plain, targets))
+        eps_fn = self._timed(self._in_range(self._guided(plain, targets)))
         # Compiling again, for the last shard's smaller batches, would take longer than they do.
         once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
         with cast_once(self.device), once or nullcontext():
@@ -141,6 +146,13 @@ class ImageSampler(L.LightningModule):
         """`eps_fn` whose pred_x_0 lies where x_0 does."""
         return clip_x_0(eps_fn, self.denoiser.alphas_cumprod, self.denoiser.clip_range)
 
+    def _timed(self, eps_fn: EpsFn) -> EpsFn:
+        """`eps_fn`, whose guided steps, or all where none is, choose the number of CPU threads."""
+        choice, steps = self.thread_choice, set(self.guided_timesteps or self.timesteps)
+        if choice is None:
+            return eps_fn
+        return lambda x_t, t: choice.run(eps_fn, x_t, t) if t in steps else eps_fn(x_t, t)
+
     def prepare(self, num_images: int, shard_size: int, runtime: Runtime) -> int:
         """The batch size to sample `num_images` with; compiles the networks where that pays.
 
@@ -156,6 +168,9 @@ class ImageSampler(L.LightningModule):
 
         pays = compiling_pays(runtime.compile, evaluations, seconds, self.device)
         if pays and has_compiler(self.device):
+            # Compiled for their number of threads; with another one they run as they were.
+            if self.thread_choice is not None and evaluations / size >= SETTLING_PAYS:
+                self.thread_choice.settle(step)
             self.compile_for(step)
         return size
 
@@ -266,7 +281,8 @@ def _predict(
         inference_mode=False,
         precision=precision if precision.endswith("mixed") else "32-true",
         callbacks=[
-            SpawnedProcess(folder, runtime.num_threads),
+            SpawnedProcess(folder),
+            Threads(runtime),
             ShardWriter(folder),
             *progress,
         ],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sidepipe import ranks
+from sidepipe import ranks, threads
 from sidepipe.settings import require, require_known
 
 if TYPE_CHECKING:
@@ -28,15 +28,16 @@ class Runtime:
     torch.compile makes the networks that sample; "auto" where a run is long enough. Images depend
     on neither beyond floating-point rounding. attention_slicing: of text-conditional models, less
     memory for less speed. devices: processes that train or sample together,
-    spawned for it; under srun the tasks of the step do, and devices may stay 1. slurm: what jobs
-    ask for (see sidepipe.sweep), None where there is no cluster.
+    spawned for it; under srun the tasks of the step do, and devices may stay 1. num_threads: CPU
+    threads of each process; "auto" times all and one. slurm: what jobs ask for (see
+    sidepipe.sweep), None where there is no cluster.
     """
 
     outputs: str = "outputs"
     data_root: str = "datasets"
     accelerator: str = "auto"
     devices: int = 1
-    num_threads: int | None = None
+    num_threads: Literal["auto"] | int = "auto"
     sampling_batch_size: int | None = None
     attention_slicing: bool = False
     compile: Literal["auto", True, False] = "auto"
@@ -57,8 +58,9 @@ class Runtime:
             rule = f"1 or the tasks that srun starts on each node, {each}"
             remedy = "leave it at 1, or change srun --ntasks-per-node"
             require(self.devices in (1, each), "runtime.devices", rule, self.devices, remedy)
-        if self.num_threads is not None:
-            require(self.num_threads >= 1, "runtime.num_threads", ">= 1", self.num_threads)
+        if self.num_threads != "auto":
+            rule = "auto or a whole number >= 1"
+            require(self.num_threads >= 1, "runtime.num_threads", rule, self.num_threads)
         size = self.sampling_batch_size
         require(size is None or size >= 1, "runtime.sampling_batch_size", ">= 1 or null", size)
 
@@ -114,12 +116,16 @@ class Runtime:
         mps = self.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
         return "mps" if mps else "cpu"
 
-    def limit_threads(self) -> None:
-        """Sets this process's CPU threads where `num_threads` says how many."""
-        if self.num_threads is not None:
-            import torch
+    def most_threads(self, processes: int = 1) -> int:
+        """CPU threads of this process, or of each of `processes` that it spawns."""
+        available = threads.available()  # before torch is told another number
+        return max(1, available // processes) if self.num_threads == "auto" else self.num_threads
 
-            torch.set_num_threads(self.num_threads)
+    def limit_threads(self) -> None:
+        """Sets this process's CPU threads."""
+        import torch
+
+        torch.set_num_threads(self.most_threads())
 
     def device_name(self) -> str:
         """What the numbers were made on, for manifests."""
@@ -128,7 +134,7 @@ class Runtime:
         device = self.torch_device()
         name = torch.cuda.get_device_name() if device == "cuda" else device
         nodes, devices = self._layout()
-        return f"{nodes * devices} x {name}, {torch.get_num_threads()} threads"
+        return f"{nodes * devices} x {name}, {self.most_threads()} threads"
 
 
 def _leave_signals_alone() -> None:

@@ -25,6 +25,7 @@ from sidepipe.images import to_model
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
+from sidepipe.thread_callback import Threads
 from sidepipe.tracking import MetricsCSV
 
 log = logging.getLogger(__name__)
@@ -234,7 +235,8 @@ class Training(Stage):
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             callbacks=[
-                SpawnedProcess(folder, runtime.num_threads),
+                SpawnedProcess(folder),
+                Threads(runtime),
                 *callbacks,
                 _SeedTorch(self.seed),
                 SaveLast(folder / LAST, self.checkpoint_every_steps, validate_every_steps),

@@ -72,10 +72,12 @@ def faiss_metric(metric: Metric) -> int:
 
 
 def import_faiss() -> Any:
+    """faiss, with as many threads as torch has: it brings an OpenMP library of its own."""
     try:
         import faiss
     except ImportError as error:
         raise ImportError(
             "faiss is needed to search; pip install -e '.[cpu]' or, for NVIDIA GPUs, '.[gpu]'"
         ) from error
+    faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss

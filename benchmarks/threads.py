@@ -1,0 +1,198 @@
+"""Rates of sampling and training, idle and beside other work, by CPU threads and by spin.
+
+The demo's network, in turns within one run. Each pair of a spin and a number of threads has a
+process of its own, because libgomp reads its spin once. 300,000 is libgomp's default; "auto" is
+what the stages use, timed after its first choice. Target: auto is nowhere slower than 0.8 of the
+best fixed pair.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
+
+# isort: split
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn import functional as F
+
+from sidepipe.settings import build
+from sidepipe.threads import ThreadChoice, available
+
+CONF = Path(__file__).parents[1] / "conf/dpm"
+SIDE, SAMPLED, TRAINED = 8, 64, 128  # pixels, and images per step
+SPINS = {"default": "300000", "none": "0", "short": "1000"}
+BUSY_LOOPS, OTHER_TRAININGS = 4, 2
+SECONDS, ROUNDS = 0.6, 3
+
+Spawn = multiprocessing.get_context("spawn")
+
+
+def unet() -> nn.Module:
+    data = {"data": {"size": SIDE, "channels": 1}}
+    config = OmegaConf.merge(data, OmegaConf.load(CONF / "tiny.yaml"))
+    torch.manual_seed(0)
+    return build(OmegaConf.to_container(config.unet, resolve=True))
+
+
+def sampling() -> Callable[[], object]:
+    """One step of a batch."""
+    network, x_t = unet().eval(), torch.randn(SAMPLED, 1, SIDE, SIDE)
+
+    @torch.no_grad()
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            network(x_t, 500)
+
+    return step
+
+
+def training() -> Callable[[], object]:
+    """One step, of a batch."""
+    network, x_0 = unet().train(), torch.randn(TRAINED, 1, SIDE, SIDE)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=True)
+
+    def step() -> None:
+        eps, t = torch.randn_like(x_0), torch.randint(0, 1000, (TRAINED,))
+        with torch.autocast("cpu", torch.bfloat16):
+            F.mse_loss(network(x_0 + eps, t).sample, eps).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+STEPS = {"sampling": sampling, "training": training}
+
+
+def serve(pipe: Connection, threads: int | None) -> None:
+    """For every ("sampling" or "training", seconds) sends steps per second and their threads.
+
+    threads: None for a choice by timing.
+    """
+    warnings.simplefilter("ignore")
+    most = available()
+    torch.set_num_threads(threads or most)
+    steps = {name: make() for name, make in STEPS.items()}
+    for step in steps.values():
+        step()
+    pipe.send("ready")
+    while (asked := pipe.recv()) is not None:
+        name, seconds = asked
+        step, choice = steps[name], ThreadChoice(most) if threads is None and most > 1 else None
+        if choice is not None:
+            choice.settle(step)
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() < start + seconds:
+            choice.run(step) if choice is not None else step()
+            count += 1
+        pipe.send((count / (time.perf_counter() - start), torch.get_num_threads()))
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+class Server:
+    """A process that measures, with this spin and so many threads."""
+
+    def __init__(self, threads: int | None, spin: str) -> None:
+        self.pipe, theirs = Spawn.Pipe()
+        os.environ["GOMP_SPINCOUNT"] = spin
+        self.process = Spawn.Process(target=serve, args=(theirs, threads), daemon=True)
+        self.process.start()
+
+    def ready(self) -> "Server":
+        assert self.pipe.recv() == "ready"
+        return self
+
+    def measure(self, name: str, seconds: float = SECONDS) -> tuple[float, int]:
+        self.pipe.send((name, seconds))
+        return self.pipe.recv()
+
+
+@contextmanager
+def beside(others: list) -> Iterator[None]:
+    """In the block the processes run."""
+    try:
+        yield
+    finally:
+        for process in others:
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def busy_loops() -> Iterator[None]:
+    others = [Spawn.Process(target=loop, daemon=True) for _ in range(BUSY_LOOPS)]
+    for process in others:
+        process.start()
+    with beside(others):
+        time.sleep(3)  # until they have started
+        yield
+
+
+@contextmanager
+def other_trainings() -> Iterator[None]:
+    servers = [Server(available(), SPINS["short"]) for _ in range(OTHER_TRAININGS)]
+    with beside([server.process for server in servers]):
+        for server in servers:
+            server.ready().pipe.send(("training", float("inf")))
+        yield
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.parse_args()
+    most = available()
+    print(f"CPU, {most} threads at most, torch {torch.__version__}")
+    pairs = [(most, spin) for spin in SPINS] + [(1, "short"), (None, "short")]
+    servers = {pair: Server(pair[0], SPINS[pair[1]]) for pair in pairs}
+    for server in servers.values():
+        server.ready()
+    loads = {
+        "idle": nothing,
+        f"beside {BUSY_LOOPS} busy loops": busy_loops,
+        f"beside {OTHER_TRAININGS} trainings of {most} threads": other_trainings,
+    }
+    for load, running in loads.items():
+        rates = {(name, pair): [] for name in STEPS for pair in pairs}
+        with running():
+            for _ in range(ROUNDS):
+                for (name, pair), found in rates.items():
+                    found.append(servers[pair].measure(name))
+        print(f"\n{load}\n{'':22}" + "".join(f"{name:>12}  / best" for name in STEPS))
+        show(rates, pairs)
+
+
+def show(rates: dict, pairs: list) -> None:
+    medians = {key: statistics.median(rate for rate, _ in found) for key, found in rates.items()}
+    for threads, spin in pairs:
+        pair = (threads, spin)
+        line = f"{threads or 'auto'} threads, {spin} spin"
+        cells = []
+        for name in STEPS:
+            best = max(medians[name, other] for other in pairs if other[0] is not None)
+            rate = medians[name, pair]
+            took = sorted({n for _, n in rates[name, pair]}) if threads is None else []
+            cells.append(f"{rate:12.1f} {rate / best:7.2f}" + (f" {took}" if took else ""))
+        print(f"{line:22}" + "".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()

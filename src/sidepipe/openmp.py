@@ -1,0 +1,21 @@
+"""How long OpenMP threads spin while they wait for each other; set when the package is imported.
+
+libgomp reads the setting when torch loads it, so this module is imported first and loads nothing.
+"""
+
+import os
+
+# By default libgomp spins for about 3 ms (libgomp/env.c), Intel's and LLVM's runtimes for 200 ms.
+# Where other work has the core of the thread that is waited for, that time is lost at every
+# operation. docs/results/speed.md compares the values.
+SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+
+
+def spin_briefly() -> None:
+    """Sets a short spin in the environment, of this process and its children.
+
+    A variable that the user set is kept, and OMP_WAIT_POLICY replaces both.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in SHORT_SPIN.items():
+            os.environ.setdefault(name, value)
