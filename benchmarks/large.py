@@ -23,8 +23,10 @@ def command(outputs: Path, stage: str, num_images: int) -> list[str]:
     return [
         *(sys.executable, "-m", "sidepipe", "experiment=smoke", "attacks=single", "extract=none"),
         *(f"stage={stage}", f"extract.num_images={num_images}", f"extract.shard_size={SHARD_SIZE}"),
-        # In one run compiled and in the other not, images would differ by rounding.
+        # In one run compiled and in the other not, images would differ by rounding, and so with
+        # another number of threads.
         *(f"runtime.outputs={outputs}", "runtime.compile=false"),
+        f"runtime.num_threads={len(os.sched_getaffinity(0))}",
     ]
 
 

@@ -1,6 +1,7 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from sidepipe.features import exact
 
@@ -42,3 +43,13 @@ def test_more_candidates_than_a_gpu_gives_are_searched_on_the_cpu(monkeypatch):
     _, indices = exact.closest(queries, database, "l2", 3)
     distances = np.square(queries[:, None] - database).sum(2)
     np.testing.assert_array_equal(indices, np.argsort(distances, axis=1)[:, :3])
+
+
+def test_faiss_takes_as_many_threads_as_torch():
+    before = torch.get_num_threads()
+    try:
+        for number in (2, 1):
+            torch.set_num_threads(number)
+            assert exact.import_faiss().omp_get_max_threads() == number
+    finally:
+        torch.set_num_threads(before)

@@ -73,6 +73,8 @@ def faiss_metric(metric: Metric) -> int:
 
 def import_faiss() -> Any:
     """faiss, with as many threads as torch has: it brings an OpenMP library of its own."""
+    import torch
+
     try:
         import faiss
     except ImportError as error:

@@ -1,14 +1,16 @@
 """Clusters of features, their cohesion, and the surrogate labels they give (SIDE, algorithm 1)."""
 
-import faiss
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
+
+from sidepipe.features.exact import import_faiss
 
 
 def kmeans(
     features: Float32[np.ndarray, "n d"], num_clusters: int, num_iterations: int, seed: int
 ) -> Float32[np.ndarray, "k d"]:
     """Centroids of faiss' k-means over all of `features`."""
+    faiss = import_faiss()
     gpu = hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0
     clustering = faiss.Kmeans(
         features.shape[1],
@@ -28,6 +30,7 @@ def nearest_centroid(
     features: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray, "k d"]
 ) -> Int64[np.ndarray, "n"]:
     """Index of each row's nearest centroid, Euclidean as k-means has it."""
+    faiss = import_faiss()
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(np.ascontiguousarray(centroids))
     return index.search(np.ascontiguousarray(features), 1)[1][:, 0].astype(np.int64)
