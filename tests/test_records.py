@@ -21,6 +21,11 @@ def test_a_csv_says_in_its_header_what_separates_it(tmp_path, separator, line_en
     assert rows(path) == expected
 
 
+def test_empty_lines_are_no_rows_and_no_header(tmp_path):
+    path = write(tmp_path / "a.csv", "\n\ncaption;n\n\na;1\n\n")
+    assert read_records(path) == [(f"{path} line 5", {"caption": "a", "n": "1"})]
+
+
 def test_the_same_rows_come_from_json_lines_which_keep_their_kinds(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"Caption": "ü", "n": 2}\n\n{"caption": "b, c", "n": null}')
     assert rows(path) == [{"caption": "ü", "n": 2}, {"caption": "b, c", "n": None}]

@@ -192,7 +192,8 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
 def _other(item: os.DirEntry[str]) -> str | None:
     """What kind of file this is, None for an image, "" for one that nobody takes for an image."""
     stem, dot, end = item.name.lower().rpartition(".")
-    suffix = f".{end}" if dot and stem else ""
+    # Longer ends are words of a name, as in "photo.of a friend", and names are nobody's business.
+    suffix = f".{end}" if dot and stem and len(end) <= 8 and end.isalnum() else ""
     if suffix in NO_IMAGES:
         return ""
     if not (item.is_file(follow_symlinks=False) or item.is_symlink()):

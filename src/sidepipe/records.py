@@ -111,7 +111,7 @@ def _named(where: str, names: Sequence[str]) -> list[str]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
-    header = text.partition("\n")[0]
+    header = text.lstrip("\n").partition("\n")[0]
     source = io.StringIO(text, newline="")
     # strict: else a quote that is never closed swallows the rest of the file.
     lines = csv.reader(source, delimiter=max(",;\t", key=header.count), strict=True)

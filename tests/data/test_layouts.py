@@ -1,9 +1,14 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from sidepipe.data.layouts import SYNONYMS, partition_of, partitioned
 from sidepipe.data.sources import ImageFolder
 from sidepipe.dpm.subset import split
+
+DOC = Path(__file__).parents[2] / "docs/reading-images.md"
 
 
 def names(*folders: str, count: int = 2) -> list[str]:
@@ -131,7 +136,10 @@ def test_the_layout_is_said_with_every_folder_that_became_a_partition():
     classes = names(*[f"{i}/train" for i in range(5)])
     expected = "train: 10 images (0/train/, 1/train/, 2/train/, 2 more)"
     assert partitioned(classes, "/set")[1] == expected
-    assert partitioned(["a.png"], "/set")[1].startswith("train: 1 images (no folder is named")
+    expected = "train: 1 images (no folder is named as a split)"
+    assert partitioned(["a.png"], "/set")[1] == expected
+    expected = "train: 4 images (no folder is named as a split; new/, old/ are identities)"
+    assert partitioned(names("old", "new"), "/set")[1] == expected
 
 
 def test_only_train_is_trained_on_whatever_the_others_are_called(tmp_path, caplog):
@@ -151,3 +159,9 @@ def test_only_train_is_trained_on_whatever_the_others_are_called(tmp_path, caplo
     assert len(train) == 100
     assert {entries[i].id.split("/")[0] for i in unseen} == {"valid", "test"}
     assert len(unseen) == 160
+
+
+def test_the_documented_names_are_those_that_are_recognized():
+    table = DOC.read_text().partition("| partition |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (\w+) \| (`.*`) \|$", table, re.MULTILINE)
+    assert {kind: tuple(re.findall("`(.*?)`", words)) for kind, words in rows} == SYNONYMS

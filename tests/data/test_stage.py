@@ -163,7 +163,7 @@ def test_files_that_are_not_read_are_counted_in_the_log_and_in_the_summary(tmp_p
     with caplog.at_level("INFO", logger="sidepipe"):
         summary = folder_of(source).run(out, {}, Runtime())
     assert load(out)[:, 0, 0, 0].tolist() == [1, 2]
-    assert summary["left_out"] == {".zip": 1, "without suffix": 1}
+    assert summary["left_out"] == [(".zip", 1), ("without suffix", 1)]
     assert summary["several_images"] == 1
     assert "2 files are not read: 1 .zip, 1 without suffix" in caplog.text
     assert "1 files hold several images" in caplog.text
@@ -173,7 +173,9 @@ def test_files_that_are_not_read_are_counted_in_the_log_and_in_the_summary(tmp_p
 def test_a_folder_of_unreadable_files_alone_is_an_error_that_names_them(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.mp4").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"got 0; .*; 12 files are not read: 12 \.mp4"):
+    with pytest.raises(
+        ValueError, match=r"holds no image .*; 12 files are not read: 12 \.mp4; rem"
+    ):
         folder_of(tmp_path).run(tmp_path, {}, Runtime())
 
 

@@ -289,7 +289,7 @@ def test_a_pool_of_several_partitions_is_said_where_a_model_is_trained(
 ):
     DPM(num_train_images=50, train_partitions=None, subset_seed=0)._split(tmp_path, partitioned)
     assert (
-        "drawn from every partition, train (100), val (100), test (60): dpm.train_p" in caplog.text
+        "drawn from every partition, train (100), val (100), test (60): 'dpm.train_" in caplog.text
     )
     caplog.clear()
     DPM(num_train_images=50, train_partitions=["val"], subset_seed=0)._split(tmp_path, partitioned)

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 SYNONYMS = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "trn", "seen", "member", "members"),
     "val": ("val", "valid", "validation", "dev", "devel", "development"),
-    "test": ("test", "testing", "eval", "evaluation", "heldout", "holdout", "unseen"),
+    "test": (
+        *("test", "testing", "tst", "eval", "evaluation", "heldout", "holdout", "unseen"),
+        *("nonmember", "nonmembers"),
+    ),
 }
 _NAME = re.compile(
     "(?:" + "|".join(f"(?P<{kind}>{'|'.join(names)})" for kind, names in SYNONYMS.items()) + ")"
@@ -60,7 +63,9 @@ def partitioned(names: Sequence[str], where: str) -> tuple[list[tuple[str, str]]
     if not found:
         _refuse_hidden_splits(names, list(parents.values()), where)
         identity = {folder: ("train", folder) for folder in counts}
-        said = f"train: {len(names):,} images (no folder is named as a split, such as test/)"
+        top = sorted({f"{parts[0]}/" for parts in parents.values() if parts})
+        people = f"; {_few(top)} are identities" if top else ""
+        said = f"train: {len(names):,} images (no folder is named as a split{people})"
     else:
         if len(found) > 1 or None in places.values():
             raise _mixture(counts, where)
@@ -116,9 +121,7 @@ def _mixture(counts: Counter[str], where: str) -> ValueError:
 
 
 def _listed(counts: Counter[str], most: int = 5) -> str:
-    said = [f"{name} ({count:,})" for name, count in sorted(counts.items())[:most]]
-    more = len(counts) - most
-    return ", ".join([*said, f"{more} more"] if more > 0 else said)
+    return _few([f"{name} ({count:,})" for name, count in sorted(counts.items())], most)
 
 
 def _refuse_hidden_splits(
@@ -169,8 +172,11 @@ def _in_words(
     order = [partition for partition in SYNONYMS if partition in folders]
     said = []
     for partition in order:
-        own = sorted(folders[partition])
-        more = [f"{len(own) - 3} more"] if len(own) > 3 else []
-        total = folders[partition].total()
-        said.append(f"{partition}: {total:,} images ({', '.join([*own[:3], *more])})")
+        own = folders[partition]
+        said.append(f"{partition}: {own.total():,} images ({_few(sorted(own))})")
     return ", ".join(said)
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])

@@ -97,12 +97,13 @@ class CelebA(Source):
     def entries(self) -> list[Entry]:
         wanted = self._wanted()
         images, table = self._images(), self._table()
-        there, _ = _listed(images)
+        there = _listed(images)
         numbers = celeba_files.read_pairs(table)
         if wrong := next((n for n in numbers.items() if n[1] not in CELEBA_PARTITIONS), None):
             raise ValueError(
                 f"{table} must give 0, 1 or 2 for each image, got {wrong[1]} ({wrong[0]})"
             )
+        log.info("%s lists %d images, %s holds %d", table, len(numbers), images, len(there))
         files = celeba_files.located(numbers, there, images, table)
         if left_out := len(there) - len(files):
             log.warning("%d images of %s are left out: %s has them not", left_out, images, table)
@@ -174,7 +175,7 @@ class _Folder(Source):
     def _in_layout(self) -> list[Entry]:
         """The entries, sorted by path; the layout found goes to the log."""
         folder = existing_folder(self.folder)
-        names = list(_listed(folder)[0])
+        names = list(_listed(folder))
         places, layout = partitioned([printable(name) for name in names], str(folder))
         log.info("%s", layout)
         return [
@@ -224,18 +225,22 @@ def existing_folder(folder: str | Path) -> Path:
     return folder
 
 
-def _listed(folder: Path) -> tuple[Files, Counter[str]]:
-    """The image files below `folder` by relative path, and the others; ValueError if no image."""
+def _listed(folder: Path) -> Files:
+    """The image files below `folder` by relative path; ValueError, with what is there, if none."""
     files, others = list_images(folder)
-    found = f"; {in_words(others)}" if others else ""
+    if others and not files:
+        remedy = "install what they need, convert them, or data.source.folder=..."
+        raise ValueError(
+            f"{folder} holds no image that can be read; {in_words(others)}; remedy: {remedy}"
+        )
     require(
         len(files) > 0,
         f"the number of images ({', '.join(readable_suffixes())}) in {folder}",
         ">= 1",
         len(files),
-        f"put them there, or data.source.folder=...{found}",
+        "put them there, or data.source.folder=...",
     )
-    return files, others
+    return files
 
 
 def _sizes(files: Files) -> dict[str, int]:

@@ -109,7 +109,7 @@ class Data(Stage):
             "shape": list(images.shape[1:]),
             "partitions": dict(Counter(e.partition for e in kept)),
             "skipped": skipped,
-            "left_out": dict(left_out),
+            "left_out": sorted(left_out.items()),  # a list, which trackers are not sent
             "several_images": several,
             "listing": listing,
         }

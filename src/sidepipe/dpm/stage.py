@@ -72,8 +72,8 @@ class DPM(Stage):
     def _take_all(self, partitions: str) -> None:
         """Warns, or raises ValueError, where all of several partitions are the pool by default."""
         log.warning(
-            "the training images are drawn from every partition, %s: dpm.train_partitions=[train] "
-            "would hold the others out",
+            "the training images are drawn from every partition, %s: "
+            "'dpm.train_partitions=[train]' would hold the others out",
             partitions,
         )
 

@@ -28,7 +28,7 @@ def _of_data(summary: Mapping[str, Any]) -> list[str]:
     if skipped := summary.get("skipped"):
         found.append(f"{count(len(skipped))} image files could not be read and are left out.")
     if left_out := summary.get("left_out"):
-        found.append(f"{in_words(left_out)}.")
+        found.append(f"{in_words(dict(left_out))}.")
     return found
 
 
