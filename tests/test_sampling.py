@@ -20,7 +20,7 @@ from sidepipe.diffusion.sampler import ddim, dpm_solver_pp, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0, eps_of
 from sidepipe.dpm.stage import TrainDPM
 from sidepipe.dpm.stage import load as load_dpm
-from sidepipe.generate.stage import Generate, load
+from sidepipe.generate.stage import Generate, load, load_denoiser
 from sidepipe.images import to_uint8
 from sidepipe.sampling import Guidance, ImageSampler
 from sidepipe.settings import build
@@ -273,6 +273,39 @@ def test_the_surrogate_is_asked_within_its_interval_and_that_is_what_is_counted(
         "unet_forwards": 16 * 5,
         "surrogate_gradients": 16 * len(guided_at),
     }
+
+
+# what is not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("changes", [{}, {"sampler": "dpm_solver_pp"}, {"refine_steps": 2}])
+def test_a_network_that_is_not_finite_is_an_error_and_no_black_image(
+    tmp_path, dpm, monkeypatch, value, changes
+):
+    def of_weights(folder, *settings):
+        denoiser = load_denoiser(folder, *settings)
+        denoiser.unet.conv_out.bias.data[0] = value
+        return denoiser
+
+    monkeypatch.setattr("sidepipe.generate.stage.load_denoiser", of_weights)
+    message = r"generate: the model's prediction is not finite at t = 16, in 16 of 16 images of a"
+    with pytest.raises(RuntimeError, match=message):
+        sampled(tmp_path / "out", dpm, **changes)
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_a_gradient_that_is_not_finite_is_told_from_the_model_s_prediction(tmp_path, dpm):
+    class Broken(Direction):
+        def grad_log_prob(self, x_t, t, y):
+            gradient = super().grad_log_prob(x_t, t, y)
+            return torch.where(t[0] == 8, gradient.log(), gradient)  # nan for label 0
+
+    targets = np.ones(50, np.int64)
+    targets[[3, 20]] = 0
+    message = r"generate: the guided prediction is not finite at t = 8, in 1 of 16 .*\(images 3\)"
+    with pytest.raises(RuntimeError, match=message):
+        guided(tmp_path, dpm, STRONG, targets, Broken())
 
 
 # batches

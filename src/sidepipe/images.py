@@ -23,7 +23,17 @@ def to_model(
 
 
 def to_uint8(x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
-    """uint8 images from float ones in [-1, 1]; values outside are clipped."""
+    """uint8 images from float ones in [-1, 1]; values outside are clipped.
+
+    Raises RuntimeError for nan and infinity, which would become black or white.
+    """
+    finite = x_0.isfinite()
+    if not finite.all():
+        bad, count = int((~finite.flatten(1).all(1)).sum()), len(x_0)
+        raise RuntimeError(
+            f"{bad} of {count} images are not finite; remedy: check the model's weights, and set "
+            "precision=32-true"
+        )
     scaled = x_0.float().add(1.0).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

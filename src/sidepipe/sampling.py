@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sidepipe import ranks
 from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.guidance import conditioned, guided
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
@@ -119,8 +120,12 @@ class ImageSampler(L.LightningModule):
             self.seed, self.stream, batch["indices"].tolist(), self.denoiser.shape, self.device
         )
         targets, alphas_cumprod = batch["targets"], self.denoiser.alphas_cumprod
-        plain = self.denoiser.eps_fn(targets)
-        eps_fn = self._timed(self._in_range(self._guided(plain, targets)))
+        seen: Seen = []
+        plain = watched(self.denoiser.eps_fn(targets), "the model's prediction", seen)
+        guided_eps_fn = self._guided(plain, targets)
+        if guided_eps_fn is not plain:
+            guided_eps_fn = watched(guided_eps_fn, "the guided prediction", seen)
+        eps_fn = self._timed(self._in_range(guided_eps_fn))
         # Compiling again, for the last shard's smaller batches, would take longer than they do.
         once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
         with cast_once(self.device), once or nullcontext():
@@ -129,6 +134,7 @@ class ImageSampler(L.LightningModule):
             x_0 = seek_mode(
                 self._in_range(plain), x_0, self.refine_t, self.refine_steps, alphas_cumprod
             )
+            require_finite_eps(seen, self.stream, batch["indices"].tolist())
             return self.denoiser.decode(x_0)
 
     def _guided(self, plain: EpsFn, targets: Int64[Tensor, "n"]) -> EpsFn:

@@ -21,6 +21,7 @@ class Fake(TextModel):
     def __init__(self):
         nn.Module.__init__(self)
         self.vae, self.steps_offset, self.autocast = None, 0, None
+        self.clip_range = 1.0
         alphas_cumprod = DDIMScheduler(num_train_timesteps=50).alphas_cumprod
         self.prediction_type = "epsilon"
         self.register_buffer("alphas_cumprod", alphas_cumprod)

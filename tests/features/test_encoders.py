@@ -116,6 +116,18 @@ def test_what_is_not_a_stack_of_images_is_refused(bad):
         Pixels().encode(bad)
 
 
+def test_features_that_are_not_finite_are_an_error():
+    class Broken(Pixels):
+        def _encode_batch(self, images, device):
+            return np.where(images[:, :1, 0, 0] == 7, np.nan, super()._encode_batch(images, device))
+
+    some = images(n=200)
+    some[:, 0, 0, 0] = np.where(np.arange(200) == 150, 7, 8)
+    message = r"features of pixels-.* must be finite, got 'nan or inf for images \[150\]'; check"
+    with pytest.raises(ValueError, match=message):
+        Broken().encode(some)
+
+
 def test_pixels_cosine_is_pearson_correlation():
     x, y = images(6, 8, 8, 1, seed=0), images(9, 8, 8, 1, seed=1)
     cosine = Pixels().encode(x) @ Pixels().encode(y).T

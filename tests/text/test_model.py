@@ -153,3 +153,24 @@ def test_the_batch_on_a_cpu_is_bounded_by_what_the_images_hold(folder, model):
     assert images_at_once(model, None) == 256
     assert images_at_once(model, 3) == 3
     assert images_at_once(model, None, share=0.25) == 64
+
+
+def test_a_prediction_that_is_not_finite_names_its_step(model):
+    x_T, e, e_0 = prompt_noise(model, 0, [0, 1], 1), model.encode(CAPTIONS[:2]), model.encode([""])
+    bias = model.unet.conv_out.bias
+    before = bias.data.clone()
+    try:
+        bias.data[0] = torch.inf
+        with pytest.raises(RuntimeError, match=r"the prediction is not finite at t = \d+, in 2 of"):
+            sample(model, x_T, e, e_0, 2.0, 5)
+    finally:
+        bias.data.copy_(before)
+    assert sample(model, x_T, e, e_0, 2.0, 5).shape == (2, 8, 8, 1)
+
+
+def test_an_autoencoder_that_overflows_is_an_error_and_no_black_image(folder):
+    latent = load_model(folder)
+    latent.vae.decoder.conv_out.bias.data[0] = torch.nan
+    message = r"the autoencoder's images in torch.float32 are not finite; .*precision=bf16-mixed"
+    with pytest.raises(RuntimeError, match=message):
+        latent.decode(torch.zeros(1, *latent.latent_shape))

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.guidance import gradient_at
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
@@ -117,10 +118,13 @@ class DetectLabels(Stage):
             return eps + self.guidance_scale * D_t
 
         timesteps = denoiser.timesteps(self.num_inference_steps, self.timestep_spacing)
-        kept = clip_x_0(eps_fn, denoiser.alphas_cumprod, denoiser.clip_range)
+        seen: Seen = []
+        watched_eps_fn = watched(eps_fn, "the prediction for a label", seen)
+        kept = clip_x_0(watched_eps_fn, denoiser.alphas_cumprod, denoiser.clip_range)
         dtype = AUTOCAST.get(self.precision)
         with torch.autocast(device.type, dtype, enabled=dtype is not None), cast_once(device):
             ddim(kept, noise(), timesteps[: self.num_steps], denoiser.alphas_cumprod)
+        require_finite_eps(seen, "detect", range(len(y)))
         return torch.stack(lengths).mean(0).unflatten(0, (len(labels), -1)).mean(1)
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0, eps_of, training_target
@@ -104,9 +105,13 @@ class DenoisingModule(L.LightningModule):
         noise = image_noise(
             self.seed, "generate", range(PREVIEW_IMAGES), self.image_shape, self.device
         )
+        seen: Seen = []
         eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
+        eps_fn = watched(eps_fn, "the preview's prediction", seen)
         clipped = clip_x_0(eps_fn, self.alphas_cumprod)
-        return to_uint8(ddim(clipped, noise(), timesteps, self.alphas_cumprod)).cpu().numpy()
+        x_0 = ddim(clipped, noise(), timesteps, self.alphas_cumprod)
+        require_finite_eps(seen, f"dpm at step {self.global_step}", range(PREVIEW_IMAGES))
+        return to_uint8(x_0).cpu().numpy()
 
     def configure_optimizers(self) -> Any:
         return adamw_with_warmup(self, self.lr, self.weight_decay, self.lr_warmup_steps)

@@ -52,7 +52,10 @@ class Encoder(ABC):
         device: Device = "cpu",
         batch_size: int = 64,
     ) -> Float32[np.ndarray, "n d"]:
-        """One vector an image. device and batch_size change how fast, not what."""
+        """One vector per image. device and batch_size change how fast, not what.
+
+        Raises ValueError where a vector is not finite.
+        """
         require(images.dtype == np.uint8, "images", "uint8", str(images.dtype))
         require(images.ndim == 4 and images.size > 0, "images", "NHWC, not empty", images.shape)
         require(batch_size >= 1, "batch_size", ">= 1", batch_size)
@@ -61,7 +64,11 @@ class Encoder(ABC):
             self._encode_batch(np.array(batch), device).astype(np.float32)
             for batch in (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         ]
-        return np.concatenate(parts)
+        vectors = np.concatenate(parts)
+        bad, name = np.flatnonzero(~np.isfinite(vectors).all(1)), f"features of {self.transform}"
+        found, remedy = f"nan or inf for images {bad[:5].tolist()}", "check the encoder's weights"
+        require(len(bad) == 0, name, "finite", found, remedy)
+        return vectors
 
     @abstractmethod
     def _encode_batch(self, images: Batch, device: Device) -> Vectors: ...

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from sidepipe.diffusion.finite import NOT_FINITE
 from sidepipe.diffusion.schedule import eps_from_prediction
 from sidepipe.images import to_model, to_uint8
 
@@ -128,8 +129,13 @@ class TextModel(nn.Module):
         if self.vae is None:
             return to_uint8(x_0)
         latents = (x_0 / self.vae.config["scaling_factor"]).to(self.vae.dtype)
-        few = latents.split(DECODED_AT_ONCE)
-        return torch.cat([to_uint8(self.vae.decode(part).sample) for part in few])
+        return torch.cat([self._decoded(part) for part in latents.split(DECODED_AT_ONCE)])
+
+    def _decoded(self, latents: Latents) -> UInt8[Tensor, "n h w c"]:
+        images, dtype = self.vae.decode(latents).sample, self.vae.dtype
+        if not images.isfinite().all():
+            raise RuntimeError(f"the autoencoder's images in {dtype} are not finite; {NOT_FINITE}")
+        return to_uint8(images)
 
     @torch.no_grad()
     def to_latents(self, images: UInt8[Tensor, "n h w c"]) -> Latents:

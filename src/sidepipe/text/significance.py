@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0
 from sidepipe.text.guidance import norms
@@ -85,8 +86,11 @@ def token_significance(
         by_encoded.append(gradient.norm(dim=2))
         return eps_0 + guidance_scale * difference
 
-    kept_in_range = clip_x_0(eps_fn, model.alphas_cumprod, model.clip_range)
+    seen: Seen = []
+    watched_eps_fn = watched(eps_fn, "the prediction", seen)
+    kept_in_range = clip_x_0(watched_eps_fn, model.alphas_cumprod, model.clip_range)
     # Where the last of these steps leads is not looked at.
     timesteps = prompt_timesteps(model, num_inference_steps)[:num_steps]
     ddim(kept_in_range, x_T, timesteps, model.alphas_cumprod)
+    require_finite_eps(seen, "explain", range(len(x_T)))
     return torch.stack(by_token).mean(dim=0), torch.stack(by_encoded).mean(dim=0)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import UInt8
 from torch import Tensor
 
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, require_x_0, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0
@@ -50,6 +51,9 @@ def sample(
     pred_x_0 of images is clipped to the model's range at every step; latents have none.
     """
     timesteps = prompt_timesteps(model, num_inference_steps, timestep_spacing)
-    eps_fn = prompt_guided(model, e, e_0, guidance_scale, look)
+    seen: Seen = []
+    eps_fn = watched(prompt_guided(model, e, e_0, guidance_scale, look), "the prediction", seen)
     eps_fn = clip_x_0(eps_fn, model.alphas_cumprod, model.clip_range)
-    return model.decode(ddim(eps_fn, x_T, timesteps, model.alphas_cumprod))
+    x_0 = ddim(eps_fn, x_T, timesteps, model.alphas_cumprod)
+    require_finite_eps(seen, "sampling of prompts", range(len(x_T)))
+    return model.decode(x_0)
