@@ -62,6 +62,7 @@ def adapted(inputs, monkeypatch):
     inputs["lora"] = folder
     monkeypatch.setattr("sidepipe.extract.surrogates.load_lora", lambda *_: denoiser)
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 1.25)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     return denoiser
 
 

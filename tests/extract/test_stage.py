@@ -258,6 +258,7 @@ def test_the_cost_is_what_was_evaluated(
 
     monkeypatch.setattr(Posterior, "grad_log_prob", counted)
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.3)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     summary = run(tmp_path / "extract", inputs, surrogate=surrogate, num_images=23, **changes)
     assert summary["num_images"] == 23
     assert summary["unet_forwards"] == unet.images_seen == 23 * 20
@@ -266,10 +267,11 @@ def test_the_cost_is_what_was_evaluated(
     assert summary["network_evaluations"] == round(23 * (20 + 0.3 * guided_steps))
 
 
-def test_the_measured_cost_changes_no_image(tmp_path, inputs, unet, monkeypatch):
+def test_the_cost_changes_no_image(tmp_path, inputs, unet, monkeypatch):
     measured = run(tmp_path / "measured", inputs)
     assert 0 < measured["gradient_cost"] < math.inf
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 99.0)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     run(tmp_path / "planted", inputs)
     np.testing.assert_array_equal(load(tmp_path / "measured"), load(tmp_path / "planted"))
 
@@ -370,6 +372,7 @@ def test_where_the_factor_of_points_is_0_no_gradient_is_taken_and_none_is_paid(
 
     monkeypatch.setattr(Posterior, "grad_log_prob", counted)
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     schedule = [[200, 0], [201, 1], [699, 1], [700, 0]]
     points = run(tmp_path / "points", inputs, guidance_schedule=schedule)
     assert (min(asked), max(asked), len(asked)) == (250, 650, 48 * 9)
@@ -669,6 +672,7 @@ def test_a_tuned_attack_is_the_attack_with_what_was_chosen_and_its_cost_that_of_
     tmp_path, inputs, unet, chosen, monkeypatch
 ):
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     settings = {"guidance_scale": 3.0, "t_max": 400, "target_fraction": 0.3}
     tuned = run(tmp_path / "tuned", inputs, tuned=True, **settings)
     alone = run(tmp_path / "alone", inputs, **{**settings, **chosen})
@@ -794,6 +798,7 @@ def test_weighted_targets_leave_out_what_is_reached(tmp_path, sampled):
 def test_a_run_killed_within_a_round_goes_on_with_the_same_result(tmp_path, sampled, monkeypatch):
     costs = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: next(costs))
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     settings = {**ROUNDS, "shard_size": 5}
     whole = run(tmp_path / "whole", sampled, **settings)
     costs = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])

@@ -164,6 +164,8 @@ class Outputs:
     def attack(self, number, surrogate, copied, guidance):
         key = f"ex{number}"
         folder = self.start("extract", key)
+        cost = {"gradient_cost": 0.5, "gradient_seconds": 0.62}
+        (folder / "gradient_cost.json").write_text(json.dumps(cost))
         write_shard(folder, 0, self.samples(copied, self.num_images))
         targets = self.rng.integers(0, NUM_LABELS, self.num_images)
         np.save(

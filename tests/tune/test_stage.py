@@ -50,6 +50,7 @@ def test_all_combinations_are_tried_the_last_setting_changing_fastest():
 
 def test_the_setting_whose_trial_repeats_itself_most_is_chosen(tmp_path, unet, inputs, monkeypatch):
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     folder = tmp_path / "tune"
     summary = tune().run(folder, inputs, RUNTIME)
     trials = load_trials(folder)
@@ -72,6 +73,7 @@ def test_the_setting_whose_trial_repeats_itself_most_is_chosen(tmp_path, unet, i
 
 def test_a_trial_is_the_small_attack_and_costs_as_much(tmp_path, unet, inputs, monkeypatch):
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     summary = tune().run(tmp_path / "tune", inputs, RUNTIME)
     trials = load_trials(tmp_path / "tune")
     for i, (row, images) in enumerate(trials):
@@ -100,6 +102,7 @@ def test_a_killed_tuning_goes_on_and_makes_no_finished_trial_again(
     tmp_path, unet, inputs, monkeypatch
 ):
     monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
     whole = tune().run(tmp_path / "whole", inputs, RUNTIME)
     interrupted = Mock(side_effect=[0.1, KeyboardInterrupt])
     with monkeypatch.context() as patch:

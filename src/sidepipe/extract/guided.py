@@ -20,7 +20,7 @@ from sidepipe.diffusion.nearest import NearestPosterior
 from sidepipe.diffusion.sampler import sampling_timesteps
 from sidepipe.diffusion.shaping import ClippedNorm, ScaledByNoise, ThroughPredX0
 from sidepipe.dpm.stage import TrainedDPM
-from sidepipe.extract.cost import gradient_cost, with_evaluations
+from sidepipe.extract.cost import gradient_cost, gradient_seconds, with_evaluations
 from sidepipe.extract.schedule import Schedule, check_schedule, schedule_factors
 from sidepipe.extract.surrogates import judge_cut, labelled_images, load_surrogate
 from sidepipe.generate.stage import Sampling, load_denoiser
@@ -31,8 +31,8 @@ from sidepipe.stage import Runtime, Stage
 
 log = logging.getLogger(__name__)
 
-# Images in which a gradient's cost is measured where the runtime leaves the batch open.
-MEASURED_BATCH = 64
+# Images over whose labels a gradient's cost is counted; so many are timed at once at most.
+COUNTED = 64
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class GuidedSampling(Sampling):
     ) -> dict[str, Any]:
         """Writes the images' shards; returns what was spent, in evaluations.
 
-        cost_file: keeps what a gradient costs, so that a run that goes on counts as it began.
+        cost_file: keeps what a gradient costs, which a run that is resumed does not count again.
         first: how many images an earlier call made, and accounted for.
         """
         denoiser = load_denoiser(inputs["dpm"], self.precision)
@@ -163,7 +163,8 @@ class GuidedSampling(Sampling):
         spent["surrogate_gradients"] = spent["num_images"] * len(guided)
         if self.surrogate == "lora":
             spent["training_evaluations"] = load_training_evaluations(inputs["lora"])
-        return {**with_evaluations(spent, json.loads(cost_file.read_text())), **cut}
+        cost = json.loads(cost_file.read_text())["gradient_cost"]
+        return {**with_evaluations(spent, cost), **cut}
 
     def _guidance(self) -> Guidance:
         return Guidance(guidance_scale=self.guidance_scale, t_min=self.t_min, t_max=self.t_max)
@@ -211,16 +212,23 @@ class GuidedSampling(Sampling):
         guided: list[int],
         targets: Int64[np.ndarray, "n"],
         runtime: Runtime,
-    ) -> float:
-        """A surrogate's step in those of the model, in batches as sampled; 0 if none is taken."""
+    ) -> dict[str, float]:
+        """A gradient in forwards of the model, by operations and by seconds; 0 if none is taken."""
         if not guided:
-            return 0.0
-        size = runtime.sampling_batch_size
-        count = min(MEASURED_BATCH if size is None else size, self.shard_size)
-        y, middle = torch.from_numpy(targets[:count]), guided[len(guided) // 2]
-        cost = gradient_cost(denoiser, surrogate, y, middle, self.precision, runtime.torch_device())
+            return {"gradient_cost": 0.0, "gradient_seconds": 0.0}
+        device, middle = runtime.torch_device(), guided[len(guided) // 2]
+        y = torch.from_numpy(targets[:COUNTED]).to(device)
+        size = runtime.sampling_batch_size or COUNTED
+        denoiser.to(device)
+        surrogate.to(device)
+        cost = gradient_cost(denoiser, surrogate, y, middle)
+        seconds = gradient_seconds(denoiser, surrogate, y[:size], middle, self.precision)
         # Not on a device: it may be sent to other processes, and the model is loaded once more.
         surrogate.cpu()
         denoiser.cpu()
-        log.info("asking the surrogate costs %.2f forwards of the UNet", cost)
-        return cost
+        log.info(
+            "a gradient of the surrogate costs %.3g forwards of the UNet; here it takes %.2g times "
+            "as long as one",
+            *(cost, seconds),
+        )
+        return {"gradient_cost": cost, "gradient_seconds": seconds}

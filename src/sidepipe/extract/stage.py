@@ -1,5 +1,6 @@
 """Stage `extract`: N_G samples, each guided toward a surrogate label (SIDE, part 2)."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from sidepipe.tune.stage import SPENT, load_choice
 
 log = logging.getLogger(__name__)
 
-# In an artifact or a round's folder, what a gradient was measured to cost.
+# In an artifact or a round's folder, what a gradient costs.
 COST = "gradient_cost.json"
 
 _INPUTS = {
@@ -62,7 +63,7 @@ class Extract(GuidedSampling):
     images that it takes for near duplicates, by which rounds are judged.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     targets: Literal["uniform", "top_cohesion", "weighted"]
     target_fraction: float
     tuned: bool
@@ -245,6 +246,12 @@ def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
 def load_targets(folder: Path) -> Int64[np.ndarray, "n"]:
     """Each image's target label, -1 without a surrogate; labels of later rounds are numbered on."""
     return np.load(folder / "targets.npy")
+
+
+def load_gradient_seconds(folder: Path) -> float | None:
+    """How long a gradient took, in forwards of the model; None without one, and for rounds."""
+    path = folder / COST
+    return json.loads(path.read_text())["gradient_seconds"] if path.exists() else None
 
 
 def load_cohesion(folder: Path, label: Path) -> Float64[np.ndarray, "k"]:

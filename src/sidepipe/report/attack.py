@@ -157,7 +157,7 @@ class Attack:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """`network_evaluations`: UNet forwards, and gradients at their measured cost."""
+        """`network_evaluations`: UNet forwards, and gradients by their counted operations."""
         return self.results["cost"]
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sidepipe.extract.stage import load_gradient_seconds
 from sidepipe.report import words
 from sidepipe.report.attack import Attack
 from sidepipe.report.comparison import only_here
@@ -127,10 +128,14 @@ def _overlap_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
 
 
 def cost_table(attacks: Sequence[Attack]) -> Table:
-    """How each attack guides, and the network evaluations it took."""
+    """How each attack guides, and the network evaluations it took.
+
+    each: of a gradient the counted operations, timed: the seconds, both in forwards of the UNet.
+    """
     columns = ["surrogate", "guidance scale", "guided", "targets", "refined"]
-    columns += ["UNet forwards", "surrogate gradients", "each", "evaluations", "N_syn before"]
-    groups = [("guidance", 4), ("", 1), ("spent", 5)]
+    columns += ["UNet forwards", "surrogate gradients", "each", "timed", "evaluations"]
+    columns.append("N_syn before")
+    groups = [("guidance", 4), ("", 1), ("spent", 6)]
     rows = [(attack.name, _cost_row(attack)) for attack in attacks]
     return Table("cost", "How each attack works, and what it spent", groups, columns, rows)
 
@@ -142,6 +147,8 @@ def _cost_row(attack: Attack) -> list[str]:
     cost = attack.cost
     cells += [count(cost["unet_forwards"]), count(cost["surrogate_gradients"])]
     cells.append(f"{cost['gradient_cost']:.2f}" if attack.guided else DASH)
+    seconds = load_gradient_seconds(attack.artifact("extract")) if attack.guided else None
+    cells.append(DASH if seconds is None else f"{seconds:.2f}")
     before = count(cost["synthetic_evaluations"])
     if training := cost.get("training_evaluations"):
         before += f" + {count(training)} to adapt the model"
