@@ -2,6 +2,7 @@
 evaluate stage."""
 
 import csv
+import json
 
 import numpy as np
 from sklearn.datasets import load_digits
