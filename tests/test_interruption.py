@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR2
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.stepping import step
 from tests.test_ranks import SAMPLING, STAGES, ended
 from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
+from sidepipe import __main__, artifacts
 from sidepipe.dpm.module import DenoisingModule
 from sidepipe.dpm.stage import TrainDPM
 from sidepipe.generate.stage import Generate
@@ -21,6 +23,7 @@ from sidepipe.interruption import Preempted, asked, deferred, handled
 from sidepipe.progress import stage_log
 from sidepipe.sampling import ImageSampler
 from sidepipe.stage import Runtime
+from sidepipe.sweep import local
 
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
 SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
@@ -140,6 +143,38 @@ def test_in_common_work_a_signal_is_a_flag_until_its_end():
     with pytest.raises(Preempted), handled(), deferred():
         work()
     assert flags == [False, True]
+
+
+def test_ctrl_c_ends_the_wait_for_another_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "try_lock", lambda folder: artifacts.Owner("other", 1, 0))
+    with pytest.raises(Preempted) as raised, handled():
+        with artifacts.locked(tmp_path / "dpm", on_wait=lambda owner: send(SIGINT)):
+            pytest.fail("took a lock that another process holds")
+    assert raised.value.code == 130
+
+
+def test_ctrl_c_ends_a_sweep_and_not_one_of_its_artifacts(monkeypatch):
+    made = []
+
+    def make(node, plan):
+        made.append(node)
+        send(SIGINT)
+
+    monkeypatch.setattr(local.pipeline, "make", make)
+    monkeypatch.setattr(local, "about", lambda task, sweep: "")
+    task = Mock(is_done=False)
+    task.node.inputs = {}
+    with pytest.raises(Preempted), handled():
+        local.run(Mock(tasks={"a": task, "b": task}))
+    assert len(made) == 1
+
+
+def test_ctrl_c_before_anything_has_begun_prints_no_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sidepipe"])
+    monkeypatch.setattr(__main__, "_hydra_main", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(SystemExit) as raised:
+        __main__.main()
+    assert raised.value.code == 130
 
 
 def test_an_error_of_common_work_is_not_hidden_by_a_signal():

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tests.composing import composed
 
 from sidepipe import artifacts, pipeline, status
 from sidepipe.attempts import save_seconds
-from sidepipe.graph import Node, Plan
+from sidepipe.graph import Node, Plan, plan
 from sidepipe.interruption import Preempted
 from sidepipe.stage import Runtime, Stage
 from sidepipe.tracking import Tracking
@@ -293,6 +294,29 @@ def test_room_for_all_images_is_asked_for_before_anything_runs(tmp_path: Path) -
     with pytest.raises(OSError, match=rule):
         pipeline.make(total, plan)
     assert RAN == ["numbers"]
+
+
+MANY = 10**12
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (f"generate.num_images={MANY}",),
+        (f"extract.num_images={MANY}",),
+        (f"generate.num_images={MANY}", "generate.shard_size=1"),
+        ("attacks=tuned", f"tune.num_images={MANY}"),
+    ],
+    ids=["generate", "extract", "shards of one image", "tune"],
+)
+def test_a_trillion_images_are_refused_before_they_are_counted_out(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    """They hung for minutes: the disk was asked after lists of all shards had been made."""
+    the_plan = plan(composed(f"runtime.outputs={tmp_path}/outputs", *overrides))
+    with pytest.raises(OSError, match=r"GB free for images, .* remedy: free space, set runtime"):
+        pipeline.run(the_plan, "all")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("below", ["", "/deeper/still"])

@@ -386,6 +386,15 @@ def test_what_a_killed_process_left_half_written_does_no_harm(tmp_path, dpm):
     np.testing.assert_array_equal(images, sampled(tmp_path / "whole", dpm))
 
 
+@pytest.mark.parametrize("kept", [3, 0])
+def test_a_shard_of_an_unfinished_run_that_lacks_images_is_sampled_again(tmp_path, dpm, kept):
+    """Else a resumed run would count it as whole, and put a manifest over it."""
+    expected = sampled(tmp_path, dpm)
+    path = shard_path(tmp_path, 1)
+    np.save(path, np.load(path)[:kept])
+    np.testing.assert_array_equal(sampled(tmp_path, dpm), expected)
+
+
 def test_a_finished_run_samples_nothing_again(tmp_path, dpm, monkeypatch):
     expected = generate().run(tmp_path, {"dpm": dpm}, runtime())
     monkeypatch.setattr(ImageSampler, "predict_step", lambda *args: pytest.fail("sampled again"))

@@ -51,9 +51,8 @@ def cannot_write(path: Path, error: BaseException) -> CannotWrite:
         return error
     free = shutil.disk_usage(existing(path)).free
     return CannotWrite(
-        f"{path} cannot be written, its disk or your quota is full ({free / 1e9:.3f} GB are free): "
-        f"{str(error).splitlines()[-1]}; remedy: free space and run the same command again, it "
-        "resumes"
+        f"{path} cannot be written, its disk or your quota is full ({free / 1e9:.3f} GB are free); "
+        "remedy: free space and run the same command again, it resumes"
     )
 
 

@@ -31,9 +31,11 @@ def shard_ranges(num_images: int, shard_size: int) -> list[range]:
 
 
 def missing_shards(
-    folder: Path, num_images: int, shard_size: int, image_shape: Sequence[int]
+    folder: Path, num_images: int, shard_size: int, image_shape: Sequence[int | None]
 ) -> list[int]:
-    """Numbers of the shards that are not there yet; image_shape: (height, width, channels).
+    """Numbers of the shards that are not there yet.
+
+    image_shape: (height, width, channels), None where any will do.
 
     A shard that is cut short, or holds other images than it should, is removed with a warning.
     """

@@ -201,6 +201,7 @@ class Training(Stage):
         stop, after saving.
         """
         last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
+        metrics.drop_half_line()
         if last.exists():
             require_whole(last)
             log.info("resuming from %s", last)

@@ -127,3 +127,13 @@ def test_the_file_of_attributes_is_part_of_the_key_where_it_is_read():
     settings = {"fraction": 0.3, "attributes": None, "attribute_file": "x.txt"}
     assert "attribute_file" not in original().key_settings(settings)
     assert "attribute_file" in original(attributes=["Male"]).key_settings(settings)
+
+
+def test_without_room_on_the_disk_nothing_is_written(tmp_path, digits, monkeypatch):
+    def full(folder, num_bytes):
+        raise OSError(f"{num_bytes} bytes")
+
+    monkeypatch.setattr("sidepipe.original.stage.check_disk", full)
+    with pytest.raises(OSError, match=f"{199 * 8 * 8} bytes"):
+        original().run(tmp_path, digits, RUNTIME)
+    assert list(tmp_path.iterdir()) == []

@@ -96,6 +96,20 @@ def test_a_failure_that_was_mended_is_forgotten(slurm: Cluster, tmp_path: Path) 
     assert kinds(sweep) == {"data": "done"}
 
 
+def test_a_damaged_artifact_is_named_and_stops_its_readers_alone(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    sweep = smoke(tmp_path, "stage=dpm", "dpm.num_train_images=32,64")
+    finish(sweep, "data", "dpm")
+    assert set(kinds(sweep).values()) == {"done"}
+    *_, dpm = sweep.tasks.values()
+    (dpm.folder / artifacts.MANIFEST).write_text("{}")
+    assert not dpm.is_done
+    seen = look(sweep)
+    assert [each.kind for each in seen.values()] == ["done", "done", "damaged"]
+    assert f"{dpm.folder}/manifest.json is damaged" in table(sweep, seen)
+
+
 def test_the_last_line_of_each_rank(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert last_lines(log) == []

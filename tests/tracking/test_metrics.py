@@ -20,3 +20,16 @@ def test_metrics_are_appended_across_loggers_under_one_header(tmp_path):
 
 def test_a_file_that_is_not_there_has_no_rows(tmp_path):
     assert MetricsCSV(tmp_path / "metrics.csv").rows() == []
+
+
+def test_a_half_written_last_line_is_dropped_before_a_run_resumes(tmp_path):
+    metrics = MetricsCSV(tmp_path / "metrics.csv")
+    metrics.drop_half_line()
+    assert not metrics.path.exists()
+    metrics.log_metrics({"loss": 0.5}, 0)
+    whole = metrics.path.read_bytes()
+    for half in (b"10", b"10,loss,0.2", b""):
+        metrics.path.write_bytes(whole + half)
+        metrics.drop_half_line()
+        assert metrics.path.read_bytes() == whole
+    assert metrics.rows() == [(1, "loss", 0.5)]

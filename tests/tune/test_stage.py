@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import asdict
 from unittest.mock import Mock
 
@@ -120,6 +121,16 @@ def test_a_killed_tuning_goes_on_and_makes_no_finished_trial_again(
     again = tune().run(tmp_path / "killed", inputs, RUNTIME)
     assert {name: again[name] for name in SPENT} == {name: whole[name] for name in SPENT}
     for (_, ours), (_, theirs) in zip(trials, load_trials(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_trial_whose_images_are_not_whole_is_made_again(tmp_path, unet, inputs, monkeypatch):
+    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    whole = tune().run(tmp_path / "tune", inputs, RUNTIME)
+    expected = load_trials(tmp_path / "tune")
+    os.truncate(tmp_path / "tune/trials/001/shards/000001.npy", 130)
+    assert tune().run(tmp_path / "tune", inputs, RUNTIME) == whole
+    for (_, ours), (_, theirs) in zip(load_trials(tmp_path / "tune"), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

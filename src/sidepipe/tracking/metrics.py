@@ -50,6 +50,15 @@ class MetricsCSV(Logger):
         if rows:
             current[-1].log(rows, taken)
 
+    def drop_half_line(self) -> None:
+        """Removes what a killed run, or a full disk, left of a last line."""
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            self.path.write_bytes(whole)
+
     def rows(self) -> list[tuple[int, str, float]]:
         """Everything logged so far, in order."""
         if not self.path.exists():

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from sidepipe.artifacts import write_json
 from sidepipe.features.encoders import Encoder
 from sidepipe.settings import build, check_field_types, require, require_known
-from sidepipe.shards import load_shards
+from sidepipe.shards import load_shards, missing_shards
 from sidepipe.stage import Runtime, Stage
 from sidepipe.tune.score import SCORES, best
 
@@ -131,7 +131,9 @@ class Tune(Stage):
         trials, rows = self._trials, []
         for i, trial in enumerate(trials):
             place = folder / "trials" / f"{i:03d}"
-            if not (place / "trial.json").exists():
+            count, size = trial.num_images, trial.shard_size
+            is_whole = not missing_shards(place, count, size, (None, None, None))
+            if not (place / "trial.json").exists() or not is_whole:
                 write_json(place / "trial.json", self._try(trial, place, inputs, runtime))
             rows.append(json.loads((place / "trial.json").read_text()))
             tried = {name: rows[i][name] for name in self._tried}
