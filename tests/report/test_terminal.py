@@ -6,7 +6,7 @@ import re
 from tests.report.planted import ATTACKS
 
 from sidepipe.report.stage import load_table
-from sidepipe.report.terminal import shortened
+from sidepipe.report.terminal import aligned
 
 
 def test_the_terminal_table_is_narrow_plain_and_right(made, outputs, folder):
@@ -46,9 +46,9 @@ def test_without_truth_the_terminal_table_shows_candidates(blind):
     assert "hits" not in text
 
 
-def test_long_names_that_differ_at_their_end_stay_apart():
-    names = ["classifier_t200", "classifier_t200_cohesive", "one"]
-    short = [shortened(name, 14) for name in names]
-    assert len(set(short)) == 3
-    assert max(map(len, short)) == 14
-    assert short[2] == "one"
+def test_a_name_without_room_has_a_line_of_its_own_and_is_never_cut():
+    long = "classifier_t200_cohesive_" + "k800" * 30
+    lines = "\n".join(aligned([long, "one"], [["1", "22"]])).splitlines()
+    assert lines[0] == long
+    assert [line.split()[-1] for line in lines[1:]] == ["1", "22"]
+    assert len(lines[1]) == len(lines[2])

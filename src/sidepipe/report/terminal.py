@@ -23,14 +23,21 @@ def terminal_table(attacks: Sequence[Attack]) -> str:
 
 
 def aligned(names: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of names at the left, shortened where they are too long, and of cells at the right."""
+    """Rows of names at the left and of cells at the right.
+
+    A name that leaves no room for its cells has a line of its own above them: cut names of sweeps
+    could not be told apart.
+    """
     widths = [2 + max(map(len, column)) for column in columns]
     room = max(SHORTEST_NAME, TERMINAL_COLUMNS - sum(widths))
-    short = [shortened(name, room) for name in names]
-    width = max(map(len, short))
+    width = max((len(name) for name in names if len(name) <= room), default=0)
+    cells = [
+        "".join(f"{c[i]:>{w}}" for c, w in zip(columns, widths, strict=True))
+        for i in range(len(names))
+    ]
     return [
-        f"{name:<{width}}" + "".join(f"{c[i]:>{w}}" for c, w in zip(columns, widths, strict=True))
-        for i, name in enumerate(short)
+        f"{name:<{width}}{row}" if len(name) <= room else f"{name}\n{'':<{width}}{row}"
+        for name, row in zip(names, cells, strict=True)
     ]
 
 
@@ -60,14 +67,6 @@ def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
         "new": lambda a: count(a.new_unique),
         "evaluations": lambda a: count(a.network_evaluations),
     }
-
-
-def shortened(name: str, width: int) -> str:
-    """The name, its middle left out where it is too long: variants often differ at their end."""
-    if len(name) <= width:
-        return name
-    tail = (width - 2) // 2
-    return name[: width - 2 - tail] + ".." + name[-tail:]
 
 
 def _legend(attack: Attack) -> str:

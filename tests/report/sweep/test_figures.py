@@ -10,7 +10,7 @@ import pytest
 from tests.report.sweep.conftest import SIZES
 
 from sidepipe.report.figures import our_style, told_apart
-from sidepipe.report.sweep.figures import sweep_figure
+from sidepipe.report.sweep.figures import shortened, sweep_figure
 from sidepipe.report.sweep.points import Point, read
 from sidepipe.report.sweep.quantities import COST, EXCESS, HELDOUT, HITS, NEW, QUANTITIES, UNIQUE
 
@@ -164,3 +164,11 @@ def test_no_two_labels_of_ticks_overlap(planted, values, others):
             assert min(gaps) >= texts[0].get_fontsize()
         else:
             assert all(now.x0 > one.x1 for one, now in pairwise(boxes))
+
+
+def test_long_labels_that_differ_at_their_end_stay_apart():
+    names = ["classifier_t200", "classifier_t200_cohesive", "one"]
+    short = [shortened(name, 14) for name in names]
+    assert len(set(short)) == 3
+    assert max(map(len, short)) == 14
+    assert short[2] == "one"

@@ -13,7 +13,6 @@ from matplotlib.transforms import offset_copy
 from sidepipe.report.figures import GREY, handle, legend, panels, told_apart
 from sidepipe.report.sweep.points import Spot, Sweep, value_words
 from sidepipe.report.sweep.quantities import Quantity
-from sidepipe.report.terminal import shortened
 
 # Attacks at one place stand side by side by so many points of a printer; their data do not move.
 APART = 4.0
@@ -22,6 +21,14 @@ WIDE_X, WIDE_Y = 10, 30
 # The width of a label's sign, what a turned label takes along the axis, and the most signs.
 SIGN_POINTS, TURNED_POINTS = 5.0, 18.0
 LONGEST_LABEL, LONGEST_NAME = 24, 30
+
+
+def shortened(name: str, width: int) -> str:
+    """The name, its middle left out where it is too long: variants often differ at their end."""
+    if len(name) <= width:
+        return name
+    tail = (width - 2) // 2
+    return name[: width - 2 - tail] + ".." + name[-tail:]
 
 
 def sweep_figure(sweep: Sweep, quantity: Quantity) -> Figure:

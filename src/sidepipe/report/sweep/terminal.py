@@ -6,7 +6,7 @@ from sidepipe.report import words
 from sidepipe.report.sweep.points import Spot, Sweep, kind, label
 from sidepipe.report.sweep.quantities import COST, EXCESS, HELDOUT, HITS, NEW, UNIQUE
 from sidepipe.report.sweep.tables import runs_in_words
-from sidepipe.report.terminal import TERMINAL_COLUMNS, aligned, wrapped
+from sidepipe.report.terminal import aligned, wrapped
 
 MOST_FAILED = 10
 
@@ -25,8 +25,7 @@ def sweep_text(sweep: Sweep) -> str:
         if spot.place != place:
             place = spot.place
             lines.append(place)
-        waits = f"{row.rstrip()}  {_states(spot)}"[:TERMINAL_COLUMNS]
-        lines.append(row if spot.finished else waits)
+        lines.append(row if spot.finished else f"{row.rstrip()}  {_states(spot)}")
     legend = ["", *wrapped(_legend(sweep))] if sweep.runs else []
     return "\n".join([*lines, *_missing(sweep), *legend]) + "\n"
 
@@ -37,7 +36,7 @@ def _missing(sweep: Sweep) -> list[str]:
         return []
     kinds = ", ".join(f"{number} {name}" for name, number in states(sweep).items())
     failed = [
-        f"  {label(point, sweep.swept)} {name}: {missing.state}"[:TERMINAL_COLUMNS]
+        f"  {label(point, sweep.swept)} {name}: {missing.state}"
         for point, name, missing in sweep.waiting
         if kind(missing.state) == "failed"
     ]
