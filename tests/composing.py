@@ -4,6 +4,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from sidepipe.__main__ import CONF
+from sidepipe.graph import Plan, check_parts, plan
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -11,3 +12,10 @@ def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         # `runtime.outputs` is Hydra's own folder too; tests never write there.
         return compose("config", overrides=list(overrides))
+
+
+def planned(*overrides: str) -> Plan:
+    """The plan of `sidepipe <overrides>`, checked as it is before anything of it runs."""
+    the_plan = plan(composed(*overrides))
+    check_parts(the_plan.nodes.values(), the_plan.runtime)
+    return the_plan

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 from hydra.errors import ConfigCompositionException
-from tests.composing import composed
+from tests.composing import composed, planned
 
 from sidepipe.__main__ import CONF, main
-from sidepipe.graph import STAGES, plan
+from sidepipe.graph import STAGES
 
 GROUPS = (
     *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "lora", "tune"),
@@ -93,12 +93,12 @@ def test_experiments_and_sweeps_are_global_and_hold_overrides_only(path: Path) -
     ],
 )
 def test_every_option_makes_a_plan(option: str) -> None:
-    assert plan(composed(option, *CHOSEN.get(option, []))).nodes
+    assert planned(option, *CHOSEN.get(option, [])).nodes
 
 
 @pytest.mark.parametrize("name", ["demo", "demo_text", "smoke", "faces16", "faces32", "cifar10"])
 def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
-    assert plan(composed(f"experiment={name}")).nodes
+    assert planned(f"experiment={name}").nodes
 
 
 def _rows(path: Path) -> list[str]:
@@ -111,14 +111,14 @@ def _rows(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", sorted(CONF.glob("attacks/*.yaml")), ids=lambda p: p.stem)
 def test_attacks_make_a_plan_with_a_row_each(path: Path) -> None:
     option = f"attacks={path.stem}"
-    the_plan = plan(composed(option, *CHOSEN.get(option, [])))
+    the_plan = planned(option, *CHOSEN.get(option, []))
     report = the_plan.goals("report")[0]
     rows = [row for row, node in report.inputs.items() if node.stage.name == "evaluate"]
     assert rows == list(dict.fromkeys(_rows(path)))
 
 
 def test_every_mitigation_is_judged_on_the_prompts_that_the_unchanged_model_memorised() -> None:
-    the_plan = plan(composed("experiment=demo_text"))
+    the_plan = planned("experiment=demo_text")
     rows = the_plan.goals("report")[0].inputs
     unchanged = the_plan.goals("detect")[0]
     mitigated = {row: node for row, node in rows.items() if node.stage.name == "mitigate"}
@@ -132,14 +132,14 @@ def test_every_mitigation_is_judged_on_the_prompts_that_the_unchanged_model_memo
 
 def test_a_config_that_asks_for_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="not all empty"):
-        plan(composed("attacks=none"))
+        planned("attacks=none")
 
 
 def test_what_a_stage_reads_must_be_there() -> None:
     with pytest.raises(ValueError, match="detect must be set, for explain reads it"):
-        plan(composed(*PLANTED, "explain=tokens"))
+        planned(*PLANTED, "explain=tokens")
     with pytest.raises(ValueError, match="mitigate must be set, for mitigations reads it"):
-        plan(composed(*PLANTED, "detect=prompts", "mitigations=compare"))
+        planned(*PLANTED, "detect=prompts", "mitigations=compare")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("sweep/*.yaml")), ids=lambda p: p.stem)
@@ -147,7 +147,7 @@ def test_sweeps_make_a_plan_and_say_what_they_vary(path: Path) -> None:
     hydra = yaml.safe_load(path.read_text())["hydra"]
     assert hydra["mode"] == "MULTIRUN"
     assert hydra["sweeper"]["params"]
-    assert plan(composed(f"sweep={path.stem}")).nodes
+    assert planned(f"sweep={path.stem}").nodes
 
 
 @pytest.mark.parametrize("name", ["celeba_25000", "celeba_hq_fi"])
@@ -156,7 +156,7 @@ def test_experiments_with_sscd_ask_for_its_file_and_hash(name: str, tmp_path: Pa
     weights.write_bytes(b"not loaded here")
     chosen = [f"label.features.path={weights}", f"evaluate.features.path={weights}"]
     with pytest.raises(ValueError, match="sha256"):
-        plan(composed(f"experiment={name}", *chosen))
+        planned(f"experiment={name}", *chosen)
 
 
 @pytest.mark.parametrize("name", ["celeba_25000", "celeba_hq_fi"])
@@ -182,7 +182,7 @@ def test_null_for_a_choice_of_files_is_refused_with_what_to_say_instead(
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_setting_that_a_stage_does_not_have_is_refused_with_its_name(stage: str) -> None:
     with pytest.raises(ValueError, match=rf"{stage}\.sede is not a setting of"):
-        plan(composed(*ABSENT.get(stage, []), f"+{stage}.sede=1"))
+        planned(*ABSENT.get(stage, []), f"+{stage}.sede=1")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -193,7 +193,7 @@ def test_a_key_that_no_config_has_is_refused_by_hydra(stage: str) -> None:
 
 def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() -> None:
     with pytest.raises(ValueError, match=r"layers_per_blok .*did you mean 'layers_per_block'"):
-        plan(composed("+dpm.unet.layers_per_blok=2"))
+        planned("+dpm.unet.layers_per_blok=2")
 
 
 @pytest.mark.parametrize(
@@ -231,9 +231,9 @@ def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() 
 )
 def test_a_wrong_value_is_refused_at_start_up(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan(composed(*override.split()))
+        planned(*override.split())
 
 
 def test_what_the_user_must_choose_is_asked_for() -> None:
     with pytest.raises(Exception, match=r"data.source.folder"):
-        plan(composed("data=imagefolder", "dpm=unet64"))
+        planned("data=imagefolder", "dpm=unet64")

@@ -16,13 +16,12 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from sidepipe import progress
 from sidepipe.artifacts import read_progress
+from sidepipe.logs import quiet_libraries, stage_log
 from sidepipe.progress import (
     LineProgress,
     SpawnedProcess,
     progress_callbacks,
     progress_settings,
-    quiet_libraries,
-    stage_log,
 )
 
 

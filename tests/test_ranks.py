@@ -202,7 +202,7 @@ if __name__ == "__main__":
         if leads:
             from sidepipe.dpm.stage import TrainDPM
             from sidepipe.generate.stage import Generate
-            from sidepipe.progress import quiet_libraries
+            from sidepipe.logs import quiet_libraries
             from sidepipe.stage import Runtime
 
             quiet_libraries()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline
-from tests.tiny import DIGITS, SCHEDULE, SETTINGS, UNET
+from tests.tiny import DIGITS, SCHEDULE, SETTINGS, UNET, checked
 
 from sidepipe import shards
 from sidepipe.diffusion.noise import image_noise
@@ -503,7 +503,7 @@ def test_eps_of_noise_alone_is_refused_before_the_model_is_trained(changes):
     def check(prediction_type):
         ends_in_noise = {"rescale_betas_zero_snr": True, "prediction_type": prediction_type}
         dpm = TrainDPM(**{**SETTINGS, "noise_schedule": {**SCHEDULE, **ends_in_noise}})
-        generate(**changes).check({"data": DIGITS, "dpm": dpm}, runtime())
+        checked(generate(**changes), {"data": DIGITS, "dpm": dpm}, runtime())
 
     check("v_prediction")
     with pytest.raises(ValueError, match=r"got 'epsilon' at t = 19, .*; remedy: timestep_spacing"):

@@ -1,7 +1,9 @@
 """Settings of a tiny model of the scanned digits: a training step takes milliseconds."""
 
+from collections.abc import Mapping
+
 from sidepipe.data.stage import Data
-from sidepipe.stage import Runtime
+from sidepipe.stage import Runtime, Stage
 
 UNET = {
     "_target_": "diffusers.UNet2DModel",
@@ -45,3 +47,9 @@ DIGITS = Data(
     center_crop=None,
     on_bad_file="error",
 )
+
+
+def checked(stage: Stage, upstream: Mapping[str, Stage], runtime: Runtime = RUNTIME) -> None:
+    """All that is checked of a stage before anything runs."""
+    stage.check(upstream, runtime)
+    stage.check_parts(upstream, runtime)

@@ -37,7 +37,7 @@ def _hydra_main(cfg: DictConfig) -> None:
 
 def _run(cfg: DictConfig) -> None:
     """What the command line asks for; exits with 1 where it fails."""
-    from sidepipe.progress import quiet_libraries
+    from sidepipe.logs import quiet_libraries
 
     quiet_libraries()  # before faiss and others are imported and speak
     from sidepipe import graph, pipeline, status

@@ -12,7 +12,7 @@ unchanged model was found to have memorised. A stage whose config is null is not
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,13 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from sidepipe import artifacts
-from sidepipe.settings import bind, check_field_types, require, require_known
+from sidepipe.settings import (
+    bind_nested,
+    bind_signature,
+    check_field_types,
+    require,
+    require_known,
+)
 from sidepipe.stage import Runtime, Stage
 from sidepipe.tracking import Tracking
 
@@ -57,11 +63,15 @@ NEEDED_BY = {
 
 @dataclass(frozen=True)
 class Node:
-    """A stage with its settings and the nodes it reads; its key names its artifact."""
+    """A stage with its settings and the nodes it reads; its key names its artifact.
+
+    where: what messages call its settings, as `attacks.refined.extract`.
+    """
 
     stage: Stage
     settings: dict[str, Any]
     inputs: dict[str, "Node"] = field(default_factory=dict)
+    where: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -78,6 +88,14 @@ class Node:
         for node in self.inputs.values():
             order |= node.upstream()
         return {**order, self.key: self}
+
+    def stages_read(self) -> dict[str, Stage]:
+        """By name, the stages of all nodes that this one is made from."""
+        return {
+            node.stage.name: node.stage
+            for read in self.inputs.values()
+            for node in read.upstream().values()
+        }
 
     def lineage(self) -> dict[str, dict[str, Any]]:
         """By key, the stage and the inputs of everything it is made from, and its own."""
@@ -119,6 +137,7 @@ class Plan:
 def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
     """Builds and checks every stage's settings; nothing is read but small config files.
 
+    What takes seconds to import is left to `check_parts`, which follows before anything runs.
     made: nodes of earlier plans, which a sweep's points share; those of this one are added.
     Raises ValueError for a wrong name, type, range or combination in ANY stage, so that a typo in
     evaluate does not surface after days of training.
@@ -264,11 +283,23 @@ def _node(
     for read in reads:
         require(read in available, read, f"set, for {where} reads it", None, f"choose {read}=...")
     upstream = {n: available[n] for n in reads}
-    closure = {
-        n.stage.name: n.stage for node in upstream.values() for n in node.upstream().values()
-    }
-    stage.check(closure, runtime)
-    return Node(stage, settings, upstream)
+    node = Node(stage, settings, upstream, where)
+    stage.check(node.stages_read(), runtime)
+    return node
+
+
+def check_parts(nodes: Iterable[Node], runtime: Runtime) -> None:
+    """Checks what the settings of `nodes` describe: networks, schedules, encoders, sources.
+
+    For nodes that are about to be made, before the first of them runs. Raises ValueError or an
+    OSError where an argument is unknown, a part cannot be built, or parts do not fit each other.
+    """
+    for node in nodes:
+        taken = TAKES.get(node.stage.name, {})
+        for name, value in node.settings.items():
+            own = f"{node.where or node.stage.name}.{name}"
+            bind_nested(".".join(taken[name]) if name in taken else own, value)
+        node.stage.check_parts(node.stages_read(), runtime)
 
 
 def _stage(name: str, where: str, settings: Mapping[str, Any]) -> Stage:
@@ -281,7 +312,7 @@ def _stage(name: str, where: str, settings: Mapping[str, Any]) -> Stage:
 
 
 def _build(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
-    bind(where, f"{kind.__module__}.{kind.__qualname__}", settings)
+    bind_signature(where, f"{kind.__module__}.{kind.__qualname__}", settings)
     return kind(**check_field_types(where, kind, settings))
 
 

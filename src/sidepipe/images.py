@@ -3,20 +3,26 @@
 On disk: uint8, NHWC. In models: float32, NCHW, in [-1, 1].
 """
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def to_model(
     images: UInt8[np.ndarray, "n h w c"] | UInt8[Tensor, "n h w c"],
 ) -> Float[Tensor, "n c h w"]:
     """Float images in [-1, 1] from uint8 ones."""
+    import torch
+
     # A copy: torch warns of memory-mapped arrays, which it could write to by mistake.
     tensor = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
     return tensor.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
@@ -27,6 +33,8 @@ def to_uint8(x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
 
     Raises RuntimeError for nan and infinity, which would become black or white.
     """
+    import torch
+
     finite = x_0.isfinite()
     if not finite.all():
         bad, count = int((~finite.flatten(1).all(1)).sum()), len(x_0)

@@ -10,8 +10,8 @@ from pathlib import Path
 from sidepipe import artifacts, files, integrity
 from sidepipe.attempts import save_seconds, working_seconds
 from sidepipe.dashboards.measures import LINEAGE, measured, run_config
-from sidepipe.graph import STAGES, Node, Plan, needed
-from sidepipe.progress import stage_log
+from sidepipe.graph import STAGES, Node, Plan, check_parts, needed
+from sidepipe.logs import stage_log
 from sidepipe.report.stage import load_table, page_path
 from sidepipe.settings import require_known
 from sidepipe.shards import check_disk
@@ -26,8 +26,11 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
     """Runs whatever is missing for `stage` (or `all`), and returns the nodes asked for."""
     require_known("stage", stage, ["all", "status", *STAGES])
     order = needed(the_plan, stage)
-    _require_room(order.values(), the_plan)
-    the_plan.runtime.limit_threads()
+    missing = [n for n in order.values() if not integrity.is_done(n.folder(the_plan.runtime))]
+    check_parts(missing, the_plan.runtime)
+    _require_room(missing, the_plan)
+    if missing:
+        the_plan.runtime.limit_threads()
     made = [node for node in order.values() if make(node, the_plan)]
     if not made:
         log.info("nothing to do: all %d artifacts are there", len(order))

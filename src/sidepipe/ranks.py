@@ -20,9 +20,6 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch.multiprocessing import ProcessExitedException
 
 from sidepipe import interruption
 from sidepipe.interruption import Preempted
@@ -102,8 +99,11 @@ def leading() -> Iterator[bool]:
     except BaseException as error:
         said = error.code if isinstance(error, SystemExit) else 1
         code = said if isinstance(said, int) else 1
-        if several() and dist.is_initialized():
-            _end_at_once(error, code)
+        if several():
+            import torch.distributed as dist
+
+            if dist.is_initialized():
+                _end_at_once(error, code)
         _dismiss(code)
         raise
     _dismiss(0)
@@ -130,6 +130,8 @@ def _meet() -> None:
     os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
     if _store is not None:
         return
+    import torch.distributed as dist
+
     host = re.sub(r"\[(\w+)[^]]*\]", r"\1", _step("NODELIST", "")).split(",")[0]
     # Jobs at a time have numbers close to each other, and seldom a second step.
     job, step = int(os.environ["SLURM_JOB_ID"]), int(_step("ID", "0"))
@@ -189,6 +191,8 @@ def together(function: Callable[..., Any], *arguments: Any) -> Any:
         if several():
             _say(_WORK)
             return _take_part((function, arguments))
+        from torch.multiprocessing import ProcessExitedException
+
         try:
             return function(*arguments)
         except ProcessExitedException:  # one that Lightning spawned
@@ -203,6 +207,9 @@ def _take_part(work: tuple[Callable[..., Any], Sequence[Any]] | None) -> Any:
     A process group of its own for each: outside, the first process is on its own, and a metric
     that gathers over all processes does not wait for those that do not compute it.
     """
+    import torch
+    import torch.distributed as dist
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = dist.PrefixStore(f"work {_words}", _store)
     dist.init_process_group(backend, store=store, rank=_rank(), world_size=_num_tasks())
@@ -228,6 +235,9 @@ def _take_part(work: tuple[Callable[..., Any], Sequence[Any]] | None) -> Any:
 
 def _sent(content: Any, group: Any) -> Any:
     """The first process's `content`, in every process; arrays go as they are, without a copy."""
+    import torch
+    import torch.distributed as dist
+
     if _rank() == 0:
         buffers: list[pickle.PickleBuffer] = []
         head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)

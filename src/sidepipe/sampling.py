@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
 from sidepipe.diffusion.sampler import SAMPLERS, require_x_0
 from sidepipe.diffusion.schedule import EpsFn, clip_x_0
+from sidepipe.diffusion.timesteps import Guidance as Guidance
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.shard_writer import ShardWriter
 from sidepipe.shards import check_disk, missing_shards, shard_ranges
@@ -47,20 +47,6 @@ from sidepipe.threads import ThreadChoice
 log = logging.getLogger(__name__)
 
 SETTLING_PAYS = 1000  # steps after which timing some that make no image costs less than 1 %
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guidance:
-    """Where a surrogate steers: lambda, and the timesteps t_min <= t <= t_max."""
-
-    guidance_scale: float
-    t_min: int
-    t_max: int | None
-
-    def within(self, timesteps: Sequence[int]) -> list[int]:
-        """Those of `timesteps` that are guided."""
-        t_max = math.inf if self.t_max is None else self.t_max
-        return [t for t in timesteps if self.t_min <= t <= t_max and self.guidance_scale != 0]
 
 
 class ImageSampler(L.LightningModule):

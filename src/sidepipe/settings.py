@@ -65,7 +65,16 @@ def require_known(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def bind(where: str, target: str, arguments: Mapping[str, Any], partial: bool = False) -> None:
-    """Checks that `arguments` fit the signature of `target`, and so for every `_target_` within.
+    """Checks that `arguments` fit the signature of `target`, and so for every `_target_` within."""
+    bind_signature(where, target, arguments, partial)
+    for name, value in arguments.items():
+        bind_nested(f"{where}.{name}", value)
+
+
+def bind_signature(
+    where: str, target: str, arguments: Mapping[str, Any], partial: bool = False
+) -> None:
+    """Checks that `arguments` fit the signature of `target`.
 
     Errors name the setting as typed on the command line (`where.argument`) and the closest
     argument that exists. `partial`: the caller supplies the positional rest (`_partial_: true`).
@@ -88,8 +97,6 @@ def bind(where: str, target: str, arguments: Mapping[str, Any], partial: bool = 
     missing = [n for n in missing if n not in arguments]
     if missing and not partial:
         raise ValueError(f"{where}.{missing[0]} is required by {target} and is not set")
-    for name, value in arguments.items():
-        bind_nested(f"{where}.{name}", value)
 
 
 def bind_nested(where: str, value: Any) -> None:
@@ -109,6 +116,8 @@ def bind_nested(where: str, value: Any) -> None:
 def _parameters(function: Any) -> dict[str, inspect.Parameter]:
     # inspect follows functools.wraps, with which diffusers decorates constructors.
     if inspect.isclass(function):
+        if function.__init__ is object.__init__:
+            return {}  # its signature says that it takes anything, and it takes nothing
         parameters = dict(inspect.signature(function.__init__).parameters)
         parameters.pop("self", None)
         return parameters

@@ -175,6 +175,13 @@ class Stage:
         """Disk space of the images it writes, in bytes, where the settings alone tell it, or 0."""
         return 0
 
+    def check_parts(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
+        """Raises as `check` does, where a network, a schedule or an encoder cannot be built.
+
+        Called for what is missing, once all settings are checked and before anything runs: to
+        import what these are made of takes seconds, which a refusal or a status can do without.
+        """
+
     def check_sources(self, runtime: Runtime) -> None:
         """Raises ValueError or an OSError where what it reads outside the outputs is not there.
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from sidepipe import artifacts, integrity
 from sidepipe.graph import Node, Plan
+from sidepipe.logs import clock
 from sidepipe.pipeline import ERROR, LOG
-from sidepipe.progress import clock
 from sidepipe.stage import Runtime
 
 

@@ -5,10 +5,10 @@ same command sees the batches and the noise it would have seen.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -23,8 +23,7 @@ from sidepipe.checkpoints import CheckpointByRename, SaveLast, require_whole
 from sidepipe.diffusion.schedule import add_noise
 from sidepipe.images import to_model
 from sidepipe.progress import SpawnedProcess, progress_callbacks, progress_settings
-from sidepipe.settings import require
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import Runtime
 from sidepipe.thread_callback import Threads
 from sidepipe.tracking import MetricsCSV
 
@@ -146,109 +145,74 @@ def adamw_with_warmup(
     return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training(Stage):
-    """Settings that every trained stage has.
+def fit(
+    stage: Any,
+    module: L.LightningModule,
+    rows: Sequence[np.ndarray],
+    validation: Any,
+    folder: Path,
+    runtime: Runtime,
+    *,
+    validate_every_steps: int,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, float]:
+    """Trains until `max_steps`, from the folder's last checkpoint if it has one; last metrics.
 
-    batch_size: global, in images. lr_warmup_steps, max_steps, *_every_steps: in optimizer steps.
-    gradient_clip_val: maximal gradient norm, 0 for none.
+    stage: the `sidepipe.trained.Training` whose settings are used. rows: arrays of equal length,
+    whose batches the module's steps get. Afterwards `weights(folder)` has the result; the module
+    itself may not (a run killed after its last step only has the file, and spawned processes keep
+    theirs). Raises Preempted when asked to stop, after saving.
     """
+    last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
+    metrics.drop_half_line()
+    if last.exists():
+        require_whole(last)
+        log.info("resuming from %s", last)
+    resume, earlier = str(last) if last.exists() else None, len(metrics.rows())
+    every = min(validate_every_steps, stage.max_steps)
+    trained = (stage, module, rows, validation, folder, runtime, every, callbacks, resume)
+    ranks.together(_fit, *trained)
+    if runtime.spawns:
+        metrics.forward(metrics.rows()[earlier:])
+    return {name: value for _, name, value in metrics.rows()}
 
-    max_steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    lr_warmup_steps: int
-    gradient_clip_val: float
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
-    log_every_steps: int
-    checkpoint_every_steps: int
-    seed: int
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("max_steps", "batch_size", "log_every_steps", "checkpoint_every_steps"):
-            require(getattr(self, field) >= 1, f"{self.name}.{field}", ">= 1", getattr(self, field))
-        for field in ("weight_decay", "lr_warmup_steps", "gradient_clip_val"):
-            require(getattr(self, field) >= 0, f"{self.name}.{field}", ">= 0", getattr(self, field))
-        require(self.lr > 0, f"{self.name}.lr", "> 0", self.lr)
-        require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
-
-    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        require(
-            self.batch_size % runtime.num_processes == 0,
-            f"{self.name}.batch_size",
-            f"divisible by the number of devices, {runtime.num_processes}",
-            self.batch_size,
-        )
-
-    def fit(
-        self,
-        module: L.LightningModule,
-        rows: Sequence[np.ndarray],
-        validation: Any,
-        folder: Path,
-        runtime: Runtime,
-        *,
-        validate_every_steps: int,
-        callbacks: Sequence[Callback] = (),
-    ) -> dict[str, float]:
-        """Trains until `max_steps`, going on from the folder's last checkpoint; last metrics.
-
-        rows: arrays of equal length, whose batches the module's steps get. Afterwards
-        `weights(folder)` has the result; the module itself may not (a run killed after its last
-        step only has the file, and spawned processes keep theirs). Raises Preempted when asked to
-        stop, after saving.
-        """
-        last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
-        metrics.drop_half_line()
-        if last.exists():
-            require_whole(last)
-            log.info("resuming from %s", last)
-        resume, earlier = str(last) if last.exists() else None, len(metrics.rows())
-        every = min(validate_every_steps, self.max_steps)
-        trained = (module, rows, validation, folder, runtime, every, callbacks, resume)
-        ranks.together(self._fit, *trained)
-        if runtime.spawns:
-            metrics.forward(metrics.rows()[earlier:])
-        return {name: value for _, name, value in metrics.rows()}
-
-    def _fit(
-        self,
-        module: L.LightningModule,
-        rows: Sequence[np.ndarray],
-        validation: Any,
-        folder: Path,
-        runtime: Runtime,
-        validate_every_steps: int,
-        callbacks: Sequence[Callback],
-        resume: str | None,
-    ) -> None:
-        """What each process of `fit` does; resume: the checkpoint to go on from."""
-        trainer = runtime.trainer(
-            max_steps=self.max_steps,
-            max_epochs=-1,
-            precision=self.precision,
-            gradient_clip_val=self.gradient_clip_val,
-            logger=MetricsCSV(folder / "metrics.csv"),
-            log_every_n_steps=self.log_every_steps,
-            val_check_interval=validate_every_steps,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            callbacks=[
-                SpawnedProcess(folder),
-                Threads(runtime),
-                *callbacks,
-                _SeedTorch(self.seed),
-                SaveLast(folder / LAST, self.checkpoint_every_steps, validate_every_steps),
-                *progress_callbacks(folder, self.max_steps, seconds=runtime.progress_seconds),
-            ],
-            plugins=[CheckpointByRename()],
-            default_root_dir=folder,
-            **progress_settings(),
-        )
-        batches = EndlessBatches(module, rows, self.batch_size, self.seed)
-        trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True)
+def _fit(
+    stage: Any,
+    module: L.LightningModule,
+    rows: Sequence[np.ndarray],
+    validation: Any,
+    folder: Path,
+    runtime: Runtime,
+    validate_every_steps: int,
+    callbacks: Sequence[Callback],
+    resume: str | None,
+) -> None:
+    """What each process of `fit` does; resume: the checkpoint to go on from."""
+    trainer = runtime.trainer(
+        max_steps=stage.max_steps,
+        max_epochs=-1,
+        precision=stage.precision,
+        gradient_clip_val=stage.gradient_clip_val,
+        logger=MetricsCSV(folder / "metrics.csv"),
+        log_every_n_steps=stage.log_every_steps,
+        val_check_interval=validate_every_steps,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[
+            SpawnedProcess(folder),
+            Threads(runtime),
+            *callbacks,
+            _SeedTorch(stage.seed),
+            SaveLast(folder / LAST, stage.checkpoint_every_steps, validate_every_steps),
+            *progress_callbacks(folder, stage.max_steps, seconds=runtime.progress_seconds),
+        ],
+        plugins=[CheckpointByRename()],
+        default_root_dir=folder,
+        **progress_settings(),
+    )
+    batches = EndlessBatches(module, rows, stage.batch_size, stage.seed)
+    trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True)
 
 
 def weights(folder: Path, checkpoint: str = LAST) -> dict[str, Tensor]:

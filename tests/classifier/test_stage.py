@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
+from tests.tiny import checked
 
 from sidepipe.classifier.module import NoisyClassifierModule, quality_by_noise_level
 from sidepipe.classifier.resnet import TimeResNet
@@ -401,10 +402,10 @@ def test_a_setting_out_of_range_is_refused_by_name_rule_and_value(name, value, r
 
 def test_a_batch_that_devices_cannot_share_is_refused_at_the_start():
     with pytest.raises(ValueError, match=r"divisible by the number of devices, 3, got 32"):
-        classifier().check({}, Runtime(devices=3))
-    classifier().check({}, Runtime(devices=2))
+        checked(classifier(), {}, Runtime(devices=3))
+    checked(classifier(), {}, Runtime(devices=2))
 
 
 def test_a_network_that_cannot_be_is_refused_at_the_start():
     with pytest.raises(ValueError, match="widths must be as many as blocks"):
-        classifier(network={**NETWORK, "widths": [8]}).check({}, RUNTIME)
+        checked(classifier(network={**NETWORK, "widths": [8]}), {}, RUNTIME)

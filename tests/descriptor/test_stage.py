@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.tiny import RUNTIME
+from tests.tiny import RUNTIME, checked
 
 from sidepipe.data.stage import load as load_images
 from sidepipe.descriptor.module import DescriptorModule
@@ -127,7 +127,7 @@ def test_official_sscd_is_judged_beside_it_where_its_file_is_set(inputs, tmp_pat
         torch.jit.save(script, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     settings = {"sscd_path": str(path), "sscd_sha256": sha256, "max_steps": 10}
-    descriptor(**settings).check({}, RUNTIME)
+    checked(descriptor(**settings), {}, RUNTIME)
     precision = run(tmp_path / "descriptor", inputs, **settings)["average_precision"]
     assert 0 < precision["sscd-320-v1"] < precision["pixels-rms-v1"]
 
@@ -255,13 +255,13 @@ def test_a_setting_out_of_range_is_refused_by_name_rule_and_value(name, value, r
 )
 def test_settings_that_cannot_work_are_refused_before_anything_runs(changes, message):
     with pytest.raises(ValueError, match=message):
-        descriptor(**changes).check({}, Runtime(accelerator="cpu", devices=2))
-    descriptor().check({}, Runtime(accelerator="cpu", devices=2))
+        checked(descriptor(**changes), {}, Runtime(accelerator="cpu", devices=2))
+    checked(descriptor(), {}, Runtime(accelerator="cpu", devices=2))
 
 
 def test_a_missing_file_of_sscd_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match="path must be a file"):
-        descriptor(sscd_path=str(tmp_path / "sscd.pt")).check({}, RUNTIME)
+        checked(descriptor(sscd_path=str(tmp_path / "sscd.pt")), {}, RUNTIME)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)

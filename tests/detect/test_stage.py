@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from tests.detect.fakes import Replaying, artifacts
 from tests.text.tiny import tiny_stable_diffusion
-from tests.tiny import DIGITS, RUNTIME
+from tests.tiny import DIGITS, RUNTIME, checked
 
+import sidepipe.detect.observe as observing
 import sidepipe.detect.stage as stage_module
 from sidepipe.detect.stage import (
     DetectPrompts,
@@ -112,7 +113,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(replaying, monkeypatc
     inputs, folder = replaying
     detect().run(folder, inputs, RUNTIME)
     whole = results_of(folder)
-    observe, calls = stage_module.observe, []
+    observe, calls = observing.observe, []
 
     def dies(*args):
         calls.append(args)
@@ -120,7 +121,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(replaying, monkeypatc
             raise KeyboardInterrupt
         return observe(*args)
 
-    monkeypatch.setattr(stage_module, "observe", dies)
+    monkeypatch.setattr(observing, "observe", dies)
     again = folder.parent / "again"
     again.mkdir()
     with pytest.raises(KeyboardInterrupt):
@@ -276,15 +277,15 @@ NONE = replace(DIGITS, source={"_target_": "sidepipe.data.sources.Nothing"})
 
 
 def test_what_other_stages_lack_is_said_at_start_up():
-    detect().check({"data": PLANTED, "dpm": TEXT}, RUNTIME)
+    checked(detect(), {"data": PLANTED, "dpm": TEXT}, RUNTIME)
     plain = PretrainedDPM(path="a/b", revision=None, **SPLIT)
     with pytest.raises(ValueError, match=r"dpm must be a text-conditional model"):
-        detect().check({"data": PLANTED, "dpm": plain}, RUNTIME)
+        checked(detect(), {"data": PLANTED, "dpm": plain}, RUNTIME)
     with pytest.raises(ValueError, match=r"data must be images with captions, got 'none'"):
-        detect().check({"data": DIGITS, "dpm": TEXT}, RUNTIME)
+        checked(detect(), {"data": DIGITS, "dpm": TEXT}, RUNTIME)
     own = detect(prompts="a.csv", calibration_prompts="b.csv", truth_images="images")
     with pytest.raises(ValueError, match=r"detect.label_threshold must be set"):
-        own.check({"data": NONE, "dpm": TEXT}, RUNTIME)
+        checked(own, {"data": NONE, "dpm": TEXT}, RUNTIME)
 
 
 def test_files_are_looked_for_and_a_changed_one_is_noticed(tmp_path):

@@ -16,7 +16,7 @@ from diffusers import (
     ScoreSdeVeScheduler,
     UNet2DModel,
 )
-from tests.tiny import RUNTIME, UNET
+from tests.tiny import RUNTIME, UNET, checked
 
 from sidepipe.data.stage import Data
 from sidepipe.dpm.stage import DPM, PretrainedDPM, load, load_subset
@@ -45,7 +45,7 @@ def pretrained(path, **changes) -> PretrainedDPM:
 
 def checked_and_run(path, folder, data, digits) -> dict:
     stage = pretrained(path)
-    stage.check({"data": digits}, RUNTIME)
+    checked(stage, {"data": digits}, RUNTIME)
     folder.mkdir()
     return stage.run(folder, {"data": data}, RUNTIME)
 
@@ -125,7 +125,7 @@ def test_a_hub_id_is_fetched_when_the_stage_runs_and_checked_then(
     monkeypatch.setattr(DDPMPipeline, "download", download)
     saved(tmp_path / "cache")
     stage = pretrained("somebody/digits", revision="v1")
-    stage.check({"data": digits}, RUNTIME)
+    checked(stage, {"data": digits}, RUNTIME)
     assert not fetched
     summary = stage.run(tmp_path, {"data": data}, RUNTIME)
     assert fetched == [("somebody/digits", "v1")]
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_was_replaced_is_noticed_and_an_absent_one_is_not_miss
 
 def refused(path, digits, error=ValueError, match=""):
     with pytest.raises(error, match=match):
-        pretrained(path).check({"data": digits}, RUNTIME)
+        checked(pretrained(path), {"data": digits}, RUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_network_of_other_images_or_of_classes_is_refused(tmp_path, digits, ch
 def test_channels_and_size_are_compared_with_the_data(tmp_path, digits):
     checkpoint = saved(tmp_path, network(sample_size=16, in_channels=3, out_channels=3))
     data = Data(**{**vars(digits), "size": 16, "channels": 3})
-    pretrained(checkpoint).check({"data": data}, RUNTIME)
+    checked(pretrained(checkpoint), {"data": data}, RUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_subset_out_of_range_is_refused_by_name():
 
 def test_a_checkpoint_is_taken_without_any_images(tmp_path):
     stage = pretrained(saved(tmp_path / "theirs"), num_train_images=None)
-    stage.check({"data": NOTHING}, RUNTIME)
+    checked(stage, {"data": NOTHING}, RUNTIME)
     for name in ("data", "ours"):
         (tmp_path / name).mkdir()
     NOTHING.run(tmp_path / "data", {}, RUNTIME)
@@ -248,9 +248,9 @@ def test_a_checkpoint_is_taken_without_any_images(tmp_path):
 
 def test_without_images_there_is_no_subset_to_choose_and_nothing_to_train_on(tmp_path, train_dpm):
     with pytest.raises(ValueError, match=r"dpm.num_train_images must be null, got 30; there"):
-        pretrained(saved(tmp_path / "theirs")).check({"data": NOTHING}, RUNTIME)
+        checked(pretrained(saved(tmp_path / "theirs")), {"data": NOTHING}, RUNTIME)
     with pytest.raises(ValueError, match=r"data must be images to train on, .* dpm=pretrained"):
-        train_dpm().check({"data": NOTHING}, RUNTIME)
+        checked(train_dpm(), {"data": NOTHING}, RUNTIME)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import yaml
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
-from tests.tiny import RUNTIME
+from tests.tiny import RUNTIME, checked
 
 from sidepipe.data.stage import Data
 from sidepipe.data.stage import load as load_images
@@ -399,8 +399,8 @@ def test_a_setting_out_of_range_is_refused_by_name(train_dpm, name, value, messa
 
 
 def test_settings_that_fit_the_data_pass(train_dpm, digits):
-    train_dpm().check({"data": digits}, RUNTIME)
-    train_dpm(batch_size=6).check({"data": digits}, Runtime(devices=3))
+    checked(train_dpm(), {"data": digits}, RUNTIME)
+    checked(train_dpm(batch_size=6), {"data": digits}, Runtime(devices=3))
 
 
 THREE_LEVELS = {
@@ -431,7 +431,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_runs(
     train_dpm, digits, changes, message
 ):
     with pytest.raises(ValueError, match=f"^{message}"):
-        train_dpm(**changes).check({"data": digits}, Runtime(devices=2))
+        checked(train_dpm(**changes), {"data": digits}, Runtime(devices=2))
 
 
 @pytest.mark.parametrize(("size", "fits"), [(8, True), (12, True), (10, False), (9, False)])
@@ -439,11 +439,11 @@ def test_the_size_must_be_divisible_by_what_the_network_downsamples(train_dpm, d
     stage = train_dpm(unet={**THREE_LEVELS, "sample_size": size})
     data = Data(**{**vars(digits), "size": size})
     if fits:
-        stage.check({"data": data}, RUNTIME)
+        checked(stage, {"data": data}, RUNTIME)
     else:
         rule = f"data.size must be divisible by 4, what 3 levels of the UNet downsample, got {size}"
         with pytest.raises(ValueError, match=rule):
-            stage.check({"data": data}, RUNTIME)
+            checked(stage, {"data": data}, RUNTIME)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from tests.text.tiny import WIDTH, tiny_stable_diffusion
-from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS
+from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, checked
 
 from sidepipe.data.stage import Data, load_captions
 from sidepipe.data.stage import load as load_images
@@ -173,7 +173,7 @@ def test_settings_out_of_range_are_named(changes, message):
 
 def test_images_without_captions_are_an_error_before_anything_is_trained():
     with pytest.raises(ValueError, match=r"data=captioned .* or data=planted"):
-        TrainTextDPM(**TEXT).check({"data": DIGITS}, RUNTIME)
+        checked(TrainTextDPM(**TEXT), {"data": DIGITS}, RUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_images_without_captions_are_an_error_before_anything_is_trained():
 def test_a_network_that_does_not_fit_is_an_error(planted, changes, message):
     stage = TrainTextDPM(**{**TEXT, "unet": {**UNET, **changes}})
     with pytest.raises(ValueError, match=message):
-        stage.check({"data": planted}, RUNTIME)
+        checked(stage, {"data": planted}, RUNTIME)
 
 
 def pretrained(path):
@@ -203,7 +203,7 @@ def pretrained(path):
 def test_stable_diffusion_comes_as_it_is_and_a_change_is_noticed(data, tmp_path):
     source = tiny_stable_diffusion(tmp_path / "sd")
     stage, folder = pretrained(source), tmp_path / "dpm"
-    stage.check({"data": DIGITS}, RUNTIME)
+    checked(stage, {"data": DIGITS}, RUNTIME)
     folder.mkdir()
     summary = stage.run(folder, {"data": data}, RUNTIME)
     model = load_text_model(folder)
@@ -217,7 +217,7 @@ def test_stable_diffusion_comes_as_it_is_and_a_change_is_noticed(data, tmp_path)
 
 def test_a_path_that_is_no_folder_is_an_error_before_it_is_taken_for_a_hub_id(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
-        pretrained(tmp_path / "nowhere").check({"data": DIGITS}, RUNTIME)
+        checked(pretrained(tmp_path / "nowhere"), {"data": DIGITS}, RUNTIME)
 
 
 def test_previews_show_captions_of_the_training_set(trained):

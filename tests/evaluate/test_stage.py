@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tests.tiny import checked
 
 from sidepipe.artifacts import write_manifest
 from sidepipe.dpm.stage import PretrainedDPM
@@ -605,26 +606,26 @@ def test_a_model_trained_on_all_of_data_is_refused_at_the_start():
     with pytest.raises(
         ValueError, match=r"held-out images.*remedy.*dpm.train_partitions=\[train\]"
     ):
-        Evaluate(**L2).check(upstream(None, None), RUNTIME)
-    Evaluate(**L2).check(upstream(100, None), RUNTIME)
-    Evaluate(**L2).check(upstream(None, ["train"]), RUNTIME)
+        checked(Evaluate(**L2), upstream(None, None), RUNTIME)
+    checked(Evaluate(**L2), upstream(100, None), RUNTIME)
+    checked(Evaluate(**L2), upstream(None, ["train"]), RUNTIME)
 
 
 def test_without_truth_a_model_trained_on_all_of_data_is_fine():
-    Evaluate(**{**L2, "truth": "none"}).check(upstream(None, None), RUNTIME)
+    checked(Evaluate(**{**L2, "truth": "none"}), upstream(None, None), RUNTIME)
 
 
 def test_too_few_images_for_a_percentile_are_refused_at_the_start():
     with pytest.raises(ValueError, match=r"extract.num_images must be >= 20, .* got 19"):
-        Evaluate(**L2).check(upstream(num_images=19), RUNTIME)
+        checked(Evaluate(**L2), upstream(num_images=19), RUNTIME)
 
 
 def test_bands_of_another_metric_are_refused_at_the_start():
     for settings, other in ((L2, COSINE), (COSINE, L2)):
-        Evaluate(**settings).check(upstream(), RUNTIME)
+        checked(Evaluate(**settings), upstream(), RUNTIME)
         mixed = Evaluate(**{**settings, "features": other["features"]})
         with pytest.raises(ValueError, match=r"evaluate.bands.high must be the closest band of pi"):
-            mixed.check(upstream(), RUNTIME)
+            checked(mixed, upstream(), RUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -638,9 +639,9 @@ def test_a_high_band_without_exact_copies_is_refused_at_the_start(settings, high
         bands = {"high": high}
     message = rf"bands.high must be a band that exact copies lie in, got .*; set its {end} end"
     with pytest.raises(ValueError, match=message):
-        Evaluate(**{**settings, "bands": bands}).check(upstream(), RUNTIME)
+        checked(Evaluate(**{**settings, "bands": bands}), upstream(), RUNTIME)
     for end in ([0.0, 0.075], [-1.0, 0.075]) if settings is L2 else ([0.9, 1.01],):
-        Evaluate(**{**settings, "bands": {"high": end}}).check(upstream(), RUNTIME)
+        checked(Evaluate(**{**settings, "bands": {"high": end}}), upstream(), RUNTIME)
 
 
 def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
@@ -650,7 +651,7 @@ def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
         "sha256": "0",
     }
     with pytest.raises(FileNotFoundError, match="must be a file"):
-        Evaluate(**{**COSINE, "features": sscd}).check(upstream(), RUNTIME)
+        checked(Evaluate(**{**COSINE, "features": sscd}), upstream(), RUNTIME)
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ def adapted(inputs, monkeypatch):
     (folder / "adapter.json").write_text(json.dumps({"training_evaluations": 4200}))
     inputs["lora"] = folder
     monkeypatch.setattr("sidepipe.extract.surrogates.load_lora", lambda *_: denoiser)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 1.25)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 1.25)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     return denoiser
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from safetensors.torch import save_file
+from tests.tiny import checked
 from torch import nn
 
 from sidepipe.artifacts import write_json
@@ -257,8 +258,8 @@ def test_the_cost_is_what_was_evaluated(
         return original(self, x_t, t, y)
 
     monkeypatch.setattr(Posterior, "grad_log_prob", counted)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.3)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 0.3)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     summary = run(tmp_path / "extract", inputs, surrogate=surrogate, num_images=23, **changes)
     assert summary["num_images"] == 23
     assert summary["unet_forwards"] == unet.images_seen == 23 * 20
@@ -270,8 +271,8 @@ def test_the_cost_is_what_was_evaluated(
 def test_the_cost_changes_no_image(tmp_path, inputs, unet, monkeypatch):
     measured = run(tmp_path / "measured", inputs)
     assert 0 < measured["gradient_cost"] < math.inf
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 99.0)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 99.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     run(tmp_path / "planted", inputs)
     np.testing.assert_array_equal(load(tmp_path / "measured"), load(tmp_path / "planted"))
 
@@ -371,8 +372,8 @@ def test_where_the_factor_of_points_is_0_no_gradient_is_taken_and_none_is_paid(
         return original(self, x_t, t, y)
 
     monkeypatch.setattr(Posterior, "grad_log_prob", counted)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     schedule = [[200, 0], [201, 1], [699, 1], [700, 0]]
     points = run(tmp_path / "points", inputs, guidance_schedule=schedule)
     assert (min(asked), max(asked), len(asked)) == (250, 650, 48 * 9)
@@ -635,7 +636,7 @@ DPM = TrainDPM(
 )
 def test_an_attack_that_guides_nowhere_is_refused_at_the_start(changes, message):
     with pytest.raises(ValueError, match=message):
-        extract(**changes).check({"dpm": DPM}, RUNTIME)
+        checked(extract(**changes), {"dpm": DPM}, RUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -650,7 +651,7 @@ def test_an_attack_that_guides_nowhere_is_refused_at_the_start(changes, message)
     ],
 )
 def test_an_attack_that_guides_somewhere_or_means_not_to_is_accepted(changes):
-    extract(**changes).check({"dpm": DPM}, RUNTIME)
+    checked(extract(**changes), {"dpm": DPM}, RUNTIME)
 
 
 # Settings chosen by trials
@@ -671,8 +672,8 @@ def chosen(inputs):
 def test_a_tuned_attack_is_the_attack_with_what_was_chosen_and_its_cost_that_of_trials_too(
     tmp_path, inputs, unet, chosen, monkeypatch
 ):
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     settings = {"guidance_scale": 3.0, "t_max": 400, "target_fraction": 0.3}
     tuned = run(tmp_path / "tuned", inputs, tuned=True, **settings)
     alone = run(tmp_path / "alone", inputs, **{**settings, **chosen})
@@ -693,7 +694,7 @@ def test_that_it_is_tuned_is_known_by_the_key_of_tune_alone():
 
 
 def test_settings_that_trials_replace_need_not_guide_anywhere():
-    extract(tuned=True, t_min=951).check({"dpm": DPM}, RUNTIME)
+    checked(extract(tuned=True, t_min=951), {"dpm": DPM}, RUNTIME)
 
 
 # Rounds
@@ -797,8 +798,8 @@ def test_weighted_targets_leave_out_what_is_reached(tmp_path, sampled):
 
 def test_a_run_killed_within_a_round_goes_on_with_the_same_result(tmp_path, sampled, monkeypatch):
     costs = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: next(costs))
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: next(costs))
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     settings = {**ROUNDS, "shard_size": 5}
     whole = run(tmp_path / "whole", sampled, **settings)
     costs = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
@@ -863,5 +864,5 @@ def test_rounds_of_real_labelled_images_are_refused_at_the_start():
     settings = {name: value for name, value in LABEL.items() if name != "_target_"}
     upstream = {"dpm": DPM, "label": Label(**{**settings, "assign": "original"})}
     with pytest.raises(ValueError, match=r"extract.rounds must be 1 where label.assign=original"):
-        extract(rounds=3).check(upstream, RUNTIME)
-    extract(rounds=3).check({"dpm": DPM, "label": Label(**settings)}, RUNTIME)
+        checked(extract(rounds=3), upstream, RUNTIME)
+    checked(extract(rounds=3), {"dpm": DPM, "label": Label(**settings)}, RUNTIME)

@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from tests.tiny import checked
 
 from sidepipe.artifacts import write_json
 from sidepipe.generate.stage import Generate
@@ -164,7 +165,7 @@ def test_groups_of_near_duplicates_are_labels_of_their_members_alone(tmp_path):
     write_shard(tmp_path / "generate", 0, images.clip(0, 255).astype(np.uint8))
     inputs = {"generate": tmp_path / "generate"}
     settings = {"assign": "repeats", "min_cluster_size": 3, "num_clusters": 10**6}
-    label(**settings).check({"generate": SYNTHETIC}, RUNTIME)
+    checked(label(**settings), {"generate": SYNTHETIC}, RUNTIME)
     folder, summary = run(tmp_path, inputs, **settings)
     labels = load(folder)
     assert (labels[of > 3] == -1).all()
@@ -205,7 +206,7 @@ def test_real_images_need_no_clustering_and_it_is_no_part_of_their_key():
     stage = label(assign="original", num_clusters=10**6)
     assert stage.inputs() == ("original",)
     assert label().inputs() == ("generate",)
-    stage.check({}, RUNTIME)
+    checked(stage, {}, RUNTIME)
     settings = dict.fromkeys(vars(stage), 1)
     clustering = {"num_clusters", "num_iterations", "seed"}
     repeats = {"duplicate_features", "duplicate_threshold"}
@@ -321,20 +322,20 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path, ge
 def test_more_clusters_than_synthetic_images_are_refused_at_the_start():
     rule = r"label.num_clusters must be <= generate.num_images = 100, got 101; lower it, or"
     with pytest.raises(ValueError, match=rule):
-        label(num_clusters=101).check({"generate": SYNTHETIC}, RUNTIME)
-    label(num_clusters=100).check({"generate": SYNTHETIC}, RUNTIME)
+        checked(label(num_clusters=101), {"generate": SYNTHETIC}, RUNTIME)
+    checked(label(num_clusters=100), {"generate": SYNTHETIC}, RUNTIME)
 
 
 def test_features_that_are_no_unit_vectors_are_refused_at_the_start():
     stage = label(features={"_target_": "sidepipe.features.encoders.PixelsL2"})
     with pytest.raises(ValueError, match=r"label.features must be .* cosine, got 'pixels-rms-v1'"):
-        stage.check({"generate": SYNTHETIC}, RUNTIME)
+        checked(stage, {"generate": SYNTHETIC}, RUNTIME)
 
 
 def test_a_descriptor_that_learnt_from_unseen_images_is_not_for_an_attacker():
     copydet = {"_target_": "sidepipe.features.copydet.CopyDet", "path": None}
     with pytest.raises(ValueError, match=r"label.features.path must be .* folder, got None; train"):
-        label(features=copydet).check({"generate": SYNTHETIC}, RUNTIME)
+        checked(label(features=copydet), {"generate": SYNTHETIC}, RUNTIME)
 
 
 def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
@@ -344,7 +345,7 @@ def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
         "sha256": "0",
     }
     with pytest.raises(FileNotFoundError, match="must be a file"):
-        label(features=sscd).check({"generate": SYNTHETIC}, RUNTIME)
+        checked(label(features=sscd), {"generate": SYNTHETIC}, RUNTIME)
 
 
 @pytest.mark.parametrize(

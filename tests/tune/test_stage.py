@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tests.extract.test_stage import DPM, RUNTIME, TIMESTEPS, extract, inputs, run, unet
+from tests.tiny import checked
 
 from sidepipe.extract.stage import load
 from sidepipe.tune.score import SCORES
@@ -50,8 +51,8 @@ def test_all_combinations_are_tried_the_last_setting_changing_fastest():
 
 
 def test_the_setting_whose_trial_repeats_itself_most_is_chosen(tmp_path, unet, inputs, monkeypatch):
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     folder = tmp_path / "tune"
     summary = tune().run(folder, inputs, RUNTIME)
     trials = load_trials(folder)
@@ -73,8 +74,8 @@ def test_the_setting_whose_trial_repeats_itself_most_is_chosen(tmp_path, unet, i
 
 
 def test_a_trial_is_the_small_attack_and_costs_as_much(tmp_path, unet, inputs, monkeypatch):
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     summary = tune().run(tmp_path / "tune", inputs, RUNTIME)
     trials = load_trials(tmp_path / "tune")
     for i, (row, images) in enumerate(trials):
@@ -102,8 +103,8 @@ def test_what_is_none_or_a_list_is_chosen_as_it_was_written(tmp_path, unet, inpu
 def test_a_killed_tuning_goes_on_and_makes_no_finished_trial_again(
     tmp_path, unet, inputs, monkeypatch
 ):
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     whole = tune().run(tmp_path / "whole", inputs, RUNTIME)
     interrupted = Mock(side_effect=[0.1, KeyboardInterrupt])
     with monkeypatch.context() as patch:
@@ -125,7 +126,7 @@ def test_a_killed_tuning_goes_on_and_makes_no_finished_trial_again(
 
 
 def test_a_trial_whose_images_are_not_whole_is_made_again(tmp_path, unet, inputs, monkeypatch):
-    monkeypatch.setattr("sidepipe.extract.guided.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_cost", lambda *_: 0.25)
     whole = tune().run(tmp_path / "tune", inputs, RUNTIME)
     expected = load_trials(tmp_path / "tune")
     os.truncate(tmp_path / "tune/trials/001/shards/000001.npy", 130)
@@ -204,14 +205,14 @@ def test_the_target_fraction_counts_where_some_trial_uses_it():
 )
 def test_a_grid_that_cannot_be_tried_is_refused_at_the_start(changes, message):
     with pytest.raises(ValueError, match=message):
-        tune(**changes).check({"dpm": DPM}, RUNTIME)
+        checked(tune(**changes), {"dpm": DPM}, RUNTIME)
 
 
 def test_of_an_attack_that_is_not_tuned_only_the_names_of_the_grid_are_checked():
     grid = {"guidance_schedule": ["constant", "classifier_quality"]}
-    tune({"tuned": False}, grid=grid).check({}, RUNTIME)
+    checked(tune({"tuned": False}, grid=grid), {}, RUNTIME)
     with pytest.raises(ValueError, match="'constant' or points where"):
-        tune(grid=grid).check({"dpm": DPM}, RUNTIME)
+        checked(tune(grid=grid), {"dpm": DPM}, RUNTIME)
 
 
 # plain samples, whose refinement alone is tuned
@@ -231,4 +232,4 @@ def test_of_plain_samples_only_the_refinement_is_tried_and_no_label_is_read(tmp_
 def test_plain_samples_without_refinement_have_nothing_to_tune():
     stage = tune({"surrogate": "none", "refine_steps": 0}, grid={"refine_t": [100]})
     assert stage.inputs() == ()
-    stage.check({}, RUNTIME)
+    checked(stage, {}, RUNTIME)

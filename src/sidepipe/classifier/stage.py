@@ -1,37 +1,32 @@
 """Stage `classifier`: trains p(y | x_t, t) on labelled synthetic images, and judges it by noise."""
 
+from __future__ import annotations
+
 import json
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import lightning as L
 import numpy as np
-import pandas as pd
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from sidepipe.artifacts import write_json
-from sidepipe.classifier.module import (
-    IgnoresTime,
-    NoisyClassifierModule,
-    quality_by_noise_level,
-    quality_on_clean_images,
-)
-from sidepipe.classifier.resnet import fold_batch_norms
-from sidepipe.diffusion.guidance import Posterior
 from sidepipe.generate.stage import load_denoiser
 from sidepipe.images import to_model
 from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_images
 from sidepipe.settings import build, require, tried
 from sidepipe.stage import Runtime, Stage
-from sidepipe.training import Training, validation_batches, weights
+from sidepipe.trained import Training
+
+if TYPE_CHECKING:
+    import torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from torch import nn
+
+    from sidepipe.diffusion.guidance import Posterior
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +83,20 @@ class Classifier(Training):
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "generate", "label")
 
-    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        super().check(upstream, runtime)
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        import torch
+
         # Without memory or weights: what the network refuses is refused before anything runs.
         with torch.device("meta"):
             sizes = {"in_channels": 1, "num_classes": 2}
             tried("classifier.network", {**self.network, "_partial_": False, **sizes})
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import torch
+        from safetensors.torch import save_file
+
+        from sidepipe.classifier.module import quality_by_noise_level
+
         denoiser = load_denoiser(inputs["dpm"], "32-true")
         rule, remedy = "of images, not latents, for a classifier", "extract.surrogate=lora"
         require(denoiser.has_range, "dpm", rule, "a latent model", remedy)
@@ -129,6 +130,10 @@ class Classifier(Training):
         self, images: np.ndarray, labels: np.ndarray, alphas_cumprod: torch.Tensor
     ) -> Posterior | None:
         """The closed form that the network stands for, None where it learns from labels."""
+        import torch
+
+        from sidepipe.diffusion.guidance import Posterior
+
         if self.labels == "hard":
             return None
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -136,6 +141,8 @@ class Classifier(Training):
 
     def _new_network(self, folder: Path, in_channels: int, num_classes: int) -> nn.Module:
         """A network with seeded weights, described in the folder for `load`."""
+        import lightning as L
+
         L.seed_everything(self.seed, verbose=False)
         arguments = {"in_channels": in_channels, "num_classes": num_classes}
         described = {"network": self.network, "arguments": arguments, "noised": self.noised}
@@ -153,6 +160,9 @@ class Classifier(Training):
         runtime: Runtime,
     ) -> None:
         """Leaves the best weights in `network`. seen, unseen: images and labels."""
+        from sidepipe.classifier.module import NoisyClassifierModule
+        from sidepipe.training import validation_batches, weights
+
         module = NoisyClassifierModule(
             network,
             alphas_cumprod,
@@ -183,6 +193,8 @@ def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray)
     Who knows how frequent each label is, and nothing of the image, has the entropy of the labels:
     a classifier above it misleads.
     """
+    import pandas as pd
+
     counts = np.unique(labels, return_counts=True)[1]
     shares = counts / len(labels)
     chance = {
@@ -213,12 +225,16 @@ def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray)
 
 
 def _clean(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    from sidepipe.classifier.module import quality_on_clean_images
+
     quality = quality_on_clean_images(network, images, labels)
     log.info("clean: cross-entropy %(cross_entropy).3f, accuracy %(accuracy).3f", quality)
     return quality
 
 
 def _keep_best(folder: Path) -> ModelCheckpoint:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
     return ModelCheckpoint(
         dirpath=folder,
         filename=Path(BEST).stem,
@@ -241,6 +257,11 @@ def load(folder: Path) -> nn.Module:
 
     Its batch norms are folded into its convolutions.
     """
+    from safetensors.torch import load_file
+
+    from sidepipe.classifier.module import IgnoresTime
+    from sidepipe.classifier.resnet import fold_batch_norms
+
     described = json.loads((folder / "network.json").read_text())
     network = build(described["network"])(**described["arguments"])
     network.load_state_dict(load_file(folder / "model.safetensors"))
@@ -250,5 +271,7 @@ def load(folder: Path) -> nn.Module:
 
 def load_quality(folder: Path) -> list[dict[str, int | float]]:
     """The rows of quality.csv: equal bins of t, least noise first."""
+    import pandas as pd
+
     rows: Any = pd.read_csv(folder / "quality.csv").to_dict("records")
     return rows

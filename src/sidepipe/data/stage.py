@@ -3,6 +3,8 @@
 A source of pairs gets a table of captions beside them.
 """
 
+from __future__ import annotations
+
 import csv
 import json
 import logging
@@ -10,10 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 
 from sidepipe.data.captioned import Captioned
@@ -25,6 +26,9 @@ from sidepipe.images import save_grid
 from sidepipe.settings import build, require
 from sidepipe.shards import check_disk
 from sidepipe.stage import Runtime, Stage
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +185,8 @@ def load_captions(folder: Path) -> pd.DataFrame:
     path = folder / "captions.csv"
     if not path.exists():
         raise FileNotFoundError("the data have no captions; remedy: data=captioned or data=planted")
+    import pandas as pd
+
     # A caption may well be "NA".
     table = pd.read_csv(path, index_col="index", keep_default_na=False)
     kinds = {"caption": str, "repeats": int, "word": str}

@@ -3,29 +3,27 @@
 Only an evaluation may use it: an attacker does not know which images the model has not seen.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import lightning as L
 import numpy as np
-import pandas as pd
-import torch
 from jaxtyping import Int64
-from safetensors.torch import save_file
 
 from sidepipe.artifacts import write_json
 from sidepipe.data.stage import load as load_images
-from sidepipe.descriptor.module import DescriptorModule
-from sidepipe.descriptor.task import judge
 from sidepipe.dpm.stage import load_subset
-from sidepipe.features.copydet import DESCRIPTION, WEIGHTS, CopyDet, CopyNet
-from sidepipe.features.encoders import SSCD, Encoder, Pixels, PixelsL2
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
-from sidepipe.training import Training, validation_batches, weights
+from sidepipe.trained import Training
+
+if TYPE_CHECKING:
+    from sidepipe.features.copydet import CopyDet, CopyNet
+    from sidepipe.features.encoders import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +71,13 @@ class Descriptor(Training):
             f">= 4 and divisible by {2 * runtime.num_processes}, pairs of images on every device",
             self.batch_size,
         )
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        import torch
+
+        from sidepipe.features.copydet import CopyNet
+        from sidepipe.features.encoders import SSCD
+
         # Without memory or weights: what the network refuses is refused before anything runs.
         with torch.device("meta"):
             CopyNet(8, self.widths, self.dimensions)
@@ -80,6 +85,10 @@ class Descriptor(Training):
             SSCD(self.sscd_path, self.sscd_sha256).check()
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from safetensors.torch import save_file
+
+        from sidepipe.features.copydet import WEIGHTS
+
         images, unseen = load_images(inputs["data"]), load_subset(inputs["dpm"])[1]
         rows = last_share(unseen, self.fraction)
         np.save(folder / "rows.npy", rows)
@@ -98,6 +107,10 @@ class Descriptor(Training):
 
     def _new_network(self, folder: Path, size: int) -> CopyNet:
         """A network with seeded weights, described in the folder for `load`."""
+        import lightning as L
+
+        from sidepipe.features.copydet import DESCRIPTION, CopyNet
+
         L.seed_everything(self.seed, verbose=False)
         arguments = {"size": size, "widths": list(self.widths), "dimensions": self.dimensions}
         write_json(folder / DESCRIPTION, arguments)
@@ -107,6 +120,9 @@ class Descriptor(Training):
         self, network: CopyNet, seen: np.ndarray, unseen: np.ndarray, folder: Path, runtime: Runtime
     ) -> None:
         """Leaves the trained weights in `network`."""
+        from sidepipe.descriptor.module import DescriptorModule
+        from sidepipe.training import validation_batches, weights
+
         module = DescriptorModule(
             network,
             temperature=self.temperature,
@@ -128,6 +144,11 @@ class Descriptor(Training):
 
     def _judge(self, folder: Path, images: np.ndarray, runtime: Runtime) -> dict[str, Any]:
         """Writes quality.csv; the summary is its rows of all edits together."""
+        import pandas as pd
+
+        from sidepipe.descriptor.task import judge
+        from sidepipe.features.encoders import SSCD, Pixels, PixelsL2
+
         encoders: dict[str, Encoder] = {
             e.transform: e for e in (load(folder), PixelsL2(), Pixels())
         }
@@ -167,6 +188,8 @@ def _split(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def load(folder: Path) -> CopyDet:
     """The trained descriptor."""
+    from sidepipe.features.copydet import CopyDet
+
     return CopyDet(str(folder))
 
 

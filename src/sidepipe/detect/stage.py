@@ -3,28 +3,23 @@
 Detection looks at the model alone; training images only serve to say which prompts are memorised.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
-import torch
 from jaxtyping import UInt8
 from safetensors.numpy import load_file, save_file
 
 from sidepipe.artifacts import write_json
 from sidepipe.data.stage import Data, load_captions, load_ids
 from sidepipe.data.stage import load as load_images
-from sidepipe.detect import results as r
-from sidepipe.detect import tables
-from sidepipe.detect.observe import Watch, halving, observe, require_guidance
-from sidepipe.detect.prompts import cut_off, of_data, of_files, own_files
-from sidepipe.detect.replays import Truth, own_truth, training_truth
 from sidepipe.detect.roc import require_enough
 from sidepipe.detect.scores import SIGNALS, Variant, variants
 from sidepipe.dpm.stage import load_subset
@@ -33,10 +28,13 @@ from sidepipe.files import sha256_of
 from sidepipe.parts import Arrays, in_parts
 from sidepipe.settings import build, require, require_known
 from sidepipe.stage import Precision, Runtime, Stage
-from sidepipe.text.memory import images_at_once
-from sidepipe.text.model import TextModel
 from sidepipe.text.prompts import read_prompts
-from sidepipe.text.trajectory import prompt_timesteps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sidepipe.detect.replays import Truth
+    from sidepipe.text.model import TextModel
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +145,8 @@ class DetectPrompts(Stage):
         if data.is_empty and self.truth_images is not None:
             rule = "set for detect.truth_images, as there are no held-out images"
             require(self.label_threshold is not None, "detect.label_threshold", rule, None)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         build(self.features).check()
 
     def check_sources(self, runtime: Runtime) -> None:
@@ -171,6 +171,11 @@ class DetectPrompts(Stage):
         return Path(runtime.data_root).expanduser() / Path(file).expanduser()
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.detect import results as r
+        from sidepipe.detect import tables
+        from sidepipe.detect.prompts import cut_off
+        from sidepipe.text.trajectory import prompt_timesteps
+
         files = {name: sha256_of(path) for name, path in self._files(runtime).items()}
         table = self._prompts(inputs, runtime)
         truth = self._truth(inputs, table, runtime)
@@ -206,6 +211,10 @@ class DetectPrompts(Stage):
 
     def _try(self, model: TextModel, captions: list[str], truth: Truth | None) -> None:
         """Raises ValueError, before anything is sampled, where what follows cannot work."""
+        import torch
+
+        from sidepipe.detect.observe import require_guidance
+
         require_guidance(model, captions, self.seed, self.num_inference_steps)
         if truth is not None:
             empty = torch.zeros(1, *model.latent_shape, device=model.device)
@@ -213,6 +222,8 @@ class DetectPrompts(Stage):
 
     def _prompts(self, inputs: Mapping[str, Path], runtime: Runtime) -> pd.DataFrame:
         """A row for each prompt; ValueError where too few calibrate."""
+        from sidepipe.detect.prompts import of_data, of_files
+
         if self.prompts is None:
             captions, ids = load_captions(inputs["data"]), load_ids(inputs["data"])
             numbers = (self.num_train_prompts, self.num_heldout_prompts, self.seed)
@@ -228,6 +239,9 @@ class DetectPrompts(Stage):
         self, inputs: Mapping[str, Path], table: pd.DataFrame, runtime: Runtime
     ) -> Truth | None:
         """How images are judged; None where no training image is at hand."""
+        from sidepipe.detect.prompts import own_files
+        from sidepipe.detect.replays import own_truth, training_truth
+
         encoder, device = build(self.features), runtime.torch_device()
         train, unseen = load_subset(inputs["dpm"])
         if len(train):
@@ -248,6 +262,10 @@ class DetectPrompts(Stage):
         runtime: Runtime,
     ) -> Arrays:
         """Everything that is kept of every prompt, by name."""
+        from sidepipe.detect import tables
+        from sidepipe.detect.observe import Watch, halving, observe
+        from sidepipe.text.memory import images_at_once
+
         watch = Watch(
             *(self.num_generations, self.num_inference_steps, self.guidance_scale),
             *(self.signals, self.attention_layer, self.seed),
@@ -277,6 +295,8 @@ def load_prompts(folder: Path) -> pd.DataFrame:
     copies among its images, nearest (row of the training image that it replays or comes closest
     to), d, flagged, and each signal's score.
     """
+    from sidepipe.detect import tables
+
     return tables.read(folder / PROMPTS)
 
 
@@ -307,6 +327,8 @@ def load_gallery(
     folder: Path,
 ) -> tuple[UInt8[np.ndarray, "g k h w c"], UInt8[np.ndarray, "g h w c"] | None, pd.DataFrame]:
     """Of the highest-ranked prompts: images, the training image nearest to them, and their rows."""
+    from sidepipe.detect import tables
+
     path = folder / "gallery_train.npy"
     train = np.load(path) if path.exists() else None
     rows = tables.ranked(tables.read(folder / "gallery.csv")).reset_index(drop=True)

@@ -11,33 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sidepipe.diffusion.schedule import LEAST_SIGNAL, EpsFn
+from sidepipe.diffusion.timesteps import sampling_timesteps as sampling_timesteps
 
 # ab_T of zero terminal SNR where its logarithm is needed, as in diffusers' multistep solvers.
 ZERO_SNR = 2.0**-24
-
-
-def sampling_timesteps(
-    num_train_timesteps: int, num_inference_steps: int, spacing: str, steps_offset: int = 0
-) -> list[int]:
-    """Timesteps from most to least noise, spaced as in diffusers.
-
-    spacing: "leading" (0, s, 2s, ...: diffusers' default) or "trailing" (T-1, T-1-s, ...: starts at
-    the noisiest step; Lin et al., "Common Diffusion Noise Schedules", table 2). steps_offset: added
-    to leading timesteps, up to T - 1.
-    Raises ValueError unless 1 <= num_inference_steps <= num_train_timesteps.
-    """
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(
-            f"num_inference_steps must be in [1, {num_train_timesteps}], got {num_inference_steps}"
-        )
-    if spacing == "leading":
-        step = num_train_timesteps // num_inference_steps
-        leading = (i * step + steps_offset for i in reversed(range(num_inference_steps)))
-        return [min(t, num_train_timesteps - 1) for t in leading]
-    if spacing == "trailing":
-        step = num_train_timesteps / num_inference_steps
-        return [round(num_train_timesteps - i * step) - 1 for i in range(num_inference_steps)]
-    raise ValueError(f"spacing must be 'leading' or 'trailing', got {spacing!r}")
 
 
 def require_x_0(

@@ -4,15 +4,18 @@ A checkpoint is a folder written by `DDPMPipeline.save_pretrained`, or its copy 
 have the network's and the schedule's files at the root, not in `unet/` and `scheduler/`.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from typing import TYPE_CHECKING, Any
 
 from sidepipe.files import sha256_of
 from sidepipe.settings import require, require_known
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
 
 
 def check_checkpoint(folder: Path, size: int, channels: int) -> None:
@@ -81,6 +84,8 @@ def load_checkpoint(
     path: str, revision: str | None, size: int, channels: int
 ) -> tuple[UNet2DModel, DDPMScheduler]:
     """The network and the schedule of a folder or hub id, after `check_checkpoint`."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
     folder = Path(path).expanduser()
     if not folder.is_dir():
         folder = Path(DDPMPipeline.download(path, revision=revision))

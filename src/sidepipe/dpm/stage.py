@@ -1,16 +1,15 @@
 """Stage `dpm`: trains the diffusion model under attack, or takes somebody else's checkpoint."""
 
+from __future__ import annotations
+
 import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import lightning as L
 import numpy as np
-import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from sidepipe.data.stage import Data, load_partitions
 from sidepipe.data.stage import load as load_images
@@ -21,11 +20,15 @@ from sidepipe.dpm.checkpoint import (
     fingerprint,
     load_checkpoint,
 )
-from sidepipe.dpm.module import EMA, DenoisingModule
 from sidepipe.dpm.subset import split
 from sidepipe.settings import build, require, tried
 from sidepipe.stage import Runtime, Stage
-from sidepipe.training import Training, validation_batches, weights
+from sidepipe.trained import Training
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    from sidepipe.dpm.module import DenoisingModule
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +114,12 @@ class TrainedDPM(Training, DPM):
         assert isinstance(data, Data)
         remedy = "choose another data=, or dpm=pretrained to attack a checkpoint without images"
         require(not data.is_empty, "data", "images to train on", "none", remedy)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        import torch
+
+        data = upstream["data"]
+        assert isinstance(data, Data)
         scheduler = tried("diffusion", self.noise_schedule)
         check_schedule(scheduler.config, "diffusion")
         with torch.device("meta"):  # its settings are tried, no weights are made
@@ -138,6 +147,12 @@ class TrainDPM(TrainedDPM):
         check_network(config, "dpm.unet", data.size, data.channels)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import lightning as L
+        from diffusers import DDPMPipeline
+
+        from sidepipe.dpm.module import EMA
+        from sidepipe.training import validation_batches, weights
+
         images = load_images(inputs["data"])
         train, heldout = self._split(folder, inputs["data"])
         L.seed_everything(self.seed, verbose=False)
@@ -168,6 +183,8 @@ class TrainDPM(TrainedDPM):
         }
 
     def _module(self, unet: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> DenoisingModule:
+        from sidepipe.dpm.module import DenoisingModule
+
         size = unet.config["sample_size"]
         return DenoisingModule(
             unet,
@@ -243,6 +260,8 @@ class PretrainedDPM(Pretrained):
         return fingerprint(folder)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from diffusers import DDPMPipeline
+
         train, heldout = self._split(folder, inputs["data"])
         _, size, _, channels = load_images(inputs["data"]).shape
         unet, scheduler = load_checkpoint(self.path, self.revision, size, channels)
@@ -258,6 +277,8 @@ class PretrainedDPM(Pretrained):
 
 def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
     """The network with its EMA weights, and its noise schedule."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
     model = folder / "model"
     unet = UNet2DModel.from_pretrained(
         model / "unet", use_safetensors=True, low_cpu_mem_usage=False

@@ -1,36 +1,25 @@
 """Stage `dpm` with a condition: trains a text-conditional model, or takes somebody else's."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import numpy as np
-import torch
-from diffusers import DDPMScheduler
 
 from sidepipe.data.stage import Data, load_captions
 from sidepipe.data.stage import load as load_images
-from sidepipe.dpm.captioned import CaptionedModule, MemorizationFilter, token_ids
-from sidepipe.dpm.module import EMA
 from sidepipe.dpm.stage import Pretrained, TrainedDPM
-from sidepipe.features.duplicates import near_duplicate_groups
-from sidepipe.features.encoders import Encoder
 from sidepipe.settings import bind, build, require
 from sidepipe.stage import Precision, Runtime, Stage
-from sidepipe.text.model import TextModel
-from sidepipe.text.pipeline import (
-    check_network,
-    check_pipeline,
-    fingerprint,
-    found_folder,
-    load_model,
-    save_model,
-)
-from sidepipe.text.words import word_tokenizer
-from sidepipe.training import validation_batches, weights
+
+if TYPE_CHECKING:
+    from sidepipe.dpm.captioned import CaptionedModule
+    from sidepipe.features.encoders import Encoder
+    from sidepipe.text.model import TextModel
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +69,17 @@ class TrainTextDPM(TrainedDPM):
         data = upstream["data"]
         assert isinstance(data, Data)
         require_captions(data)
-        bind("dpm.text_encoder", "transformers.CLIPTextConfig", self.text_encoder)
         super().check(upstream, runtime)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        bind("dpm.text_encoder", "transformers.CLIPTextConfig", self.text_encoder)
+        super().check_parts(upstream, runtime)
         if self.deduplicate is not None:
             build(self.deduplicate["features"]).check()
 
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
+        from sidepipe.text.pipeline import check_network
+
         check_network(config, "dpm.unet")
         wanted = {
             "in_channels": data.channels,
@@ -97,6 +91,13 @@ class TrainTextDPM(TrainedDPM):
             require(config[name] == value, f"dpm.unet.{name}", rule, config[name])
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import lightning as L
+
+        from sidepipe.dpm.captioned import token_ids
+        from sidepipe.dpm.module import EMA
+        from sidepipe.text.pipeline import save_model
+        from sidepipe.training import validation_batches, weights
+
         images, table = load_images(inputs["data"]), load_captions(inputs["data"])
         train, heldout = self._split(folder, inputs["data"])
         captions = table["caption"].to_numpy(str)
@@ -140,6 +141,8 @@ class TrainTextDPM(TrainedDPM):
         self, images: np.ndarray, train: np.ndarray, repeats: np.ndarray, runtime: Runtime
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows that are trained on, and how often each comes in an epoch."""
+        from sidepipe.features.duplicates import near_duplicate_groups
+
         if self.deduplicate is None:
             return train, repeats[train]
         encoder: Encoder = build(self.deduplicate["features"])
@@ -151,6 +154,9 @@ class TrainTextDPM(TrainedDPM):
 
     def _model(self, captions: np.ndarray, scheduler: Any) -> TextModel:
         from transformers import CLIPTextConfig, CLIPTextModel
+
+        from sidepipe.text.model import TextModel
+        from sidepipe.text.words import word_tokenizer
 
         tokenizer = word_tokenizer(captions.tolist(), self.max_tokens)
         config = CLIPTextConfig(
@@ -173,6 +179,10 @@ class TrainTextDPM(TrainedDPM):
         heldout_images: np.ndarray,
         heldout_ids: np.ndarray,
     ) -> CaptionedModule:
+        import torch
+
+        from sidepipe.dpm.captioned import CaptionedModule, MemorizationFilter
+
         of = self.memorization_filter
         if of is not None and len(heldout_images) == 0:
             raise ValueError(
@@ -201,13 +211,30 @@ class PretrainedTextDPM(Pretrained):
     """Somebody else's StableDiffusionPipeline (1.x or 2.x), or one of a model trained here."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        self._local_folder()  # raises where there can be none
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        from sidepipe.text.pipeline import check_pipeline
+
         if (folder := self._local_folder()) is not None:
             check_pipeline(folder)
 
     def _fingerprint(self, folder: Path) -> dict[str, str]:
+        from sidepipe.text.pipeline import fingerprint
+
         return fingerprint(folder)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from diffusers import DDPMScheduler
+
+        from sidepipe.text.pipeline import (
+            check_pipeline,
+            fingerprint,
+            found_folder,
+            load_model,
+            save_model,
+        )
+
         source = found_folder(self.path, self.revision)
         check_pipeline(source)
         train, heldout = self._split(folder, inputs["data"])
@@ -243,5 +270,7 @@ def load_placed_model(folder: Path, precision: Precision, runtime: Runtime) -> T
 
 def load_text_model(folder: Path, precision: Precision = "32-true") -> TextModel | None:
     """The text-conditional model, in eval mode on the CPU; None where it takes no text."""
+    from sidepipe.text.pipeline import load_model
+
     model = folder / "model"
     return load_model(model, precision) if (model / "text_encoder").is_dir() else None

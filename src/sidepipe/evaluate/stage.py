@@ -4,16 +4,17 @@ The only stage that looks at the training images; nothing upstream of it may be 
 With `truth: none` it does not look either, and ranks the images as an attacker would.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Int64
 
 from sidepipe.artifacts import write_json
@@ -21,18 +22,10 @@ from sidepipe.data.stage import load as load_images
 from sidepipe.data.stage import load_ids
 from sidepipe.descriptor.stage import load as load_descriptor
 from sidepipe.dpm.stage import DPM
-from sidepipe.evaluate import memorization as m
-from sidepipe.evaluate import results as r
-from sidepipe.evaluate import tables
-from sidepipe.evaluate.blind import Candidates, candidates, ranking_quality
-from sidepipe.evaluate.comparison import Comparison, compare
 from sidepipe.evaluate.cost import behind, cost
 from sidepipe.extract.stage import Extract, load_cohesion, load_targets
 from sidepipe.extract.stage import load as load_extracted
-from sidepipe.features.copydet import is_of_this_run
-from sidepipe.features.encoders import Encoder
-from sidepipe.features.real import RealImages
-from sidepipe.features.search import Metric
+from sidepipe.features.choice import is_of_this_run
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.original.stage import load_rows as load_original_rows
 from sidepipe.reference.stage import NO_HELDOUT, Reference
@@ -40,6 +33,16 @@ from sidepipe.reference.stage import load as load_reference
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
 from sidepipe.tune.stage import load_trials
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sidepipe.evaluate import memorization as m
+    from sidepipe.evaluate.blind import Candidates
+    from sidepipe.evaluate.comparison import Comparison
+    from sidepipe.features.encoders import Encoder
+    from sidepipe.features.real import RealImages
+    from sidepipe.features.search import Metric
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +104,7 @@ class Evaluate(Stage):
         return build(self.features)
 
     def inputs(self) -> tuple[str, ...]:
-        descriptor = ("descriptor",) if is_of_this_run(self._encoder) else ()
+        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
         if self.truth == "none":
             return (*descriptor, "extract")
         # In this order: too few unseen images are an error before an attack is sampled.
@@ -114,9 +117,11 @@ class Evaluate(Stage):
         require(extract.num_images >= MIN_IMAGES, "extract.num_images", rule, extract.num_images)
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
-        needs_heldout = self.truth == "train" or is_of_this_run(self._encoder)
+        needs_heldout = self.truth == "train" or is_of_this_run(self.features)
         if needs_heldout and dpm.num_train_images is None and dpm.train_partitions is None:
             raise ValueError(NO_HELDOUT)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         self._encoder.check()
         self._check_high(self._encoder)
 
@@ -141,6 +146,11 @@ class Evaluate(Stage):
         )
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.evaluate import results as r
+        from sidepipe.evaluate import tables
+        from sidepipe.evaluate.blind import ranking_quality
+        from sidepipe.evaluate.comparison import compare
+
         # Before anything is encoded: too few unseen images are an error.
         real = self._real(inputs["reference"]) if self.truth == "train" else None
         encoder = load_descriptor(inputs["descriptor"]) if "descriptor" in inputs else self._encoder
@@ -195,6 +205,8 @@ class Evaluate(Stage):
 
     def _measured(self, c: Comparison) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """Everything that needs truth; which images are hits, and which of these are new."""
+        from sidepipe.evaluate import results as r
+
         start, stop, count = self.curve
         thresholds = np.linspace(start, stop, int(count)).round(6).tolist()
         rates = self.false_positive_rates
@@ -204,6 +216,8 @@ class Evaluate(Stage):
         return measured, hit, new
 
     def _save_labels(self, folder: Path, extract: Path, table: pd.DataFrame | None) -> None:
+        from sidepipe.evaluate import tables
+
         label = behind(extract, "label")
         if label is not None:
             cohesion = load_cohesion(extract, label)
@@ -218,6 +232,8 @@ class Evaluate(Stage):
         return float(low if metric == "cosine" else high)
 
     def _rank(self, queries: np.ndarray, encoder: Encoder) -> Candidates:
+        from sidepipe.evaluate.blind import candidates
+
         if len(queries) > BLIND_IMAGES:
             log.info("ranked blindly are the first %d of %d images", BLIND_IMAGES, len(queries))
         threshold = self._duplicate_threshold(encoder.metric)
@@ -234,6 +250,8 @@ def _trials(
     c: Comparison, extract: Path, encode: Callable[[np.ndarray], np.ndarray], threshold: float
 ) -> list[dict[str, Any]]:
     """What a tuned attack tried, and the true hits of the images; none of another attack."""
+    from sidepipe.evaluate import results as r
+
     tune = behind(extract, "tune")
     tried = [] if tune is None else load_trials(tune)
     return [{**row, **r.trial(c, encode(images), threshold)} for row, images in tried]
@@ -246,23 +264,31 @@ def load(folder: Path) -> dict[str, Any]:
 
 def load_nearest(folder: Path) -> pd.DataFrame:
     """A row per generated image: its target, nearest images, and whether it is a hit, and new."""
+    from sidepipe.evaluate import tables
+
     return tables.read(folder / "nearest.csv")
 
 
 def load_gallery(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """uint8 (n, 3, h, w, c): generated, nearest training, nearest held-out; and their rows."""
+    from sidepipe.evaluate import tables
+
     rows: Any = tables.read(folder / "gallery.csv").to_dict("records")
     return np.load(folder / "gallery.npy"), rows
 
 
 def load_candidates(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """uint8 (n, h, w, c): the best bets of the blind ranking, best first; and their rows."""
+    from sidepipe.evaluate import tables
+
     rows: Any = tables.read(folder / "candidates.csv").to_dict("records")
     return np.load(folder / "candidates.npy"), rows
 
 
 def load_labels(folder: Path) -> list[dict[str, Any]]:
     """What each target label gave; none for an attack without targets."""
+    from sidepipe.evaluate import tables
+
     path = folder / "labels.csv"
     rows: Any = tables.read(path).to_dict("records") if path.exists() else []
     return rows

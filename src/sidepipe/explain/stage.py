@@ -1,28 +1,28 @@
 """Stage `explain`: which tokens make prompts replay images, for memorised prompts and others."""
 
+from __future__ import annotations
+
 import json
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from sidepipe.artifacts import write_json
 from sidepipe.detect.stage import DetectPrompts, load_prompts
 from sidepipe.dpm.text import load_placed_model
-from sidepipe.explain.tokens import summary, token_table
 from sidepipe.parts import Arrays, in_parts
 from sidepipe.settings import require
 from sidepipe.stage import Precision, Runtime, Stage
-from sidepipe.text.groups import grouped
-from sidepipe.text.memory import GRADIENT_SHARE, images_at_once
-from sidepipe.text.model import TextModel
-from sidepipe.text.significance import EVALUATIONS_A_STEP, token_significance
-from sidepipe.text.trajectory import prompt_noise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sidepipe.text.model import TextModel
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,10 @@ class Explain(Stage):
         DetectPrompts.require_in(upstream)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.explain.tokens import summary, token_table
+        from sidepipe.text.groups import grouped
+        from sidepipe.text.significance import EVALUATIONS_A_STEP
+
         prompts = grouped(load_prompts(inputs["detect"]), ROLES, self.num_prompts, self.seed)
         model = load_placed_model(inputs["dpm"], self.precision, runtime)
         found = self._significance(folder / "parts", model, prompts, runtime)
@@ -85,6 +89,10 @@ class Explain(Stage):
         self, folder: Path, model: TextModel, prompts: pd.DataFrame, runtime: Runtime
     ) -> tuple[np.ndarray, np.ndarray]:
         """SS_i of each prompt, means over its generations, by token and by encoded embedding."""
+        from sidepipe.text.memory import GRADIENT_SHARE, images_at_once
+        from sidepipe.text.significance import token_significance
+        from sidepipe.text.trajectory import prompt_noise
+
         captions, numbers = prompts["caption"].tolist(), prompts["number"].tolist()
         each = self.num_generations
 
@@ -112,6 +120,8 @@ def load(folder: Path) -> dict[str, Any]:
 
 def load_tokens(folder: Path) -> pd.DataFrame:
     """id, position, word, significance, share and encoded of each token; see `token_table`."""
+    import pandas as pd
+
     return pd.read_csv(folder / "tokens.csv", dtype={"id": str}, keep_default_na=False).assign(
         share=lambda table: pd.to_numeric(table["share"])
     )
@@ -119,5 +129,7 @@ def load_tokens(folder: Path) -> pd.DataFrame:
 
 def load_prompts_explained(folder: Path) -> pd.DataFrame:
     """id, caption, role, repeats, word and explained_as ("memorised" or "other") of each prompt."""
+    import pandas as pd
+
     kinds: Any = {"id": str, "caption": str, "word": str}
     return pd.read_csv(folder / "prompts.csv", dtype=kinds, keep_default_na=False)

@@ -1,33 +1,36 @@
 """Guided sampling of one labelled set of images: where and how hard a surrogate steers."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Int64, UInt8
-from torch import Tensor, nn
 
 from sidepipe.artifacts import write_json
 from sidepipe.classifier.stage import load_quality
-from sidepipe.diffusion.denoiser import Denoiser
-from sidepipe.diffusion.guidance import Posterior
-from sidepipe.diffusion.nearest import NearestPosterior
-from sidepipe.diffusion.sampler import sampling_timesteps
-from sidepipe.diffusion.shaping import ClippedNorm, ScaledByNoise, ThroughPredX0
+from sidepipe.diffusion.timesteps import Guidance, sampling_timesteps
 from sidepipe.dpm.stage import TrainedDPM
-from sidepipe.extract.cost import gradient_cost, gradient_seconds, with_evaluations
-from sidepipe.extract.schedule import Schedule, check_schedule, schedule_factors
-from sidepipe.extract.surrogates import judge_cut, labelled_images, load_surrogate
+from sidepipe.extract.schedule import (
+    Schedule,
+    check_schedule,
+    factors_between,
+    schedule_factors,
+)
 from sidepipe.generate.stage import Sampling, load_denoiser
 from sidepipe.lora.stage import Lora, load_training_evaluations
-from sidepipe.sampling import Guidance
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sidepipe.diffusion.denoiser import Denoiser
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +129,7 @@ class GuidedSampling(Sampling):
             [self.t_min, self.t_max],
         )
         if isinstance(self.guidance_schedule, list):
-            factors = schedule_factors(self.guidance_schedule, [], num_train_timesteps)
+            factors = factors_between(self.guidance_schedule, num_train_timesteps)
             rule = f"above 0 at one of the guided timesteps, {within[-1]} to {within[0]}"
             above = any(factors[t] > 0 for t in within)
             require(above, "extract.guidance_schedule", rule, self.guidance_schedule)
@@ -145,6 +148,9 @@ class GuidedSampling(Sampling):
         cost_file: keeps what a gradient costs, which a run that is resumed does not count again.
         first: how many images an earlier call made, and accounted for.
         """
+        from sidepipe.extract.cost import with_evaluations
+        from sidepipe.extract.surrogates import load_surrogate
+
         denoiser = load_denoiser(inputs["dpm"], self.precision)
         alphas_cumprod = denoiser.alphas_cumprod
         factors = self._factors(inputs, len(alphas_cumprod))
@@ -185,6 +191,8 @@ class GuidedSampling(Sampling):
 
     def _shaped(self, surrogate: nn.Module, factors: Tensor, alphas_cumprod: Tensor) -> nn.Module:
         """The surrogate in what the settings ask for, from the inside out."""
+        from sidepipe.diffusion.shaping import ClippedNorm, ScaledByNoise, ThroughPredX0
+
         if self.guide_through == "pred_x_0":
             surrogate = ThroughPredX0(surrogate, alphas_cumprod)
         if self.guidance_schedule != "constant":
@@ -199,6 +207,10 @@ class GuidedSampling(Sampling):
         self, surrogate: nn.Module, aim: Aim, guided: list[int], runtime: Runtime
     ) -> dict[str, Any]:
         """For the summary: the error of a cut posterior at some of the guided timesteps."""
+        from sidepipe.diffusion.guidance import Posterior
+        from sidepipe.diffusion.nearest import NearestPosterior
+        from sidepipe.extract.surrogates import judge_cut, labelled_images
+
         if not isinstance(surrogate, NearestPosterior) or not guided:
             return {}
         full = Posterior(*labelled_images(aim.images, aim.label), surrogate.alphas_cumprod)
@@ -216,6 +228,10 @@ class GuidedSampling(Sampling):
         """A gradient in forwards of the model, by operations and by seconds; 0 if none is taken."""
         if not guided:
             return {"gradient_cost": 0.0, "gradient_seconds": 0.0}
+        import torch
+
+        from sidepipe.extract.cost import gradient_cost, gradient_seconds
+
         device, middle = runtime.torch_device(), guided[len(guided) // 2]
         y = torch.from_numpy(targets[:COUNTED]).to(device)
         size = runtime.sampling_batch_size or COUNTED

@@ -1,16 +1,19 @@
 """What lambda is multiplied by at each timestep, whichever way it is said."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Float64
 
 from sidepipe.settings import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The list is of points [t, factor].
 Schedule = Literal["constant", "classifier_quality"] | list[Any]
@@ -43,18 +46,20 @@ def schedule_factors(
     num_train_timesteps: int,
 ) -> Float[Tensor, "T"]:
     """The factor of every timestep. quality: of the classifier, for its own schedule alone."""
+    import torch
+
     if schedule == "classifier_quality":
         return quality_factors(quality, num_train_timesteps)
     points = [[0, 1]] if isinstance(schedule, str) else schedule
-    return factors_between(points, num_train_timesteps)
+    return torch.from_numpy(factors_between(points, num_train_timesteps))
 
 
 def factors_between(
     points: Sequence[Sequence[float]], num_train_timesteps: int
-) -> Float[Tensor, "T"]:
+) -> Float64[np.ndarray, "T"]:
     """Linear between points (t, factor) with ascending t, constant beyond them."""
     t, factors = np.array(points, np.float64).T
-    return torch.from_numpy(np.interp(np.arange(num_train_timesteps), t, factors))
+    return np.interp(np.arange(num_train_timesteps), t, factors)
 
 
 def quality_factors(
@@ -64,6 +69,8 @@ def quality_factors(
 
     quality: rows of the classifier's quality.csv, constant from t_from to t_to (exclusive).
     """
+    import torch
+
     factors = torch.zeros(num_train_timesteps)
     for row in quality:
         share = 1 - row["cross_entropy"] / row["label_entropy"]

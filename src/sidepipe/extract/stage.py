@@ -1,28 +1,19 @@
 """Stage `extract`: N_G samples, each guided toward a surrogate label (SIDE, part 2)."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64, Int64, UInt8
 
-from sidepipe.extract.cost import with_evaluations
 from sidepipe.extract.guided import Aim, GuidedSampling
-from sidepipe.extract.rounds import Seen, per_thousand, spans_of_rounds, summary_of
-from sidepipe.extract.surrogates import load_surrogate as load_surrogate  # detect's, too
-from sidepipe.extract.targets import (
-    allowed_targets,
-    draw_targets,
-    draw_weighted_targets,
-    target_weights,
-)
-from sidepipe.features.encoders import Encoder
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.label.stage import Label, load_images, load_sizes, load_stage
 from sidepipe.label.stage import load as load_labels
@@ -31,6 +22,10 @@ from sidepipe.settings import build, require
 from sidepipe.shards import load_shards
 from sidepipe.stage import Runtime, Stage
 from sidepipe.tune.stage import SPENT, load_choice
+
+if TYPE_CHECKING:
+    from sidepipe.extract.rounds import Seen
+    from sidepipe.features.encoders import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +114,6 @@ class Extract(GuidedSampling):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if self._in_rounds:
-            self._encoder.check()
             label = upstream["label"]
             assert isinstance(label, Label)
             rule, remedy = "1 where label.assign=original", "rounds add to synthetic images"
@@ -127,7 +121,15 @@ class Extract(GuidedSampling):
         if not self.is_tuned:  # else tune has checked every setting that it may choose
             super().check(upstream, runtime)
 
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        if self._in_rounds:
+            self._encoder.check()
+        if not self.is_tuned:
+            super().check_parts(upstream, runtime)
+
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.extract.cost import with_evaluations
+
         if self.is_tuned:
             return self._run_as_chosen(load_choice(inputs["tune"]), folder, inputs, runtime)
         if self.surrogate == "none":
@@ -166,6 +168,10 @@ class Extract(GuidedSampling):
 
         A run that goes on takes a finished round's labels, images and cost as they are.
         """
+        import pandas as pd
+
+        from sidepipe.extract.rounds import Seen, per_thousand, spans_of_rounds, summary_of
+
         spans, shard_size = spans_of_rounds(self.num_images, self.rounds, self.shard_size)
         synthetic, device = load_synthetic(inputs["generate"]), runtime.torch_device()
         seen = Seen(self._encoder, self.duplicate_threshold, device, synthetic)
@@ -218,6 +224,8 @@ class Extract(GuidedSampling):
         first: int,
     ) -> dict[str, Any]:
         """Writes the shards of a round, which begins at image `first`; what it was and cost."""
+        from sidepipe.extract.cost import with_evaluations
+
         if aim is None:
             spent = self.sample(folder, inputs, runtime, first=first)
             return {"guided": False, "targets": 0, **with_evaluations(spent, 0.0)}
@@ -228,6 +236,13 @@ class Extract(GuidedSampling):
         self, label: Path, excluded: Sequence[int] | Int64[np.ndarray, "e"] = ()
     ) -> tuple[Int64[np.ndarray, "n"], int]:
         """Each image's label, none of the excluded, and how many could have been drawn."""
+        from sidepipe.extract.targets import (
+            allowed_targets,
+            draw_targets,
+            draw_weighted_targets,
+            target_weights,
+        )
+
         cohesion = load_label_cohesion(label)
         allowed = allowed_targets(self.targets, self.target_fraction, cohesion, excluded)
         if self.targets != "weighted":

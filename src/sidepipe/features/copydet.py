@@ -14,7 +14,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sidepipe.features.encoders import Encoder, Network
+from sidepipe.features.encoders import Network
 from sidepipe.settings import require
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "network.json"
@@ -127,8 +127,3 @@ class CopyDet(Network):
 
     def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return network(x)
-
-
-def is_of_this_run(encoder: Encoder) -> bool:
-    """Whether it is the descriptor that this very run's stage trains, so the artifact is needed."""
-    return isinstance(encoder, CopyDet) and encoder.path is None

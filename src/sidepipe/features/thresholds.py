@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import beta
 
 from sidepipe.features.search import Metric
 
@@ -45,6 +44,8 @@ def rate_interval(passing: int, count: int) -> tuple[float, float]:
     Clopper and Pearson (1934). A threshold set on few has a true false positive rate that can lie
     far from the nominal one; this says how far.
     """
+    from scipy.stats import beta  # slow to import, and thresholds are set without it
+
     tail = (1 - LEVEL) / 2
     low = beta.ppf(tail, passing, count - passing + 1) if passing > 0 else 0.0
     high = beta.ppf(1 - tail, passing + 1, count - passing) if passing < count else 1.0

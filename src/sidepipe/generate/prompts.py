@@ -13,10 +13,8 @@ from jaxtyping import Int64
 from sidepipe.data.stage import load_captions
 from sidepipe.diffusion.noise import generator
 from sidepipe.dpm.stage import load_subset
+from sidepipe.generate.stage import OF_DATA
 from sidepipe.text.prompts import read_prompts
-
-# Other values of `prompts` name a file.
-OF_DATA = ("train", "heldout")
 
 
 def prompts_of(source: str, inputs: Mapping[str, Path], root: str) -> list[str]:

@@ -1,29 +1,32 @@
 """Stage `generate`: N_syn plain samples of the model, the attacker's only data (SIDE, step 1)."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import UInt8
 
-from sidepipe.diffusion.denoiser import Denoiser
-from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
 from sidepipe.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
 from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.dpm.text import load_text_model
-from sidepipe.generate.prompts import OF_DATA, draw_prompts, prompts_of
 from sidepipe.images import save_grid
-from sidepipe.sampling import Guidance, ImageSampler, sample_to_shards
 from sidepipe.settings import require, tried
 from sidepipe.shards import load_first, load_shards
 from sidepipe.stage import Precision, Runtime, Stage
-from sidepipe.text.denoiser import PromptedDenoiser
+
+if TYPE_CHECKING:
+    from sidepipe.diffusion.denoiser import Denoiser
+    from sidepipe.diffusion.timesteps import Guidance
 
 log = logging.getLogger(__name__)
+
+# Captions of the data; other values of `prompts` name a file.
+OF_DATA = ("train", "heldout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +100,16 @@ class Sampling(Stage):
             if self.refine_steps > 0:
                 rule = f"< diffusion.num_train_timesteps = {steps}"
                 require(self.refine_t < steps, f"{self.name}.refine_t", rule, self.refine_t)
-            if dpm.noise_schedule.get("rescale_betas_zero_snr"):
-                self._check_x_0(dpm.noise_schedule)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        if isinstance(dpm, TrainedDPM) and dpm.noise_schedule.get("rescale_betas_zero_snr"):
+            self._check_x_0(dpm.noise_schedule)
 
     def _check_x_0(self, noise_schedule: Mapping[str, Any]) -> None:
         """Raises ValueError where a model is asked for the eps of an x_t that is noise alone."""
+        from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
+
         scheduler = tried("diffusion", noise_schedule)
         alphas_cumprod, count = scheduler.alphas_cumprod, self.num_inference_steps
         timesteps = sampling_timesteps(len(alphas_cumprod), count, self.timestep_spacing)
@@ -127,6 +135,11 @@ class Sampling(Stage):
 
         first: how many images an earlier call made, and accounted for.
         """
+        import pandas as pd
+
+        from sidepipe.generate.prompts import draw_prompts, prompts_of
+        from sidepipe.sampling import ImageSampler, sample_to_shards
+
         prompts = (
             None if self.prompts is None else prompts_of(self.prompts, inputs, runtime.data_root)
         )
@@ -187,6 +200,9 @@ def load_denoiser(
 
     prompts: what a text-conditional one is asked for by their numbers; None for the empty one.
     """
+    from sidepipe.diffusion.denoiser import Denoiser
+    from sidepipe.text.denoiser import PromptedDenoiser
+
     model = load_text_model(dpm, precision)
     if model is not None:
         return PromptedDenoiser(model, prompts, prompt_guidance_scale)

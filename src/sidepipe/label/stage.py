@@ -1,5 +1,7 @@
 """Stage `label`: clusters the synthetic images and makes the clusters a surrogate condition."""
 
+from __future__ import annotations
+
 import csv
 import json
 import logging
@@ -11,18 +13,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from sidepipe.features.copydet import CopyDet
-from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.generate.stage import Generate
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.images import save_grid
-from sidepipe.label.clusters import (
-    class_means,
-    cohesion,
-    kmeans,
-    nearest_centroid,
-    surrogate_labels,
-)
 from sidepipe.original.stage import load as load_original
 from sidepipe.settings import build, check_field_types, require
 from sidepipe.stage import Runtime, Stage
@@ -91,6 +84,10 @@ class Label(Stage):
                 self.num_clusters,
                 "lower it, or generate more images",
             )
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        from sidepipe.features.copydet import CopyDet
+
         if self.assign == "repeats":
             build(self.duplicate_features).check()
         encoder = build(self.features)
@@ -130,6 +127,14 @@ class Label(Stage):
 
         classes: each image's, from 0 on, where they are known.
         """
+        from sidepipe.label.clusters import (
+            class_means,
+            cohesion,
+            kmeans,
+            nearest_centroid,
+            surrogate_labels,
+        )
+
         encoder, device = build(self.features), runtime.torch_device()
         features = encoder.encode(images, device=device)
         if self.assign == "repeats":
@@ -160,6 +165,8 @@ class Label(Stage):
 
     def _repeats(self, images: UInt8[np.ndarray, "n h w c"], device: str) -> Int64[np.ndarray, "n"]:
         """Each image's group of near duplicates, from 0 on."""
+        from sidepipe.features.duplicates import near_duplicate_groups
+
         encoder = build(self.duplicate_features)
         features = encoder.encode(images, device=device)
         centres = near_duplicate_groups(features, encoder.metric, self.duplicate_threshold)

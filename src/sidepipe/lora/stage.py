@@ -1,28 +1,28 @@
 """Stage `lora`: adapts the model itself to the surrogate labels (SIDE, for large models)."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import lightning as L
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
 
 from sidepipe.artifacts import write_json
 from sidepipe.generate.stage import load_denoiser
 from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_images
-from sidepipe.lora.adapters import LabelledDenoiser, merged, trained_weights
-from sidepipe.lora.module import LabelledDenoisingModule
 from sidepipe.settings import require
 from sidepipe.stage import Precision, Runtime
-from sidepipe.text.denoiser import PromptedDenoiser
-from sidepipe.training import Training, validation_batches, weights
+from sidepipe.trained import Training
+
+if TYPE_CHECKING:
+    from sidepipe.lora.adapters import LabelledDenoiser
+    from sidepipe.lora.module import LabelledDenoisingModule
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,13 @@ class Lora(Training):
             raise ImportError("lora needs peft; remedy: pip install 'sidepipe[text]'")
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import lightning as L
+        from safetensors.torch import save_file
+
+        from sidepipe.lora.adapters import trained_weights
+        from sidepipe.lora.module import LabelledDenoisingModule
+        from sidepipe.training import validation_batches, weights
+
         labels, device = load_labels(inputs["label"]), runtime.torch_device()
         rows = self._rows(inputs, device)
         num_labels = int(labels.max()) + 1
@@ -111,6 +118,10 @@ class Lora(Training):
 
     def _rows(self, inputs: Mapping[str, Path], device: str) -> np.ndarray:
         """What the labels are of, as the model has it: images, or the latents of images."""
+        import torch
+
+        from sidepipe.text.denoiser import PromptedDenoiser
+
         images = load_images(inputs["label"], inputs["generate"])
         denoiser = load_denoiser(inputs["dpm"], "32-true")
         if not isinstance(denoiser, PromptedDenoiser) or denoiser.has_range:
@@ -124,6 +135,8 @@ def _loss_without_labels(
     module: LabelledDenoisingModule, rows: list[np.ndarray], device: str
 ) -> float:
     """Of the model as it is, which an adapter before its training equals; at validation's noise."""
+    from sidepipe.training import validation_batches
+
     module.to(device)
     batches = list(validation_batches(rows))
     total = sum(
@@ -142,6 +155,8 @@ def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, 
 
 
 def _adapted(described: Mapping[str, Any], dpm: Path, precision: Precision) -> LabelledDenoiser:
+    from sidepipe.lora.adapters import LabelledDenoiser
+
     sizes = (described["num_labels"], described["rank"], described["target_modules"])
     return LabelledDenoiser(load_denoiser(dpm, precision), *sizes)
 
@@ -151,6 +166,10 @@ def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabelledD
 
     Its `network` takes (x_t, t, y).
     """
+    from safetensors.torch import load_file
+
+    from sidepipe.lora.adapters import merged
+
     described = json.loads((folder / "adapter.json").read_text())
     denoiser = _adapted(described, dpm, precision)
     denoiser.network.load_state_dict(load_file(folder / "adapter.safetensors"), strict=False)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,14 +14,13 @@ from sidepipe.diffusion.noise import generator
 from sidepipe.mitigate.adversary import recovering
 from sidepipe.mitigate.attention import attention_scaled
 from sidepipe.mitigate.methods import lowered, with_random_words, without_word
+from sidepipe.mitigate.stage import Method as Method
 from sidepipe.parts import Arrays, in_parts
 from sidepipe.stage import Runtime
 from sidepipe.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.text.model import Embeddings, Latents, TextModel
 from sidepipe.text.significance import EVALUATIONS_A_STEP, token_significance
 from sidepipe.text.trajectory import prompt_noise, prompt_timesteps, sample
-
-Method = Literal["none", "embedding", "random_tokens", "drop_word", "attention"]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,17 @@ compared. All are asked the prompts that `detect` calls memorised, and as many t
 trained on, from the noise that `detect` used.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
 from sidepipe.artifacts import write_json
 from sidepipe.data.stage import load as load_images
@@ -22,20 +23,19 @@ from sidepipe.data.stage import load_captions
 from sidepipe.detect.stage import DetectPrompts, load_prompts, load_thresholds
 from sidepipe.dpm.stage import load_subset
 from sidepipe.dpm.text import load_placed_model
-from sidepipe.features.real import encode_rows
-from sidepipe.mitigate.alignment import CLIPScore
-from sidepipe.mitigate.judging import Alignment, Copies, Generated, Known, copied, read_from
-from sidepipe.mitigate.methods import ordinary_words
-from sidepipe.mitigate.quality import heldout_losses
-from sidepipe.mitigate.requests import Method, Mitigated, generate, recover, requests
 from sidepipe.settings import build, require
 from sidepipe.stage import Precision, Runtime, Stage
-from sidepipe.text.groups import GROUPS, grouped
-from sidepipe.text.memory import images_at_once
-from sidepipe.text.model import TextModel
-from sidepipe.text.rates import mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sidepipe.mitigate.judging import Copies, Generated, Known
+    from sidepipe.mitigate.requests import Mitigated
+    from sidepipe.text.model import TextModel
 
 log = logging.getLogger(__name__)
+
+Method = Literal["none", "embedding", "random_tokens", "drop_word", "attention"]
 
 MAX_HELDOUT = 512  # images whose denoising loss is taken
 
@@ -107,10 +107,18 @@ class Mitigate(Stage):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         DetectPrompts.require_in(upstream)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        from sidepipe.mitigate.alignment import CLIPScore
+
         if self.clip is not None:
             CLIPScore(self.clip).check()
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.mitigate.judging import copied
+        from sidepipe.mitigate.requests import generate, requests
+        from sidepipe.text.groups import grouped
+
         device, known = runtime.torch_device(), _known(inputs)
         thresholds = load_thresholds(inputs["detect"])
         table = grouped(load_prompts(inputs["detect"]), ["test"], self.num_prompts, self.seed)
@@ -144,6 +152,9 @@ class Mitigate(Stage):
 
     def _mitigated(self, model: TextModel, known: Known, median: float) -> Mitigated:
         """The model with the method; median: the norm that embeddings are led to by default."""
+        from sidepipe.mitigate.methods import ordinary_words
+        from sidepipe.mitigate.requests import Mitigated
+
         words: list[str] = []
         if self.method == "random_tokens":
             planted = [] if known.captions is None else known.captions["word"].unique().tolist()
@@ -167,6 +178,10 @@ class Mitigate(Stage):
         self, table: pd.DataFrame, images: Generated, known: Known, device: str
     ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, float]]:
         """The table with each prompt's alignment, that of both groups, and the readers' ceiling."""
+        from sidepipe.mitigate.judging import Alignment, read_from
+        from sidepipe.text.groups import GROUPS
+        from sidepipe.text.rates import mean
+
         replayed = table.loc[table["group"] == "memorised", ["row", "nearest"]].to_numpy().ravel()
         alignment = Alignment(self.clip, device)
         if self.clip is None:
@@ -177,6 +192,9 @@ class Mitigate(Stage):
         return table.assign(alignment=values), about, alignment.ceiling
 
     def _copies(self, known: Known, threshold: float, device: str) -> Copies:
+        from sidepipe.features.real import encode_rows
+        from sidepipe.mitigate.judging import Copies
+
         encoder = build(self.features)
         train = encode_rows(encoder, known.data, known.train, device)
         return Copies(known.data, train, encoder, threshold, self.copied_share, device)
@@ -185,6 +203,10 @@ class Mitigate(Stage):
         self, model: TextModel, known: Known, runtime: Runtime
     ) -> dict[str, Any] | None:
         """Of the model, which methods at inference leave as it is: None for them."""
+        from sidepipe.mitigate.quality import heldout_losses
+        from sidepipe.text.memory import images_at_once
+        from sidepipe.text.rates import mean
+
         if self.method != "none" or known.captions is None or len(known.unseen) == 0:
             return None
         captions = known.captions["caption"].tolist()
@@ -205,6 +227,9 @@ class Mitigate(Stage):
 
         The others, the held-out images of test prompts, say what embeddings can do by themselves.
         """
+        from sidepipe.mitigate.requests import recover, requests
+        from sidepipe.text.groups import GROUPS
+
         if self.adversary is None:
             return None
         rows = table["nearest"].where(table["group"] == "memorised", table["row"]).to_numpy()
@@ -224,6 +249,8 @@ class Mitigate(Stage):
 
 
 def _known(inputs: Mapping[str, Path]) -> Known:
+    from sidepipe.mitigate.judging import Known
+
     captions = None
     if (inputs["data"] / "captions.csv").exists():
         captions = load_captions(inputs["data"])
@@ -251,6 +278,8 @@ def load_prompts_asked(folder: Path) -> pd.DataFrame:
     Besides alignment, nan where it cannot be measured, and, where there are training images, copies
     among its images.
     """
+    import pandas as pd
+
     text: Any = dict.fromkeys(("id", "caption", "word", "cut"), str)
     unknown: Any = {name: [""] for name in ("alignment", "memorized")}
     path = folder / "prompts.csv"

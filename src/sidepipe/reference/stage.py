@@ -5,12 +5,14 @@ changes is measured here: how near real unseen images come to training images, a
 the others of its set.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -19,13 +21,13 @@ from sidepipe.data.stage import load as load_images
 from sidepipe.descriptor.stage import load as load_descriptor
 from sidepipe.descriptor.stage import load_rows
 from sidepipe.dpm.stage import load_subset
-from sidepipe.features.copydet import is_of_this_run
-from sidepipe.features.encoders import Encoder
-from sidepipe.features.real import Encoded, RealImages, real_images
-from sidepipe.features.thresholds import allowed
-from sidepipe.reference.encoding import encode_into
+from sidepipe.features.choice import is_of_this_run
 from sidepipe.settings import build
 from sidepipe.stage import Runtime, Stage
+
+if TYPE_CHECKING:
+    from sidepipe.features.encoders import Encoder
+    from sidepipe.features.real import Encoded, RealImages
 
 NO_HELDOUT = (
     "evaluate needs held-out images, and the model is trained on all of data; remedy: lower "
@@ -54,13 +56,16 @@ class Reference(Stage):
         return build(self.features)
 
     def inputs(self) -> tuple[str, ...]:
-        descriptor = ("descriptor",) if is_of_this_run(self._encoder) else ()
+        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
         return ("data", "dpm", *descriptor)
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {"features": settings["features"]}
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.features.real import real_images
+        from sidepipe.reference.encoding import encode_into
+
         rows = self._rows(inputs)
         encoder = load_descriptor(inputs["descriptor"]) if "descriptor" in inputs else self._encoder
         data = load_images(inputs["data"])
@@ -94,6 +99,8 @@ class Reference(Stage):
 
         The rate that it suggests lets three of them pass: on one alone too much would hang.
         """
+        from sidepipe.features.thresholds import allowed
+
         for rate in rates:
             if allowed(num_real, rate) < 1:
                 raise ValueError(
@@ -107,6 +114,8 @@ class Reference(Stage):
 
 def _encoded(folder: Path) -> tuple[Encoded, Encoded]:
     """Training and unseen images, their features memory-mapped."""
+    from sidepipe.features.real import Encoded
+
     train, unseen = (
         Encoded(
             np.load(folder / ROWS.format(name)),
@@ -119,6 +128,8 @@ def _encoded(folder: Path) -> tuple[Encoded, Encoded]:
 
 def load(folder: Path) -> RealImages:
     """The real images, their features memory-mapped."""
+    from sidepipe.features.real import RealImages
+
     other = {
         name: np.load(path)
         for name in ("train", "heldout", "train_equal")

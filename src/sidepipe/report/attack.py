@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from sidepipe.evaluate.stage import load_nearest
 
 # Of an encoder's transform, by how it begins: gamma in words.
@@ -113,6 +111,8 @@ class Attack:
 
     def share_interval(self, which: str = "train") -> tuple[float, float]:
         """The exact 95 % interval of the share that ever more images of this attack would have."""
+        from scipy.stats import binomtest
+
         found = binomtest(self.hits(which), self.num_images).proportion_ci(method="exact")
         return found.low, found.high
 

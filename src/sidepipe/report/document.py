@@ -3,15 +3,14 @@
 Nothing comes from a clock: the same content gives the same bytes.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from sidepipe.report import figures, files, words
-from sidepipe.report.pictures import data_uri
-from sidepipe.report.tables import Table
+if TYPE_CHECKING:
+    from sidepipe.report.tables import Table
 
 PAGE, TABLE = "report.html", "table.txt"
 
@@ -30,6 +29,9 @@ def write(
     drawings: SVG and PDF of each figure. numbers: rows of each tables/<name>.csv, unrounded. text:
     for a terminal. content: what the template names beside `tables` and `figures`.
     """
+    from sidepipe.report import figures, files
+    from sidepipe.report.pictures import data_uri
+
     for name in ("tables", "figures"):
         (folder / name).mkdir(exist_ok=True)
     for name, rows in numbers.items():
@@ -46,6 +48,10 @@ def write(
 
 
 def _template(name: str) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from sidepipe.report import words
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=True,

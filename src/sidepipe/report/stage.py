@@ -4,22 +4,23 @@ Everything is computed from the artifacts of evaluate, detect, explain and mitig
 were made from.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sidepipe.report import content, detection, explanation, labels, mitigation
-from sidepipe.report.comparison import read_attacks
 from sidepipe.report.document import load_table as load_table
 from sidepipe.report.document import page_path as page_path
 from sidepipe.report.document import write
 from sidepipe.report.notices import notices
 from sidepipe.report.origin import made_from, origin
-from sidepipe.report.section import Section
-from sidepipe.report.terminal import wrapped
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
+
+if TYPE_CHECKING:
+    from sidepipe.report.section import Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Report(Stage):
     title: str
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.report.terminal import wrapped
+
         require(bool(inputs), "attacks", "at least one row", 0, "attacks=compare or detect=prompts")
         parts = sections(inputs)
         numbers = _joined(part.numbers for part in parts.values())
@@ -59,6 +62,9 @@ class Report(Stage):
 
 def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
     """What each kind of input has to say, in the order of the page."""
+    from sidepipe.report import content, detection, explanation, labels, mitigation
+    from sidepipe.report.comparison import read_attacks
+
     of: dict[str, dict[str, Path]] = {}
     for name, folder in inputs.items():
         of.setdefault(folder.parent.name, {})[name] = folder

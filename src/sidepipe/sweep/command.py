@@ -1,5 +1,7 @@
 """The command line of sweeps: `sidepipe-sweep run subset_size`, and status, cancel, report."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
@@ -7,22 +9,22 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sidepipe import artifacts, pipeline, ranks
-from sidepipe.graph import STAGES
-from sidepipe.progress import quiet_libraries
+from sidepipe.graph import STAGES, check_parts
+from sidepipe.logs import quiet_libraries
 from sidepipe.report.stage import load_table
-from sidepipe.report.sweep.page import write_sweep
-from sidepipe.report.sweep.points import Missing
-from sidepipe.report.sweep.points import Point as ReportedPoint
 from sidepipe.sweep import cluster, jobs, local
 from sidepipe.sweep.estimates import estimates
 from sidepipe.sweep.grid import Point, Sweep, folder_of, point_of, sweep_of
 from sidepipe.sweep.states import Seen, aligned, look, table
+
+if TYPE_CHECKING:
+    from sidepipe.report.sweep.points import Point as ReportedPoint
 
 log = logging.getLogger("sidepipe")
 
@@ -37,14 +39,15 @@ def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
     slurm = None
     if launcher == "slurm":
         slurm = cluster.slurm_of(sweep.points[0].plan.runtime.slurm, STAGES)
+    left = [task for task in sweep.tasks.values() if not task.is_done]
+    check_parts((task.node for task in left), sweep.points[0].plan.runtime)
     print(forecast(sweep))
     if dry:
         return 0
     if slurm is not None:
         cluster.require_answer()
-    for task in sweep.tasks.values():
-        if not task.is_done:
-            task.node.stage.check_sources(task.plan.runtime)
+    for task in left:
+        task.node.stage.check_sources(task.plan.runtime)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(sweep.folder / RECORD, {"overrides": list(sweep.overrides)})
     if slurm is not None:
@@ -116,6 +119,8 @@ def cancel(name: str, overrides: Sequence[str]) -> int:
 
 def report(name: str, overrides: Sequence[str]) -> int:
     """Writes the page of what is finished of a sweep, and prints its table."""
+    from sidepipe.report.sweep.page import write_sweep
+
     sweep = _known(name, overrides)
     seen = look(sweep)
     points = [_reported(point, seen) for point in sweep.points]
@@ -127,6 +132,9 @@ def report(name: str, overrides: Sequence[str]) -> int:
 
 def _reported(point: Point, seen: Mapping[str, Seen]) -> ReportedPoint:
     """A point as its sweep's report takes it."""
+    from sidepipe.report.sweep.points import Missing
+    from sidepipe.report.sweep.points import Point as ReportedPoint
+
     runtime = point.plan.runtime
     (page,) = point.plan.goals("report")
     states = {node.key: seen.get(node.key, Seen("missing", "")) for node in page.inputs.values()}
@@ -157,6 +165,7 @@ def task(path: Path, index: int) -> int:
             f"{key} is no artifact of this config any more: code or configs changed after the job "
             "was submitted; remedy: make sweep again"
         )
+    check_parts([the_plan.nodes[key]], the_plan.runtime)
     the_plan.runtime.limit_threads()
     pipeline.make(the_plan.nodes[key], the_plan)
     return 0

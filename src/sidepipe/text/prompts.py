@@ -5,20 +5,23 @@ lines of caption, index and url), the tables of Hintersdorf et al. (2024; Captio
 between semicolons), MemBench (Hong et al., 2024; a list of urls for each prompt) and plain lists.
 """
 
+from __future__ import annotations
+
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
-
-import pandas as pd
 
 from sidepipe.image_files import list_images, printable
 from sidepipe.records import SUFFIXES, Record, read_records, text_in, text_of
 from sidepipe.settings import require
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CAPTIONS, URLS, IDS = ("caption", "prompt", "text"), ("url", "urls"), ("id", "index", "key", "")
 NO_URL = ("", "nan", "none", "null")
@@ -70,6 +73,8 @@ def present_images(prompts: Sequence[Prompt], folder: Path) -> pd.DataFrame:
     prompt's own image; files named by its id, or in a folder named by it (zeros in front do not
     count); files named as the end of a url, where no other url of the prompts ends so.
     """
+    import pandas as pd
+
     require(folder.is_dir(), "the folder of ground-truth images", "a folder", str(folder))
     by_image, by_name, by_id = _files(folder)
     urls = Counter(url for prompt in prompts for url in set(prompt.url.split()))

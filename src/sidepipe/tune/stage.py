@@ -4,6 +4,8 @@ Every combination of a grid is tried on a few images, and the one whose images r
 most is chosen. An attack with `extract.tuned` then spends the rest of its budget on it.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import logging
@@ -12,19 +14,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from hydra.utils import get_class
 from jaxtyping import UInt8
 
 from sidepipe.artifacts import write_json
-from sidepipe.features.encoders import Encoder
 from sidepipe.settings import build, check_field_types, require, require_known
 from sidepipe.shards import load_shards, missing_shards
 from sidepipe.stage import Runtime, Stage
-from sidepipe.tune.score import SCORES, best
+
+if TYPE_CHECKING:
+    from sidepipe.features.encoders import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -117,17 +119,26 @@ class Tune(Stage):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if self._attack().is_tuned:
-            self._encoder.check()
             rule = f"with one of {list(REFINEMENT)} where extract.surrogate is 'none'"
             remedy = "+tune.grid.refine_t=[30,60,100], or extract.tuned=false"
             require(bool(self._tried), "tune.grid", rule, list(self.grid), remedy)
             for trial in self._trials:
                 trial.check(upstream, runtime)
 
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        if self._attack().is_tuned:
+            self._encoder.check()
+            for trial in self._trials:
+                trial.check_parts(upstream, runtime)
+
     def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
         return sum(trial.num_bytes(upstream) for trial in self._trials)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import pandas as pd
+
+        from sidepipe.tune.score import best
+
         trials, rows = self._trials, []
         for i, trial in enumerate(trials):
             place = folder / "trials" / f"{i:03d}"
@@ -151,6 +162,8 @@ class Tune(Stage):
         self, trial: Any, place: Path, inputs: Mapping[str, Path], runtime: Runtime
     ) -> dict[str, Any]:
         """What was tried, its score and cost; its images are in `place`."""
+        from sidepipe.tune.score import SCORES
+
         place.mkdir(parents=True, exist_ok=True)
         spent = trial.run(place, inputs, runtime)
         features = self._encoder.encode(load_shards(place), device=runtime.torch_device())

@@ -1,0 +1,43 @@
+"""At which timesteps the network is evaluated, from most to least noise, and which are guided."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def sampling_timesteps(
+    num_train_timesteps: int, num_inference_steps: int, spacing: str, steps_offset: int = 0
+) -> list[int]:
+    """Timesteps from most to least noise, spaced as in diffusers.
+
+    spacing: "leading" (0, s, 2s, ...: diffusers' default) or "trailing" (T-1, T-1-s, ...: starts at
+    the noisiest step; Lin et al., "Common Diffusion Noise Schedules", table 2). steps_offset: added
+    to leading timesteps, up to T - 1.
+    Raises ValueError unless 1 <= num_inference_steps <= num_train_timesteps.
+    """
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps must be in [1, {num_train_timesteps}], got {num_inference_steps}"
+        )
+    if spacing == "leading":
+        step = num_train_timesteps // num_inference_steps
+        leading = (i * step + steps_offset for i in reversed(range(num_inference_steps)))
+        return [min(t, num_train_timesteps - 1) for t in leading]
+    if spacing == "trailing":
+        step = num_train_timesteps / num_inference_steps
+        return [round(num_train_timesteps - i * step) - 1 for i in range(num_inference_steps)]
+    raise ValueError(f"spacing must be 'leading' or 'trailing', got {spacing!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Where a surrogate steers: lambda, and the timesteps t_min <= t <= t_max."""
+
+    guidance_scale: float
+    t_min: int
+    t_max: int | None
+
+    def within(self, timesteps: Sequence[int]) -> list[int]:
+        """Those of `timesteps` that are guided."""
+        t_max = math.inf if self.t_max is None else self.t_max
+        return [t for t in timesteps if self.t_min <= t <= t_max and self.guidance_scale != 0]
