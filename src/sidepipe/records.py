@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ Record = dict[str, Any]
 SUFFIXES = (".csv", ".jsonl")
 # Columns of free text, whose values may begin with a space.
 TEXTS = {"caption", "prompt", "text"}
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def read_records(path: Path) -> list[tuple[str, Record]]:
@@ -75,11 +77,12 @@ def text_of(where: str, row: Record, name: str) -> str:
 
 def _require_text(where: str, name: str, value: Any) -> None:
     """Raises ValueError for characters that JSON can escape and no file of text can hold."""
-    for text in (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)):
-        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    for each in (name, text):
+        if _NO_TEXT.search(each):
             raise ValueError(
                 f"{where}: {name!a} must be text without NUL and half surrogate pairs, got "
-                f"{text[:40]!a}; remedy: remove such characters"
+                f"{each[:40]!a}; remedy: remove such characters"
             )
 
 

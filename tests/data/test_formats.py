@@ -16,6 +16,7 @@ from sidepipe.data.sources import ImageFolder
 from sidepipe.image_files import list_images, readable_formats
 
 DOC = Path(__file__).parents[2] / "docs/reading-images.md"
+NEEDS_AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 COLOUR = (200, 100, 50)
 RGB = Image.new("RGB", (8, 8), COLOUR)
 GREY = np.zeros((8, 8), np.uint16)
@@ -235,6 +236,24 @@ def test_each_row_of_the_table_is_true(tmp_path, form, suffix, result):
     for half, value in ((images[0][:, :4], left), (images[0][:, 4:], right)):
         assert np.abs(half.astype(int) - value).max() <= tolerance
     assert num_several == ("counted" in result and "else counted" not in result)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        *[("JPEG", ".jpg"), ("PNG", ".png"), ("GIF", ".gif"), ("WEBP", ".webp")],
+        *[("JPEG2000", ".jp2"), ("BMP", ".bmp"), ("TGA", ".tga"), ("PPM", ".ppm")],
+        *[("TIFF", ".tif"), pytest.param("AVIF", ".avif", marks=NEEDS_AVIF)],
+    ],
+)
+def test_a_file_cut_off_anywhere_is_never_half_an_image(tmp_path, kind, suffix, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = saved(Image.fromarray(noise), kind)
+    (tmp_path / f"cut{suffix}").write_bytes(whole[: int(len(whole) * share)])
+    entries = ImageFolder(str(tmp_path)).entries()
+    with pytest.raises(ValueError, match=rf"cut{suffix} cannot be read"):
+        read_images(entries, tmp_path / "images.npy", 64, 3, None, "error")
 
 
 @pytest.mark.parametrize("form", ["TIFF, LAB", "JPEG, CMYK", "PNG, RGB with tRNS"])

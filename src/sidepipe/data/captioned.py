@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from os.path import commonpath, normpath
+from functools import cached_property, partial
+from os.path import commonpath, normpath, relpath
 from pathlib import Path
 
 from sidepipe.data.layouts import partition_of, partitioned, words
@@ -58,12 +58,16 @@ class Captioned(Source):
     def _name(self, where: str, row: Record) -> str:
         """The image's path from the file's folder, the same for 0.png and ./0.png."""
         name = normpath(text_of(where, row, "image"))
-        folder, full = self._full("."), self._full(name)
-        return str(full.relative_to(folder)) if full.is_relative_to(folder) else name
+        full, above = self._full(name), f"{self._folder}/"
+        return full.removeprefix(above) if full.startswith(above) else name
 
-    def _full(self, name: str) -> Path:
+    @cached_property
+    def _folder(self) -> str:
+        return normpath(Path(self.file).parent.absolute()).rstrip("/")
+
+    def _full(self, name: str) -> str:
         # Not resolved: a link keeps the name that the list gives it.
-        return Path(normpath(Path(self.file).parent.absolute() / name))
+        return normpath(name if name.startswith("/") else f"{self._folder}/{name}")
 
     def _partitions(self, rows: Sequence[tuple[str, Record]], names: Sequence[str]) -> list[str]:
         """Each row's partition: its own, else that of its image's folders."""
@@ -79,9 +83,9 @@ class Captioned(Source):
         """Paths without the folders above the list, or above all images that lie elsewhere."""
         outside = [self._full(name) for name in names if name.startswith(("/", ".."))]
         # The last folder that all share stays: it may be test/.
-        above = Path(commonpath([file.parent for file in outside] or ["/"])).parent
+        above = Path(commonpath([Path(file).parent for file in outside] or ["/"])).parent
         return [
-            str(self._full(name).relative_to(above)) if name.startswith(("/", "..")) else name
+            relpath(self._full(name), above) if name.startswith(("/", "..")) else name
             for name in names
         ]
 
@@ -94,9 +98,9 @@ class Captioned(Source):
             id=name,
             partition=partition,
             identity="",
-            read=partial(open_image, str(file)),
-            file=str(file),
-            problem="" if file.is_file() else f"{where} lists it, but it is not there",
+            read=partial(open_image, file),
+            file=file,
+            problem="" if Path(file).is_file() else f"{where} lists it, but it is not there",
             caption=Caption(text, _repeats(where, row.get("repeats")), word),
         )
 
@@ -110,9 +114,9 @@ def _own_partition(where: str, row: Record) -> str | None:
     return partition
 
 
-def _size(file: Path) -> int:
+def _size(file: str) -> int:
     try:
-        return file.stat().st_size
+        return Path(file).stat().st_size
     except OSError:
         return -1  # reading it says so
 
