@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sidepipe import celeba_files
 from sidepipe.celeba_files import read_pairs
 from sidepipe.data.sources import CelebA
 from sidepipe.original.attributes import read_attributes
@@ -98,6 +99,13 @@ def test_a_list_in_another_encoding_is_an_error_that_names_it(tmp_path):
     file.write_bytes(PARTITIONS.encode("utf-16")[len(codecs.BOM_UTF16_LE) :])
     with pytest.raises(ValueError, match=r"list\.txt line 1 holds a NUL character"):
         read_pairs(file)
+
+
+def test_a_folder_of_many_images_is_not_searched_for_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr(celeba_files, "MANY", 3)
+    folder = images(lists(tmp_path) / "img_align_celeba")
+    (folder / "list_eval_partition.txt").write_text("000001.jpg 2\n")
+    assert found(tmp_path) == EXPECTED
 
 
 def test_the_edition_in_the_plain_folder_comes_before_the_other(tmp_path):

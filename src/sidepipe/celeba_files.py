@@ -7,13 +7,14 @@ edition, names ending with .JPG, and lists as CSV (Kaggle's copy).
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from sidepipe.image_files import Files, readable_suffixes
 from sidepipe.records import text_in
 
 IMAGES = "img_align_celeba"
-# Folders are searched this many levels deep, and one of so many entries is a folder of images.
+# Folders are searched this many levels deep, but for those of so many entries, which hold images.
 DEPTH, MANY = 3, 1000
 
 
@@ -25,7 +26,7 @@ def find_images(folder: Path) -> Path:
     named = [
         (level, item)
         for level, item in _search(folder)
-        if item.is_dir() and item.name.lower().startswith(IMAGES)
+        if item.name.lower().startswith(IMAGES) and item.is_dir()
     ]
     # unzip often puts the folder into one of the same name, which holds nothing else.
     full = [(level, item) for level, item in named if _holds_images(item)] or named
@@ -72,11 +73,14 @@ def _search(folder: Path) -> Iterator[tuple[int, Path]]:
     for depth in range(DEPTH):
         inner = []
         for parent in level:
-            items = sorted(os.scandir(parent), key=lambda item: item.name)
-            for item in items:
+            with os.scandir(parent) as scanned:
+                items = list(islice(scanned, MANY + 1))
+            if len(items) > MANY:
+                continue
+            for item in sorted(items, key=lambda item: item.name):
                 if not item.name.startswith((".", "__MACOSX")):
                     yield depth, Path(item.path)
-                    if item.is_dir() and len(items) <= MANY:
+                    if item.is_dir():
                         inner.append(Path(item.path))
         level = inner
 
