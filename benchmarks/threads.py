@@ -6,7 +6,6 @@ what the stages use, timed after its first choice. Target: auto is nowhere slowe
 best fixed pair.
 """
 
-import argparse
 import multiprocessing
 import os
 import statistics
@@ -75,7 +74,7 @@ STEPS = {"sampling": sampling, "training": training}
 
 
 def serve(pipe: Connection, threads: int | None) -> None:
-    """For every ("sampling" or "training", seconds) sends steps per second and their threads.
+    """For every ("sampling" or "training", seconds) sends steps per second and the last threads.
 
     threads: None for a choice by timing.
     """
@@ -157,8 +156,6 @@ def nothing() -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.parse_args()
     most = available()
     print(f"CPU, {most} threads at most, torch {torch.__version__}")
     pairs = [(most, spin) for spin in SPINS] + [(1, "short"), (None, "short")]
@@ -176,22 +173,23 @@ def main() -> None:
             for _ in range(ROUNDS):
                 for (name, pair), found in rates.items():
                     found.append(servers[pair].measure(name))
-        print(f"\n{load}\n{'':22}" + "".join(f"{name:>12}  / best" for name in STEPS))
+        print(f"\n{load}, steps/s\n{'':24}" + "".join(f"{name:>12}  / best" for name in STEPS))
         show(rates, pairs)
 
 
 def show(rates: dict, pairs: list) -> None:
+    """A line for each pair: its median rates, over the best of a given number of threads."""
     medians = {key: statistics.median(rate for rate, _ in found) for key, found in rates.items()}
-    for threads, spin in pairs:
-        pair = (threads, spin)
-        line = f"{threads or 'auto'} threads, {spin} spin"
+    for pair in pairs:
+        threads, spin = pair
+        line = f"{threads or 'auto'} thread{'s' * (threads != 1)}, {spin} spin"
         cells = []
         for name in STEPS:
             best = max(medians[name, other] for other in pairs if other[0] is not None)
             rate = medians[name, pair]
-            took = sorted({n for _, n in rates[name, pair]}) if threads is None else []
-            cells.append(f"{rate:12.1f} {rate / best:7.2f}" + (f" {took}" if took else ""))
-        print(f"{line:22}" + "".join(cells), flush=True)
+            cells.append(f"{rate:12.1f} {rate / best:7.2f}")
+        took = {name: [n for _, n in rates[name, pair]] for name in STEPS}
+        print(f"{line:24}" + "".join(cells) + (f"  took {took}" if threads is None else ""))
 
 
 if __name__ == "__main__":

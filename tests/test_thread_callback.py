@@ -22,7 +22,7 @@ from sidepipe.stage import Runtime
 from sidepipe.thread_callback import Threads
 from sidepipe.threads import PLAN, ThreadChoice
 
-TIMED = [2 if every else 1 for every in PLAN]
+TIMED = [2, 2, 1, 1]  # of a busy machine, where it is clear which is faster
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"
 
 
@@ -122,7 +122,7 @@ def test_a_resumed_training_times_again_and_ends_like_a_whole_one_to_rounding(
     monkeypatch.setattr(DenoisingModule, "training_step", step)
     numbers.clear()
     resumed = trained(tmp_path / "broken", data, "auto")
-    assert numbers == TIMED  # of 20 steps 12 were saved
+    assert numbers == TIMED + [1] * 4  # of 20 steps 12 were saved
     for name, expected in whole.items():
         torch.testing.assert_close(resumed[name], expected, rtol=0, atol=1e-4)
 
@@ -191,7 +191,7 @@ def sampled(folder, num_threads, guidance_scale=1.0):
 def test_a_sampling_times_the_steps_that_are_guided(tmp_path, busy):
     images, found = sampled(tmp_path / "auto", "auto")
     guided = [number for t, number in found if t >= 4]
-    assert guided == TIMED + [1] * 4
+    assert guided == TIMED + [1] * 8
     assert torch.get_num_threads() == 2
     for number in (1, 2):
         expected, found = sampled(tmp_path / str(number), number)
@@ -202,4 +202,4 @@ def test_a_sampling_times_the_steps_that_are_guided(tmp_path, busy):
 
 def test_a_sampling_that_is_not_guided_times_all_its_steps(tmp_path, busy):
     _, found = sampled(tmp_path, "auto", guidance_scale=0.0)
-    assert [number for _, number in found] == TIMED + [1] * 7
+    assert [number for _, number in found] == TIMED + [1] * 11

@@ -7,7 +7,7 @@ import os
 
 # By default libgomp spins for about 3 ms (libgomp/env.c), Intel's and LLVM's runtimes for 200 ms.
 # Where other work has the core of the thread that is waited for, that time is lost at every
-# operation. docs/results/speed.md compares the values.
+# operation. benchmarks/threads.py compares the values.
 SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 

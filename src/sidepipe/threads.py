@@ -8,11 +8,12 @@ import functools
 import logging
 import math
 import os
-import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from sidepipe import ranks
@@ -26,19 +27,29 @@ PLAN = (True, True, False, False, True, False, True, False)
 WARM_UP = (PLAN.index(True), PLAN.index(False))
 # One thread cannot be faster than threads that together do the work of so many cores.
 BUSY_CORES = 2.0
+CLEAR = 3.0  # a timing ends early where one number is so many times as fast
 GAIN = 1.15  # the other number must be so many times as fast to replace the present one
 RECENT = 5  # steps whose median shows the present rate
-# Other work also ends, of which the rate of one thread shows little. A timing loses less than the
-# time that it takes, so it stays under 1 % of a run.
-AGAIN_SECONDS, AGAIN_TIMES = 60.0, 100.0
+# A process on one thread has its core to itself, or shares it with other work.
+ALONE, SHARED = 0.97, 0.9
+# When to time again, in multiples of the time that the last timing lost by the slower number.
+SOONEST_TIMES, AGAIN_TIMES, AGAIN_SECONDS = 20.0, 100.0, 60.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """How long a step took, and how many cores the process kept busy."""
+
+    seconds: float
+    cores: float
 
 
 class ThreadChoice:
     """Chooses between all threads of a process and one, by timing steps that the run does anyway.
 
-    It times both when it starts, when the rate has halved since, and again after 100 times as long
-    as the timing took. most: all threads, at least 2. wall, cpu: seconds on a clock, and seconds
-    that the process has spent on all cores together.
+    It times both when it starts, when the rate has halved since, when other work has left the
+    process's core, and from time to time. most: all threads, at least 2. wall, cpu: seconds on a
+    clock, and seconds that the process has spent on all cores together.
     """
 
     def __init__(
@@ -48,20 +59,16 @@ class ThreadChoice:
         cpu: Callable[[], float] = time.process_time,
     ) -> None:
         self.most, self._wall, self._cpu = most, wall, cpu
-        self._chosen = most
+        self._chosen, self._usual = most, Step(math.inf, math.inf)
+        self._recent: deque[Step] = deque(maxlen=RECENT)
         self._begin_timing()
-
-    @property
-    def is_timing(self) -> bool:
-        """Whether the next step belongs to a timing."""
-        return self._seconds is not None
 
     @property
     def num_threads(self) -> int:
         """Threads of the next step."""
-        if self._seconds is None:
+        if not self.is_timing:
             return self._chosen
-        return self.most if PLAN[len(self._seconds)] else 1
+        return self.most if PLAN[len(self._timed)] else 1
 
     def start(self) -> None:
         """A step starts."""
@@ -71,46 +78,73 @@ class ThreadChoice:
         """The step that started last ends."""
         now = self._wall()
         seconds = max(now - self._started[0], 1e-9)
-        if self._seconds is not None:
-            self._seconds.append(seconds)
-            self._cores.append((self._cpu() - self._started[1]) / seconds)
+        step = Step(seconds, (self._cpu() - self._started[1]) / seconds)
+        if self.is_timing:
+            self._timed.append(step)
             self._decide(now)
             return
-        self._recent.append(seconds)
-        has_halved = len(self._recent) == RECENT and (
-            statistics.median(self._recent) > 2 * self._usual
-        )
-        if has_halved or now >= self._again:
+        self._recent.append(step)
+        if self._is_due(now):
             self._begin_timing()
 
+    def _is_due(self, now: float) -> bool:
+        """Whether both numbers are to be timed again."""
+        if len(self._recent) < RECENT or now < self._soonest:
+            return False
+        recent = _median(self._recent)
+        has_halved = recent.seconds > 2 * self._usual.seconds
+        is_alone_again = self._usual.cores < SHARED and recent.cores > ALONE
+        return has_halved or (self._chosen == 1 and is_alone_again) or now >= self._again
+
     def _begin_timing(self) -> None:
+        self.is_timing = True
         self._began = self._wall()
-        self._seconds: list[float] | None = []
-        self._cores: list[float] = []
+        self._timed: list[Step] = []
+        if self._recent:
+            self._usual = _median(self._recent)
 
     def _decide(self, now: float) -> None:
         """Ends the timing where its steps are enough to choose."""
-        assert self._seconds is not None
-        all_suffice = len(self._seconds) == 2 and self._cores[1] >= BUSY_CORES
-        if len(self._seconds) < len(PLAN) and not all_suffice:
-            return
-        seconds = {self.most: _median(self._seconds, True), 1: _median(self._seconds, False)}
-        before, other = self._chosen, 1 if self._chosen == self.most else self.most
-        if seconds[other] * GAIN < seconds[before]:
-            self._chosen = other
-            log.info("%s", self._change(seconds))
-        self._usual, self._seconds = seconds[self._chosen], None
-        self._recent: deque[float] = deque(maxlen=RECENT)
-        self._again = now + max(AGAIN_SECONDS, AGAIN_TIMES * (now - self._began))
+        timed = {self.most: self._counted(True), 1: self._counted(False)}
+        count, slowest = len(self._timed), max(step.seconds for step in timed.values())
+        if count == 1 and self._chosen == 1:
+            # Beside much other work a step with all threads can take as long as many with one.
+            timed = {self.most: self._timed[0], 1: self._usual}
+            is_enough = self._timed[0].seconds > CLEAR * self._usual.seconds
+        elif count == 2:
+            is_enough = timed[self.most].cores >= BUSY_CORES
+        else:
+            fastest = min(step.seconds for step in timed.values())
+            is_clear = count == PLAN.index(False) + 2 and slowest > CLEAR * fastest
+            is_enough = is_clear or count == len(PLAN)
+        if is_enough:
+            self._choose(timed, now)
 
-    def _change(self, seconds: Mapping[int, float]) -> str:
+    def _counted(self, with_all: bool) -> Step:
+        """The median of the steps with all threads or with one, without those that warm up."""
+        return _median(
+            [s for i, s in enumerate(self._timed) if PLAN[i] == with_all and i not in WARM_UP]
+        )
+
+    def _choose(self, timed: Mapping[int, Step], now: float) -> None:
+        other = 1 if self._chosen == self.most else self.most
+        if timed[other].seconds * GAIN < timed[self._chosen].seconds:
+            self._chosen = other
+            log.info("%s", self._change(timed))
+        self._usual, self.is_timing = timed[self._chosen], False
+        self._recent.clear()
+        lost = max(0.0, now - self._began - len(self._timed) * self._usual.seconds)
+        self._soonest = now + SOONEST_TIMES * lost
+        self._again = now + max(AGAIN_SECONDS, AGAIN_TIMES * lost)
+
+    def _change(self, timed: Mapping[int, Step]) -> str:
         """What is chosen, with the rates, and with the reason where it is seen."""
         other = 1 if self._chosen == self.most else self.most
-        said = f"{_threads(self._chosen)}: {1 / seconds[self._chosen]:.3g} steps/s"
-        if math.isfinite(seconds[other]):
-            said += f" against {1 / seconds[other]:.3g} with {other}"
-        is_descheduled = self._chosen == 1 and _median(self._cores, False) < 0.9
-        return said + ("; other work keeps the cores busy" if is_descheduled else "")
+        said = f"{_threads(self._chosen)}: {1 / timed[self._chosen].seconds:.3g} steps/s"
+        if math.isfinite(timed[other].seconds):
+            said += f" against {1 / timed[other].seconds:.3g} with {other}"
+        is_shared = self._chosen == 1 and timed[1].cores < SHARED
+        return said + ("; other work keeps the cores busy" if is_shared else "")
 
     def settle(self, step: Callable[[], object]) -> None:
         """Chooses by repeating `step`, for steps that are compiled for their number of threads."""
@@ -132,10 +166,11 @@ def _threads(number: int) -> str:
     return "1 thread" if number == 1 else f"{number} threads"
 
 
-def _median(values: Sequence[float], with_all: bool) -> float:
-    """Of the steps with all threads or with one, without those that warm up; infinite for none."""
-    counted = [v for i, v in enumerate(values) if PLAN[i] == with_all and i not in WARM_UP]
-    return statistics.median(counted) if counted else math.inf
+def _median(steps: Collection[Step]) -> Step:
+    """Of each number on its own; a step without end where there is none."""
+    if not steps:
+        return Step(math.inf, 0.0)
+    return Step(median(step.seconds for step in steps), median(step.cores for step in steps))
 
 
 @functools.cache
