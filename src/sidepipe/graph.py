@@ -38,6 +38,7 @@ STAGES = (
 )
 # Of a stage, the settings that are another one's of the same row: whose, and where among its own.
 TAKES: dict[str, dict[str, tuple[str, ...]]] = {
+    "dpm": {"on_duplicates": ("data", "on_duplicates")},
     "tune": {"attack": ("extract",)},
     "reference": {
         "features": ("evaluate", "features"),

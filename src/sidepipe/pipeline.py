@@ -46,6 +46,8 @@ def make(node: Node, the_plan: Plan) -> bool:
     folder, title = node.folder(the_plan.runtime), the_plan.title(node)
     if integrity.is_whole(folder):
         manifest = artifacts.read_manifest(folder) or {}
+        node.stage.check_artifact(folder, manifest["summary"])
+        _check_data(node, the_plan)
         if why := node.stage.source_changed(manifest["summary"], the_plan.runtime):
             log.warning("%s %s: %s", title, node.key, why)
         return False
@@ -57,9 +59,12 @@ def make(node: Node, the_plan: Plan) -> bool:
         if not integrity.is_whole(read.folder(the_plan.runtime)):
             raise FileNotFoundError(f"{title} {node.key} reads {name} {read.key}: not finished")
     _require_room([node], the_plan)
+    _check_data(node, the_plan)
     with artifacts.locked(folder, say_wait):
-        if integrity.is_whole(folder):
-            return False  # made by the process we waited for
+        if integrity.is_whole(folder):  # made by the process we waited for
+            manifest = artifacts.read_manifest(folder) or {}
+            node.stage.check_artifact(folder, manifest["summary"])
+            return False
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
         try:
@@ -100,6 +105,22 @@ def _reopen(folder: Path, name: str) -> None:
     log.warning("%s has lost %s and is made again", name, lost)
     save_seconds(folder, manifest["seconds"])
     (folder / artifacts.MANIFEST).unlink()
+
+
+def _check_data(node: Node, the_plan: Plan) -> None:
+    """Raises ValueError where the node's settings do not fit the images of its finished data.
+
+    With the model, everything that is still to be made from it is checked as well: what does not
+    fit is an error before hours of training.
+    """
+    nodes = [node]
+    if node.stage.name == "dpm":
+        nodes = [n for n in the_plan.nodes.values() if node.key in n.upstream()]
+    for other in nodes:
+        finished = artifacts.read_manifest(other.folder(the_plan.runtime)) is not None
+        if "data" in other.inputs and not finished:
+            data = other.inputs["data"].folder(the_plan.runtime)
+            other.stage.check_data(data, other.stages_read(), the_plan.runtime)
 
 
 def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:

@@ -188,6 +188,19 @@ class Stage:
         Asked before jobs are submitted, which would find out one after another.
         """
 
+    def check_data(self, data: Path, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
+        """Raises ValueError where these settings cannot work with the images in `data`.
+
+        data: the folder of the finished artifact. Called before anything is trained or sampled, so
+        that too few images or unknown partitions are an error before hours of training.
+        """
+
+    def check_artifact(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        """Raises ValueError where the finished artifact in `folder` cannot be used as it is.
+
+        Settings that do not enter the key may forbid what others have allowed.
+        """
+
     def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
         """Why a finished artifact no longer matches what lies outside the outputs, or None."""
         return None

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 from tests.detect.fakes import artifacts
 
 from sidepipe.detect.replays import own_truth, read, replayed, training_truth
 from sidepipe.features.encoders import Pixels, PixelsL2
+from sidepipe.features.image_duplicates import RATIO, duplicates, typical_distance
 
 
 def noisy(images, amount, seed=0):
@@ -29,11 +31,51 @@ def test_copies_of_training_images_are_found_and_of_others_not(tmp_path, encoder
     assert set(found["nearest"][1]) <= set(train)
 
 
+def test_near_duplicates_among_the_held_out_images_hide_replays_until_they_are_dropped():
+    digits = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)[..., None]
+    train, unseen = np.arange(1000), np.arange(1000, 1206)
+    data = digits.copy()
+    data[unseen[:6]] = noisy(data[train[:6]], 2.75)  # RMS 0.0108
+    replays = noisy(data[train[100:120]], 8, seed=1)[:, None]
+
+    def truth(unseen):
+        found = training_truth(PixelsL2(), data, train, unseen, 0.01, None, "cpu")
+        copies = found.copies(found.compare(range(20), replays)["gamma"])
+        return found.threshold, copies.any(axis=1).sum()
+
+    threshold, memorized = truth(unseen)
+    assert threshold < 0.0108
+    assert memorized == 0
+    limit = typical_distance(data, np.concatenate([train, unseen])) / RATIO
+    found = duplicates(data, unseen, train, limit).found
+    assert np.flatnonzero(found).tolist() == list(range(6))
+    threshold, memorized = truth(unseen[~found])
+    assert threshold > 0.06
+    assert memorized == 20
+
+
+@pytest.mark.parametrize(("count", "used"), [(200, 0.01), (100, 0.01), (99, 1 / 99), (20, 0.05)])
+def test_few_held_out_images_raise_the_rate_that_makes_a_copy(tmp_path, count, used):
+    _, data = artifacts(tmp_path, num_train=9, num_unseen=200)
+    unseen = np.arange(9, 9 + count)
+    truth = training_truth(PixelsL2(), data, np.arange(9), unseen, 0.01, None, "cpu")
+    assert truth.about["false_positive_rate"] == used
+    assert truth.about["asked_false_positive_rate"] == 0.01
+    assert (truth.about["num_real"], truth.about["num_train"]) == (count, 9)
+
+
+def test_exact_copies_that_set_the_threshold_are_an_error(tmp_path):
+    _, data = artifacts(tmp_path)
+    unseen = np.concatenate([np.arange(40, 70), np.arange(3)])
+    with pytest.raises(ValueError, match=r"no image could be a hit .* 3 of 33 unseen images"):
+        training_truth(PixelsL2(), data, np.arange(40), unseen, 0.04, None, "cpu")
+
+
 def test_a_given_threshold_is_taken_and_needs_no_held_out_images(tmp_path):
     _, data = artifacts(tmp_path)
     truth = training_truth(PixelsL2(), data, np.arange(9), np.arange(0), 0.01, 0.25, "cpu")
     assert truth.threshold == 0.25
-    with pytest.raises(ValueError, match=r"held-out images must be >= 1 / 0.01 = 100, got 0"):
+    with pytest.raises(ValueError, match=r"number of held-out images must be >= 20, got 0"):
         training_truth(PixelsL2(), data, np.arange(9), np.arange(0), 0.01, None, "cpu")
 
 

@@ -153,7 +153,8 @@ def test_too_few_calibration_prompts_are_refused_before_anything_is_made(replayi
 
 def test_images_that_cannot_be_compared_are_refused_before_anything_is_made(replaying):
     inputs, folder = replaying
-    np.save(inputs["data"] / "images.npy", np.zeros((70, 16, 16, 1), np.uint8))
+    images = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 1))
+    np.save(inputs["data"] / "images.npy", images.astype(np.uint8))
     with pytest.raises(ValueError, match=r"equally many dimensions"):
         detect().run(folder, inputs, RUNTIME)
 

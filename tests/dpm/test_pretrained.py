@@ -258,7 +258,8 @@ def partitioned(tmp_path):
     """Data of 100 training images, 100 of validation and 60 to test with."""
     folder = tmp_path / "partitioned"
     folder.mkdir()
-    np.save(folder / "images.npy", np.zeros((260, 8, 8, 1), np.uint8))
+    images = np.random.default_rng(0).integers(0, 256, (260, 8, 8, 1))
+    np.save(folder / "images.npy", images.astype(np.uint8))
     rows = [f"{i},{i},{name}," for i, name in enumerate(["train"] * 100 + ["val"] * 100)]
     rows += [f"{i},{i},test," for i in range(200, 260)]
     (folder / "ids.csv").write_text("\n".join(["index,id,partition,identity", *rows, ""]))
@@ -284,13 +285,13 @@ def test_partitions_that_a_checkpoint_was_trained_on_are_never_guessed(
     assert sorted(unseen) == list(range(100, 260))
 
 
-def test_a_pool_of_several_partitions_is_said_where_a_model_is_trained(
-    tmp_path, partitioned, caplog
-):
-    DPM(num_train_images=50, train_partitions=None, subset_seed=0)._split(tmp_path, partitioned)
+def test_a_pool_of_several_partitions_is_said_where_a_model_is_trained(partitioned, caplog):
+    every = DPM(num_train_images=50, train_partitions=None, subset_seed=0)
+    every.check_data(partitioned, {}, RUNTIME)
     assert (
         "drawn from every partition, train (100), val (100), test (60): 'dpm.train_" in caplog.text
     )
     caplog.clear()
-    DPM(num_train_images=50, train_partitions=["val"], subset_seed=0)._split(tmp_path, partitioned)
+    one = DPM(num_train_images=50, train_partitions=["val"], subset_seed=0)
+    one.check_data(partitioned, {}, RUNTIME)
     assert not caplog.text

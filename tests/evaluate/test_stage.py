@@ -350,15 +350,51 @@ def test_copies_of_held_out_images_count_as_held_out_hits_and_other_unseen_ones_
     assert high["heldout"]["count"] == 7
 
 
-def test_too_few_real_images_for_a_rate_are_refused_before_anything_is_encoded(
-    planted, monkeypatch
-):
+def test_too_few_real_images_are_refused_before_anything_is_encoded(tmp_path, monkeypatch):
+    planted = Planted(tmp_path, num_unseen=20)
     planted.write()
-    planted.reference(L2["features"])  # made for other rates
+    planted.reference(L2["features"])
     monkeypatch.setattr(PixelsL2, "encode", None)
-    message = r"false_positive_rates must be >= 1 / 150 .* got 0.001; remedy: bring at least 1000"
+    np.save(planted.folder / "reference_PixelsL2" / "unseen_rows.npy", planted.unseen[:19])
+    with pytest.raises(ValueError, match=r"that nothing was trained on must be >= 20, .* got 19"):
+        run(planted)
+
+
+@SETTINGS
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [([0.001, 0.1], [1 / 150, 0.1]), ([0.001, 0.002], [1 / 150]), ([0.01], [0.01])],
+)
+def test_a_small_set_is_judged_at_the_smallest_rate_that_it_allows(
+    planted, settings, asked, used, caplog
+):
+    with caplog.at_level(logging.WARNING):
+        folder, summary = run(planted, settings, false_positive_rates=asked)
+    results = load(folder)
+    assert [row["false_positive_rate"] for row in results["calibrated"]] == used
+    assert results["asked_false_positive_rates"] == asked
+    assert summary["hits"] == 30
+    assert ("150 held-out images are too few" in caplog.text) == (asked != used)
+
+
+@SETTINGS
+def test_copies_among_the_unseen_images_are_never_quietly_no_hits(planted, settings):
+    planted.images[planted.unseen[60:62]] = planted.images[planted.train[:2]]
+    planted.write()
+    planted.reference(settings["features"])  # made for a rate that lets these pass
+    one, two = planted.unseen[60], planted.train[0]
+    message = rf"2 of 150 unseen images are exact copies .* pair is {one:04d}.png and {two:04d}.png"
     with pytest.raises(ValueError, match=message):
-        run(planted, false_positive_rates=[0.01, 0.001])
+        run(planted, settings, false_positive_rates=[0.1, 0.01])
+
+
+def test_near_copies_among_the_unseen_images_are_in_the_results(tmp_path):
+    planted = Planted(tmp_path)
+    planted.plant(COPIES, planted.train[np.arange(30) % 12], noise=8)
+    planted.images[planted.unseen[60:63]] = planted.noisy(planted.train[:3], 3)
+    results = load(run(planted)[0])
+    assert results["near_duplicates"]["count"] == 3
+    assert results["calibrated"][0]["train"]["count"] == 0  # which is why they must be told of
 
 
 def test_hits_are_logged_beside_the_sizes_they_are_out_of(tmp_path, caplog):

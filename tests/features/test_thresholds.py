@@ -6,9 +6,11 @@ from scipy.stats import binom
 
 from sidepipe.features.search import closer
 from sidepipe.features.thresholds import (
+    allowed,
     rate_interval,
     threshold_above,
     threshold_at_false_positive_rate,
+    usable_rates,
 )
 
 METRICS = pytest.mark.parametrize("metric", ["cosine", "l2"])
@@ -60,6 +62,51 @@ def test_if_all_held_out_images_are_equally_close_none_passes(metric):
     values = np.full(100, 0.3, np.float32)
     threshold = threshold_at_false_positive_rate(values, 0.01, metric)
     assert not closer(values, threshold, metric).any()
+
+
+@pytest.mark.parametrize(("metric", "copy"), [("l2", 0.0), ("cosine", 1.0), ("cosine", 0.9999999)])
+@pytest.mark.parametrize(("copies", "rate"), [(2, 0.01), (100, 0.01), (51, 0.5), (1, 0.001)])
+def test_a_threshold_that_no_exact_copy_reaches_is_an_error(metric, copy, copies, rate):
+    values = np.full(100, 0.3, np.float32)
+    values[:copies] = copy
+    message = rf"false positive rate of {100 * rate:.3g} %: {copies} of 100 unseen images are exact"
+    with pytest.raises(ValueError, match=f"no image could be a hit at a {message}.*remedy: remove"):
+        threshold_at_false_positive_rate(values, rate, metric)
+
+
+@pytest.mark.parametrize(("metric", "copy"), [("l2", 0.0), ("cosine", 1.0)])
+def test_copies_that_the_rate_lets_pass_do_no_harm(metric, copy):
+    values = np.full(100, 0.3, np.float32)
+    values[:3] = copy
+    threshold = threshold_at_false_positive_rate(values, 0.03, metric)
+    assert closer(np.array([copy], np.float32), threshold, metric).all()
+    assert closer(values, threshold, metric).sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("rates", "count", "used"),
+    [
+        ([0.001, 0.01], 1541, [0.001, 0.01]),
+        ([0.001, 0.01], 1000, [0.001, 0.01]),
+        ([0.001, 0.01], 999, [1 / 999, 0.01]),
+        ([0.001, 0.01], 440, [1 / 440, 0.01]),
+        ([0.001, 0.01], 100, [0.01]),
+        ([0.001, 0.01], 80, [0.0125]),
+        ([0.01, 0.001], 80, [0.0125]),
+        ([0.001], 20, [0.05]),
+        ([0.29], 100, [0.29]),
+    ],
+)
+def test_a_rate_is_never_smaller_than_one_of_the_unseen_images(rates, count, used):
+    assert usable_rates(rates, count) == used
+    assert all(allowed(count, rate) >= 1 for rate in used)
+
+
+@pytest.mark.parametrize("count", [0, 1, 19])
+def test_fewer_than_twenty_unseen_images_set_no_threshold(count):
+    message = rf"held-out images that nothing was trained on must be >= 20, .* got {count}; bring"
+    with pytest.raises(ValueError, match=message):
+        usable_rates([0.5], count)
 
 
 def test_the_threshold_survives_json_and_other_floats():

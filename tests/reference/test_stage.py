@@ -13,7 +13,7 @@ from sidepipe.features.copydet import CopyNet
 from sidepipe.features.encoders import Pixels, PixelsL2
 from sidepipe.graph import needed, plan
 from sidepipe.reference import encoding
-from sidepipe.reference.stage import NO_HELDOUT, Reference, load
+from sidepipe.reference.stage import NO_HELDOUT, Reference, load, load_near_duplicates
 from sidepipe.stage import Runtime
 
 RUNTIME = Runtime(accelerator="cpu")
@@ -36,9 +36,14 @@ class Inputs:
         self.train, self.unseen = order[:num_train], order[num_train:]
         for name in ("data", "dpm", "descriptor"):
             (folder / name).mkdir()
-        np.save(folder / "data" / "images.npy", self.images)
-        np.save(folder / "dpm" / "subset.npy", self.train)
-        np.save(folder / "dpm" / "heldout.npy", self.unseen)
+        self.write()
+
+    def write(self):
+        np.save(self.folder / "data" / "images.npy", self.images)
+        rows = "".join(f"{i},image {i},train,\n" for i in range(len(self.images)))
+        (self.folder / "data" / "ids.csv").write_text(f"index,id,partition,identity\n{rows}")
+        np.save(self.folder / "dpm" / "subset.npy", self.train)
+        np.save(self.folder / "dpm" / "heldout.npy", self.unseen)
 
     def run(self, stage=None, name="reference"):
         stage, folder = reference() if stage is None else stage, self.folder / name
@@ -64,7 +69,9 @@ def test_every_image_is_encoded_in_the_order_of_the_split(inputs, features, enco
         "num_unseen": 50,
         "transform": encoder.transform,
         "dimensions": 16,
+        "near_duplicates": load_near_duplicates(folder),
     }
+    assert load_near_duplicates(folder)["count"] == 0
 
 
 def test_what_no_attack_changes_comes_back_as_it_was_measured(inputs):
@@ -172,21 +179,41 @@ def test_a_descriptor_of_a_folder_is_no_input():
     assert reference({**COPYDET, "path": "somewhere"}).inputs() == ("data", "dpm")
 
 
-def test_too_few_unseen_images_are_refused_before_anything_is_encoded(inputs, monkeypatch):
+def test_too_few_unseen_images_are_refused_before_anything_is_encoded(tmp_path, monkeypatch):
     monkeypatch.setattr(PixelsL2, "encode", None)
+    with pytest.raises(ValueError, match=r"nothing was trained on must be >= 20, .* got 19; bring"):
+        Inputs(tmp_path, num_unseen=19).run(reference(rates=(0.1, 0.001)))
+
+
+def test_a_rate_that_the_unseen_images_do_not_allow_is_no_error(inputs):
+    inputs.run(reference(rates=(0.001,)))
+
+
+@pytest.mark.parametrize("features", [L2, COSINE])
+def test_exact_copies_that_set_the_threshold_are_an_error_that_names_them(inputs, features):
+    inputs.images[inputs.unseen[4:7]] = inputs.images[inputs.train[:3]]
+    inputs.write()
     message = (
-        r"evaluate.false_positive_rates must be >= 1 / 50 \(there are 50 held-out images that "
-        r"nothing was trained on\), got 0.001; remedy: bring at least 1000, .*rates=\[0.06\]"
+        r"at a false positive rate of 2 %: 3 of 50 unseen images are exact copies .*the closest "
+        rf"pair is image {inputs.unseen[4]} and image {inputs.train[0]}"
     )
     with pytest.raises(ValueError, match=message):
-        inputs.run(reference(rates=(0.1, 0.001)))
+        inputs.run(reference(features, rates=(0.5, 0.001)))
+    inputs.run(reference(features, rates=(0.5,)), name="other")
 
 
-def test_exactly_as_many_images_as_a_rate_needs_are_enough():
-    Reference.require_enough(100, [0.01])
-    Reference.require_enough(100, [0.29])  # 0.29 * 100 is 28.999999999999996
-    with pytest.raises(ValueError, match=r">= 1 / 99 .* bring at least 100, .*rates=\[0.03\]"):
-        Reference.require_enough(99, [0.01])
+@pytest.mark.parametrize("features", [L2, COSINE])
+def test_near_copies_are_counted_and_said_where_they_set_the_threshold(inputs, features, caplog):
+    noise = np.random.default_rng(1).integers(0, 8, (3, 4, 4, 1)).astype(np.uint8)
+    inputs.images[inputs.unseen[:3]] = inputs.images[inputs.train[:3]] ^ noise
+    inputs.write()
+    with caplog.at_level("WARNING"):
+        folder, _ = inputs.run(reference(features, rates=(0.001,)))
+    assert load_near_duplicates(folder)["count"] == 3
+    assert "3 of 50 unseen images are near duplicates of training images" in caplog.text
+    caplog.clear()
+    inputs.run(reference(features, rates=(0.1,)), name="lax")
+    assert "near duplicates" not in caplog.text
 
 
 def test_without_held_out_images_it_refuses_with_the_remedy(tmp_path):

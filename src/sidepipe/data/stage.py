@@ -40,7 +40,8 @@ class Data(Stage):
     source: a `Source` config, see `sources.py`; relative folders and files, those of a source
     within it too, lie under `runtime.data_root`.
     size: side in pixels; channels: 1 grey, 3 RGB. center_crop: side of the central square that is
-    kept where an image is larger, None for the largest square.
+    kept where an image is larger, None for the largest square. on_duplicates: what the stage dpm
+    does with held-out images that duplicate training images; nothing here depends on it.
     """
 
     name: ClassVar[str] = "data"
@@ -50,6 +51,10 @@ class Data(Stage):
     channels: Literal[1, 3]
     center_crop: int | None
     on_bad_file: Literal["error", "skip"]
+    on_duplicates: Literal["error", "drop", "keep"] = "error"
+
+    def unused(self) -> tuple[str, ...]:
+        return ("on_duplicates",)
 
     def __post_init__(self) -> None:
         require(self.size >= 4, "data.size", ">= 4 pixels", self.size)

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from sidepipe.artifacts import write_json
 from sidepipe.data.stage import load as load_images
-from sidepipe.dpm.stage import load_subset
+from sidepipe.dpm.stage import DPM, load_subset
 from sidepipe.settings import require
 from sidepipe.stage import Runtime, Stage
 from sidepipe.trained import Training
@@ -84,13 +84,22 @@ class Descriptor(Training):
         if self.sscd_path is not None:
             SSCD(self.sscd_path, self.sscd_sha256).check()
 
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        self.rows(dpm.split(data)[1])
+
+    def rows(self, unseen: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "n"]:
+        """Those of the unseen images that it takes; ValueError where they are too few."""
+        return last_share(unseen, self.fraction)
+
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         from safetensors.torch import save_file
 
         from sidepipe.features.copydet import WEIGHTS
 
         images, unseen = load_images(inputs["data"]), load_subset(inputs["dpm"])[1]
-        rows = last_share(unseen, self.fraction)
+        rows = self.rows(unseen)
         np.save(folder / "rows.npy", rows)
         train, task = _split(rows, self.seed)
         network = self._new_network(folder, images.shape[1])

@@ -14,13 +14,18 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
-from sidepipe.detect.roc import require_enough
 from sidepipe.features.encoders import Encoder
 from sidepipe.features.real import encode_rows
 from sidepipe.features.search import Metric, closer, nearest
-from sidepipe.features.thresholds import threshold_at_false_positive_rate
+from sidepipe.features.thresholds import (
+    MIN_UNSEEN,
+    threshold_at_false_positive_rate,
+    usable_rates,
+    warn_of_rates,
+)
 from sidepipe.image_files import open_image
 from sidepipe.image_pixels import upright
+from sidepipe.settings import require
 
 Images = UInt8[np.ndarray, "p n h w c"]
 Rows = Int64[np.ndarray, "m"]
@@ -54,15 +59,14 @@ def training_truth(
 ) -> Truth:
     """Compares with all training images; threshold None: what `rate` of the unseen ones reach."""
     about: dict[str, Any] = {"num_train": len(train)}
-    if threshold is None:
-        remedy = "hold out more, raise detect.label_false_positive_rate or set label_threshold"
-        require_enough(len(unseen), rate, "held-out images", remedy)
+    used = rate if threshold is not None else usable_label_rate(rate, len(unseen))
     features = encode_rows(encoder, data, train, device)
     if threshold is None:
         real = encode_rows(encoder, data, unseen, device)
         real_gamma = nearest(real, features, encoder.metric)[0][:, 0]
-        threshold = threshold_at_false_positive_rate(real_gamma, rate, encoder.metric)
-        about |= {"false_positive_rate": rate, "num_real": len(unseen)}
+        threshold = threshold_at_false_positive_rate(real_gamma, used, encoder.metric)
+        rates = {"false_positive_rate": used, "asked_false_positive_rate": rate}
+        about |= {**rates, "num_real": len(unseen)}
 
     def compare(numbers: Sequence[int], images: Images) -> dict[str, np.ndarray]:
         queries = encoder.encode(images.reshape(-1, *images.shape[2:]), device=device)
@@ -71,6 +75,16 @@ def training_truth(
         return {"gamma": gamma.reshape(shape), "nearest": train[index].reshape(shape)}
 
     return _truth(compare, encoder, threshold, about)
+
+
+def usable_label_rate(rate: float, num_unseen: int) -> float:
+    """The rate of `usable_rates`; ValueError, with detect's own remedy, where there is none."""
+    remedy = "hold out more, or set detect.label_threshold"
+    name = "the number of held-out images"
+    require(num_unseen >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", num_unseen, remedy)
+    [used] = usable_rates([rate], num_unseen)
+    warn_of_rates([rate], [used], num_unseen)
+    return used
 
 
 def own_truth(

@@ -22,7 +22,7 @@ from sidepipe.data.stage import Data, load_captions, load_ids
 from sidepipe.data.stage import load as load_images
 from sidepipe.detect.roc import require_enough
 from sidepipe.detect.scores import SIGNALS, Variant, variants
-from sidepipe.dpm.stage import load_subset
+from sidepipe.dpm.stage import DPM, load_subset
 from sidepipe.dpm.text import PretrainedTextDPM, TrainTextDPM, load_placed_model
 from sidepipe.files import sha256_of
 from sidepipe.parts import Arrays, in_parts
@@ -149,6 +149,17 @@ class DetectPrompts(Stage):
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         build(self.features).check()
 
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        from sidepipe.detect.replays import usable_label_rate
+
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        train, unseen = dpm.split(data)
+        if self.prompts is None:
+            self._require_calibration(self._of_data(data, train, unseen))
+        if len(train) and self.label_threshold is None:
+            usable_label_rate(self.label_false_positive_rate, len(unseen))
+
     def check_sources(self, runtime: Runtime) -> None:
         for path in self._files(runtime).values():
             read_prompts(path)
@@ -222,18 +233,25 @@ class DetectPrompts(Stage):
 
     def _prompts(self, inputs: Mapping[str, Path], runtime: Runtime) -> pd.DataFrame:
         """A row for each prompt; ValueError where too few calibrate."""
-        from sidepipe.detect.prompts import of_data, of_files
+        from sidepipe.detect.prompts import of_files
 
         if self.prompts is None:
-            captions, ids = load_captions(inputs["data"]), load_ids(inputs["data"])
-            numbers = (self.num_train_prompts, self.num_heldout_prompts, self.seed)
-            table = of_data(captions, ids, *load_subset(inputs["dpm"]), *numbers)
+            table = self._of_data(inputs["data"], *load_subset(inputs["dpm"]))
         else:
             table = of_files(*(read_prompts(path) for path in self._files(runtime).values()))
-        count = int(np.sum(table["role"] == "calibration"))
-        require_enough(count, self.false_positive_rate, "calibration prompts", FEW)
+        self._require_calibration(table)
         log.info("prompts by role: %s", table["role"].value_counts().to_dict())
         return table
+
+    def _of_data(self, data: Path, train: np.ndarray, unseen: np.ndarray) -> pd.DataFrame:
+        from sidepipe.detect.prompts import of_data
+
+        numbers = (self.num_train_prompts, self.num_heldout_prompts, self.seed)
+        return of_data(load_captions(data), load_ids(data), train, unseen, *numbers)
+
+    def _require_calibration(self, table: pd.DataFrame) -> None:
+        count = int(np.sum(table["role"] == "calibration"))
+        require_enough(count, self.false_positive_rate, "calibration prompts", FEW)
 
     def _truth(
         self, inputs: Mapping[str, Path], table: pd.DataFrame, runtime: Runtime

@@ -20,6 +20,7 @@ from sidepipe.dpm.checkpoint import (
     fingerprint,
     load_checkpoint,
 )
+from sidepipe.dpm.duplicates import PAIRS, OnDuplicates, require_allowed, without_duplicates
 from sidepipe.dpm.subset import split
 from sidepipe.settings import build, require, tried
 from sidepipe.stage import Runtime, Stage
@@ -39,12 +40,15 @@ class DPM(Stage):
 
     num_train_images: size of the training subset, None for every image of the pool.
     train_partitions: the pool, e.g. [train]; None for all. subset_seed: of the one permutation.
+    on_duplicates: the setting of data. "error" and "keep" make the same artifact.
     """
 
     name: ClassVar[str] = "dpm"
+    version: ClassVar[int] = 2
     num_train_images: int | None
     train_partitions: list | None
     subset_seed: int
+    on_duplicates: OnDuplicates = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,17 +64,44 @@ class DPM(Stage):
     def inputs(self) -> tuple[str, ...]:
         return ("data",)
 
-    def _split(self, folder: Path, data: Path) -> tuple[np.ndarray, np.ndarray]:
-        partitions = load_partitions(data)
-        counts = Counter(partitions.tolist())
-        if self.train_partitions is None and len(counts) > 1:
-            self._take_all(", ".join(f"{name} ({count:,})" for name, count in counts.items()))
-        train, heldout = split(
-            partitions, self.num_train_images, self.train_partitions, self.subset_seed
+    def unused(self) -> tuple[str, ...]:
+        return super().unused() if self.on_duplicates == "drop" else ("on_duplicates",)
+
+    def split(self, data: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the data's training images and of all others, with what duplicates them.
+
+        Raises ValueError where the data cannot be split as the settings say.
+        """
+        return split(
+            load_partitions(data), self.num_train_images, self.train_partitions, self.subset_seed
+        )
+
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        self._check_partitions(data)
+        self.split(data)
+
+    def check_artifact(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        found, num_heldout = summary["duplicates"], summary["num_heldout_images"]
+        require_allowed(found, self.on_duplicates, num_heldout, folder / PAIRS)
+
+    def _write_split(
+        self, folder: Path, data: Path, runtime: Runtime
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """Rows of the training and of the held-out images, and what the summary tells of them."""
+        self._check_partitions(data)
+        train, heldout = self.split(data)
+        heldout, found = without_duplicates(
+            folder, data, train, heldout, self.on_duplicates, runtime
         )
         np.save(folder / "subset.npy", train)
         np.save(folder / "heldout.npy", heldout)
-        return train, heldout
+        numbers = {"num_train_images": len(train), "num_heldout_images": len(heldout)}
+        return train, heldout, {**numbers, "duplicates": found}
+
+    def _check_partitions(self, data: Path) -> None:
+        counts = Counter(load_partitions(data).tolist())
+        if self.train_partitions is None and len(counts) > 1:
+            self._take_all(", ".join(f"{name} ({count:,})" for name, count in counts.items()))
 
     def _take_all(self, partitions: str) -> None:
         """Warns, or raises ValueError, where all of several partitions are the pool by default."""
@@ -154,7 +185,7 @@ class TrainDPM(TrainedDPM):
         from sidepipe.training import validation_batches, weights
 
         images = load_images(inputs["data"])
-        train, heldout = self._split(folder, inputs["data"])
+        train, heldout, about = self._write_split(folder, inputs["data"], runtime)
         L.seed_everything(self.seed, verbose=False)
         unet, scheduler = build(self.unet), build(self.noise_schedule)
         module = self._module(unet, scheduler, folder)
@@ -175,8 +206,7 @@ class TrainDPM(TrainedDPM):
         module.load_state_dict(weights(folder))
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
         return {
-            "num_train_images": len(train),
-            "num_heldout_images": len(heldout),
+            **about,
             "num_parameters": unet.num_parameters(),
             "epochs": self.max_steps * self.batch_size / len(train),
             **metrics,
@@ -262,14 +292,13 @@ class PretrainedDPM(Pretrained):
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         from diffusers import DDPMPipeline
 
-        train, heldout = self._split(folder, inputs["data"])
+        about = self._write_split(folder, inputs["data"], runtime)[2]
         _, size, _, channels = load_images(inputs["data"]).shape
         unet, scheduler = load_checkpoint(self.path, self.revision, size, channels)
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
         source = Path(self.path).expanduser()
         return {
-            "num_train_images": len(train),
-            "num_heldout_images": len(heldout),
+            **about,
             "num_parameters": unet.num_parameters(),
             "files": fingerprint(source) if source.is_dir() else {},
         }

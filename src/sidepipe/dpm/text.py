@@ -77,6 +77,14 @@ class TrainTextDPM(TrainedDPM):
         if self.deduplicate is not None:
             build(self.deduplicate["features"]).check()
 
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check_data(data, upstream, runtime)
+        if self.memorization_filter is not None and len(self.split(data)[1]) == 0:
+            raise ValueError(
+                "dpm.memorization_filter needs held-out pairs to calibrate on, and there are none; "
+                "remedy: lower dpm.num_train_images, or set dpm.train_partitions=[train]"
+            )
+
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
         from sidepipe.text.pipeline import check_network
 
@@ -99,7 +107,7 @@ class TrainTextDPM(TrainedDPM):
         from sidepipe.training import validation_batches, weights
 
         images, table = load_images(inputs["data"]), load_captions(inputs["data"])
-        train, heldout = self._split(folder, inputs["data"])
+        train, heldout, about = self._write_split(folder, inputs["data"], runtime)
         captions = table["caption"].to_numpy(str)
         kept, repeats = self._taken(images, train, table["repeats"].to_numpy(), runtime)
         L.seed_everything(self.seed, verbose=False)
@@ -129,8 +137,7 @@ class TrainTextDPM(TrainedDPM):
         module.load_state_dict(weights(folder))
         save_model(model, scheduler, folder / "model")
         return {
-            "num_train_images": len(train),
-            "num_heldout_images": len(heldout),
+            **about,
             "num_parameters": _parameters(model),
             "num_train_pairs": len(rows),
             "epochs": self.max_steps * self.batch_size / len(rows),
@@ -184,11 +191,6 @@ class TrainTextDPM(TrainedDPM):
         from sidepipe.dpm.captioned import CaptionedModule, MemorizationFilter
 
         of = self.memorization_filter
-        if of is not None and len(heldout_images) == 0:
-            raise ValueError(
-                "dpm.memorization_filter needs held-out pairs to calibrate on, and there are none; "
-                "remedy: lower dpm.num_train_images, or set dpm.train_partitions=[train]"
-            )
         heldout = torch.from_numpy(np.array(heldout_images)), torch.from_numpy(heldout_ids)
         return CaptionedModule(
             model,
@@ -235,15 +237,14 @@ class PretrainedTextDPM(Pretrained):
             save_model,
         )
 
+        about = self._write_split(folder, inputs["data"], runtime)[2]
         source = found_folder(self.path, self.revision)
         check_pipeline(source)
-        train, heldout = self._split(folder, inputs["data"])
         model = load_model(source)
         scheduler = DDPMScheduler.from_pretrained(source / "scheduler")
         save_model(model, scheduler, folder / "model")
         return {
-            "num_train_images": len(train),
-            "num_heldout_images": len(heldout),
+            **about,
             "num_parameters": _parameters(model),
             "files": fingerprint(source),
         }

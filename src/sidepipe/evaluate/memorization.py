@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
+from sidepipe.features.pairs import distance as distance
 from sidepipe.features.search import Metric, closer
 
 Band = tuple[float, float]
@@ -59,12 +60,6 @@ def cumulative_ums(
 def tail_percentile(nearest_gamma: Float[np.ndarray, "n"], metric: Metric) -> float:
     """95th percentile of similarities or 5th of distances: the older standard."""
     return float(np.percentile(nearest_gamma, 95 if metric == "cosine" else 5))
-
-
-def distance(gamma: Float[np.ndarray, "*s"], metric: Metric) -> Float64[np.ndarray, "*s"]:
-    """gamma as a Euclidean distance: itself for l2, that of unit vectors for a cosine."""
-    gamma = gamma.astype(np.float64)
-    return gamma if metric == "l2" else np.sqrt(np.maximum(2 - 2 * gamma, 0))
 
 
 def adaptive_scores(

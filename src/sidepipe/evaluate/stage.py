@@ -26,9 +26,10 @@ from sidepipe.evaluate.cost import behind, cost
 from sidepipe.extract.stage import Extract, load_cohesion, load_targets
 from sidepipe.extract.stage import load as load_extracted
 from sidepipe.features.choice import is_of_this_run
+from sidepipe.features.thresholds import warn_of_rates
 from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.original.stage import load_rows as load_original_rows
-from sidepipe.reference.stage import NO_HELDOUT, Reference
+from sidepipe.reference.stage import NO_HELDOUT, Reference, load_near_duplicates
 from sidepipe.reference.stage import load as load_reference
 from sidepipe.settings import build, require
 from sidepipe.stage import Runtime, Stage
@@ -152,8 +153,9 @@ class Evaluate(Stage):
         from sidepipe.evaluate.comparison import compare
 
         # Before anything is encoded: too few unseen images are an error.
-        real = self._real(inputs["reference"]) if self.truth == "train" else None
         encoder = load_descriptor(inputs["descriptor"]) if "descriptor" in inputs else self._encoder
+        real = load_reference(inputs["reference"]) if self.truth == "train" else None
+        rates = [] if real is None else self._rates(real, encoder.metric, inputs["data"])
         encode = partial(encoder.encode, device=runtime.torch_device())
         extract = inputs["extract"]
         generated, table = load_extracted(extract), None
@@ -163,7 +165,9 @@ class Evaluate(Stage):
         if real is not None:
             synthetic = encode(load_synthetic(inputs["generate"]))
             c = compare(queries, synthetic, real, encoder.metric, _attacker_rows(extract))
-            measured, hit, new = self._measured(c)
+            measured, hit, new = self._measured(c, rates)
+            measured["asked_false_positive_rates"] = self.false_positive_rates
+            measured["near_duplicates"] = load_near_duplicates(inputs["reference"])
             trials = _trials(c, extract, encode, measured["calibrated"][0]["threshold"])
             results |= {**measured, "trials": trials}
             results["blind"] |= ranking_quality(hit[ranking.index])
@@ -176,11 +180,11 @@ class Evaluate(Stage):
         write_json(folder / "results.json", results)
         return r.headline(results)
 
-    def _real(self, reference: Path) -> RealImages:
-        """The real images; ValueError where they are too few for a rate."""
-        real = load_reference(reference)
-        Reference.require_enough(len(real.unseen.rows), self.false_positive_rates)
-        return real
+    def _rates(self, real: RealImages, metric: Metric, data: Path) -> list[float]:
+        """The false positive rates that the unseen images allow; ValueError where none is."""
+        rates = Reference.require_thresholds(real, self.false_positive_rates, metric, data)
+        warn_of_rates(self.false_positive_rates, rates, len(real.unseen.rows))
+        return rates
 
     def _about(
         self, encoder: Encoder, num_images: int, ranking: Candidates, extract: Path
@@ -203,13 +207,14 @@ class Evaluate(Stage):
             "blind": blind,
         }
 
-    def _measured(self, c: Comparison) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    def _measured(
+        self, c: Comparison, rates: list[float]
+    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         """Everything that needs truth; which images are hits, and which of these are new."""
         from sidepipe.evaluate import results as r
 
         start, stop, count = self.curve
         thresholds = np.linspace(start, stop, int(count)).round(6).tolist()
-        rates = self.false_positive_rates
         measured, hit, new = r.measured(c, rates, self.bands_of_gamma(), thresholds)
         for name, band in measured["bands"].items():
             band["band"] = list(self.bands[name])

@@ -107,3 +107,9 @@ def loss_of(gamma: Float[np.ndarray, "*s"], metric: Metric) -> Float64[np.ndarra
 
 def gamma_of(losses: Float64[np.ndarray, "*s"], metric: Metric) -> Float32[np.ndarray, "*s"]:
     return (-losses if metric == "cosine" else np.sqrt(losses)).astype(np.float32)
+
+
+def distance(gamma: Float[np.ndarray, "*s"], metric: Metric) -> Float64[np.ndarray, "*s"]:
+    """gamma as a Euclidean distance: itself for l2, that of unit vectors for a cosine."""
+    gamma = gamma.astype(np.float64)
+    return gamma if metric == "l2" else np.sqrt(np.maximum(2 - 2 * gamma, 0))

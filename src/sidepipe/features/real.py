@@ -10,7 +10,8 @@ from jaxtyping import Float32, Int64, UInt8
 
 from sidepipe.features.duplicates import nearest_other
 from sidepipe.features.encoders import Device, Encoder
-from sidepipe.features.pairs import blocks
+from sidepipe.features.image_duplicates import RATIO, typical
+from sidepipe.features.pairs import blocks, distance
 from sidepipe.features.search import Metric, nearest
 
 ENCODE_IMAGES = 1024  # read at once: the data may be larger than memory
@@ -79,6 +80,32 @@ def real_images(train: Encoded, unseen: Encoded, metric: Metric) -> RealImages:
     sets = compared_sets(train, unseen)
     other = {name: nearest_other(images.features, metric) for name, images in sets.items()}
     return RealImages(train, unseen, real_gamma, other)
+
+
+def closest_pair(real: RealImages, metric: Metric) -> tuple[int, int]:
+    """Rows of the unseen image that is closest to a training image, and of that one."""
+    gamma = real.real_gamma
+    unseen = int(gamma.argmax() if metric == "cosine" else gamma.argmin())
+    index = nearest(real.unseen.features[[unseen]], real.train.features, metric)[1]
+    return int(real.unseen.rows[unseen]), int(real.train.rows[index[0, 0]])
+
+
+def near_duplicates(real: RealImages, metric: Metric) -> dict[str, float]:
+    """Unseen images that are near duplicates of training images to the encoder.
+
+    count: those that are at least three times closer to a training image than `typical_distance`,
+    the distance that an image typically has to the nearest other one.
+    """
+    parts = (real.train.features, real.unseen.features)
+    start = len(real.train.rows)
+
+    def vectors(places: Int64[np.ndarray, "p"]) -> Float32[np.ndarray, "p d"]:
+        some = parts[0][places[places < start]], parts[1][places[places >= start] - start]
+        return np.concatenate(some)
+
+    usual = typical(vectors, start + len(real.unseen.rows), metric)
+    count = int((distance(real.real_gamma, metric) <= usual / RATIO).sum())
+    return {"count": count, "typical_distance": usual}
 
 
 def encode_rows(

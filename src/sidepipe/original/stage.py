@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt8
 
 from sidepipe.data.stage import load as load_images
 from sidepipe.data.stage import load_identities, load_ids
-from sidepipe.dpm.stage import load_unseen
+from sidepipe.dpm.stage import DPM, load_unseen
 from sidepipe.original.attributes import read_attributes
 from sidepipe.settings import require
 from sidepipe.shards import check_disk
@@ -51,17 +51,13 @@ class Original(Stage):
     def unused(self) -> tuple[str, ...]:
         return ("attribute_file",) if self.attributes is None else ()
 
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        self._labelled(data, dpm.split(data)[1], runtime)
+
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        unseen = load_unseen(inputs["dpm"])
-        rows = unseen[len(unseen) - int(len(unseen) * self.fraction) :]
-        names, classes = np.unique(self._named(inputs["data"], rows, runtime), return_inverse=True)
-        require(
-            len(names) >= 2,
-            "data",
-            "a source that gives its images at least two classes",
-            names.tolist(),
-            "choose original.attributes, or a source with identities",
-        )
+        rows, names, classes = self._labelled(inputs["data"], load_unseen(inputs["dpm"]), runtime)
         images = load_images(inputs["data"])
         check_disk(folder, len(rows) * images[:1].nbytes)
         np.save(folder / "rows.npy", rows)
@@ -69,6 +65,21 @@ class Original(Stage):
         np.save(folder / "classes.npy", classes.astype(np.int64))
         log.info("%d real images of %d classes, none of them trained on", len(rows), len(names))
         return {"num_images": len(rows), "num_classes": len(names), "classes": names[:50].tolist()}
+
+    def _labelled(
+        self, data: Path, unseen: Int64[np.ndarray, "m"], runtime: Runtime
+    ) -> tuple[Int64[np.ndarray, "n"], np.ndarray, Int64[np.ndarray, "n"]]:
+        """The rows that it takes of the unseen images, the classes' names, each row's class."""
+        rows = unseen[len(unseen) - int(len(unseen) * self.fraction) :]
+        names, classes = np.unique(self._named(data, rows, runtime), return_inverse=True)
+        require(
+            len(names) >= 2,
+            "data",
+            "a source that gives its images at least two classes",
+            names.tolist(),
+            "choose original.attributes, or a source with identities",
+        )
+        return rows, names, classes
 
     def _named(self, data: Path, rows: Int64[np.ndarray, "n"], runtime: Runtime) -> np.ndarray:
         """Each image's class, as text."""

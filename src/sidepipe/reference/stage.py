@@ -7,7 +7,8 @@ the others of its set.
 
 from __future__ import annotations
 
-import math
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,17 +18,28 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Int64
 
+from sidepipe.artifacts import write_json
 from sidepipe.data.stage import load as load_images
+from sidepipe.data.stage import load_ids
+from sidepipe.descriptor.stage import Descriptor, load_rows
 from sidepipe.descriptor.stage import load as load_descriptor
-from sidepipe.descriptor.stage import load_rows
-from sidepipe.dpm.stage import load_subset
+from sidepipe.dpm.stage import DPM, load_subset
 from sidepipe.features.choice import is_of_this_run
+from sidepipe.features.thresholds import (
+    allowed,
+    threshold_at_false_positive_rate,
+    usable_rates,
+    warn_of_rates,
+)
 from sidepipe.settings import build
 from sidepipe.stage import Runtime, Stage
 
 if TYPE_CHECKING:
     from sidepipe.features.encoders import Encoder
     from sidepipe.features.real import Encoded, RealImages
+    from sidepipe.features.search import Metric
+
+log = logging.getLogger(__name__)
 
 NO_HELDOUT = (
     "evaluate needs held-out images, and the model is trained on all of data; remedy: lower "
@@ -36,15 +48,15 @@ NO_HELDOUT = (
 )
 # The files of an artifact, by what is in them.
 ROWS, FEATURES, OTHER_GAMMA = "{}_rows.npy", "{}.npy", "other_gamma_{}.npy"
-REAL_GAMMA = "real_gamma.npy"
+REAL_GAMMA, NEAR_DUPLICATES = "real_gamma.npy", "near_duplicates.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference(Stage):
     """Real images as evaluate's encoder sees them.
 
-    features, false_positive_rates: evaluate's. The rates change nothing here; that there are images
-    enough for them is asked before anything is encoded.
+    features, false_positive_rates: evaluate's. The rates change no file; thresholds at which no
+    image could be a hit are an error before an attack is sampled.
     """
 
     name: ClassVar[str] = "reference"
@@ -62,8 +74,19 @@ class Reference(Stage):
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {"features": settings["features"]}
 
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm, descriptor = upstream["dpm"], upstream.get("descriptor")
+        assert isinstance(dpm, DPM)
+        unseen = dpm.split(data)[1]
+        if len(unseen) == 0:
+            raise ValueError(NO_HELDOUT)
+        taken = descriptor.rows(unseen) if isinstance(descriptor, Descriptor) else unseen[:0]
+        num_unseen = len(unseen) - len(taken)
+        used = usable_rates(self.false_positive_rates, num_unseen)
+        warn_of_rates(self.false_positive_rates, used, num_unseen)
+
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        from sidepipe.features.real import real_images
+        from sidepipe.features.real import near_duplicates, real_images
         from sidepipe.reference.encoding import encode_into
 
         rows = self._rows(inputs)
@@ -73,6 +96,10 @@ class Reference(Stage):
             np.save(folder / ROWS.format(name), some)
             encode_into(folder / FEATURES.format(name), encoder, data, some, runtime)
         real = real_images(*_encoded(folder), encoder.metric)
+        self.require_thresholds(real, self.false_positive_rates, encoder.metric, inputs["data"])
+        near = near_duplicates(real, encoder.metric)
+        self._warn_of(near, real)
+        write_json(folder / NEAR_DUPLICATES, near)
         np.save(folder / REAL_GAMMA, real.real_gamma)
         for name, gamma in real.other_gamma.items():
             np.save(folder / OTHER_GAMMA.format(name), gamma)
@@ -81,6 +108,7 @@ class Reference(Stage):
             "num_unseen": len(real.unseen.rows),
             "transform": encoder.transform,
             "dimensions": real.train.features.shape[1],
+            "near_duplicates": near,
         }
 
     def _rows(self, inputs: Mapping[str, Path]) -> dict[str, Int64[np.ndarray, "_"]]:
@@ -90,26 +118,36 @@ class Reference(Stage):
             unseen = unseen[~np.isin(unseen, load_rows(inputs["descriptor"]))]
         if len(unseen) == 0:
             raise ValueError(NO_HELDOUT)
-        self.require_enough(len(unseen), self.false_positive_rates)
+        usable_rates(self.false_positive_rates, len(unseen))
         return {"train": train, "unseen": unseen}
 
+    def _warn_of(self, near: Mapping[str, float], real: RealImages) -> None:
+        rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
+        if near["count"] > allowed(len(real.unseen.rows), rate):
+            log.warning(
+                "%d of %d unseen images are near duplicates of training images to this encoder: "
+                "they set the threshold of a hit, and copies that are less close are missed",
+                *(near["count"], len(real.unseen.rows)),
+            )
+
     @staticmethod
-    def require_enough(num_real: int, rates: Sequence[float]) -> None:
-        """Raises ValueError where fewer than 1 / rate real images are there: no such quantile is.
+    def require_thresholds(
+        real: RealImages, rates: Sequence[float], metric: Metric, data: Path
+    ) -> list[float]:
+        """The rates of `usable_rates`; ValueError where one has a threshold that no copy reaches.
 
-        The rate that it suggests lets three of them pass: on one alone too much would hang.
+        data: the folder of the images, whose closest pair the error names.
         """
-        from sidepipe.features.thresholds import allowed
+        from sidepipe.features.real import closest_pair
 
-        for rate in rates:
-            if allowed(num_real, rate) < 1:
-                raise ValueError(
-                    f"evaluate.false_positive_rates must be >= 1 / {num_real} (there are {num_real}"
-                    f" held-out images that nothing was trained on), got {rate:g}; remedy: bring at"
-                    f" least {math.ceil(1 / rate)}, with features=copydet lower"
-                    " descriptor.fraction, which takes its share of them, or"
-                    f" evaluate.false_positive_rates=[{min(0.5, 3 / max(num_real, 1)):.1g}]"
-                )
+        used = usable_rates(rates, len(real.unseen.rows))
+        for rate in used:
+            try:
+                threshold_at_false_positive_rate(real.real_gamma, rate, metric)
+            except ValueError as error:
+                unseen, train = load_ids(data)[list(closest_pair(real, metric))]
+                raise ValueError(f"{error}; the closest pair is {unseen} and {train}") from None
+        return used
 
 
 def _encoded(folder: Path) -> tuple[Encoded, Encoded]:
@@ -136,3 +174,8 @@ def load(folder: Path) -> RealImages:
         if (path := folder / OTHER_GAMMA.format(name)).exists()
     }
     return RealImages(*_encoded(folder), np.load(folder / REAL_GAMMA), other)
+
+
+def load_near_duplicates(folder: Path) -> dict[str, Any]:
+    """`near_duplicates` of the real images."""
+    return json.loads((folder / NEAR_DUPLICATES).read_text())

@@ -10,17 +10,24 @@ from typing import Any
 
 from sidepipe.image_files import in_words
 from sidepipe.report.attack import Attack
-from sidepipe.report.words import count
+from sidepipe.report.words import count, rate
 
 Manifest = Mapping[str, Any]
 
 
-def notices(data: Manifest, dpm: Manifest, attacks: Sequence[Attack]) -> list[str]:
-    """Sentences on the data, on the model and on each attack, in this order.
+def notices(
+    data: Manifest,
+    dpm: Manifest,
+    attacks: Sequence[Attack],
+    labels: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Sentences on the data, on the model, on each attack and on prompts, in this order.
 
-    data, dpm: manifests of the stages that the first row was made from.
+    data, dpm: manifests of the stages that the first row was made from. labels: how detect judged
+    the images of prompts; None for no prompts.
     """
-    return [*_of_data(data["summary"]), *_of_model(dpm["summary"]), *_of_attacks(attacks)]
+    found = [*_of_data(data["summary"]), *_of_model(dpm["summary"]), *_of_attacks(attacks)]
+    return [*found, *_of_labels(labels or {})]
 
 
 def _of_data(summary: Mapping[str, Any]) -> list[str]:
@@ -33,8 +40,55 @@ def _of_data(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _of_model(summary: Mapping[str, Any]) -> list[str]:
-    return []
+    found = summary.get("duplicates")
+    if found is None:
+        return []
+    kept = found["across"] - found["dropped"]
+    numbers = count(summary["num_heldout_images"]), count(summary["num_train_images"])
+    sentences = {
+        f"{count(kept)} of {numbers[0]} held-out images duplicate training images and were kept: "
+        "thresholds set on them miss copies, and hits on them are counted as held-out hits.": kept,
+        f"{count(found['dropped'])} held-out images duplicate training images and are left "
+        "out.": found["dropped"],
+        f"{count(found['within'])} of {numbers[1]} training images duplicate other training "
+        "images, so that different images are counted apart although they are "
+        "alike.": found["within"],
+    }
+    return [sentence for sentence, number in sentences.items() if number]
 
 
 def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
-    return []
+    with_truth = [attack.results for attack in attacks if attack.has_truth]
+    found = [sentence for results in with_truth for sentence in _of_calibration(results)]
+    return list(dict.fromkeys(found))
+
+
+def _of_calibration(results: Mapping[str, Any]) -> list[str]:
+    """On the false positive rates and on what sets their thresholds."""
+    at, num_real = results["calibrated"], count(results["calibrated"][0]["num_real"])
+    used = [row["false_positive_rate"] for row in at]
+    found = _of_rates(results.get("asked_false_positive_rates", used), used, num_real)
+    near = results.get("near_duplicates", {"count": 0})["count"]
+    if near > at[0]["real_passing"]:
+        found.append(
+            f"{count(near)} of {num_real} held-out images are near duplicates of training images "
+            f"({results['transform']}) and set the threshold of a hit: copies that are less close "
+            "are missed."
+        )
+    return found
+
+
+def _of_labels(labels: Mapping[str, Any]) -> list[str]:
+    """On the false positive rate of copies among the images of prompts."""
+    if "asked_false_positive_rate" not in labels:
+        return []
+    asked, used = labels["asked_false_positive_rate"], labels["false_positive_rate"]
+    return _of_rates([asked], [used], count(labels["num_real"]))
+
+
+def _of_rates(asked: Sequence[float], used: Sequence[float], num_real: str) -> list[str]:
+    if list(asked) == list(used):
+        return []
+    rates = (" and ".join(map(rate, some)) for some in (asked, used))
+    sentence = "{} held-out images are too few for a false positive rate of {}: {} is used instead."
+    return [sentence.format(num_real, *rates)]

@@ -43,7 +43,8 @@ class Report(Stage):
         numbers = _joined(part.numbers for part in parts.values())
         page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(inputs)}
         page |= _joined(part.content for part in parts.values())
-        page["notices"] = notices(page["data"], page["dpm"], page["attacks"])
+        labels = page["detection"]["found"].results["labels"] if "detection" in page else None
+        page["notices"] = notices(page["data"], page["dpm"], page["attacks"], labels)
         warned = [line for notice in page["notices"] for line in wrapped(f"warning: {notice}")]
         text = [*warned, ""] if warned else []
         write(

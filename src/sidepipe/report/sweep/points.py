@@ -205,7 +205,7 @@ def _check_measures(attacks: Iterable[Attack]) -> None:
         rate = attack.headline["false_positive_rate"]
         measure = f"{attack.metric} of {attack.transform}, false positives {rate:g}, bands {bands}"
         measures[measure] = attack.folder.name
-    remedy = "report points that are evaluated alike"
+    remedy = "report points that are evaluated alike, at a rate that all held-out sets allow"
     require(len(measures) <= 1, "the measure of all points", "one and the same", measures, remedy)
 
 
