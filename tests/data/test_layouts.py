@@ -83,9 +83,11 @@ def test_splits_within_each_class_are_found_and_the_class_is_the_identity():
 
 
 def test_a_split_s_folder_within_itself_is_no_identity():
-    assert found("train/train", "test/test/ann") == {
+    assert found("train/train", "test/test/ann", "test/seen", "test/unseen") == {
         "train/train": ("train", ""),
         "test/test/ann": ("test", "ann"),
+        "test/seen": ("test", "seen"),
+        "test/unseen": ("test", "unseen"),
     }
 
 

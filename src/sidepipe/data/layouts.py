@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 SYNONYMS = {
-    "train": ("train", "training", "trn", "seen", "member", "members"),
+    "train": ("train", "training", "trn", "member", "members"),
     "val": ("val", "valid", "validation", "dev", "devel", "development"),
     "test": (
         *("test", "testing", "tst", "eval", "evaluation", "heldout", "holdout", "unseen"),
@@ -87,8 +87,8 @@ def _partition(name: str) -> str:
 
 
 def _rest(parts: Sequence[str], kept: int, place: int) -> list[str]:
-    """The identity: the classes above a split, and all below it but what repeats its name."""
-    return [*parts[:kept], *(name for name in parts[place + 1 :] if partition_of(name) is None)]
+    """The identity: the classes above a split, and all below it but the same name once more."""
+    return [*parts[:kept], *(name for name in parts[place + 1 :] if name != parts[place])]
 
 
 def _place(parts: Sequence[str], where: str) -> int | None:
