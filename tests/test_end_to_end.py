@@ -50,6 +50,17 @@ def test_a_second_run_makes_nothing_and_prints_the_same(finished: tuple[Path, st
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
+def test_a_deleted_report_is_made_again_and_nothing_else(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    (page,) = folder.glob("outputs/report/*/report.html")
+    page.unlink()
+    done = sidepipe("experiment=smoke", cwd=folder)
+    assert done.returncode == 0
+    assert done.stdout == printed
+    assert re.findall(r"INFO (\w+)(?: \[\w+\])?: done", done.stderr) == ["report"]
+    assert "<html" in page.read_text()
+
+
 def test_a_new_guidance_scale_runs_extract_evaluate_and_report_alone(
     finished: tuple[Path, str],
 ) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from tests.composing import composed
 
@@ -215,6 +217,23 @@ def test_a_deleted_file_of_a_finished_artifact_is_made_again(
     assert states(plan)[0].startswith("done")
 
 
+def test_an_artifact_that_comes_out_otherwise_when_made_again_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Numbers.run
+
+    def with_weights(self: Any, folder: Path, *args: Any) -> dict[str, Any]:
+        np.save(folder / "weights.npy", np.array([len(RAN)]))
+        return run(self, folder, *args)
+
+    monkeypatch.setattr(Numbers, "run", with_weights)
+    plan = make_plan(tmp_path)
+    for _ in range(2):
+        pipeline.run(plan, "data")
+        first_file(plan).unlink()
+    assert "weights.npy differ from the earlier files" in caplog.text
+
+
 def test_making_a_deleted_file_again_does_not_hide_that_another_changed(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     (goal,) = pipeline.run(plan, "data")
@@ -294,6 +313,16 @@ def test_room_for_all_images_is_asked_for_before_anything_runs(tmp_path: Path) -
     with pytest.raises(OSError, match=rule):
         pipeline.make(total, plan)
     assert RAN == ["numbers"]
+
+
+def test_outputs_that_are_not_writable_are_named_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    rule = f"{tmp_path} is not writable, data cannot be made; remedy: set runtime.outputs"
+    with pytest.raises(PermissionError, match=rule):
+        pipeline.run(make_plan(tmp_path), "dpm")
+    assert not list(tmp_path.iterdir())
 
 
 MANY = 10**12

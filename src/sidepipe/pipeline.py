@@ -2,10 +2,12 @@
 
 import json
 import logging
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sidepipe import artifacts, files, integrity
 from sidepipe.attempts import save_seconds, working_seconds
@@ -60,6 +62,10 @@ def make(node: Node, the_plan: Plan) -> bool:
             raise FileNotFoundError(f"{title} {node.key} reads {name} {read.key}: not finished")
     _require_room([node], the_plan)
     _check_data(node, the_plan)
+    there = files.existing(folder)
+    if not os.access(there, os.W_OK):
+        remedy = "set runtime.outputs to a folder of yours"
+        raise PermissionError(f"{there} is not writable, {title} cannot be made; remedy: {remedy}")
     with artifacts.locked(folder, say_wait):
         if integrity.is_whole(folder):  # made by the process we waited for
             manifest = artifacts.read_manifest(folder) or {}
@@ -68,8 +74,9 @@ def make(node: Node, the_plan: Plan) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
         try:
-            _reopen(folder, f"{title} {node.key}")
+            earlier = _reopen(folder, f"{title} {node.key}")
             _compute(node, folder, title, the_plan)
+            _warn_of_changes(folder, earlier, f"{title} {node.key}")
         except Exception as error:  # being asked to stop is none
             if files.is_disk_full(error):
                 error = files.cannot_write(folder, error)
@@ -95,16 +102,29 @@ def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
         check_disk(Path(the_plan.runtime.outputs).resolve(), sum(left.values()), what)
 
 
-def _reopen(folder: Path, name: str) -> None:
-    """Makes a finished artifact that has lost files an unfinished one; the rest is unchanged."""
+def _reopen(folder: Path, name: str) -> dict[str, Any]:
+    """Makes a finished artifact that has lost files an unfinished one; the files it had."""
     manifest = artifacts.read_manifest(folder)
     if manifest is None:
-        return
+        return {}
     lost = ", ".join(integrity.missing_files(folder, manifest)[:5])
     integrity.require_unchanged(folder)
     log.warning("%s has lost %s and is made again", name, lost)
     save_seconds(folder, manifest["seconds"])
     (folder / artifacts.MANIFEST).unlink()
+    return manifest["files"]
+
+
+def _warn_of_changes(folder: Path, earlier: Mapping[str, Any], name: str) -> None:
+    """Warns where a stage that ran again gave other arrays, as it may on another device."""
+    made = (artifacts.read_manifest(folder) or {"files": {}})["files"]
+    arrays = [n for n in earlier if n.endswith((".npy", ".safetensors"))]
+    if changed := [n for n in arrays if made.get(n) != earlier[n]]:
+        log.warning(
+            "%s: %s differ from the earlier files, and what was made from those is kept; remedy: "
+            "delete the artifacts that read it to make them again",
+            *(name, ", ".join(changed[:5])),
+        )
 
 
 def _check_data(node: Node, the_plan: Plan) -> None:
@@ -120,6 +140,7 @@ def _check_data(node: Node, the_plan: Plan) -> None:
         finished = artifacts.read_manifest(other.folder(the_plan.runtime)) is not None
         if "data" in other.inputs and not finished:
             data = other.inputs["data"].folder(the_plan.runtime)
+            integrity.require_unchanged(data)
             other.stage.check_data(data, other.stages_read(), the_plan.runtime)
 
 
