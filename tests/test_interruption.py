@@ -20,7 +20,7 @@ from sidepipe.dpm.module import DenoisingModule
 from sidepipe.dpm.stage import TrainDPM
 from sidepipe.generate.stage import Generate
 from sidepipe.interruption import Preempted, asked, deferred, handled
-from sidepipe.progress import stage_log
+from sidepipe.logs import stage_log
 from sidepipe.sampling import ImageSampler
 from sidepipe.stage import Runtime
 from sidepipe.sweep import local
@@ -147,8 +147,11 @@ def test_in_common_work_a_signal_is_a_flag_until_its_end():
 
 def test_ctrl_c_ends_the_wait_for_another_process(tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "try_lock", lambda folder: artifacts.Owner("other", 1, 0))
-    waiting = artifacts.locked(tmp_path / "dpm", on_wait=lambda owner: send(SIGINT))
-    with pytest.raises(Preempted) as raised, handled(), waiting:
+    with (
+        pytest.raises(Preempted) as raised,
+        handled(),
+        artifacts.locked(tmp_path / "dpm", on_wait=lambda owner: send(SIGINT)),
+    ):
         pytest.fail("took a lock that another process holds")
     assert raised.value.code == 130
 
