@@ -15,7 +15,7 @@ from sidepipe import artifacts, pipeline, status
 from sidepipe.attempts import save_seconds
 from sidepipe.graph import Node, Plan, plan
 from sidepipe.interruption import Preempted
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import NoMaterial, Runtime, Stage
 from sidepipe.tracking import Tracking
 
 RAN: list[str] = []
@@ -354,3 +354,36 @@ def test_outputs_must_not_be_a_file(tmp_path: Path, below: str) -> None:
     rule = f"runtime.outputs must be a folder .*, and {tmp_path}/file is a file, got"
     with pytest.raises(ValueError, match=rule):
         Runtime(outputs=f"{tmp_path}/file{below}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Stage):
+    """A report's place: it runs whether or not what it reads is empty."""
+
+    name: ClassVar[str] = "report"
+    takes_empty: ClassVar[bool] = True
+
+    def run(self, folder: Path, inputs: Any, runtime: Runtime) -> dict[str, Any]:
+        RAN.append("rows")
+        return {name: artifacts.why_empty(path) for name, path in inputs.items()}
+
+
+def test_a_row_without_material_is_empty_to_its_end_and_the_others_are_made(tmp_path: Path) -> None:
+    data, more = Node(Numbers(), {"count": 3}), Node(Numbers(count=4), {"count": 4})
+    bare = Node(Total(fail=True, error=NoMaterial("nothing repeats")), {}, {"data": data})
+    reader = Node(Total(), {}, {"data": data, "dpm": bare})
+    whole = Node(Total(), {}, {"data": more})
+    rows = Node(Rows(), {}, {"bare": reader, "whole": whole})
+    nodes = {node.key: node for node in (data, bare, reader, more, whole, rows)}
+    assert len(nodes) == 6
+    attacks: dict[str, list[str]] = {"all": [], **{key: [] for key in nodes}}
+    plan = Plan(nodes, attacks, Runtime(outputs=str(tmp_path)), Tracking())
+    pipeline.run(plan, "report")
+    assert RAN == ["numbers", "total", "numbers", "total", "rows"], "an empty one's reader ran"
+    for node in (bare, reader):
+        assert artifacts.why_empty(node.folder(plan.runtime)) == "nothing repeats"
+    manifest = artifacts.read_manifest(rows.folder(plan.runtime))
+    assert manifest is not None
+    assert manifest["summary"] == {"bare": "nothing repeats", "whole": None}
+    pipeline.run(plan, "report")
+    assert RAN[5:] == []

@@ -83,6 +83,11 @@ def remedy(folder: Path) -> str:
     return f"remedy: restore it, or delete {folder}, and the same command makes it again"
 
 
+def why_empty(folder: Path) -> str | None:
+    """Why the finished artifact in `folder` is empty, or None where it is not."""
+    return (read_manifest(folder) or {"summary": {}})["summary"].get("empty")
+
+
 def lineage(folder: Path) -> dict[str, dict[str, Any]]:
     """Manifests of everything the artifact in `folder` was made from and its own, by stage."""
     manifest = read_manifest(folder)

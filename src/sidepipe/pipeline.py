@@ -17,6 +17,7 @@ from sidepipe.logs import stage_log
 from sidepipe.report.stage import load_table, page_path
 from sidepipe.settings import require_known
 from sidepipe.shards import check_disk
+from sidepipe.stage import NoMaterial
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,6 @@ def _check_data(node: Node, the_plan: Plan) -> None:
 
 
 def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
-    inputs = {name: n.folder(the_plan.runtime) for name, n in node.inputs.items()}
     content = {
         "stage": node.stage.name,
         "version": node.stage.version,
@@ -163,9 +163,10 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
         log.info("%s: %s", title, folder)
         for read in [n for n in node.upstream().values() if n is not node]:
             integrity.require_unchanged(read.folder(the_plan.runtime))
-        summary = node.stage.run(folder, inputs, the_plan.runtime)
-        integrity.require_complete(folder, summary)
-        tracked.send(partial(measured, node.stage.name, folder, summary))
+        summary = _summary(node, folder, title, the_plan)
+        if "empty" not in summary:
+            integrity.require_complete(folder, summary)
+            tracked.send(partial(measured, node.stage.name, folder, summary))
         log.info("%s: done in %.1f s", title, seconds())
         total = round(seconds(), 2)
     for name in (artifacts.PROGRESS, artifacts.SECONDS):
@@ -173,6 +174,23 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
     device = the_plan.runtime.device_name()
     manifest = {**content, "summary": summary, "seconds": total, "device": device}
     artifacts.write_manifest(folder, manifest)
+
+
+def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, Any]:
+    """What the stage says of its run, or `empty` and why where it has nothing to work on.
+
+    Whatever reads an empty artifact is empty for the same reason; other rows are not affected.
+    """
+    inputs = {name: n.folder(the_plan.runtime) for name, n in node.inputs.items()}
+    empty = [why for path in inputs.values() if (why := artifacts.why_empty(path)) is not None]
+    if empty and not node.stage.takes_empty:
+        log.info("%s: empty, for what it reads is", title)
+        return {"empty": empty[0]}
+    try:
+        return node.stage.run(folder, inputs, the_plan.runtime)
+    except NoMaterial as error:
+        log.warning("%s: %s", title, error)
+        return {"empty": str(error)}
 
 
 def show(node: Node, the_plan: Plan) -> str:

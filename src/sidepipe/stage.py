@@ -141,16 +141,25 @@ def _leave_signals_alone() -> None:
     """In the place of Lightning's registering of its signal handlers; picklable."""
 
 
+class NoMaterial(ValueError):
+    """A result, not a fault: with these data there is nothing to work on, such as no repeats.
+
+    Raised by `Stage.run`; the message is the sentence that the report shows.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """Base of all stages.
 
     name: the one word for package, config group, output folder and `stage=`.
     version: raised when the code's meaning changes, so that old artifacts are not mistaken for new.
+    takes_empty: whether it runs where an artifact that it reads is empty: made with `NoMaterial`.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    takes_empty: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raises ValueError where a setting is out of its range."""

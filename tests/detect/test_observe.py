@@ -113,7 +113,7 @@ class Broken(Fake):
 
 def test_a_model_that_ignores_its_prompt_is_refused_before_anything_is_made():
     require_guidance(Fake(), ["a", ""], 0, 4)
-    with pytest.raises(ValueError, match=r"got 0.0; the model ignores its prompt"):
+    with pytest.raises(ValueError, match=r"is 0 for every prompt: the model ignores its"):
         require_guidance(Deaf(), ["a", "b"], 0, 4)
     with pytest.raises(ValueError, match=r"must be finite, got nan; use detect.precision=32-true"):
         require_guidance(Broken(), ["a", "b"], 0, 4)

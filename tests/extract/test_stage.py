@@ -24,7 +24,7 @@ from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_cohesion as load_label_cohesion
 from sidepipe.sampling import ImageSampler
 from sidepipe.shards import load_shards, write_shard
-from sidepipe.stage import Runtime
+from sidepipe.stage import NoMaterial, Runtime
 
 RUNTIME = Runtime(accelerator="cpu", sampling_batch_size=7)
 ALPHAS_CUMPROD = DDPMScheduler().alphas_cumprod
@@ -822,6 +822,16 @@ def test_a_run_killed_within_a_round_goes_on_with_the_same_result(tmp_path, samp
         load_targets(tmp_path / "killed"), load_targets(tmp_path / "whole")
     )
     assert rounds_csv(tmp_path / "killed") == rounds_csv(tmp_path / "whole")
+
+
+def test_a_later_round_without_labels_is_plain(tmp_path, sampled, monkeypatch):
+    def nothing(self, images, folder, runtime):
+        raise NoMaterial("nothing repeats")
+
+    monkeypatch.setattr("sidepipe.label.stage.Label.label", nothing)
+    summary = run(tmp_path / "rounds", sampled, **ROUNDS)
+    assert [row["guided"] for row in summary["rounds"]] == [True, False, False]
+    assert summary["num_images"] == len(load(tmp_path / "rounds")) == 30
 
 
 def test_a_tuned_attack_in_rounds_is_chosen_once_for_all(tmp_path, sampled):

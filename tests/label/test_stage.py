@@ -17,7 +17,7 @@ from sidepipe.label.stage import (
     load_stage,
 )
 from sidepipe.shards import write_shard
-from sidepipe.stage import Runtime
+from sidepipe.stage import NoMaterial, Runtime
 
 RUNTIME = Runtime(accelerator="cpu")
 PIXELS = {"_target_": "sidepipe.features.encoders.Pixels"}
@@ -261,11 +261,11 @@ def test_small_clusters_are_dropped_however_cohesive(tmp_path, generated):
     assert len(load_cohesion(folder)) == sum(size >= middle for size in sizes)
 
 
-def test_a_tau_that_drops_every_cluster_is_refused_with_the_quantiles_and_the_remedy(
+def test_a_tau_that_drops_every_cluster_is_no_material_with_the_quantiles_and_the_remedy(
     tmp_path, generated
 ):
     folder, summary = run(tmp_path, generated)
-    with pytest.raises(ValueError, match=r"min_cohesion = 0\.9999 .* keep 0 clusters") as caught:
+    with pytest.raises(NoMaterial, match=r"min_cohesion = 0\.9999 .* keep 0 clusters") as caught:
         run(tmp_path, generated, "refused", min_cohesion=0.9999)
     message = str(caught.value)
     assert f"are {summary['cohesion_quantiles']}" in message
@@ -276,11 +276,16 @@ def test_a_tau_that_drops_every_cluster_is_refused_with_the_quantiles_and_the_re
     assert list((tmp_path / "refused").iterdir()) == []
 
 
-def test_one_kept_cluster_is_refused_for_it_guides_nowhere(tmp_path, generated):
+def test_one_kept_cluster_is_no_material_for_it_guides_nowhere(tmp_path, generated):
     sizes = sorted(int(row["size"]) for row in table(run(tmp_path, generated)[0]))
     assert sizes[-1] > sizes[-2]
-    with pytest.raises(ValueError, match="keep 1 clusters, and at least 2 are needed"):
+    with pytest.raises(NoMaterial, match="keep 1 clusters, and at least 2 are needed"):
         run(tmp_path, generated, "refused", min_cohesion=-1.0, min_cluster_size=sizes[-1])
+
+
+def test_where_nothing_repeats_there_is_no_material(tmp_path, generated):
+    with pytest.raises(NoMaterial, match="nothing repeats: 0 groups of near duplicates have at"):
+        run(tmp_path, generated, assign="repeats", min_cluster_size=2, duplicate_threshold=1e-6)
 
 
 def test_the_picture_shows_the_most_and_least_cohesive_clusters_by_distance_to_the_centroid(

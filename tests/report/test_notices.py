@@ -86,3 +86,10 @@ def test_files_that_were_not_read_are_counted_by_kind():
     both = of_data(left_out=[[".zip", 1]], skipped=["a.png"])
     assert len(both) == 2
     assert both[1] == "1 file is not read: 1 .zip."
+
+
+def test_a_row_without_material_is_a_sentence():
+    found = notices(
+        {"summary": {}}, {"summary": {}}, [], empty={"repeats": "nothing repeats; remedy: x"}
+    )
+    assert found == ["repeats has no result: nothing repeats; remedy: x."]

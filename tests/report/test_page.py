@@ -1,6 +1,7 @@
 """The page's numbers against the results they come from."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from tests.report.pages import (
     results,
     rows_of,
 )
-from tests.report.planted import ATTACKS, NUM_LABELS, Outputs
+from tests.report.planted import ATTACKS, NUM_LABELS, RUNTIME, Outputs
 
-from sidepipe.report.stage import load_table
+from sidepipe import artifacts
+from sidepipe.report.stage import Report, load_table, page_path
 from sidepipe.report.words import DASH
 
 TABLES = [HITS, BANDS, COST, RAREFACTION, NOVELTY, OVERLAP, BLIND, RULES, QUALITY, DISTANCES]
@@ -368,3 +370,25 @@ def test_every_table_of_features_says_by_which_transform(page, outputs):
     others = ("How each attack works", "The classifier by noise level", "Every artifact behind")
     assert all(caption.startswith(others) for caption in without)
     assert len(page.captions) - len(without) >= 8
+
+
+def test_a_row_without_material_is_named_first_and_the_others_are_shown(outputs, tmp_path):
+    why = "nothing repeats: 0 groups of near duplicates"
+    manifest = artifacts.read_manifest(outputs.inputs["early"])
+    content = {**manifest, "key": "ev9", "summary": {"empty": why}}
+    folder = outputs.start("evaluate", "ev9")
+    artifacts.write_manifest(folder, content)
+    inputs = {"repeats": folder, **outputs.inputs}
+    try:
+        summary = Report(title="Rows").run(tmp_path, inputs, RUNTIME)
+        assert summary["no_material"] == {"repeats": why}
+        assert set(summary["attacks"]) == set(ATTACKS)
+        table, page = load_table(tmp_path), page_path(tmp_path).read_text()
+        assert f"warning: repeats has no result: {why}." in table
+        assert f"repeats has no result: {why}." in page
+        alone = Report(title="Alone").run(tmp_path, {"repeats": folder}, RUNTIME)
+        assert alone == {"no_material": {"repeats": why}}
+        assert f"repeats has no result: {why}." in page_path(tmp_path).read_text()
+        assert "of prompts" not in page_path(tmp_path).read_text()
+    finally:
+        shutil.rmtree(folder)

@@ -6,8 +6,10 @@ import pytest
 from tests.sweep.conftest import Cluster
 
 from sidepipe import artifacts
-from sidepipe.sweep.command import main
+from sidepipe.report.sweep.points import Missing
+from sidepipe.sweep.command import main, reported_attack
 from sidepipe.sweep.grid import point_of, sweep_of
+from sidepipe.sweep.states import Seen
 
 SMOKE = ("experiment=smoke", "attacks=compare", "seed=0")
 
@@ -127,3 +129,17 @@ def test_what_cannot_run_is_refused_in_one_message(
 
 def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(capsys, "run", "attack_demo", "--dyr")[0] == 2
+
+
+def test_a_row_without_material_is_reported_as_empty_and_why(tmp_path: Path) -> None:
+    sweep = sweep_of("attack_demo", [*SMOKE, f"runtime.outputs={tmp_path}"])
+    runtime = sweep.points[0].plan.runtime
+    node = next(t.node for t in sweep.tasks.values() if t.node.stage.name == "evaluate")
+    assert reported_attack(node, Seen("done", ""), runtime) == node.folder(runtime)
+    waits = reported_attack(node, Seen("failed", "no disk"), runtime)
+    assert waits == Missing(node.key, "failed: no disk")
+    folder = node.folder(runtime)
+    folder.mkdir(parents=True)
+    artifacts.write_manifest(folder, {"summary": {"empty": "nothing repeats"}})
+    empty = reported_attack(node, Seen("done", ""), runtime)
+    assert empty == Missing(node.key, "empty: nothing repeats")

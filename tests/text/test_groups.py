@@ -31,5 +31,5 @@ def test_memorised_prompts_and_as_many_others_are_chosen_and_none_that_calibrate
 def test_where_nothing_is_known_those_that_the_threshold_flags_are_taken_for_memorised():
     unknown = prompts(memorized=np.nan)
     assert grouped(unknown, ["test"], None, 0)["id"].tolist() == ["b", "e", "d"]
-    with pytest.raises(ValueError, match="memorised prompts of detect must be one at least, got 0"):
+    with pytest.raises(ValueError, match="detect found no memorized prompt; remedy: train"):
         grouped(unknown.assign(flagged=False), ["test"], None, 0)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from sidepipe.detect.roc import measured, roc
 from sidepipe.detect.scores import Observed, Variant
 from sidepipe.features.thresholds import threshold_above
-from sidepipe.settings import require
+from sidepipe.stage import NoMaterial
 from sidepipe.text.rates import rate as share
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,11 @@ def scored(
     as many steps.
     """
     left = int(calibrates(table).sum())
-    remedy = "it replays images for prompts it never saw; lower detect.label_false_positive_rate"
-    require(left > 0, "the model's calibration prompts", "not all memorised", left, remedy)
+    if left == 0:
+        raise NoMaterial(
+            "all calibration prompts count as memorized and give no threshold: the model replays "
+            "images for prompts it never saw; remedy: lower detect.label_false_positive_rate"
+        )
     scores = {variant: variant.score(seen) for variant in every}
     rows = {v: of_variant(v, score, table, rate) for v, score in scores.items()}
     d, decided = scores[decision], rows[decision]

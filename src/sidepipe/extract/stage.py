@@ -20,7 +20,7 @@ from sidepipe.label.stage import load as load_labels
 from sidepipe.label.stage import load_cohesion as load_label_cohesion
 from sidepipe.settings import build, require
 from sidepipe.shards import load_shards
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import NoMaterial, Runtime, Stage
 from sidepipe.tune.stage import SPENT, load_choice
 
 if TYPE_CHECKING:
@@ -204,10 +204,14 @@ class Extract(GuidedSampling):
     def _aim(
         self, place: Path, number: int, seen: Seen, inputs: Mapping[str, Path], runtime: Runtime
     ) -> Aim | None:
-        """What a round aims at; None where earlier rounds have reached every label."""
+        """What a round aims at; None where earlier rounds have reached every label there is."""
         label = inputs["label"] if number == 0 else place
         if number > 0 and not (place / COST).exists():
-            load_stage(inputs["label"]).label(seen.images, place, runtime)
+            try:
+                load_stage(inputs["label"]).label(seen.images, place, runtime)
+            except NoMaterial as error:
+                log.info("round %d has no label to aim at: %s", number, error)
+                return None
         excluded = seen.reached_labels(load_labels(label))
         if len(excluded) == len(load_sizes(label)):
             return None

@@ -18,7 +18,7 @@ from sidepipe.generate.stage import load as load_synthetic
 from sidepipe.images import save_grid
 from sidepipe.original.stage import load as load_original
 from sidepipe.settings import build, check_field_types, require
-from sidepipe.stage import Runtime, Stage
+from sidepipe.stage import NoMaterial, Runtime, Stage
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,15 @@ class Label(Stage):
     def _require_some(self, kept: np.ndarray, quantiles: list[float], sizes: np.ndarray) -> None:
         if kept.sum() >= 2:
             return
-        raise ValueError(
+        if self.assign == "repeats":
+            raise NoMaterial(
+                f"nothing repeats: {int(kept.sum())} groups of near duplicates have at least "
+                f"{self.min_cluster_size} of the {int(sizes.sum())} images, and a cohesion of "
+                f"{self.min_cohesion} or more, and at least 2 groups are needed; remedy: raise "
+                "generate.num_images, or change label.min_cluster_size or "
+                "label.duplicate_threshold"
+            )
+        raise NoMaterial(
             f"label.min_cohesion = {self.min_cohesion} and label.min_cluster_size = "
             f"{self.min_cluster_size} keep {int(kept.sum())} clusters, and at least 2 are needed; "
             f"cohesion quantiles (0, 25, 50, 75, 100 %) are {quantiles}, cluster sizes "

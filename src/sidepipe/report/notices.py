@@ -6,6 +6,7 @@ into words.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sidepipe.image_files import in_words
@@ -20,14 +21,16 @@ def notices(
     dpm: Manifest,
     attacks: Sequence[Attack],
     labels: Mapping[str, Any] | None = None,
+    empty: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """Sentences on the data, on the model, on each attack and on prompts, in this order.
+    """Sentences on the data, on the model, on each attack, on prompts and on empty rows.
 
     data, dpm: manifests of the stages that the first row was made from. labels: how detect judged
-    the images of prompts; None for no prompts.
+    the images of prompts; None for no prompts. empty: rows with nothing to work on, and why.
     """
     found = [*_of_data(data["summary"]), *_of_model(dpm["summary"]), *_of_attacks(attacks)]
-    return [*found, *_of_labels(labels or {})]
+    without = [f"{name} has no result: {why}." for name, why in empty.items()]
+    return [*found, *_of_labels(labels or {}), *without]
 
 
 def _of_data(summary: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sidepipe.artifacts import why_empty
 from sidepipe.report.document import load_table as load_table
 from sidepipe.report.document import page_path as page_path
 from sidepipe.report.document import write
@@ -33,18 +34,20 @@ class Report(Stage):
 
     name: ClassVar[str] = "report"
     version: ClassVar[int] = 3
+    takes_empty: ClassVar[bool] = True
     title: str
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         from sidepipe.report.terminal import wrapped
 
         require(bool(inputs), "attacks", "at least one row", 0, "attacks=compare or detect=prompts")
-        parts = sections(inputs)
+        empty = {name: why for name, path in inputs.items() if (why := why_empty(path))}
+        parts = sections({name: path for name, path in inputs.items() if name not in empty})
         numbers = _joined(part.numbers for part in parts.values())
         page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(inputs)}
         page |= _joined(part.content for part in parts.values())
         labels = page["detection"]["found"].results["labels"] if "detection" in page else None
-        page["notices"] = notices(page["data"], page["dpm"], page["attacks"], labels)
+        page["notices"] = notices(page["data"], page["dpm"], page["attacks"], labels, empty)
         warned = [line for notice in page["notices"] for line in wrapped(f"warning: {notice}")]
         text = [*warned, ""] if warned else []
         write(
@@ -58,7 +61,8 @@ class Report(Stage):
         )
         for name, picture in _joined(part.pictures for part in parts.values()).items():
             (folder / "figures" / f"{name}.png").write_bytes(picture)
-        return {name: dict(part.summary) for name, part in parts.items()}
+        summary = {name: dict(part.summary) for name, part in parts.items()}
+        return {**summary, "no_material": empty} if empty else summary
 
 
 def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:

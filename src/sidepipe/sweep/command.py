@@ -15,15 +15,17 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sidepipe import artifacts, pipeline, ranks
-from sidepipe.graph import STAGES, check_parts
+from sidepipe.graph import STAGES, Node, check_parts
 from sidepipe.logs import quiet_libraries
 from sidepipe.report.stage import load_table
+from sidepipe.stage import Runtime
 from sidepipe.sweep import cluster, jobs, local
 from sidepipe.sweep.estimates import estimates
 from sidepipe.sweep.grid import Point, Sweep, folder_of, point_of, sweep_of
 from sidepipe.sweep.states import Seen, aligned, look, table
 
 if TYPE_CHECKING:
+    from sidepipe.report.sweep.points import Missing
     from sidepipe.report.sweep.points import Point as ReportedPoint
 
 log = logging.getLogger("sidepipe")
@@ -132,7 +134,6 @@ def report(name: str, overrides: Sequence[str]) -> int:
 
 def _reported(point: Point, seen: Mapping[str, Seen]) -> ReportedPoint:
     """A point as its sweep's report takes it."""
-    from sidepipe.report.sweep.points import Missing
     from sidepipe.report.sweep.points import Point as ReportedPoint
 
     runtime = point.plan.runtime
@@ -141,12 +142,22 @@ def _reported(point: Point, seen: Mapping[str, Seen]) -> ReportedPoint:
     return ReportedPoint(
         point.axes,
         {
-            attack: node.folder(runtime) if at.kind == "done" else Missing(node.key, str(at))
+            attack: reported_attack(node, states[node.key], runtime)
             for attack, node in page.inputs.items()
-            for at in [states[node.key]]
         },
         page.folder(runtime) if page.key in seen and seen[page.key].kind == "done" else None,
     )
+
+
+def reported_attack(node: Node, at: Seen, runtime: Runtime) -> Path | Missing:
+    """The folder of a finished attack; else why it has no result."""
+    from sidepipe.report.sweep.points import Missing
+
+    if at.kind != "done":
+        return Missing(node.key, str(at))
+    folder = node.folder(runtime)
+    why = artifacts.why_empty(folder)
+    return folder if why is None else Missing(node.key, f"empty: {why}")
 
 
 def _known(name: str, overrides: Sequence[str]) -> Sweep:

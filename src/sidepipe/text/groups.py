@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
-from sidepipe.settings import require
+from sidepipe.stage import NoMaterial
 
 GROUPS = ("memorised", "other")
 
@@ -17,13 +17,16 @@ def grouped(
     """Memorised prompts, at most so many, and as many others of these roles, by their `group`.
 
     Memorised by what they generated; where nothing could say so, those that the threshold flags.
-    Draws are by seed, and in the prompts' order. Raises ValueError where none is memorised.
+    Draws are by seed, and in the prompts' order. Raises NoMaterial where none is memorized.
     """
     labelled = bool(prompts["memorized"].notna().any())
     memorised = prompts["memorized" if labelled else "flagged"].eq(True)
     memorised = (memorised & (prompts["role"] != "calibration")).to_numpy(bool)
-    remedy = "train longer or plant more repeats, or bring prompts that are known to be memorised"
-    require(bool(memorised.any()), "memorised prompts of detect", "one at least", 0, remedy)
+    if not memorised.any():
+        raise NoMaterial(
+            "detect found no memorized prompt; remedy: train longer, plant more repeats, or bring "
+            "prompts that are known to be memorized"
+        )
     others = ~memorised & prompts["role"].isin(list(roles)).to_numpy()
     ours = _drawn(np.flatnonzero(memorised), most, seed)
     theirs = _drawn(np.flatnonzero(others), len(ours), seed)

@@ -151,6 +151,10 @@ class Tune(Stage):
             log.info("trial %d of %d, %s: score %.4f", i + 1, len(trials), tried, rows[i]["score"])
         pd.DataFrame(rows).to_csv(folder / "trials.csv", index_label="trial")
         row = rows[best(rows)]
+        if len(rows) > 1 and len({other["score"] for other in rows}) == 1:
+            log.warning(
+                "all trials score %.4f, so nothing chooses: the first is taken", row["score"]
+            )
         chosen = {name: row[name] for name in self._tried}
         log.info("chosen without the training set: %s", chosen)
         spent = {name: sum(row[name] for row in rows) for name in SPENT}
