@@ -9,12 +9,15 @@ best fixed pair.
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
 
@@ -32,6 +35,8 @@ SIDE, SAMPLED, TRAINED = 8, 64, 128  # pixels, and images per step
 SPINS = {"default": "300000", "none": "0", "short": "1000"}
 BUSY_LOOPS, OTHER_TRAININGS = 4, 2
 SECONDS, ROUNDS = 0.6, 3
+# It ends with the process that started it, however that ends.
+LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 Spawn = multiprocessing.get_context("spawn")
 
@@ -79,7 +84,7 @@ def serve(pipe: Connection, threads: int | None) -> None:
     threads: None for a choice by timing.
     """
     warnings.simplefilter("ignore")
-    most = available()
+    most, parent = available(), os.getppid()
     torch.set_num_threads(threads or most)
     steps = {name: make() for name, make in STEPS.items()}
     for step in steps.values():
@@ -91,15 +96,10 @@ def serve(pipe: Connection, threads: int | None) -> None:
         if choice is not None:
             choice.settle(step)
         start, count = time.perf_counter(), 0
-        while time.perf_counter() < start + seconds:
+        while time.perf_counter() < start + seconds and os.getppid() == parent:
             choice.run(step) if choice is not None else step()
             count += 1
         pipe.send((count / (time.perf_counter() - start), torch.get_num_threads()))
-
-
-def loop() -> None:
-    while True:
-        pass
 
 
 class Server:
@@ -121,23 +121,18 @@ class Server:
 
 
 @contextmanager
-def beside(others: list) -> Iterator[None]:
+def beside(others: Sequence[Any]) -> Iterator[None]:
     """In the block the processes run."""
     try:
         yield
     finally:
         for process in others:
             process.kill()
-            process.join()
 
 
 @contextmanager
 def busy_loops() -> Iterator[None]:
-    others = [Spawn.Process(target=loop, daemon=True) for _ in range(BUSY_LOOPS)]
-    for process in others:
-        process.start()
-    with beside(others):
-        time.sleep(3)  # until they have started
+    with beside([subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(BUSY_LOOPS)]):
         yield
 
 

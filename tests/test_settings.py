@@ -218,6 +218,16 @@ def test_a_choice_of_numbers_comes_back_as_the_choice_itself():
     assert type(check(channels=1.0)["channels"]) is int
 
 
+def test_a_choice_or_a_number_is_refused_by_naming_both():
+    hint = {"num_threads": Literal["auto"] | int}
+    owner = type("Settings", (), {"__annotations__": hint})
+    for value in ("auto", 3):
+        assert check_field_types("runtime", owner, {"num_threads": value}) == {"num_threads": value}
+    for value in (None, "two", 1.5, True):
+        with refused(rf"num_threads does not know {value!r}; .*known: a whole number, auto"):
+            check_field_types("runtime", owner, {"num_threads": value})
+
+
 def test_true_is_not_the_choice_1():
     with refused(r"^dpm\.channels does not know True"):
         check(channels=True)

@@ -149,7 +149,12 @@ def _fit(where: str, hint: Any, value: Any) -> Any:
         if value is None and len(options) < len(typing.get_args(hint)):
             return None
         of_its_kind = (o for o in options if type(value) is (typing.get_origin(o) or o))
-        return _fit(where, next(of_its_kind, options[0]), value)
+        option = next(of_its_kind, options[0])
+        choices = typing.get_args(option) if typing.get_origin(option) is typing.Literal else ()
+        if choices and int in options and value not in choices:
+            known = did_you_mean(value, [*choices, _name(int)])
+            raise ValueError(f"{where} does not know {value!r}; {known}")
+        return _fit(where, option, value)
     kind = origin or hint
     if kind is Any:
         return value
