@@ -21,12 +21,26 @@ def sidepipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder in which the smoke experiment has run, and what it printed."""
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A folder in which the smoke experiment has run, what it printed, and its log."""
     folder = tmp_path_factory.mktemp("run")
     done = sidepipe("experiment=smoke", cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return folder, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(ran: tuple[Path, str, str]) -> tuple[Path, str]:
+    """A folder in which the smoke experiment has run, and what it printed."""
+    return ran[:2]
+
+
+def test_the_log_has_lines_of_ours_alone(ran: tuple[Path, str, str]) -> None:
+    lines = ran[2].splitlines()
+    assert len(lines) > 20
+    assert [line for line in lines if not re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) ", line)] == []
+    theirs = ("Trainer.fit", "GPU available", "litlogger", "weights_only", "Mixed Precision")
+    assert [line for line in lines if any(word in line for word in theirs)] == []
 
 
 def test_the_whole_pipeline_prints_a_table_and_a_report_that_exists(

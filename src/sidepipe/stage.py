@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sidepipe import ranks, threads
+from sidepipe.logs import quiet_libraries
 from sidepipe.settings import require, require_known
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Runtime:
         import lightning as L
         from lightning.fabric.plugins.environments import LightningEnvironment
 
+        quiet_libraries()  # again: Lightning sets its log level when it is imported
         nodes, devices = self._layout()
         trainer = L.Trainer(
             accelerator=self.accelerator,
