@@ -1,6 +1,7 @@
 import logging
 import platform
 import resource
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
+from sidepipe import speed
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.extract.surrogates import ClassifierSurrogate
 from sidepipe.sampling import Guidance, ImageSampler, sample_to_shards
@@ -75,6 +77,23 @@ def test_auto_compiles_where_the_run_is_long(seconds, pays):
 )
 def test_nothing_is_timed_where_the_answer_is_known(setting, evaluations, device, pays):
     assert compiling_pays(setting, evaluations, lambda: pytest.fail("timed"), device) is pays
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "seconds"),
+    [(1.0, 2.0, 1.0), (20.0, 2.0, 1.0), (3.0, 6.0, 3.0), (1.0, 2.5, 1.0)],
+)
+def test_other_work_makes_no_run_long_enough_to_compile(monkeypatch, wall, cpu, seconds):
+    """A step on two threads that the cores are busy with for `cpu` seconds."""
+    clock = SimpleNamespace(wall=0.0, cpu=0.0)
+    fake = SimpleNamespace(perf_counter=lambda: clock.wall, process_time=lambda: clock.cpu)
+    monkeypatch.setattr(speed, "time", fake)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def step():
+        clock.wall, clock.cpu = clock.wall + wall, clock.cpu + cpu
+
+    assert speed.seconds_of(step, CPU) == seconds
 
 
 class Wrapper(nn.Module):
