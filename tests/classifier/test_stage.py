@@ -1,12 +1,13 @@
 import csv
 import logging
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.tiny import checked
 
 from sidepipe.classifier.module import NoisyClassifierModule, quality_by_noise_level
@@ -409,3 +410,21 @@ def test_a_batch_that_devices_cannot_share_is_refused_at_the_start():
 def test_a_network_that_cannot_be_is_refused_at_the_start():
     with pytest.raises(ValueError, match="widths must be as many as blocks"):
         checked(classifier(network={**NETWORK, "widths": [8]}), {}, RUNTIME)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_classifier_that_is_not_finite_or_not_whole_is_refused(trained, tmp_path, value):
+    for name in FILES:
+        shutil.copy(trained[0] / name, tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    name = next(name for name in weights if name.endswith("bias"))
+    broken = weights[name].clone()
+    broken[0] = value
+    save_file({**weights, name: broken}, path)
+    with pytest.raises(ValueError, match=rf"^{name} of .*model.safetensors must be finite"):
+        load(tmp_path)
+    del weights[name]
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=rf"must fit the network .* got 1 missing \({name}\)"):
+        load(tmp_path)

@@ -271,7 +271,7 @@ def test_a_wrong_setting_is_refused(changes, message):
         detect(**changes)
 
 
-SPLIT = {"num_train_images": None, "train_partitions": None, "subset_seed": 0}
+SPLIT = {"num_train_images": None, "train_partitions": None, "subset_seed": 0, "variant": None}
 TEXT = PretrainedTextDPM(path="a/b", revision=None, **SPLIT)
 PLANTED = replace(DIGITS, source={"_target_": "sidepipe.data.planted.Planted"})
 NONE = replace(DIGITS, source={"_target_": "sidepipe.data.sources.Nothing"})

@@ -38,7 +38,7 @@ def saved(folder, unet=None, scheduler=None, kind=DDPMPipeline, **options) -> Pa
 
 
 def pretrained(path, **changes) -> PretrainedDPM:
-    settings = {"path": str(path), "revision": None, "num_train_images": 30}
+    settings = {"path": str(path), "revision": None, "variant": None, "num_train_images": 30}
     settings |= {"train_partitions": None, "subset_seed": 0, **changes}
     return PretrainedDPM(**settings)
 
@@ -164,11 +164,20 @@ def refused(path, digits, error=ValueError, match=""):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"in_channels": 3}, "in_channels of .*theirs must be 1, .* got 3; set data.channels=3"),
-        ({"out_channels": 2}, "out_channels of .*theirs must be 1, .* got 2; learned-variance"),
-        ({"sample_size": 16}, "sample_size of .*theirs must be 8, .* got 16; set data.size=16"),
-        ({"num_class_embeds": 10}, "the classes of .*theirs must be none .* got 10"),
-        ({"class_embed_type": "timestep"}, "the classes of .*theirs must be none"),
+        (
+            {"in_channels": 3},
+            "in_channels of .*/config.json must be 1, .*3; set data.channels=3",
+        ),
+        (
+            {"out_channels": 2},
+            "out_channels of .*/config.json must be 1, .*2; learned-variance",
+        ),
+        (
+            {"sample_size": 16},
+            "sample_size of .*/config.json must be 8, .*16; set data.size=16",
+        ),
+        ({"num_class_embeds": 10}, "the classes of .*/config.json must be none .*10"),
+        ({"class_embed_type": "timestep"}, "the classes of .*/config.json must be none"),
     ],
 )
 def test_a_network_of_other_images_or_of_classes_is_refused(tmp_path, digits, changes, message):

@@ -194,6 +194,7 @@ def pretrained(path):
     return PretrainedTextDPM(
         path=str(path),
         revision=None,
+        variant=None,
         num_train_images=None,
         train_partitions=["train"],
         subset_seed=0,

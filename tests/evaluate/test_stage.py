@@ -631,6 +631,7 @@ def upstream(num_train_images=100, train_partitions=None, num_images=200):
         "dpm": PretrainedDPM(
             path="someone/model",
             revision=None,
+            variant=None,
             num_train_images=num_train_images,
             train_partitions=train_partitions,
             subset_seed=0,

@@ -113,3 +113,18 @@ def test_pooling_of_half_precision_keeps_small_values():
 def test_a_network_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         CopyNet(**{"size": 8, "widths": [8], "dimensions": 4, **changes})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_or_do_not_fit_are_refused(tmp_path, value):
+    weights = {k: v.clone() for k, v in write(tmp_path).state_dict().items()}
+    name = next(name for name, value in weights.items() if value.is_floating_point())
+    broken = weights[name].clone()
+    broken.view(-1)[0] = value
+    save_file({**weights, name: broken}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"^{name} of .*model.safetensors must be finite"):
+        CopyDet(str(tmp_path)).encode(images())
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"must fit the network .* 1 missing \({name}\)"):
+        CopyDet(str(tmp_path)).encode(images())

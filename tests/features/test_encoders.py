@@ -285,6 +285,28 @@ def test_a_model_with_weights_missing_is_refused(dinov2, tmp_path):
         DINOv2(dinov2).encode(images())
 
 
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_weights_that_are_not_finite_or_of_another_shape_are_refused(tmp_path, name, request):
+    from safetensors.torch import load_file, save_file
+
+    path = request.getfixturevalue(name)
+    encoder, file = {"dinov2": DINOv2, "clip": CLIP}[name], tmp_path / name / "model.safetensors"
+    weights = {k: v.clone() for k, v in load_file(file).items()}
+    part = max(weights)
+    save_file({**weights, part: weights[part] * torch.nan}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"of .*{name} must be finite, got NaN"):
+        encoder(path).encode(images())
+    save_file({**weights, part: torch.zeros(3, 5, 7)}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"all its weights|cannot be read"):
+        encoder(path).encode(images())
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be read"):
+        encoder(path).encode(images())
+    (tmp_path / name / "config.json").write_text("<html>")
+    with pytest.raises(ValueError, match=r"config.json must be a JSON object, got 'an HTML page'"):
+        encoder(path).check()
+
+
 def test_pickled_weights_are_refused(dinov2, tmp_path):
     (tmp_path / "dinov2" / "model.safetensors").rename(tmp_path / "dinov2" / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"\.safetensors"):
@@ -295,7 +317,9 @@ def test_pickled_weights_are_refused(dinov2, tmp_path):
 @pytest.mark.parametrize("kind", [DINOv2, CLIP])
 def test_a_folder_that_is_missing_never_becomes_a_download(kind, path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(FileNotFoundError, match="path must"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^path (names .*, which is not a folder|must hold weights)"
+    ):
         kind(path).check()
 
 

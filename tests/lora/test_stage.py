@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.text.tiny import tiny_stable_diffusion, tiny_text_model
 
 from sidepipe.diffusion.noise import image_noise
@@ -192,3 +192,20 @@ def test_without_peft_the_extra_that_brings_it_is_named(monkeypatch):
     monkeypatch.setattr("sidepipe.lora.stage.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs peft; remedy: pip install 'sidepipe\[text\]"):
         lora().check_peft()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_or_not_whole_is_refused(planted, trained, tmp_path, value):
+    folder = shutil.copytree(trained[0], tmp_path / "lora")
+    path = folder / "adapter.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    name = next(name for name in weights if "lora_B" in name)
+    broken = weights[name].clone()
+    broken.view(-1)[0] = value
+    save_file({**weights, name: broken}, path)
+    with pytest.raises(ValueError, match=r"lora_B\S+ of .*adapter.safetensors must be finite"):
+        load(folder, planted["dpm"])
+    del weights[name]
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"must fit the network .* got 1 missing \(\S+lora_B"):
+        load(folder, planted["dpm"])

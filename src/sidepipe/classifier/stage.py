@@ -20,6 +20,7 @@ from sidepipe.label.stage import load_images
 from sidepipe.settings import build, require, tried
 from sidepipe.stage import Runtime, Stage
 from sidepipe.trained import Training
+from sidepipe.weights import load_exactly
 
 if TYPE_CHECKING:
     import torch
@@ -257,14 +258,12 @@ def load(folder: Path) -> nn.Module:
 
     Its batch norms are folded into its convolutions.
     """
-    from safetensors.torch import load_file
-
     from sidepipe.classifier.module import IgnoresTime
     from sidepipe.classifier.resnet import fold_batch_norms
 
     described = json.loads((folder / "network.json").read_text())
     network = build(described["network"])(**described["arguments"])
-    network.load_state_dict(load_file(folder / "model.safetensors"))
+    load_exactly(network, [folder / "model.safetensors"])
     network = fold_batch_norms(network.eval())
     return (network if described["noised"] else IgnoresTime(network)).eval()
 

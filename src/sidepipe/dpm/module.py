@@ -26,8 +26,8 @@ class DenoisingModule(L.LightningModule):
     """Minimises |target - network(x_t, t)|^2 over uniform t (DDPM, eq. 14).
 
     unet: a diffusers UNet2DModel. alphas_cumprod: (T,). prediction_type: "epsilon",
-    "v_prediction" or "sample". lr_warmup_steps: linear from 0. Raises RuntimeError naming the step
-    when a loss is not finite.
+    "v_prediction" or "sample". lr_warmup_steps: linear from 0. clip_range: of pred_x_0 in previews.
+    Raises RuntimeError naming the step when a loss is not finite.
     """
 
     alphas_cumprod: Tensor
@@ -45,12 +45,14 @@ class DenoisingModule(L.LightningModule):
         seed: int,
         preview_folder: Path,
         image_shape: tuple[int, int, int],
+        clip_range: float | None = 1.0,
     ) -> None:
         super().__init__()
         self.unet, self.prediction_type = unet, prediction_type
         self.lr, self.weight_decay, self.lr_warmup_steps = lr, weight_decay, lr_warmup_steps
         self.random_flip, self.seed = random_flip, seed
         self.preview_folder, self.image_shape = preview_folder, image_shape
+        self.clip_range = clip_range
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     def loss(
@@ -108,7 +110,7 @@ class DenoisingModule(L.LightningModule):
         seen: Seen = []
         eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
         eps_fn = watched(eps_fn, "the preview's prediction", seen)
-        clipped = clip_x_0(eps_fn, self.alphas_cumprod)
+        clipped = clip_x_0(eps_fn, self.alphas_cumprod, self.clip_range)
         x_0 = ddim(clipped, noise(), timesteps, self.alphas_cumprod)
         require_finite_eps(seen, f"dpm at step {self.global_step}", range(PREVIEW_IMAGES))
         return to_uint8(x_0).cpu().numpy()

@@ -16,12 +16,14 @@ from sidepipe.data.stage import load as load_images
 from sidepipe.dpm.checkpoint import (
     check_checkpoint,
     check_network,
-    check_schedule,
     fingerprint,
     load_checkpoint,
+    load_unet,
 )
 from sidepipe.dpm.duplicates import PAIRS, OnDuplicates, require_allowed, without_duplicates
 from sidepipe.dpm.subset import split
+from sidepipe.pretrained import folder_or_hub_id
+from sidepipe.schedules import check_alphas, check_scheduler, clip_range
 from sidepipe.settings import build, require, tried
 from sidepipe.stage import Runtime, Stage
 from sidepipe.trained import Training
@@ -152,7 +154,8 @@ class TrainedDPM(Training, DPM):
         data = upstream["data"]
         assert isinstance(data, Data)
         scheduler = tried("diffusion", self.noise_schedule)
-        check_schedule(scheduler.config, "diffusion")
+        check_scheduler(scheduler.config, type(scheduler).__name__, "diffusion")
+        check_alphas(scheduler, "diffusion")
         with torch.device("meta"):  # its settings are tried, no weights are made
             unet = tried("dpm.unet", self.unet)
         self._check_network(unet.config, data)
@@ -227,6 +230,7 @@ class TrainDPM(TrainedDPM):
             seed=self.seed,
             preview_folder=folder / "previews",
             image_shape=(unet.config["in_channels"], size, size),
+            clip_range=clip_range(scheduler),
         )
 
 
@@ -234,21 +238,21 @@ class TrainDPM(TrainedDPM):
 class Pretrained(DPM):
     """What every model that somebody else trained has: where it is, and whether it changed.
 
-    path: a folder saved by `save_pretrained`, or a hub id (fetched when the stage runs).
-    revision: of the hub id. The training subset must be the images the model was trained on.
+    path: a folder saved by `save_pretrained`, or a hub id (fetched when the stage runs). revision:
+    of the hub id. variant: of the weight files, "fp16", "non_ema", "ema" or "default", for the file
+    without one; None: the only one. The training subset must be the images that the model was
+    trained on.
     """
 
+    version: ClassVar[int] = 2  # 1: weights that did not fit were left random
     path: str
     revision: str | None
+    variant: str | None
 
     def _local_folder(self) -> Path | None:
-        """The folder that `path` names, None for a hub id; FileNotFoundError if it can be none."""
-        folder = Path(self.path).expanduser()
-        if folder.is_dir():
-            return folder
-        if self.path.startswith((".", "/", "~")) or self.path.count("/") > 1:
-            raise FileNotFoundError(f"dpm.path names {self.path}, which is not a folder")
-        return None
+        """The folder that `path` names, None for a hub id; FileNotFoundError if it is neither."""
+        found = folder_or_hub_id("dpm.path", self.path)
+        return found if isinstance(found, Path) else None
 
     def _take_all(self, partitions: str) -> None:
         # A wrong guess counts training images as unseen, which hides every copy.
@@ -283,8 +287,13 @@ class PretrainedDPM(Pretrained):
                 remedy = "there are no images to split with data=none"
                 value = getattr(self, name)
                 require(value is None, f"dpm.{name}", "null", value, remedy)
+        self._local_folder()  # raises where there can be none
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        data = upstream["data"]
+        assert isinstance(data, Data)
         if (folder := self._local_folder()) is not None:
-            check_checkpoint(folder, data.size, data.channels)
+            check_checkpoint(folder, self.variant, data.size, data.channels)
 
     def _fingerprint(self, folder: Path) -> dict[str, str]:
         return fingerprint(folder)
@@ -294,7 +303,8 @@ class PretrainedDPM(Pretrained):
 
         about = self._write_split(folder, inputs["data"], runtime)[2]
         _, size, _, channels = load_images(inputs["data"]).shape
-        unet, scheduler = load_checkpoint(self.path, self.revision, size, channels)
+        about = (self.path, self.revision, self.variant)
+        unet, scheduler = load_checkpoint(*about, size=size, channels=channels)
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
         source = Path(self.path).expanduser()
         return {
@@ -306,14 +316,10 @@ class PretrainedDPM(Pretrained):
 
 def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
     """The network with its EMA weights, and its noise schedule."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler
 
-    model = folder / "model"
-    unet = UNet2DModel.from_pretrained(
-        model / "unet", use_safetensors=True, low_cpu_mem_usage=False
-    )
-    scheduler: Any = DDPMScheduler.from_pretrained(model / "scheduler")
-    return unet.eval(), scheduler
+    scheduler: Any = DDPMScheduler.from_pretrained(folder / "model" / "scheduler")
+    return load_unet(folder / "model" / "unet"), scheduler
 
 
 def load_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 from sidepipe.data.stage import Data, load_captions
 from sidepipe.data.stage import load as load_images
 from sidepipe.dpm.stage import Pretrained, TrainedDPM
+from sidepipe.schedules import clip_range
 from sidepipe.settings import bind, build, require
 from sidepipe.stage import Precision, Runtime, Stage
 
@@ -176,7 +177,8 @@ class TrainTextDPM(TrainedDPM):
         )
         kind = scheduler.config["prediction_type"]
         parts = build(self.unet), CLIPTextModel(config), tokenizer
-        return TextModel(*parts, None, scheduler.alphas_cumprod, kind)
+        about = (scheduler.alphas_cumprod, kind)
+        return TextModel(*parts, None, *about, clip_range=clip_range(scheduler))
 
     def _module(
         self,
@@ -219,7 +221,7 @@ class PretrainedTextDPM(Pretrained):
         from sidepipe.text.pipeline import check_pipeline
 
         if (folder := self._local_folder()) is not None:
-            check_pipeline(folder)
+            check_pipeline(folder, self.variant)
 
     def _fingerprint(self, folder: Path) -> dict[str, str]:
         from sidepipe.text.pipeline import fingerprint
@@ -227,22 +229,20 @@ class PretrainedTextDPM(Pretrained):
         return fingerprint(folder)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        from diffusers import DDPMScheduler
-
         from sidepipe.text.pipeline import (
             check_pipeline,
             fingerprint,
             found_folder,
             load_model,
+            load_schedule,
             save_model,
         )
 
         about = self._write_split(folder, inputs["data"], runtime)[2]
-        source = found_folder(self.path, self.revision)
-        check_pipeline(source)
-        model = load_model(source)
-        scheduler = DDPMScheduler.from_pretrained(source / "scheduler")
-        save_model(model, scheduler, folder / "model")
+        source = found_folder(self.path, self.revision, self.variant)
+        check_pipeline(source, self.variant)
+        model = load_model(source, variant=self.variant)
+        save_model(model, load_schedule(source), folder / "model")
         return {
             **about,
             "num_parameters": _parameters(model),

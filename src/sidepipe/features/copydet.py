@@ -4,18 +4,18 @@ Two images are close when one is an edited copy of the other, not when they show
 thing. Network and encoder are here; how it learns that is the stage's business.
 """
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sidepipe.features.encoders import Network
+from sidepipe.pretrained import read_object
 from sidepipe.settings import require
+from sidepipe.weights import load_exactly
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "network.json"
 STEM_SIDE = 32  # larger images are brought down to it by the first convolution
@@ -111,12 +111,12 @@ class CopyDet(Network):
     @cached_property
     def _description(self) -> dict[str, Any]:
         self.check()
-        return json.loads((self._folder / DESCRIPTION).read_text())
+        return read_object(self._folder / DESCRIPTION)
 
     @cached_property
     def _network(self) -> CopyNet:
         network = CopyNet(**self._description)
-        network.load_state_dict(load_file(self._folder / WEIGHTS))
+        load_exactly(network, [self._folder / WEIGHTS])
         return network.eval()
 
     def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:

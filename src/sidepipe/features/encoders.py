@@ -7,7 +7,6 @@ repeated) in [0, 1], then normalised as published.
 
 import hashlib
 import io
-import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -22,7 +21,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from sidepipe.features.search import Metric
+from sidepipe.pretrained import folder_or_hub_id, one_line, read_object
 from sidepipe.settings import require
+from sidepipe.weights import require_finite
 
 Device = str | torch.device
 Batch = UInt8[np.ndarray, "b h w c"]
@@ -173,7 +174,9 @@ class SSCD(Network):
         with warnings.catch_warnings():
             # Deprecated, and the only official format that needs no model code.
             warnings.filterwarnings("ignore", r"`torch\.jit\.load` is", DeprecationWarning)
-            return torch.jit.load(content, map_location="cpu").eval()
+            network = torch.jit.load(content, map_location="cpu").eval()
+        require_finite(network.state_dict(), str(self.path))
+        return network
 
     def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         return _normalise(_resize(x, self.size, self.size, "bilinear"), *IMAGENET)
@@ -195,20 +198,14 @@ class _Pretrained(Network):
         folder = Path(self._source)
         if folder.is_dir() and not any(folder.glob("*.safetensors")):
             raise FileNotFoundError(f"path must hold weights as *.safetensors, got {folder}")
+        if folder.is_dir():
+            read_object(folder / "config.json")
         kind = self._config.model_type
         require(kind in self.model_types, "path", " or ".join(self.model_types), kind)
 
     @property
     def _source(self) -> str:
-        folder = Path(self.path).expanduser()
-        if folder.is_dir():
-            return str(folder)
-        # A mistyped folder must not become a download of whatever has that name.
-        if not re.fullmatch(r"\w[\w-]*/\w[\w.-]*", self.path) or folder.parent.is_dir():
-            raise FileNotFoundError(
-                f"path must be a folder that exists or a hub id owner/name, got {self.path}"
-            )
-        return self.path
+        return str(folder_or_hub_id("path", self.path))
 
     @cached_property
     def _config(self) -> Any:
@@ -224,11 +221,14 @@ class _Pretrained(Network):
             network, report = getattr(_transformers(), name).from_pretrained(
                 self._source, use_safetensors=True, output_loading_info=True
             )
+        except Exception as error:  # what transformers raises is no closed list
+            raise ValueError(f"{self._source} cannot be read: {one_line(error)}") from None
         finally:
             logging.set_verbosity(verbosity)
-        # Missing ones would be random, and only logged.
-        missing = sorted(report["missing_keys"])
+        # Missing ones, and those of another shape, would be random, and only logged.
+        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         require(not missing, "path", "a model with all its weights", f"none for {missing[:3]}")
+        require_finite(network.state_dict(), self._source)
         return network.eval()
 
 

@@ -15,6 +15,7 @@ from sidepipe.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
 from sidepipe.dpm.stage import load as load_dpm
 from sidepipe.dpm.text import load_text_model
 from sidepipe.images import save_grid
+from sidepipe.schedules import clip_range
 from sidepipe.settings import require, tried
 from sidepipe.shards import load_first, load_shards
 from sidepipe.stage import Precision, Runtime, Stage
@@ -209,4 +210,7 @@ def load_denoiser(
     unet, scheduler = load_dpm(dpm)
     side, channels = unet.config["sample_size"], unet.config["in_channels"]
     kind = scheduler.config["prediction_type"]
-    return Denoiser(unet, scheduler.alphas_cumprod, kind, (channels, side, side))
+    denoiser = Denoiser(unet, scheduler.alphas_cumprod, kind, (channels, side, side))
+    denoiser.clip_range = clip_range(scheduler)
+    denoiser.steps_offset = scheduler.config["steps_offset"]
+    return denoiser

@@ -19,6 +19,7 @@ from sidepipe.label.stage import load_images
 from sidepipe.settings import require
 from sidepipe.stage import Precision, Runtime
 from sidepipe.trained import Training
+from sidepipe.weights import load_exactly
 
 if TYPE_CHECKING:
     from sidepipe.lora.adapters import LabelledDenoiser
@@ -166,13 +167,12 @@ def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabelledD
 
     Its `network` takes (x_t, t, y).
     """
-    from safetensors.torch import load_file
-
-    from sidepipe.lora.adapters import merged
+    from sidepipe.lora.adapters import merged, trained_weights
 
     described = json.loads((folder / "adapter.json").read_text())
     denoiser = _adapted(described, dpm, precision)
-    denoiser.network.load_state_dict(load_file(folder / "adapter.safetensors"), strict=False)
+    network = denoiser.network
+    load_exactly(network, [folder / "adapter.safetensors"], only=trained_weights(network))
     return merged(denoiser).requires_grad_(False)
 
 

@@ -4,23 +4,42 @@ A folder is Stable Diffusion's, written by `StableDiffusionPipeline.save_pretrai
 or one of a model of images trained here, which has no autoencoder. Weights are safetensors.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from sidepipe.artifacts import write_json
 from sidepipe.files import sha256_of
+from sidepipe.pretrained import (
+    folder_or_hub_id,
+    network_folder,
+    one_line,
+    parts_of,
+    read_object,
+    weight_files,
+)
+from sidepipe.schedules import clip_range, read_schedule
 from sidepipe.settings import require
 from sidepipe.stage import Precision
 from sidepipe.text.model import TextModel
+from sidepipe.weights import (
+    built,
+    common_prefix,
+    log_prefix,
+    network_names,
+    read_network,
+    read_shapes,
+    read_tensors,
+    shapes_of,
+)
 
 PARTS = ("unet", "scheduler", "text_encoder", "tokenizer", "vae")
-INDEX = "model_index.json"
+INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
+MISSING = "dpm.path must name a folder written by StableDiffusionPipeline.save_pretrained"
 # Parts that Stable Diffusion's index names and that nothing here uses.
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 # What no part needs and hubs hold: other precisions, weights without averaging.
@@ -41,44 +60,92 @@ class TextToImagePipeline(DiffusionPipeline):
         )
 
 
-def found_folder(path: str, revision: str | None) -> Path:
+def found_folder(path: str, revision: str | None, variant: str | None = None) -> Path:
     """The folder at `path`, or of the hub id that it is, fetched without pickles."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
+    found = folder_or_hub_id("dpm.path", path)
+    if isinstance(found, Path):
+        return found
     from huggingface_hub import snapshot_download
 
+    ignored = [pattern for pattern in NOT_FETCHED if variant is None or variant not in pattern]
     fetched = snapshot_download(
-        path, revision=revision, allow_patterns=[INDEX, *FETCHED], ignore_patterns=NOT_FETCHED
+        found, revision=revision, allow_patterns=[INDEX, *FETCHED], ignore_patterns=ignored
     )
     return Path(fetched)
 
 
-def check_pipeline(folder: Path) -> None:
+def check_pipeline(folder: Path, variant: str | None = None) -> None:
     """Raises unless `folder` is a pipeline guided by the text of one encoder.
 
-    FileNotFoundError where a file is missing, ValueError where one says the wrong thing.
+    FileNotFoundError where a file is missing, ValueError where one has the wrong content. The
+    weights of UNet and autoencoder are compared with their networks by name and shape.
     """
-    index = _config(folder / INDEX)
-    there = [name for name in PARTS if (index.get(name) or [None])[0] is not None]
+    parts = parts_of(read_object(folder / INDEX, MISSING))
+    there = [name for name in PARTS if name in parts]
     missing = [name for name in PARTS if name not in there and name != "vae"]
     rule = "unet, scheduler, text_encoder, tokenizer and, of latent models, vae"
     remedy = f"{', '.join(missing)} missing; dpm=pretrained is for unconditional checkpoints"
     require(not missing, f"the parts of {folder}", rule, there, remedy)
-    second = [name for name in index if name.endswith("encoder_2")]
+    second = [name for name in parts if name.endswith("encoder_2")]
     require(not second, f"the encoders of {folder}", "one", second, "SDXL is not supported")
-    check_network(_config(folder / "unet" / "config.json"), str(folder))
-    scheduler = _config(folder / "scheduler" / "scheduler_config.json")
-    kind = scheduler.get("_class_name")
-    remedy = "flow and consistency models are not supported"
-    discrete = "beta_schedule" in scheduler
-    require(discrete, f"the scheduler of {folder}", "one with betas", kind, remedy)
-    for name in ("unet", "text_encoder", *(["vae"] if "vae" in there else [])):
-        if not list((folder / name).glob("*.safetensors")):
-            raise FileNotFoundError(
-                f"{folder / name} has no *.safetensors, and pickled weights are not read; remedy: "
-                "save the pipeline again with safe_serialization=True"
-            )
+    for name, kind in (("text_encoder", "CLIPTextModel"), ("vae", "AutoencoderKL")):
+        known = parts.get(name, kind) == kind
+        require(known, f"the {name} of {folder}", f"of class {kind}", parts.get(name))
+    unet = _checked_unet(network_folder(folder, variant), variant)
+    load_schedule(folder)
+    if "vae" in there:
+        _checked_vae(folder / "vae", variant, unet)
+    _check_text(folder, variant, unet)
+
+
+def _checked_unet(inside: Path, variant: str | None) -> Any:
+    path = inside / "config.json"
+    config = read_object(path, MISSING)
+    check_network(config, str(path))
+    unet = built(UNet2DConditionModel, config, str(path))
+    size = unet.config["sample_size"]
+    remedy = 'write "sample_size" there: pixels a side or, of latents, pixels divided by 8'
+    require(size is not None, f"sample_size of {path}", "set", size, remedy)
+    _check_names(unet, _unet_files(inside, variant))
+    return unet
+
+
+def _unet_files(inside: Path, variant: str | None) -> list[Path]:
+    # The folder unet_ema was chosen by its name; its file has none.
+    return weight_files(inside, None if inside.name == "unet_ema" else variant)
+
+
+def _checked_vae(folder: Path, variant: str | None, unet: Any) -> None:
+    path = folder / "config.json"
+    vae = built(AutoencoderKL, read_object(path, MISSING), str(path))
+    found, wanted = vae.config["latent_channels"], unet.config["in_channels"]
+    rule = f"{wanted}, the in_channels of the UNet"
+    require(found == wanted, f"latent_channels of {path}", rule, found)
+    _check_names(vae, weight_files(folder, variant, required=False))
+
+
+def _check_names(network: Any, files: Sequence[Path]) -> None:
+    shapes = read_shapes(files)
+    assert shapes is not None  # of safetensors they are always there
+    network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
+
+
+def _check_text(folder: Path, variant: str | None, unet: Any) -> None:
+    """The encoder's size and the tokenizer's files."""
+    path = folder / "text_encoder" / "config.json"
+    found = read_object(path, MISSING).get("hidden_size", 512)  # CLIPTextConfig's default
+    wanted = unet.config["cross_attention_dim"]
+    rule = f"{wanted}, the cross_attention_dim of the UNet"
+    require(found == wanted, f"hidden_size of {path}", rule, found)
+    weight_files(path.parent, variant, required=False)
+    tokenizer = folder / "tokenizer"
+    whole = [["tokenizer.json"], ["vocab.json", "merges.txt"]]
+    if not any(all((tokenizer / name).is_file() for name in names) for names in whole):
+        raise FileNotFoundError(
+            f"{tokenizer} must hold vocab.json and merges.txt, or tokenizer.json; copy it again"
+        )
+    for file in sorted(tokenizer.glob("*.json")):
+        read_object(file)
 
 
 def check_network(config: Mapping[str, Any], where: str) -> None:
@@ -92,56 +159,98 @@ def check_network(config: Mapping[str, Any], where: str) -> None:
     remedy = "it was distilled for one guidance scale and knows no empty prompt"
     require(distilled is None, name, "none, as of a model that can be guided", distilled, remedy)
     names = f"in_channels and out_channels of {where}"
-    both = [config["in_channels"], config["out_channels"]]
+    both = [config.get(name, 4) for name in ("in_channels", "out_channels")]  # diffusers' default
     require(both[0] == both[1], names, "equal", both, "inpainting and learned variances are not")
 
 
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            "dpm.path must name a folder written by StableDiffusionPipeline.save_pretrained, but "
-            f"there is no {path}"
-        )
-    return json.loads(path.read_text())
-
-
-def load_model(folder: Path, precision: Precision = "32-true") -> TextModel:
+def load_model(
+    folder: Path, precision: Precision = "32-true", variant: str | None = None
+) -> TextModel:
     """The model of a pipeline folder, on the CPU, in eval mode, its weights without gradient.
 
-    precision: "true" casts the weights, "mixed" casts what each operation takes.
+    precision: "true" casts the weights, "mixed" casts what each operation takes. variant: of the
+    weight files. Raises ValueError where weights do not fit or are not finite.
     """
-    from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerFast
-
     _without_bars()
-    index = json.loads((folder / INDEX).read_text())
-    safe: dict[str, Any] = {"use_safetensors": True}
-    unet: Any = UNet2DConditionModel.from_pretrained(
-        folder / "unet", low_cpu_mem_usage=False, **safe
-    )
-    encoder: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", **safe)
-    has_vae = (index.get("vae") or [None])[0] is not None
+    parts = parts_of(read_object(folder / INDEX, MISSING))
+    inside = network_folder(folder, variant)
+    unet: Any = read_network(UNet2DConditionModel, inside, _unet_files(inside, variant))
+    encoder = read_text_encoder(folder / "text_encoder", variant)
     vae: Any = None
-    if has_vae:
-        vae = AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False, **safe)
+    if "vae" in parts:
+        files = weight_files(folder / "vae", variant, required=False)
+        vae = read_network(AutoencoderKL, folder / "vae", files)
     bits, _, kind = precision.partition("-")
     if kind == "true" and bits != "32":
         for part in filter(None, (unet, encoder, vae)):
             part.to(DTYPES[bits])
-    # Of CLIP's own class Auto knows; a tokenizer made here names none that every version has.
-    made_here = index["tokenizer"][1] not in ("CLIPTokenizer", "CLIPTokenizerFast")
-    tokenizers = PreTrainedTokenizerFast if made_here else AutoTokenizer
-    scheduler: Any = DDPMScheduler.from_pretrained(folder / "scheduler")
+    scheduler = load_schedule(folder)
     model = TextModel(
         unet,
         encoder,
-        tokenizers.from_pretrained(folder / "tokenizer"),
+        _tokenizer(folder / "tokenizer", parts["tokenizer"]),
         vae,
         scheduler.alphas_cumprod,
         scheduler.config["prediction_type"],
         steps_offset=scheduler.config["steps_offset"],
         autocast=DTYPES[bits] if kind == "mixed" else None,
+        clip_range=clip_range(scheduler),
     )
     return model.eval().requires_grad_(False)
+
+
+def load_schedule(folder: Path) -> Any:
+    """The DDPMScheduler of a pipeline folder, after the checks of `read_schedule`."""
+    path = folder / "scheduler" / SCHEDULER
+    return read_schedule(read_object(path, MISSING), str(path))
+
+
+def _tokenizer(folder: Path, kind: str) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # AutoTokenizer has CLIP's own class; a tokenizer made here names none that every version has.
+    made_here = kind not in ("CLIPTokenizer", "CLIPTokenizerFast")
+    tokenizers = PreTrainedTokenizerFast if made_here else AutoTokenizer
+    try:
+        return tokenizers.from_pretrained(folder)
+    except Exception as error:  # what tokenizers raise is no closed list
+        raise ValueError(f"the tokenizer {folder} cannot be read: {one_line(error)}") from None
+
+
+def read_text_encoder(folder: Path, variant: str | None = None) -> Any:
+    """The CLIPTextModel in `folder`, float32; ValueError unless its weights fit it exactly."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    files = weight_files(folder, variant, required=False)
+    found = read_tensors(files)
+    prefix = common_prefix(found)
+    log_prefix(found, (), str(files[0]))
+    # Old files hold the buffer position_ids, which every version computes.
+    tensors = {
+        name.removeprefix(prefix): value.float()
+        for name, value in found.items()
+        if not name.endswith("position_ids")
+    }
+    path = folder / "config.json"
+    settings = {k: v for k, v in read_object(path, MISSING).items() if "dtype" not in k}
+    try:
+        encoder, report = cast("Any", CLIPTextModel).from_pretrained(
+            None,
+            config=CLIPTextConfig.from_dict(settings),
+            state_dict=tensors,
+            output_loading_info=True,
+        )
+    except Exception as error:  # what transformers raises is no closed list
+        raise ValueError(
+            f"the weights in {files[0]} do not fit {path}: {one_line(error)}"
+        ) from None
+    kinds = ("missing", "unexpected", "mismatched")
+    wrong = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in kinds}
+    text = ", ".join(
+        f"{len(names)} {kind} ({names[0]}, ...)" for kind, names in wrong.items() if names
+    )
+    require(not text, f"the weights in {files[0]}", f"those of {path}", text)
+    return encoder
 
 
 def save_model(model: TextModel, scheduler: Any, folder: Path) -> None:
@@ -173,5 +282,6 @@ def _class_of(part: Any) -> list[str]:
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """SHA-256 of the parts' files, to notice a checkpoint that changed."""
-    files = sorted(path for name in PARTS for path in (folder / name).glob("*") if path.is_file())
+    names = (*PARTS, "unet_ema")
+    files = sorted(path for name in names for path in (folder / name).glob("*") if path.is_file())
     return {str(path.relative_to(folder)): sha256_of(path) for path in files}
