@@ -54,6 +54,7 @@ def pretrained(checkpoint, on_duplicates):
     return PretrainedDPM(
         path=str(checkpoint),
         revision=None,
+        variant=None,
         num_train_images=None,
         train_partitions=["train"],
         subset_seed=0,

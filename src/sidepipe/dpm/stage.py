@@ -303,8 +303,9 @@ class PretrainedDPM(Pretrained):
 
         about = self._write_split(folder, inputs["data"], runtime)[2]
         _, size, _, channels = load_images(inputs["data"]).shape
-        about = (self.path, self.revision, self.variant)
-        unet, scheduler = load_checkpoint(*about, size=size, channels=channels)
+        unet, scheduler = load_checkpoint(
+            self.path, self.revision, self.variant, size=size, channels=channels
+        )
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
         source = Path(self.path).expanduser()
         return {
