@@ -11,9 +11,9 @@ from torch import nn
 from sidepipe.dpm.module import DenoisingModule
 from sidepipe.images import to_model, to_uint8
 from sidepipe.stage import Runtime
+from sidepipe.trained import Training
 from sidepipe.training import (
     EndlessBatches,
-    Training,
     adamw_with_warmup,
     require_finite,
     step_generator,
@@ -137,6 +137,13 @@ def test_the_preview_of_a_network_that_knows_the_image_shows_it(prediction_type)
     assert preview.shape == (64, 4, 4, 1)
     difference = torch.from_numpy(preview).int() - to_uint8(to_model(image)).int()
     assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_preview_that_is_not_finite_is_an_error_with_its_step(value):
+    message = r"dpm at step 0: the preview's prediction is not finite at t = \d+, in 64 of 64 image"
+    with pytest.raises(RuntimeError, match=message):
+        denoising(lambda x_t, t: torch.full_like(x_t, value)).preview()
 
 
 # what a training step is made of

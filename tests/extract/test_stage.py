@@ -17,7 +17,7 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0, for_each
 from sidepipe.dpm.stage import TrainDPM
-from sidepipe.extract.stage import Extract, load, load_cohesion, load_targets
+from sidepipe.extract.stage import Extract, load, load_cohesion, load_gradient_seconds, load_targets
 from sidepipe.images import to_model, to_uint8
 from sidepipe.label.stage import Label, load_stage
 from sidepipe.label.stage import load as load_labels
@@ -275,6 +275,16 @@ def test_the_cost_changes_no_image(tmp_path, inputs, unet, monkeypatch):
     monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: 1.0)
     run(tmp_path / "planted", inputs)
     np.testing.assert_array_equal(load(tmp_path / "measured"), load(tmp_path / "planted"))
+
+
+def test_the_clock_and_the_batch_size_change_no_cost(tmp_path, inputs, unet, monkeypatch):
+    seconds = iter([0.28, 0.62])
+    monkeypatch.setattr("sidepipe.extract.cost.gradient_seconds", lambda *_: next(seconds))
+    quick = run(tmp_path / "quick", inputs)
+    busy = run(tmp_path / "busy", inputs, runtime=Runtime(accelerator="cpu", sampling_batch_size=3))
+    assert quick == busy
+    assert 0 < quick["gradient_cost"] < math.inf
+    assert [load_gradient_seconds(tmp_path / name) for name in ("quick", "busy")] == [0.28, 0.62]
 
 
 def test_images_depend_on_batch_size_by_rounding_only_and_on_the_seed(tmp_path, inputs, unet):
