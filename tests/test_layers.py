@@ -16,7 +16,7 @@ LAYERS = [
     {"files"},
     {"settings", "artifacts", "shards", "parts", "records", "images", "interruption"}
     | {"image_files", "image_pixels", "openmp"},
-    {"ranks", "logs", "integrity", "attempts", "celeba_files", "pretrained"},
+    {"ranks", "logs", "refusals", "integrity", "attempts", "celeba_files", "pretrained"},
     {"threads", "weights", "schedules"},
     {"stage", "progress", "tracking", "speed", "checkpoints", "shard_writer"},
     {"diffusion", "features", "thread_callback"},

@@ -7,17 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sidepipe.refusals import told
 
 # In a checkout the configs lie at the top level; an installed wheel carries them in the package.
 _CHECKOUT = Path(__file__).resolve().parents[2] / "conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parent / "conf"
 
-# What conf/hydra/launcher/slurm.yaml needs beyond plain interpolation.
+# What configs need beyond plain interpolation, most of it for conf/hydra/launcher/slurm.yaml.
 RESOLVERS = {
     "first_given": lambda *values: next(value for value in values if value is not None),
     "given": lambda settings: {k: v for k, v in settings.items() if v is not None},
     "lines": "\n".join,
+    "expanded": os.path.expanduser,  # of a folder
 }
 for _name, _resolver in RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)
@@ -45,17 +52,26 @@ def _run(cfg: DictConfig) -> None:
     try:
         the_plan = graph.plan(cfg)
         if cfg.stage == "status":
-            print(status.table(the_plan))
-            return
-        goals = pipeline.run(the_plan, cfg.stage)
-    except (ValueError, OSError, RuntimeError) as error:
+            said = [status.table(the_plan)]
+        else:
+            goals = pipeline.run(the_plan, cfg.stage)
+            said = [pipeline.show(node, the_plan) for node in goals]
+    except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
         if cfg.debug:
             raise
-        log.error("%s", error)
+        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+        log.error("%s", told(error, CONF, sys.argv[1:]) if of_hydra else error)
         log.debug("traceback", exc_info=True)
         sys.exit(1)
-    for node in goals:
-        print(pipeline.show(node, the_plan))
+    print("\n".join([*_of_multirun(), *said]))
+
+
+def _of_multirun() -> list[str]:
+    """The heading of a table that is one of several: the overrides that it is of."""
+    chosen = HydraConfig.get() if HydraConfig.initialized() else None
+    if chosen is None or chosen.mode != RunMode.MULTIRUN:
+        return []
+    return ["", f"{' '.join(chosen.overrides.task)}:"]
 
 
 def options(group: str) -> list[str]:
@@ -63,7 +79,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def _refuse_null_groups(arguments: Sequence[str]) -> None:
+def refuse_null_groups(arguments: Sequence[str]) -> None:
     """Exits with 1 at `explain=null`, of which Hydra says nothing but its traceback."""
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
@@ -74,11 +90,23 @@ def _refuse_null_groups(arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """Entry point of the `sidepipe` command."""
-    _refuse_null_groups(sys.argv[1:])
+    refuse_null_groups(sys.argv[1:])
     # Hugging Face libraries report usage when they fetch a model; nobody asked for that.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Hydra then raises what it would print with a part of a traceback.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _hydra_main()
+        sys.stdout.flush()
+    except (HydraException, OmegaConfBaseException) as error:  # of composing the config
+        if "debug=true" in sys.argv:
+            raise
+        sys.exit(told(error, CONF, sys.argv[1:]))
+    except BrokenPipeError:  # the reader has what it wanted, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+    except OSError as error:  # of Hydra, which makes the folder
+        sys.exit(f"runtime.outputs must be a folder or a new name within one: {error}")
     except KeyboardInterrupt:  # before `ranks.leading` handles signals: nothing has begun
         sys.exit(130)
 

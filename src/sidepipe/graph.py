@@ -22,6 +22,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from sidepipe import artifacts
+from sidepipe.refusals import require_all
 from sidepipe.settings import (
     bind_nested,
     bind_signature,
@@ -81,7 +82,7 @@ class Node:
         return artifacts.key_of(self.stage.name, self.stage.version, settings, input_keys)
 
     def folder(self, runtime: Runtime) -> Path:
-        return Path(runtime.outputs).resolve() / self.stage.name / self.key
+        return runtime.outputs_folder / self.stage.name / self.key
 
     def upstream(self) -> dict[str, "Node"]:
         """Every node this one needs by key, inputs before their readers, itself last."""
@@ -147,6 +148,7 @@ def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
     for name, reads in (("explain", "detect"), ("mitigate", "detect"), ("mitigations", "mitigate")):
         there = cfg.get(name) is None or cfg.get(reads) is not None
         require(there, reads, f"set, for {name} reads it", None, f"choose {reads}=...")
+    require_all(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     runtime = _build(Runtime, "runtime", plain["runtime"])
     tracking = _build(Tracking, "tracking", plain["tracking"])
@@ -183,8 +185,19 @@ def _goals(plain: Mapping[str, Any], runtime: Runtime, made: dict[str, Node]) ->
 
 
 def _rows(plain: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
-    """Of each row of `attacks` or `mitigations` its changes; none where the group is null."""
-    return {row: changes or {} for row, changes in (plain.get(group) or {}).items()}
+    """Of each row of `attacks` or `mitigations` its changes; none where the group is null.
+
+    Raises ValueError unless these are settings by stage, or null for none.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    rule = "changes by stage, as {extract: {guidance_scale: 5}}, or null for none"
+    for row, changes in (plain.get(group) or {}).items():
+        require(isinstance(changes, Mapping | None), f"{group}.{row}", rule, changes)
+        rows[row] = dict(changes or {})
+        for stage, own in rows[row].items():
+            fits = isinstance(own, Mapping | None)
+            require(fits, f"{group}.{row}.{stage}", "a mapping of its settings", own)
+    return rows
 
 
 def _chain(

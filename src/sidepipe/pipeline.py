@@ -67,6 +67,7 @@ def make(node: Node, the_plan: Plan) -> bool:
     if not os.access(there, os.W_OK):
         remedy = "set runtime.outputs to a folder of yours"
         raise PermissionError(f"{there} is not writable, {title} cannot be made; remedy: {remedy}")
+    the_plan.runtime.require_accelerator()
     with artifacts.locked(folder, say_wait):
         if integrity.is_whole(folder):  # made by the process we waited for
             manifest = artifacts.read_manifest(folder) or {}
@@ -100,7 +101,7 @@ def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
     if left:
         most = max(left, key=lambda name: left[name])
         what = f"images, {left[most] / 1e9:,.3f} GB of them of {most}"
-        check_disk(Path(the_plan.runtime.outputs).resolve(), sum(left.values()), what)
+        check_disk(the_plan.runtime.outputs_folder, sum(left.values()), what)
 
 
 def _reopen(folder: Path, name: str) -> dict[str, Any]:

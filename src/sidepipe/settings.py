@@ -169,6 +169,6 @@ def _fit(where: str, hint: Any, value: Any) -> Any:
 
 
 def _name(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
-        hint, str(hint)
-    )
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names |= {list: "a list, as [a, b]", dict: "a mapping, as {a: 1}"}
+    return names.get(hint, str(hint))

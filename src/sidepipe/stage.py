@@ -46,7 +46,7 @@ class Runtime:
     slurm: dict | None = None
 
     def __post_init__(self) -> None:
-        outputs = Path(self.outputs).resolve()
+        outputs = self.outputs_folder
         there = next(path for path in [outputs, *outputs.parents] if path.exists())
         rule = f"a folder or a new name within one, and {there} is a file"
         require(there.is_dir(), "runtime.outputs", rule, self.outputs, "move that file")
@@ -64,6 +64,11 @@ class Runtime:
             require(self.num_threads >= 1, "runtime.num_threads", rule, self.num_threads)
         size = self.sampling_batch_size
         require(size is None or size >= 1, "runtime.sampling_batch_size", ">= 1 or null", size)
+
+    @property
+    def outputs_folder(self) -> Path:
+        """`outputs` as an absolute path; ~ is the home folder."""
+        return Path(self.outputs).expanduser().resolve()
 
     @property
     def num_processes(self) -> int:
@@ -122,6 +127,20 @@ class Runtime:
         """CPU threads of this process, or of each of `processes` that it spawns."""
         available = threads.available()  # before torch is told another number
         return max(1, available // processes) if self.num_threads == "auto" else self.num_threads
+
+    def require_accelerator(self) -> None:
+        """Raises ValueError where `accelerator` or `devices` asks for more than is there."""
+        import torch
+
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        there = [kind for kind, is_there in found.items() if is_there]
+        usable = ["auto", "cpu", *there, *(["gpu"] if there else [])]
+        rule = f"one that torch finds on this machine, {', '.join(usable)}"
+        remedy = "runtime.accelerator=auto takes the best of them"
+        require(self.accelerator in usable, "runtime.accelerator", rule, self.accelerator, remedy)
+        if self.torch_device() == "cuda" and not ranks.several():
+            count = torch.cuda.device_count()
+            require(self.devices <= count, "runtime.devices", f"<= {count} GPUs", self.devices)
 
     def limit_threads(self) -> None:
         """Sets this process's CPU threads."""

@@ -57,6 +57,11 @@ class Data(Stage):
         return ("on_duplicates",)
 
     def __post_init__(self) -> None:
+        require("_target_" in self.source, "data.source", "a source, see conf/data", self.source)
+        for name in self.source.keys() & {"folder", "file"}:
+            is_text = isinstance(self.source[name], str)
+            remedy = f"for a name in brackets write 'data.source.{name}=\"[...]\"'"
+            require(is_text, f"data.source.{name}", "text", self.source[name], remedy)
         require(self.size >= 4, "data.size", ">= 4 pixels", self.size)
         if self.center_crop is not None:
             require(self.center_crop >= 1, "data.center_crop", ">= 1 pixel", self.center_crop)

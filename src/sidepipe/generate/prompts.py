@@ -20,7 +20,9 @@ from sidepipe.text.prompts import read_prompts
 def prompts_of(source: str, inputs: Mapping[str, Path], root: str) -> list[str]:
     """The different prompts of a source, as they come: "train", "heldout" or a file below root."""
     if source not in OF_DATA:
-        captions = [p.caption for p in read_prompts(Path(root) / Path(source).expanduser())]
+        captions = [
+            p.caption for p in read_prompts(Path(root).expanduser() / Path(source).expanduser())
+        ]
     else:
         rows = load_subset(inputs["dpm"])[OF_DATA.index(source)]
         captions = load_captions(inputs["data"])["caption"].iloc[rows]

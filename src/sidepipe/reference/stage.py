@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 NO_HELDOUT = (
     "evaluate needs held-out images, and the model is trained on all of data; remedy: lower "
     "dpm.num_train_images, or bring images outside the training set and set "
-    "dpm.train_partitions=[train], or evaluate.truth=none for a blind ranking alone"
+    "'dpm.train_partitions=[train]', or evaluate.truth=none for a blind ranking alone"
 )
 # The files of an artifact, by what is in them.
 ROWS, FEATURES, OTHER_GAMMA = "{}_rows.npy", "{}.npy", "other_gamma_{}.npy"

@@ -15,8 +15,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sidepipe import artifacts, pipeline, ranks
+from sidepipe.__main__ import CONF, refuse_null_groups
 from sidepipe.graph import STAGES, Node, check_parts
 from sidepipe.logs import quiet_libraries
+from sidepipe.refusals import told
 from sidepipe.report.stage import load_table
 from sidepipe.stage import Runtime
 from sidepipe.sweep import cluster, jobs, local
@@ -189,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
     chosen = _parsed(arguments)
+    refuse_null_groups(chosen.get("overrides", ()))
     command = chosen.pop("command")
     with ranks.leading() as leads:
         if leads:
@@ -200,7 +203,8 @@ def _tried(command: Callable[..., int], arguments: Mapping[str, Any]) -> int:
     try:
         return command(**arguments)
     except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
-        log.error("%s", error)
+        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+        log.error("%s", told(error, CONF, arguments.get("overrides", ())) if of_hydra else error)
         return 1
 
 

@@ -99,7 +99,7 @@ class Sweep:
 
 def sweep_folder(outputs: str, name: str) -> Path:
     """Where a sweep keeps what is its own: its jobs, its log, its report."""
-    return Path(outputs).resolve() / "sweeps" / name
+    return Path(outputs).expanduser().resolve() / "sweeps" / name
 
 
 def folder_of(name: str, overrides: Sequence[str]) -> Path:

@@ -158,7 +158,7 @@ class Tracking:
     def _open(self, stage: str, key: str, config: Mapping[str, Any]) -> Tracked:
         if self.mode == "none":
             return Tracked()
-        keep_beside(Path(self.folder).resolve())
+        keep_beside(Path(self.folder).expanduser().resolve())
         modes: list[Mode] = ["online", "offline"] if self.mode == "online" else ["offline"]
         for mode in modes:
             try:
@@ -173,7 +173,7 @@ class Tracking:
         return Tracked()
 
     def _started(self, mode: Mode, stage: str, key: str, config: Mapping[str, Any]) -> Tracked:
-        folder = Path(self.folder).resolve()
+        folder = Path(self.folder).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         if mode == "offline":
             os.environ["WANDB_MODE"] = "offline"  # read once, at the import
