@@ -83,7 +83,7 @@ class TrainTextDPM(TrainedDPM):
         if self.memorization_filter is not None and len(self.split(data)[1]) == 0:
             raise ValueError(
                 "dpm.memorization_filter needs held-out pairs to calibrate on, and there are none; "
-                "remedy: lower dpm.num_train_images, or set dpm.train_partitions=[train]"
+                "remedy: lower dpm.num_train_images, or set 'dpm.train_partitions=[train]'"
             )
 
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
