@@ -111,7 +111,7 @@ def test_a_job_whose_config_changed_meanwhile_says_so(
         (["run", "subset_size", "runtime.data_root=/nowhere"], "/nowhere/celeba is not a folder"),
         (["run", "attack_demo", "--launcher", "slurm"], "no Slurm cluster answers"),
         (["cancel", "attack_demo"], "no Slurm cluster answers"),
-        (["run", "attack_demo", "dpm.lrr=1"], "Could not override 'dpm.lrr'"),
+        (["run", "attack_demo", "dpm.lrr=1"], "dpm.lrr is not a setting; did you mean 'lr'?"),
         (["run", "attack_demo", "dpm.lrr=1,2"], "Key 'lrr' is not in struct"),
     ],
 )
