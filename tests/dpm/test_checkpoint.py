@@ -238,6 +238,7 @@ def test_a_noise_schedule_that_is_unknown_or_not_honored_is_refused_before_train
         {"beta_schedule": "scaled_linear", "beta_start": 0.001},
         {"prediction_type": "v_prediction"},
         {"prediction_type": "sample", "clip_sample": False},
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
         {"trained_betas": list(np.linspace(0.01, 0.2, 50))},
     ],
     ids=str,
