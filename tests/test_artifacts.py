@@ -269,11 +269,11 @@ def test_a_reused_pid_is_not_mistaken_for_the_owner(holder, folder):
     assert artifacts.try_lock(folder) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "a"}'])
-def test_a_lock_that_cannot_be_read_counts_as_dead(folder, text):
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": "a"}', b"\xff\xfe\x00"])
+def test_a_lock_that_cannot_be_read_counts_as_dead(folder, content):
     lock = artifacts.lock_path(folder)
     lock.parent.mkdir(parents=True)
-    lock.write_text(text)
+    lock.write_bytes(content)
     assert artifacts.try_lock(folder) is None
     assert artifacts.owner_of(folder) == Owner.me()
 

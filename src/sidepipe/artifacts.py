@@ -68,14 +68,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = load_json(path, remedy(folder))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; {remedy(folder)}") from None
     if not isinstance(manifest, dict) or "files" not in manifest:
         raise ValueError(f"{path} is damaged: it lists no files; {remedy(folder)}")
     return manifest
+
+
+def load_json(path: Path, remedy: str) -> Any:
+    """What a JSON file holds; ValueError with the file and the remedy where it is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; {remedy}") from None
 
 
 def remedy(folder: Path) -> str:
@@ -224,8 +230,8 @@ def owner_of(folder: Path) -> Owner | None:
     """The living owner of the folder's lock, or None."""
     lock = lock_path(folder)
     try:
-        owner = Owner(**json.loads(lock.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        owner = Owner(**(read_json(lock) or {}))
+    except TypeError:
         return None
     return owner if owner.is_alive(lock) else None
 

@@ -143,3 +143,17 @@ def test_a_row_without_material_is_reported_as_empty_and_why(tmp_path: Path) -> 
     artifacts.write_manifest(folder, {"summary": {"empty": "nothing repeats"}})
     empty = reported_attack(node, Seen("done", ""), runtime)
     assert empty == Missing(node.key, "empty: nothing repeats")
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "jobs/0000-data.json"])
+@pytest.mark.usefixtures("no_slurm")
+def test_a_broken_record_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    record = tmp_path / "sweeps/attack_demo" / name
+    record.parent.mkdir(parents=True)
+    record.write_text('{"overrides": ["a')
+    code, _ = command(capsys, "status", "attack_demo", *SMOKE, f"runtime.outputs={tmp_path}")
+    assert code == 1
+    assert f"{record} is damaged: Unterminated string" in caplog.text
+    assert "; remedy: " in caplog.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -165,7 +164,8 @@ def reported_attack(node: Node, at: Seen, runtime: Runtime) -> Path | Missing:
 def _known(name: str, overrides: Sequence[str]) -> Sweep:
     """The sweep as it was last run, under further overrides."""
     record = folder_of(name, overrides) / RECORD
-    before = json.loads(record.read_text())["overrides"] if record.exists() else []
+    remedy = "remedy: delete it and give all overrides again"
+    before = artifacts.load_json(record, remedy)["overrides"] if record.exists() else []
     return sweep_of(name, [*before, *overrides])
 
 

@@ -4,7 +4,6 @@ A sweep's jobs are arrays of one stage; a task makes one artifact, from inputs t
 have made. What is finished, and what some sweep's job is about to make, is not submitted.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +12,8 @@ from pathlib import Path
 from sidepipe import artifacts
 from sidepipe.sweep import cluster
 from sidepipe.sweep.grid import Sweep, Task
+
+REMEDY = "remedy: cancel its jobs with scancel, delete it and run make sweep again"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def jobs(sweeps: Path) -> list[Job]:
     """Every job that sweeps under `sweeps` ever submitted, oldest first."""
     found = []
     for path in sorted(sweeps.glob("*/jobs/*.json"), key=lambda path: path.stat().st_mtime):
-        record = json.loads(path.read_text())
+        record = artifacts.load_json(path, REMEDY)
         array, logs = record["array"], path.parent.parent / "logs"
         if array is None:
             continue  # killed before sbatch answered
@@ -96,5 +97,5 @@ def _submit(
 
 def task_of(path: Path, index: int) -> tuple[str, list[str]]:
     """The key and the overrides of one task of a job file."""
-    task = json.loads(path.read_text())["tasks"][index]
+    task = artifacts.load_json(path, REMEDY)["tasks"][index]
     return task["key"], task["overrides"]
