@@ -12,6 +12,7 @@ from tests.tiny import UNET
 
 from sidepipe import pipeline
 from sidepipe.artifacts import write_json, write_manifest
+from sidepipe.dpm.stage import TrainDPM
 from sidepipe.graph import Plan, plan
 from sidepipe.report.stage import load_table, page_path
 from sidepipe.settings import build
@@ -32,7 +33,8 @@ def noisy(images, noise, seed=0):
 
 
 def write_images(folder, images):
-    folder.mkdir(parents=True, exist_ok=True)
+    if len(images):
+        folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{folder.name}{i:04d}.png")
 
@@ -192,3 +194,34 @@ def test_what_does_not_fit_the_data_is_an_error_before_the_model_is_read(
     with pytest.raises(ValueError, match=message):
         pipeline.run(the_plan, "dpm")
     assert made(the_plan) == {"data"}
+
+
+def trained(tmp_path, num_images, *overrides):
+    """The plan of the README's command for a folder with a train/ folder alone."""
+    write_images(tmp_path / "images" / "train", digits()[:num_images])
+    return plan(
+        composed(
+            *("data=imagefolder", f"data.source.folder={tmp_path}/images", "data.size=8"),
+            *("data.channels=1", "dpm=tiny", f"runtime.outputs={tmp_path}/outputs", *overrides),
+        )
+    )
+
+
+def test_a_folder_without_held_out_images_is_an_error_before_training(tmp_path):
+    overrides = ("dpm.num_train_images=null", "dpm.train_partitions=[train]")
+    the_plan = trained(tmp_path, 160, *overrides)
+    with pytest.raises(ValueError, match=r"evaluate needs held-out images, .*remedy: lower dpm"):
+        pipeline.run(the_plan, "all")
+    assert made(the_plan) == {"data"}
+
+
+def test_a_folder_of_160_images_is_trained_on_with_a_larger_rate(tmp_path, monkeypatch, caplog):
+    the_plan = trained(tmp_path, 160, "dpm.num_train_images=80")
+    monkeypatch.setattr(TrainDPM, "fit", stop)
+    with pytest.raises(KeyError, match="training starts"):
+        pipeline.run(the_plan, "all")
+    assert "80 held-out images are too few for a false positive rate of 0.1 %" in caplog.text
+
+
+def stop(*arguments, **options):
+    raise KeyError("training starts")

@@ -71,7 +71,9 @@ def test_duplicates_are_an_error_before_anything_is_trained_or_loaded(
     stage = trained("error") if kind == "trained" else pretrained(nowhere, "error")
     folder = tmp_path / "dpm"
     folder.mkdir()
-    remedy = r"; .*remedy: remove one image of each pair in .*data.on_duplicates=drop .*=keep"
+    remedy = (
+        r"; .*remedy: data.on_duplicates=drop .*=keep .* remove one image of each pair in .*csv"
+    )
     with pytest.raises(ValueError, match=FOUND + remedy):
         stage.run(folder, {"data": data}, RUNTIME)
     assert not (folder / "heldout.npy").exists()
