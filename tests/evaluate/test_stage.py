@@ -258,9 +258,13 @@ def test_results_equal_the_formulas_for_every_reference_set(
         sets["train_equal"] = planted.train[:num_unseen]
     assert results["num_reference"] == {name: len(rows) for name, rows in sets.items()}
     assert len(sets["heldout"]) == fewer
+    controls = [planted.unseen[i : i + fewer] for i in range(0, num_unseen - fewer + 1, fewer)]
+    assert results["control"] == {"num_sets": len(controls), "scale": num_train / fewer}
     best = {}
     for name, rows in sets.items():
         expected, *best[name] = scores(planted.generated, planted.images[rows], settings)
+        if name == "heldout":
+            expected = means(expected, planted, controls, settings)
         for band, numbers in expected["bands"].items():
             assert results["bands"][band][name] == numbers
             assert results["bands"][band]["band"] == settings["bands"][band]
@@ -275,7 +279,23 @@ def test_results_equal_the_formulas_for_every_reference_set(
     assert results["cost"] == {**COST, "synthetic_evaluations": 0}
     assert summary["hits"] == results["calibrated"][0]["train"]["count"]
     rules_equal_the_formulas(planted, results, settings, sets)
-    calibrated_equals_the_formula(planted, results, settings, sets, best)
+    calibrated_equals_the_formula(planted, results, settings, controls, best)
+
+
+def means(first, planted, controls, settings):
+    """Scores of the first held-out set, but means over all of them where results.json has means."""
+    every = [scores(planted.generated, planted.images[rows], settings)[0] for rows in controls]
+    bands = {
+        name: {
+            **numbers,
+            **{
+                score: pytest.approx(np.mean([one["bands"][name][score] for one in every]))
+                for score in ("count", "ams", "ums_nearest")
+            },
+        }
+        for name, numbers in first["bands"].items()
+    }
+    return {**first, "bands": bands, "ams": pytest.approx(np.mean([x["ams"] for x in every], 0))}
 
 
 def euclidean(a, b, settings):
@@ -292,20 +312,27 @@ def rules_equal_the_formulas(planted, results, settings, sets):
         pairs = np.array([[euclidean(g, d, settings) for d in images] for g in planted.generated])
         closest = np.sort(pairs, axis=1)
         index = pairs.argmin(1)
+        groups = groups_of(images, results, settings)
         if big:
             hits = closest[:, 0] <= 0.5 * closest[:, :50].mean(1)
             assert rules["adaptive"][name] == {
                 "count": hits.sum(),
-                "unique": len(set(index[hits])),
+                "unique": len(set(groups[index[hits]])),
             }
-        encoder = build(settings["features"])
-        threshold = results["calibrated"][0]["threshold"]
-        groups = near_duplicate_groups(encoder.encode(images), encoder.metric, threshold)
         unique = np.unique(groups)
         assert rules["ratio"][f"num_unique_{name}"] == len(unique)
         closest = np.sort(pairs[:, unique], axis=1)
         hits = closest[:, 0] < closest[:, 1] / 3
-        assert rules["ratio"][name] == {"count": hits.sum(), "unique": len(set(index[hits]))}
+        assert rules["ratio"][name] == {
+            "count": hits.sum(),
+            "unique": len(set(groups[index[hits]])),
+        }
+
+
+def groups_of(images, results, settings):
+    encoder = build(settings["features"])
+    threshold = results["calibrated"][0]["threshold"]
+    return near_duplicate_groups(encoder.encode(images), encoder.metric, threshold)
 
 
 def test_duplicates_in_the_training_set_do_not_hide_a_copy_from_the_ratio_rule(planted):
@@ -317,37 +344,67 @@ def test_duplicates_in_the_training_set_do_not_hide_a_copy_from_the_ratio_rule(p
     assert ratio["heldout"] == {"count": 0, "unique": 0}
 
 
-def calibrated_equals_the_formula(planted, results, settings, sets, best):
+def calibrated_equals_the_formula(planted, results, settings, controls, best):
     similar = settings["features"] == COSINE["features"]
     real = planted.images[planted.unseen]
     _, unseen_best, _ = scores(real, planted.images[planted.train], settings)
     rates = settings["false_positive_rates"]
+    scale = results["control"]["scale"]
+    train_groups = groups_of(planted.images[planted.train], results, settings)
+    found = [scores(planted.generated, planted.images[rows], settings)[1:] for rows in controls]
     assert [row["false_positive_rate"] for row in results["calibrated"]] == rates
     for row in results["calibrated"]:
         threshold = row["threshold"]
-        passing = unseen_best >= threshold if similar else unseen_best <= threshold
+
+        def reached(gammas, threshold=threshold):
+            return gammas >= threshold if similar else gammas <= threshold
+
+        passing = reached(unseen_best)
         assert passing.sum() == int(row["false_positive_rate"] * len(real) + 1e-9)
         assert row["num_real"] == len(real)
         assert row["real_passing"] == passing.sum()
         low, high = row["true_rate_interval"]
         assert low <= passing.mean() <= high
-        equal = "train_equal" if "train_equal" in sets else "train"
-        share = row[equal]["ams"] - row["heldout"]["ams"]
-        assert row["excess"]["share"] == pytest.approx(share)
-        for name in sets:
-            gammas, index = best[name]
-            hits = gammas >= threshold if similar else gammas <= threshold
-            expected = {"count": hits.sum(), "ams": hits.mean(), "unique": len(set(index[hits]))}
-            assert row[name] == expected
+        gammas, index = best["train"]
+        hits = reached(gammas)
+        assert row["train"]["count"] == hits.sum()
+        assert row["train"]["ams"] == hits.mean()
+        assert row["train"]["unique"] == len(set(train_groups[index[hits]]))
+        heldout = [reached(gammas) for gammas, _ in found]
+        assert row["heldout"]["sets"] == [some.sum() for some in heldout]
+        assert row["heldout"]["count"] == pytest.approx(np.mean(row["heldout"]["sets"]))
+        assert row["heldout"]["ams"] == pytest.approx(np.mean(heldout))
+        different = []
+        for rows, (_, index), some in zip(controls, found, heldout, strict=True):
+            images = planted.images[rows[np.unique(index[some])]]
+            groups = groups_of(images, results, settings) if len(images) else []
+            different.append(len(set(groups)))
+        assert row["heldout"]["unique"] == pytest.approx(np.mean(different))
+        scaled = 1 - (1 - np.mean(heldout)) ** scale
+        assert row["heldout"]["scaled"] == pytest.approx(60 * scaled)
+        assert row["excess"]["share"] == pytest.approx(hits.mean() - scaled)
+        for interval, share in (
+            (row["train"]["interval"], hits.mean()),
+            (row["heldout"]["interval"], scaled),
+            (row["excess"]["interval"], hits.mean() - scaled),
+        ):
+            assert interval[0] < share + 1e-12
+            assert interval[1] > share - 1e-12
 
 
-def test_copies_of_held_out_images_count_as_held_out_hits_and_other_unseen_ones_do_not(tmp_path):
-    planted = Planted(tmp_path)
-    planted.plant(np.arange(7), planted.unseen[50:57], noise=5)  # within the first 64
-    planted.plant(np.arange(7, 12), planted.unseen[64:69], noise=5)  # beyond
-    high = load(run(planted)[0])["bands"]["high"]
-    assert high["train"]["count"] == 0
-    assert high["heldout"]["count"] == 7
+def test_held_out_hits_are_the_mean_over_all_disjoint_sets_that_unseen_images_allow(tmp_path):
+    planted = Planted(tmp_path)  # of 150 unseen images two sets of 64
+    planted.plant(np.arange(7), planted.unseen[50:57], noise=5)  # within the first
+    planted.plant(np.arange(7, 12), planted.unseen[64:69], noise=5)  # within the second
+    planted.plant(np.arange(12, 15), planted.unseen[128:131], noise=5)  # in neither
+    planted.calibrate(noise=30)
+    results = load(run(planted)[0])
+    assert results["control"] == {"num_sets": 2, "scale": 1.0}
+    assert results["calibrated"][0]["heldout"]["sets"] == [7, 5]
+    for found in (results["bands"]["high"], results["calibrated"][0]):
+        assert found["train"]["count"] == 0
+        assert found["heldout"]["count"] == 6
+        assert found["excess"]["share"] == pytest.approx(-6 / 200)
 
 
 def test_too_few_real_images_are_refused_before_anything_is_encoded(tmp_path, monkeypatch):
@@ -401,15 +458,16 @@ def test_hits_are_logged_beside_the_sizes_they_are_out_of(tmp_path, caplog):
     planted = Planted(tmp_path, num_train=64, num_unseen=20)
     planted.plant(np.arange(6), planted.train[[0, 0, 1, 2, 40, 50]], noise=5)
     planted.calibrate(noise=30)
+    planted.plant([6], planted.unseen[[0]], noise=5)
     with caplog.at_level(logging.INFO, "sidepipe"):
         run(planted, false_positive_rates=[0.05])
-    assert caplog.messages[:3] == [
+    assert caplog.messages[:2] == [
         "train: 6 of 200 images hit one of 64 images, 5 different ones",
-        "heldout: 0 of 200 images hit one of 20 images, 0 different ones",
-        "train_equal: 4 of 200 images hit one of 20 images, 3 different ones",
+        "heldout: 1 of 200 images hit one of 20 images (held-out sets: 1, with 1 to 1 hits); "
+        "scaled to 64 images, 3.2 times as many: 3.18",
     ]
-    said = r"excess at 5 % held-out false positives: 4 of 200 images \(95 % interval \d+ to \d+\)"
-    assert re.fullmatch(said, caplog.messages[3])
+    said = r"excess at 5 % held-out false positives: 3 of 200 images \(95 % interval -\d+ to \d+\)"
+    assert re.fullmatch(said, caplog.messages[2])
 
 
 def test_hits_whose_training_image_the_synthetic_images_hit_are_not_new(planted):
@@ -476,8 +534,8 @@ def test_who_learnt_from_real_images_is_not_judged_by_them_but_by_the_same_thres
         planted.folder / "extract", {**manifest, "inputs": {"label": "label", "generate": "none"}}
     )
     after = load(run(planted, name="after")[0])
-    assert before["calibrated"][0]["heldout"]["count"] == 30
-    assert after["calibrated"][0]["heldout"]["count"] == 0
+    assert before["calibrated"][0]["heldout"]["sets"] == [30, 0]
+    assert after["calibrated"][0]["heldout"]["sets"] == [0]
     assert after["num_reference"]["heldout"] == 64
     for results in (before, after):
         assert results["calibrated"][0]["train"]["count"] == 30
@@ -620,6 +678,54 @@ def test_results_are_plain_json_with_null_for_an_open_end(planted):
     results = json.loads(text, parse_constant=no_constant)
     assert results["bands"]["high"]["band"] == [None, 0.075]
     assert results == load(folder)
+
+
+@SETTINGS
+@pytest.mark.parametrize("truth", ["train", "none"])
+@pytest.mark.parametrize("what", ["one image", "three images", "a single color", "copies"])
+def test_a_collapsed_model_is_named_and_warned_about(planted, caplog, settings, truth, what):
+    different = {"three images": 3}.get(what, 1)
+    images = planted.images[planted.train[:1]] if what == "copies" else planted.random(different)
+    planted.generated = images[np.arange(60) % different]
+    planted.targets = planted.targets[:60]
+    if what == "a single color":
+        planted.generated = np.broadcast_to(planted.random(60)[:, :1, :1], (60, 8, 8, 1))
+    folder, _ = run(planted, settings, truth=truth)
+    found = load(folder)["collapse"]
+    assert (found["images"], found["of"]) == (60, 60)
+    # By brightness they may be alike too; what is constant is named first.
+    assert found["kind"] == ("constant" if what == "a single color" else "alike")
+    assert found["different"] == (None if what == "a single color" else different)
+    assert [r.levelname for r in caplog.records if "no finding" in r.message] == ["WARNING"]
+
+
+@SETTINGS
+def test_a_model_that_repeats_a_few_images_among_others_has_not_collapsed(planted, settings):
+    assert load(run(planted, settings)[0])["collapse"] is None
+
+
+def test_a_duplicate_of_a_training_image_is_no_different_image_anywhere(planted):
+    """Eight of the twelve copied images lie three times in the training set."""
+    for again in (44, 52):
+        planted.images[planted.train[again : again + 8]] = planted.noisy(planted.train[:8], 4)
+    planted.plant(np.arange(60, 76), planted.train[44:60], noise=4)
+    planted.synthetic[:5] = planted.noisy(planted.train[44:49], noise=4)  # duplicates of five
+    write_label(planted)
+    folder, summary = run(planted)
+    results, rows = load(folder), table(folder)
+    near = {row["train_index"] for row in rows if row["hit"] == "1"}
+    assert len(near) > 20  # as they lie in the data
+    assert summary["unique"] == 12
+    assert results["num_different"] == len(planted.train) - 16
+    assert results["rarefaction"]["observed"]["unique"] == 12
+    assert results["novelty"]["synthetic_unique"] == 5
+    assert results["novelty"]["seen"]["unique"] == 5
+    assert results["novelty"]["new"]["unique"] == 7
+    assert len({row["train_group"] for row in rows if row["hit"] == "1"}) == 12
+    assert len([row for row in load_gallery(folder)[1] if row["hit"]]) == 12
+    for row in load_labels(folder):
+        of = [r for r in rows if r["hit"] == "1" and int(r["target"]) == row["label"]]
+        assert row["unique"] == len({r["train_group"] for r in of})
 
 
 # Settings

@@ -22,7 +22,7 @@ def attack(asked=(0.001, 0.01), used=(0.001, 0.01), num_real=1403, near=0, passi
     rows = [{"false_positive_rate": r, "num_real": num_real, "real_passing": passing} for r in used]
     results = {"asked_false_positive_rates": list(asked), "calibrated": rows}
     results |= {"near_duplicates": {"count": near}, "transform": "sscd-320-v1"}
-    return SimpleNamespace(has_truth=True, results=results)
+    return SimpleNamespace(has_truth=True, results=results, collapse=None, says_nothing=False)
 
 
 def said(*arguments: Any) -> list[str]:
@@ -71,7 +71,7 @@ def test_the_rate_of_copies_among_the_images_of_prompts_is_said():
 
 
 def test_an_attack_without_truth_has_no_thresholds():
-    assert said(dpm(), [SimpleNamespace(has_truth=False, results={})]) == []
+    assert said(dpm(), [SimpleNamespace(has_truth=False, results={}, collapse=None)]) == []
 
 
 def of_data(**summary):

@@ -26,7 +26,7 @@ from tests.report.planted import ATTACKS, NUM_LABELS, RUNTIME, Outputs
 
 from sidepipe import artifacts
 from sidepipe.report.stage import Report, load_table, page_path
-from sidepipe.report.words import DASH
+from sidepipe.report.words import DASH, average
 
 TABLES = [HITS, BANDS, COST, RAREFACTION, NOVELTY, OVERLAP, BLIND, RULES, QUALITY, DISTANCES]
 
@@ -57,11 +57,11 @@ def test_the_sections_come_in_the_order_of_a_readers_questions(page):
 def test_hits_are_those_of_the_results(page, outputs, name):
     first, second = results(outputs, name)["calibrated"]
     train, heldout = first["train"]["count"], first["heldout"]["count"]
-    expected = ["200", f"{train} ({train / 2:.1f} %)", f"{heldout} ({heldout / 2:.1f} %)"]
+    expected = ["200", f"{train} ({train / 2:.1f} %)", f"{average(heldout)} ({heldout / 2:.1f} %)"]
     low, high = (100 * end for end in first["excess"]["interval"])
-    share = f"{(train - heldout) / 2:.1f} %; {low:.1f} to {high:.1f}"
-    expected += [f"{train - heldout:+d} ({share})", str(len(hit_images(outputs, name)))]
-    expected += [str(second[which]["count"]) for which in ("train", "heldout")]
+    share = f"{100 * first['excess']['share']:.1f} %; {low:.1f} to {high:.1f}"
+    expected += [f"+{average(train - heldout)} ({share})", str(len(hit_images(outputs, name)))]
+    expected += [str(second["train"]["count"]), average(second["heldout"]["count"])]
     expected += [str(second["train"]["unique"])]
     assert page.cells(HITS)[name] == expected
     assert train > 0
@@ -72,7 +72,7 @@ def test_hit_columns_say_what_was_counted(page, outputs):
         "attack",
         "images",
         "hits on 256 training images",
-        "hits on 256 held-out images",
+        "hits on 256 held-out images (mean of 4 sets)",
         "excess over held-out (95 % interval)",
         "different training images hit",
         "training",
@@ -92,7 +92,9 @@ def test_the_headline_gives_hits_excess_interval_and_cost_of_every_attack(page, 
         row = results(outputs, name)["calibrated"][0]
         low, high = (200 * end for end in row["excess"]["interval"])
         assert f"{name}: {row['train']['count']} of 200 generated images hit a training" in text
-        assert f" {row['heldout']['count']} hit a held-out image. Excess: +" in text
+        sets = ", ".join(map(str, row["heldout"]["sets"]))
+        control = f"{average(row['heldout']['count'])} hit a held-out image"
+        assert f" {control} (mean of 4 held-out sets: {sets}). Excess: +" in text
         assert f"95 % interval {low:.0f} to {high:.0f} (" in text
     assert "Cost: 14,000 network evaluations, and 200,000 for N_syn before." in text
 
@@ -109,7 +111,7 @@ def test_the_page_opens_with_what_came_out_of_the_best_attack(page, outputs):
     best = max(ATTACKS, key=lambda name: results(outputs, name)["calibrated"][0]["excess"]["share"])
     assert best == "early"
     row = results(outputs, best)["calibrated"][0]
-    different = {which: row[which]["unique"] for which in ("train", "heldout")}
+    different = {which: average(row[which]["unique"]) for which in ("train", "heldout")}
     finding = (
         f"{different['train']} of 256 training images came out; {different['heldout']} of 256 "
         "held-out ones."
@@ -161,17 +163,20 @@ def test_attacks_that_made_different_numbers_of_images_are_compared_with_care(no
     assert warning not in page.text
 
 
-def test_the_excess_is_over_an_equal_training_set_where_the_control_is_small(unusual):
+def test_held_out_hits_are_scaled_where_the_control_is_small_and_the_page_says_by_how_much(unusual):
     made, summary, page = unusual
     row = results(made, "unconditional")["calibrated"][0]
-    equal, heldout = row["train_equal"]["count"], row["heldout"]["count"]
-    assert row["train"]["count"] > equal
-    assert summary["attacks"]["unconditional"]["excess"] == equal - heldout
-    assert page.cell_of(HITS, "unconditional", "hits on 150 of them").split()[0] == str(equal)
-    excess = page.cell_of(HITS, "unconditional", "excess over held-out (95 % interval)")
-    assert excess.split()[0] == f"{equal - heldout:+d}"
-    assert "so the excess is taken over a training set of that same size" in page.text
-    assert " equal " in load_table(made.folder / "report").splitlines()[0]
+    heldout = 120 * (1 - (1 - row["heldout"]["count"] / 120) ** (400 / 150))
+    assert heldout > row["heldout"]["count"] > 0
+    excess = row["train"]["count"] - heldout
+    assert summary["attacks"]["unconditional"]["excess"] == pytest.approx(excess)
+    column = "hits on 400 held-out images (scaled from 150)"
+    assert page.cell_of(HITS, "unconditional", column).split()[0] == average(heldout)
+    shown = page.cell_of(HITS, "unconditional", "excess over held-out (95 % interval)")
+    assert shown.split()[0] == f"+{average(excess)}"
+    assert "is therefore scaled by 2.67 to as many images as were trained on" in page.text
+    text = " ".join(load_table(made.folder / "report").split())
+    assert "scaled to the 400 training images, 2.67 times as many" in text
 
 
 # The other sections
@@ -191,11 +196,11 @@ def test_guidance_and_cost_are_shown(page):
 
 def test_extrapolation_and_its_check_are_those_of_the_results(page, outputs):
     found = results(outputs, "early")["rarefaction"]
-    check, chao1 = found["check"], found["chao1"]
+    check = found["check"]
     row = page.cells(RAREFACTION)["early"]
     assert row[1] == str(len(hit_images(outputs, "early")))
-    low, high = chao1["interval"]
-    assert row[4] == f"{chao1['estimate']:,.0f} ({low:,.0f} to {high:,.0f})"
+    assert row[4] == f"{found['at_least']:,}"
+    assert found["observed"]["unique"] <= found["at_least"] < 256
     assert row[5] == f"{100 * found['coverage']:.1f}"
     low, high = check["interval"]
     assert row[6:8] == ["50", f"{check['predicted']:.0f} ({low:.0f} to {high:.0f})"]

@@ -93,13 +93,16 @@ def test_measures_that_evaluate_left_out_are_left_out(two, tmp_path):
     for path, text in zip(paths, before, strict=True):
         results = json.loads(text)
         assert set(results["rules"]) == {"ratio"}  # 32 training images have no 50 nearest
-        path.write_text(json.dumps({**results, "quality": None, "divergence": None}))
+        # Of 20 images and 32 training images of 64 pixels there is neither FID nor KID.
+        assert [results["quality"][name] for name in ("fid", "kid", "mifid")] == [None] * 3
+        path.write_text(json.dumps({**results, "divergence": None}))
     try:
         _, page = report(tmp_path / "report", two)
     finally:
         for path, text in zip(paths, before, strict=True):
             path.write_text(text)
-    assert "MiFID" not in page.text
+    assert "How good the images are" not in page.tables
+    assert "Left out: KID: 20 images, fewer than 100." in page.text
     assert "Gaussian" not in page.text
     assert "adaptive" not in page.text
     table = page.tables["How much nearer to the training images than to held-out ones"]

@@ -19,7 +19,7 @@ HITS, HIT_RATE = "evaluate/hits", "evaluate/hit_rate"
 HELDOUT_HITS, UNIQUE = "evaluate/heldout_hits", "evaluate/unique"
 EXCESS, EXCESS_LOW = "evaluate/excess", "evaluate/excess_low"
 EXCESS_HIGH = "evaluate/excess_high"
-CHAO1, COVERAGE = "evaluate/chao1", "evaluate/coverage"
+AT_LEAST, COVERAGE = "evaluate/at_least", "evaluate/coverage"
 EVALUATIONS = "evaluate/network_evaluations"
 SYNTHETIC_EVALUATIONS = "evaluate/synthetic_evaluations"
 # Of rarefaction, over the number of generated images; of the curve, over gamma.

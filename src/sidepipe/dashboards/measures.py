@@ -136,7 +136,7 @@ def _headline(results: Mapping[str, Any]) -> dict[str, float]:
             for name, band in results["bands"].items()
             for score in ("ams", "ums")
         },
-        k.CHAO1: found["chao1"]["estimate"],
+        k.AT_LEAST: found["at_least"],
         k.COVERAGE: found["coverage"],
         k.EVALUATIONS: cost["network_evaluations"],
         k.SYNTHETIC_EVALUATIONS: cost["synthetic_evaluations"],

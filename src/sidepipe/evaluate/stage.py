@@ -22,7 +22,9 @@ from sidepipe.data.stage import load as load_images
 from sidepipe.data.stage import load_ids
 from sidepipe.descriptor.stage import load as load_descriptor
 from sidepipe.dpm.stage import DPM
+from sidepipe.evaluate.collapse import collapse
 from sidepipe.evaluate.cost import behind, cost
+from sidepipe.evaluate.headline import headline
 from sidepipe.extract.stage import Extract, load_cohesion, load_targets
 from sidepipe.extract.stage import load as load_extracted
 from sidepipe.features.choice import is_of_this_run
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from sidepipe.evaluate import memorization as m
     from sidepipe.evaluate.blind import Candidates
     from sidepipe.evaluate.comparison import Comparison
+    from sidepipe.evaluate.results import Hits
     from sidepipe.features.encoders import Encoder
     from sidepipe.features.real import RealImages
     from sidepipe.features.search import Metric
@@ -65,7 +68,7 @@ class Evaluate(Stage):
     """
 
     name: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     features: dict[str, Any]
     truth: Literal["train", "none"]
     bands: dict[str, Any]
@@ -161,24 +164,25 @@ class Evaluate(Stage):
         generated, table = load_extracted(extract), None
         queries = encode(generated)
         ranking = self._rank(queries, encoder)
-        results = self._about(encoder, len(queries), ranking, extract)
+        results = self._about(encoder, generated, ranking, extract)
         if real is not None:
             synthetic = encode(load_synthetic(inputs["generate"]))
             c = compare(queries, synthetic, real, encoder.metric, _attacker_rows(extract))
-            measured, hit, new = self._measured(c, rates)
+            measured, hits = self._measured(c, rates)
             measured["asked_false_positive_rates"] = self.false_positive_rates
             measured["near_duplicates"] = load_near_duplicates(inputs["reference"])
-            trials = _trials(c, extract, encode, measured["calibrated"][0]["threshold"])
-            results |= {**measured, "trials": trials}
-            results["blind"] |= ranking_quality(hit[ranking.index])
+            threshold = measured["calibrated"][0]["threshold"]
+            trial = partial(r.trial, c, threshold=threshold, group=hits.group)
+            results |= {**measured, "trials": _trials(trial, extract, encode)}
+            results["blind"] |= ranking_quality(hits.hit[ranking.index])
             ids, data = load_ids(inputs["data"]), load_images(inputs["data"])
-            table = tables.nearest_table(c, ids, load_targets(extract), hit, new)
+            table = tables.nearest_table(c, ids, load_targets(extract), hits)
             tables.save(folder / "nearest.csv", table)
             tables.save_gallery(folder, table, generated, data, self.gallery_pairs, c.metric)
         tables.save_candidates(folder, ranking, generated, self.gallery_pairs, table)
         self._save_labels(folder, extract, table)
         write_json(folder / "results.json", results)
-        return r.headline(results)
+        return headline(results)
 
     def _rates(self, real: RealImages, metric: Metric, data: Path) -> list[float]:
         """The false positive rates that the unseen images allow; ValueError where none is."""
@@ -187,7 +191,7 @@ class Evaluate(Stage):
         return rates
 
     def _about(
-        self, encoder: Encoder, num_images: int, ranking: Candidates, extract: Path
+        self, encoder: Encoder, generated: np.ndarray, ranking: Candidates, extract: Path
     ) -> dict[str, Any]:
         """What is known without truth."""
         groups = ranking.size > 1
@@ -201,24 +205,23 @@ class Evaluate(Stage):
             "truth": self.truth,
             "metric": encoder.metric,
             "transform": encoder.transform,
-            "num_images": num_images,
+            "num_images": len(generated),
             "num_synthetic": 0,
+            "collapse": collapse(generated, ranking.size),
             "cost": cost(extract),
             "blind": blind,
         }
 
-    def _measured(
-        self, c: Comparison, rates: list[float]
-    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """Everything that needs truth; which images are hits, and which of these are new."""
+    def _measured(self, c: Comparison, rates: list[float]) -> tuple[dict[str, Any], Hits]:
+        """Everything that needs truth, and the hits."""
         from sidepipe.evaluate import results as r
 
         start, stop, count = self.curve
         thresholds = np.linspace(start, stop, int(count)).round(6).tolist()
-        measured, hit, new = r.measured(c, rates, self.bands_of_gamma(), thresholds)
+        measured, hits = r.measured(c, rates, self.bands_of_gamma(), thresholds)
         for name, band in measured["bands"].items():
             band["band"] = list(self.bands[name])
-        return measured, hit, new
+        return measured, hits
 
     def _save_labels(self, folder: Path, extract: Path, table: pd.DataFrame | None) -> None:
         from sidepipe.evaluate import tables
@@ -252,14 +255,14 @@ def _attacker_rows(extract: Path) -> Int64[np.ndarray, "a"] | None:
 
 
 def _trials(
-    c: Comparison, extract: Path, encode: Callable[[np.ndarray], np.ndarray], threshold: float
+    trial: Callable[[np.ndarray], dict[str, int]],
+    extract: Path,
+    encode: Callable[[np.ndarray], np.ndarray],
 ) -> list[dict[str, Any]]:
     """What a tuned attack tried, and the true hits of the images; none of another attack."""
-    from sidepipe.evaluate import results as r
-
     tune = behind(extract, "tune")
     tried = [] if tune is None else load_trials(tune)
-    return [{**row, **r.trial(c, encode(images), threshold)} for row, images in tried]
+    return [{**row, **trial(encode(images))} for row, images in tried]
 
 
 def load(folder: Path) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 
 from sidepipe.evaluate.blind import Candidates
 from sidepipe.evaluate.comparison import Comparison
+from sidepipe.evaluate.results import Hits
 from sidepipe.features.search import Metric
 
 
@@ -28,15 +29,18 @@ def nearest_table(
     c: Comparison,
     ids: np.ndarray,
     targets: Int64[np.ndarray, "n"],
-    hit: Bool[np.ndarray, "n"],
-    new: Bool[np.ndarray, "n"],
+    hits: Hits,
 ) -> pd.DataFrame:
-    """A row per generated image; indices are places in the data's array."""
+    """A row per generated image; indices are places in the data's array.
+
+    train_group: the training image that stands for the nearest one and its duplicates.
+    """
     columns: dict[str, Any] = {
         "index": np.arange(len(targets)),
         "target": targets,
-        "hit": hit.astype(int),
-        "new": new.astype(int),
+        "hit": hits.hit.astype(int),
+        "new": hits.new.astype(int),
+        "train_group": c.train.rows[hits.group[c.train.index]],
     }
     for name, reference in (("train", c.train), ("heldout", c.heldout)):
         rows = reference.rows[reference.index]
@@ -56,9 +60,9 @@ def save_gallery(
     count: int,
     metric: Metric,
 ) -> None:
-    """The closest pairs, one of each training image, with the nearest held-out image."""
+    """The closest pairs, one of each different training image, with the nearest held-out image."""
     best = table.sort_values("train_gamma", ascending=metric == "l2", kind="stable")
-    best = best.drop_duplicates("train_index").head(count)
+    best = best.drop_duplicates("train_group").head(count)
     sources = ((generated, "index"), (data, "train_index"), (data, "heldout_index"))
     triples = np.stack([images[best[column].to_numpy()] for images, column in sources], axis=1)
     np.save(folder / "gallery.npy", triples)
@@ -101,7 +105,7 @@ def save_labels(
     columns: dict[str, Any] = {"label": labels, "cohesion": cohesion[labels], "images": images}
     if table is not None:
         hit, new = table["hit"].to_numpy() == 1, table["new"].to_numpy() == 1
-        train = table["train_index"].to_numpy()
+        train = table["train_group"].to_numpy()
         of = [(targets == label) & hit for label in labels]
         columns["hits"] = [int(some.sum()) for some in of]
         columns["unique"] = [len(np.unique(train[some])) for some in of]

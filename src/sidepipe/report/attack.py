@@ -13,6 +13,8 @@ from typing import Any
 
 from sidepipe.evaluate.stage import load_nearest
 
+# A share of images: a model of which so many are copies is taken to have memorized a lot.
+LARGE_EXCESS = 0.05
 # Of an encoder's transform, by how it begins: gamma in words.
 _GAMMA = {
     "pixels-rms": "RMS pixel difference",
@@ -80,16 +82,20 @@ class Attack:
         return sorted(ends, key=lambda name: _low(ends[name]))
 
     @property
-    def references(self) -> list[str]:
-        """The sets that the images were compared with, training images first."""
-        return [
-            n for n in ("train", "train_equal", "heldout") if n in self.results["num_reference"]
-        ]
+    def scale(self) -> float:
+        """How many times as many images were trained on as are in a held-out set; >= 1."""
+        return self.results["control"]["scale"]
 
     @property
-    def compared(self) -> str:
-        """The training images that the held-out ones are compared with: an equal number of them."""
-        return self.references[-2]
+    def num_sets(self) -> int:
+        """Disjoint held-out sets."""
+        return self.results["control"]["num_sets"]
+
+    @property
+    def collapse(self) -> str | None:
+        """How the images are nearly all alike, in words; None where they are not."""
+        found = self.results["collapse"]
+        return found["said"] if found else None
 
     @property
     def headline(self) -> dict[str, Any]:
@@ -101,25 +107,34 @@ class Attack:
         """The gamma that a hit reaches."""
         return self.headline["threshold"]
 
-    def hits(self, which: str = "train") -> int:
-        """Generated images whose nearest image of `which` is at least as close as the threshold."""
-        return self.headline[which]["count"]
+    def hits(self) -> int:
+        """Images whose nearest training image is at least as close as the threshold."""
+        return self.headline["train"]["count"]
+
+    @property
+    def heldout_hits(self) -> float:
+        """The same for as many held-out images: a mean over sets, scaled where they are smaller."""
+        return self.headline["heldout"]["scaled"]
 
     def share(self, which: str = "train") -> float:
-        """Hits as a share of the generated images."""
-        return self.hits(which) / self.num_images
+        """Hits on `train` or `heldout` images as a share of the generated images."""
+        hits = self.hits() if which == "train" else self.heldout_hits
+        return hits / self.num_images
 
     def share_interval(self, which: str = "train") -> tuple[float, float]:
-        """The exact 95 % interval of the share that ever more images of this attack would have."""
-        from scipy.stats import binomtest
-
-        found = binomtest(self.hits(which), self.num_images).proportion_ci(method="exact")
-        return found.low, found.high
+        """The 95 % interval of the share that ever more images of this attack would have."""
+        low, high = self.headline[which]["interval"]
+        return low, high
 
     @property
     def unique(self) -> int:
         """Different training images among the hits' nearest."""
         return self.headline["train"]["unique"]
+
+    @property
+    def num_different(self) -> int:
+        """Training images, near duplicates of each other counted once."""
+        return self.results["num_different"]
 
     @property
     def unique_interval(self) -> tuple[float, float]:
@@ -134,9 +149,9 @@ class Attack:
         return self.results["novelty"]["new"]["unique"]
 
     @property
-    def excess(self) -> int:
+    def excess(self) -> float:
         """Hits on training images above those on an equal number of held-out images."""
-        return self.hits(self.compared) - self.hits("heldout")
+        return self.num_images * self.excess_share
 
     @property
     def excess_share(self) -> float:
@@ -145,15 +160,21 @@ class Attack:
 
     @property
     def excess_interval(self) -> tuple[float, float]:
-        """The excess share's 95 % bootstrap interval over groups of copies of one image."""
+        """The excess share's 95 % interval, of independent images."""
         low, high = self.headline["excess"]["interval"]
         return low, high
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether neither no excess nor a large one can be ruled out."""
+        low, high = self.excess_interval
+        return low <= 0 and high > LARGE_EXCESS
+
     @cached_property
     def hit_images(self) -> frozenset[int]:
-        """Places of the training images that some generated image hits."""
+        """Places of the different training images that some generated image hits."""
         table = load_nearest(self.folder)
-        return frozenset(table.loc[table["hit"] == 1, "train_index"].tolist())
+        return frozenset(table.loc[table["hit"] == 1, "train_group"].tolist())
 
     @property
     def cost(self) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def tables(attacks: Sequence[Attack]) -> list[t.Table]:
         made += [t.overlap_table(attacks)] if len(attacks) > 1 else []
         made += [t.tuning_table(attacks)] if any(attack.trials for attack in attacks) else []
         made += [m.bands_table(attacks), m.rules_table(attacks), m.distances_table(attacks)]
-        # Features of too many dimensions have none, of all attacks alike.
-        made += [m.quality_table(attacks)] if attacks[0].results["quality"] is not None else []
+        # Too few images, or too many dimensions, have none.
+        made += [m.quality_table(attacks)] if any(map(m.has_quality, attacks)) else []
     transform = attacks[0].transform
     named = [replace(table, caption=f"{table.caption} · {transform}") for table in made]
     return [*named, t.cost_table(attacks)]
@@ -86,12 +86,14 @@ def sections(attacks: Sequence[Attack]) -> dict[str, Any]:
 
 def _truth(attacks: Sequence[Attack]) -> dict[str, Any]:
     first, pairs = attacks[0], gallery.pairs(attacks)
-    best = max(attacks, key=lambda attack: attack.excess_share)
+    sound = [attack for attack in attacks if not attack.collapse]
+    best = max(sound or attacks, key=lambda attack: attack.excess_share)
     return {
         "best": best,
-        "first_pairs": gallery.first_pairs(pairs, attacks, best),
+        "sound": sound,
+        "first_pairs": gallery.first_pairs(pairs, attacks, best) if sound else [],
         "hit_rule": words.hit_rule(first),
-        "widest": max(a.share(which) for a in attacks for which in (a.compared, "heldout")),
+        "widest": max(a.share(which) for a in attacks for which in ("train", "heldout")),
         "pairs": pairs,
         "pair_data": gallery.data(attacks, pairs),
         "slider": gallery.slider(attacks, pairs) if pairs else None,
@@ -112,15 +114,17 @@ def _classifier(attack: Attack, names: list[str]) -> dict[str, Any]:
 def _headline(attack: Attack) -> dict[str, Any]:
     if not attack.has_truth:
         found = attack.results["blind"]
-        return {name: found[name] for name in ("num_candidates", "groups", "largest")}
+        names = ("num_candidates", "groups", "largest")
+        return {**{name: found[name] for name in names}, "collapse": attack.collapse}
     return {
         "num_images": attack.num_images,
         "false_positive_rate": attack.headline["false_positive_rate"],
         "hits": attack.hits(),
-        "heldout_hits": attack.hits("heldout"),
+        "heldout_hits": attack.heldout_hits,
         "excess": attack.excess,
         "excess_interval": list(attack.excess_interval),
         "unique": attack.unique,
         "new_unique": attack.new_unique,
         "network_evaluations": attack.network_evaluations,
+        "collapse": attack.collapse,
     }

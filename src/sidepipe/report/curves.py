@@ -34,24 +34,30 @@ def scores_figure(attacks: Sequence[Attack], score: str) -> Figure:
 def _scores(axis: Any, attack: Attack, first: Attack, score: str) -> None:
     def line(of: Attack, which: str, **style: Any) -> None:
         curve = of.results["curve"]
-        values = 100 * np.array(curve[which][score])
+        values = 100 * _values(of, which, score)
         # Nothing comes as close: a logarithm has no place for it.
         axis.plot(curve["thresholds"], np.where(values > 0, values, np.nan), **style)
 
     if attack is not first:
-        line(first, first.compared, color=GREY, linewidth=0.9)
-    if attack.compared != "train":
-        line(attack, "train", color=TRAIN, linewidth=0.9, linestyle=":")
-    line(attack, attack.compared, color=TRAIN, linewidth=1.6)
+        line(first, "train", color=GREY, linewidth=0.9)
+    line(attack, "train", color=TRAIN, linewidth=1.6)
     line(attack, "heldout", color=HELDOUT, linewidth=1.4, linestyle=DASHES)
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+def _values(attack: Attack, which: str, score: str) -> np.ndarray:
+    """The score's curve; of held-out images as if they were as many as the training images."""
+    curve = attack.results["curve"]
+    if which == "heldout" and score == "ams" and attack.scale > 1:
+        return np.array(curve["train"]["ams"]) - curve["excess"]["share"]
+    return np.array(curve[which][score]) * (attack.scale if which == "heldout" else 1)
+
+
 def _limits(axis: Any, attacks: Sequence[Attack], score: str) -> None:
     """From less than one image to more than the highest share."""
-    curves = [attack.results["curve"] for attack in attacks]
-    highest = max(max(curve[which][score]) for curve in curves for which in ("train", "heldout"))
+    sets = ("train", "heldout")
+    highest = max(_values(attack, which, score).max() for attack in attacks for which in sets)
     one_image = 1 / max(attack.num_images for attack in attacks)
     axis.set_ylim(70 * one_image, 130 * max(highest, one_image))
 
@@ -103,14 +109,8 @@ def _x_label(attack: Attack) -> str:
 def _score_handles(attacks: Sequence[Attack]) -> list[Line2D]:
     first = attacks[0]
     handles = [Line2D([], [], color=TRAIN, linewidth=1.6, label="training images")]
-    if first.compared != "train":
-        handles[0].set_label("training images, as many as held out")
-        handles.append(
-            Line2D([], [], color=TRAIN, linewidth=0.9, linestyle=":", label="all training images")
-        )
-    handles.append(
-        Line2D([], [], color=HELDOUT, linewidth=1.4, linestyle=DASHES, label="held-out images")
-    )
+    label = "held-out images, scaled" if first.scale > 1 else "held-out images"
+    handles.append(Line2D([], [], color=HELDOUT, linewidth=1.4, linestyle=DASHES, label=label))
     if len(attacks) > 1:
         handles.append(
             Line2D([], [], color=GREY, linewidth=0.9, label="training images, first attack")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sidepipe.report import words
 from sidepipe.report.attack import Attack
 from sidepipe.report.tables import Table
-from sidepipe.report.words import count, decimals, percent
+from sidepipe.report.words import DASH, count, decimals, percent
 
 
 def bands_table(attacks: Sequence[Attack]) -> Table:
@@ -59,6 +59,11 @@ def rules_table(attacks: Sequence[Attack]) -> Table:
     return Table("rules", "Images that published rules call copies", groups, columns, rows)
 
 
+def has_quality(attack: Attack) -> bool:
+    """Whether the attack has FID or KID."""
+    return any(attack.results["quality"][name] for name in ("fid", "kid"))
+
+
 def quality_table(attacks: Sequence[Attack]) -> Table:
     """FID, KID and MiFID against training and held-out images."""
     groups = [("FID", 2), ("KID (standard deviation)", 2), ("MiFID", 2)]
@@ -68,10 +73,16 @@ def quality_table(attacks: Sequence[Attack]) -> Table:
 
 
 def _quality_row(attack: Attack) -> list[str]:
-    quality, sets = attack.results["quality"], ("train", "heldout")
-    cells = [f"{quality['fid'][which]:.3g}" for which in sets]
-    cells += [words.with_error(*quality["kid"][which]) for which in sets]
-    return [*cells, *(f"{quality['mifid'][which]:.3g}" for which in sets)]
+    quality, cells = attack.results["quality"], []
+    for name in ("fid", "kid", "mifid"):
+        for which in ("train", "heldout"):
+            if quality[name] is None:
+                cells.append(DASH)
+            elif name == "kid":
+                cells.append(words.with_error(*quality[name][which]))
+            else:
+                cells.append(f"{quality[name][which]:.3g}")
+    return cells
 
 
 def distances_table(attacks: Sequence[Attack]) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sidepipe.image_files import in_words
 from sidepipe.report.attack import Attack
-from sidepipe.report.words import count, rate
+from sidepipe.report.words import count, excess_interval, rate
 
 Manifest = Mapping[str, Any]
 
@@ -61,9 +61,16 @@ def _of_model(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
+    collapsed = [f"{a.name}: the model {a.collapse}." for a in attacks if a.collapse]
+    vague = [
+        f"{a.name}: {count(a.num_images)} images are too few to say anything, since the 95 % "
+        f"interval of the excess is {excess_interval(a)} %."
+        for a in attacks
+        if a.has_truth and not a.collapse and a.says_nothing
+    ]
     with_truth = [attack.results for attack in attacks if attack.has_truth]
     found = [sentence for results in with_truth for sentence in _of_calibration(results)]
-    return list(dict.fromkeys(found))
+    return [*collapsed, *dict.fromkeys(found), *vague]
 
 
 def _of_calibration(results: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from sidepipe.extract.stage import load_gradient_seconds
 from sidepipe.report import words
 from sidepipe.report.attack import Attack
 from sidepipe.report.comparison import only_here
-from sidepipe.report.words import DASH, count
+from sidepipe.report.words import COLLAPSED, DASH, count
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,10 @@ class Table:
 def hits_table(attacks: Sequence[Attack]) -> Table:
     """Hits on training and held-out images at every calibrated threshold."""
     first = attacks[0]
-    sizes = first.results["num_reference"]
-    columns = ["images", f"hits on {count(sizes['train'])} training images"]
-    if first.compared == "train_equal":
-        columns.append(f"hits on {count(sizes['train_equal'])} of them")
-    columns += [
-        f"hits on {count(sizes['heldout'])} held-out images",
+    columns = [
+        "images",
+        f"hits on {count(first.results['num_reference']['train'])} training images",
+        f"hits on {words.heldout_head(first)}",
         "excess over held-out (95 % interval)",
         "different training images hit",
     ]
@@ -53,11 +51,11 @@ def hits_table(attacks: Sequence[Attack]) -> Table:
 
 
 def _hits_row(attack: Attack) -> list[str]:
-    cells = [count(attack.num_images), *(words.hits(attack, name) for name in attack.references)]
-    cells += [words.excess(attack), count(attack.unique)]
+    cells = [count(attack.num_images), *(words.hits(attack, name) for name in ("train", "heldout"))]
+    cells += [COLLAPSED if attack.collapse else words.excess(attack), count(attack.unique)]
     for row in attack.results["calibrated"][1:]:
-        cells += [count(row[name]["count"]) for name in (attack.compared, "heldout")]
-        cells.append(count(row[attack.compared]["unique"]))
+        cells += [count(row["train"]["count"]), words.average(row["heldout"]["scaled"])]
+        cells.append(count(row["train"]["unique"]))
     return cells
 
 
@@ -65,7 +63,7 @@ def rarefaction_table(attacks: Sequence[Attack]) -> Table:
     """How many different training images there are to extract, as far as the hits tell."""
     groups = [("hits found", 4), ("training images within reach", 2)]
     groups.append(("check: all, foretold from a quarter", 4))
-    columns = ["hits", "different", "seen once", "seen twice", "at least (95 % interval)"]
+    columns = ["hits", "different", "seen once", "seen twice", "at least (95 % confidence)"]
     columns += ["coverage, %", "from images", "foretold (95 % interval)", "found", "error, %"]
     rows = [(attack.name, _rarefaction_row(attack)) for attack in attacks]
     return Table(
@@ -75,9 +73,9 @@ def rarefaction_table(attacks: Sequence[Attack]) -> Table:
 
 def _rarefaction_row(attack: Attack) -> list[str]:
     found = attack.results["rarefaction"]
-    seen, least, check = found["observed"], found["chao1"], found["check"]
+    seen, check = found["observed"], found["check"]
     cells = [count(seen[name]) for name in ("hits", "unique", "singletons", "doubletons")]
-    cells.append(words.with_interval(least["estimate"], least["interval"]))
+    cells.append(words.at_least(attack))
     cells.append(_percent(found["coverage"]))
     cells += [
         count(check["num_images"]),
@@ -199,7 +197,8 @@ def _depths(attacks: Sequence[Attack]) -> list[int]:
 def _blind_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
     found = attack.results["blind"]
     cells = [count(attack.num_images)]
-    cells += [count(found[name]) for name in ("num_candidates", "groups", "largest")]
+    cells.append(count(found["num_candidates"]))
+    cells += [COLLAPSED if attack.collapse else count(found[n]) for n in ("groups", "largest")]
     if attack.has_truth:
         cells.append(_percent(found["base_rate"]))
         cells += [_percent(found["precision_at"].get(str(k))) for k in _depths(attacks)]

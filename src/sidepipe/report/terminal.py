@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sidepipe.report import words
 from sidepipe.report.attack import Attack
-from sidepipe.report.words import NBSP, count
+from sidepipe.report.words import COLLAPSED, NBSP, count
 
 TERMINAL_COLUMNS = 110
 SHORTEST_NAME = 12
@@ -51,18 +51,18 @@ def wrapped(text: str) -> list[str]:
 def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
     columns: dict[str, Callable[[Attack], str]] = {"images": lambda a: count(a.num_images)}
     if not first.has_truth:
-        for name in ("num_candidates", "groups", "largest"):
-            title = "candidates" if name == "num_candidates" else name
-            columns[title] = lambda a, name=name: count(a.results["blind"][name])
+        columns["candidates"] = lambda a: count(a.results["blind"]["num_candidates"])
+        columns["groups"] = lambda a: (
+            COLLAPSED if a.collapse else count(a.results["blind"]["groups"])
+        )
+        columns["largest"] = lambda a: "-" if a.collapse else count(a.results["blind"]["largest"])
         return columns | {"evaluations": lambda a: count(a.network_evaluations)}
     at = f"{100 * first.headline['false_positive_rate']:g} % FP"
     columns[f"hits at {at}"] = lambda a: count(a.hits())
-    if first.compared == "train_equal":
-        columns["equal"] = lambda a: count(a.hits("train_equal"))
     return columns | {
-        "held-out": lambda a: count(a.hits("heldout")),
-        "excess %": words.excess_share,
-        "95 % interval": words.excess_interval,
+        "held-out": lambda a: words.average(a.heldout_hits),
+        "excess %": lambda a: COLLAPSED if a.collapse else words.excess_share(a),
+        "95 % interval": lambda a: "-" if a.collapse else words.excess_interval(a),
         "different": lambda a: count(a.unique),
         "new": lambda a: count(a.new_unique),
         "evaluations": lambda a: count(a.network_evaluations),
@@ -76,17 +76,20 @@ def _legend(attack: Attack) -> str:
         f"hits at {share} FP (held-out false positives): images whose nearest of "
         f"{sizes['train']} training images has {words.hit_rule(attack)} ({attack.transform}), "
         f"which {share} of real held-out images reach; held-out: the same against "
-        f"{sizes['heldout']} images the model never saw;"
+        f"{sizes['heldout']} images the model never saw{_control(attack)};"
     )
-    if attack.compared == "train_equal":
-        text += (
-            f" equal: against {sizes['train_equal']} of the training images, as many as are held "
-            "out, and the excess is over these;"
-        )
     return text + (
-        f" different: training images hit; new: those of them that none of "
+        f" different: training images hit, duplicates once; new: those of them that none of "
         f"{count(attack.results['num_synthetic'])} plain samples hits."
     )
+
+
+def _control(attack: Attack) -> str:
+    """How the held-out hits are counted where that is not on a single set of equal size."""
+    if attack.scale > 1:
+        trained = count(attack.results["num_reference"]["train"])
+        return f", scaled to the {trained} training images, {attack.scale:.3g} times as many"
+    return f", mean of {attack.num_sets} such sets" if attack.num_sets > 1 else ""
 
 
 def _legend_without_truth(attack: Attack) -> str:

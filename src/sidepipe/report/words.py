@@ -7,6 +7,8 @@ from typing import Any
 from sidepipe.report.attack import Attack
 
 DASH = "–"  # noqa: RUF001 - what a person reads where there is no number
+COLLAPSED = "collapsed"  # in place of a finding: nearly all images are alike
+MOST_SETS = 6  # of which each one's hits are listed
 NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -96,15 +98,51 @@ def hit_rule(attack: Attack) -> str:
     return f"{attack.gamma_in_words} {threshold_rule(attack, attack.threshold)}"
 
 
+def average(number: float) -> str:
+    """A mean of whole numbers, to two digits where it is small: `1.3`, `0.17`, `12`."""
+    return count(number) if number >= 9.5 or number == round(number) else f"{number:.2g}"
+
+
 def hits(attack: Attack, which: str) -> str:
-    """Hits and their share: `85 (4.25 %)`."""
-    number = attack.hits(which)
-    return f"{count(number)} ({percent(attack.share(which), attack.num_images)} %)"
+    """Hits and their share: `85 (4.25 %)`; held-out ones are a mean over sets, `1.3 (0.07 %)`."""
+    number = average(attack.hits() if which == "train" else attack.heldout_hits)
+    return f"{number} ({percent(attack.share(which), attack.num_images)} %)"
+
+
+def heldout_sets(attack: Attack) -> str:
+    """Hits on each held-out set, or their range where there are many: `0, 0, 3, 0, 0, 5`."""
+    sets = attack.headline["heldout"]["sets"]
+    if len(sets) > MOST_SETS:
+        return f"{count(min(sets))} to {count(max(sets))}"
+    return ", ".join(map(count, sets))
+
+
+def heldout_head(attack: Attack) -> str:
+    """Which held-out images are counted: `256 held-out images (mean of 6 sets)`."""
+    sizes = attack.results["num_reference"]
+    if attack.scale > 1:
+        of = f"scaled from {count(sizes['heldout'])}"
+        return f"{count(sizes['train'])} held-out images ({of})"
+    several = f" (mean of {attack.num_sets} sets)" if attack.num_sets > 1 else ""
+    return f"{count(sizes['heldout'])} held-out images{several}"
+
+
+def at_least(attack: Attack) -> str:
+    """Training images that can be hit at least, with 95 % confidence: `207`, or `all 256`."""
+    least, most = attack.results["rarefaction"]["at_least"], attack.num_different
+    return f"all {count(most)}" if least >= most else count(least)
 
 
 def excess(attack: Attack) -> str:
     """The excess in images and percent, with its interval: `+85 (4.25 %; 3.10 to 5.45)`."""
-    return f"{attack.excess:+,d} ({excess_share(attack)} %; {excess_interval(attack)})"
+    return f"{signed_excess(attack)} ({excess_share(attack)} %; {excess_interval(attack)})"
+
+
+def signed_excess(attack: Attack) -> str:
+    """The excess in images with its sign: `+85`, `-0.67`."""
+    # Rounded first: 84.99999999999999 is a whole number of images.
+    excess = round(attack.excess, 6)
+    return f"{'-' if excess < 0 else '+'}{average(abs(excess))}"
 
 
 def excess_share(attack: Attack) -> str:
@@ -159,5 +197,5 @@ def targets(attack: Attack) -> str:
 
 def came_out(attack: Attack, which: str = "train") -> str:
     """Different real images among an attack's hits, and how many there are: `214 of 256`."""
-    number = attack.headline[which]["unique"]
-    return f"{count(number)} of {count(attack.results['num_reference'][which])}"
+    most = attack.num_different if which == "train" else attack.results["num_reference"][which]
+    return f"{average(attack.headline[which]['unique'])} of {count(most)}"

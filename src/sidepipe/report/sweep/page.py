@@ -15,7 +15,7 @@ from sidepipe.report.sweep.points import Point, Spot, Sweep, kind, label, read, 
 from sidepipe.report.sweep.published import comparable, differences, paper_table
 from sidepipe.report.sweep.quantities import EXCESS, QUANTITIES
 from sidepipe.report.sweep.tables import means_table, models_table, runs_table, seeds_table
-from sidepipe.report.sweep.terminal import states, sweep_text
+from sidepipe.report.sweep.terminal import collapsed, states, sweep_text
 from sidepipe.report.tables import Table
 
 # Longer lists are folded.
@@ -62,6 +62,7 @@ def _head(sweep: Sweep) -> dict[str, Any]:
         "attacks_done": len(sweep.runs),
         "missing": _missing(sweep),
         "states": states(sweep),
+        "notices": collapsed(sweep),
         "open": OPEN,
     }
 
@@ -99,7 +100,7 @@ def _found(sweep: Sweep) -> dict[str, Any]:
         "several_panels": len(sweep.panels) > 1,
         "numeric": sweep.is_numeric(sweep.x),
         "x": sweep.x,
-        "fewer_heldout": any(attack.compared == "train_equal" for attack in attacks),
+        "fewer_heldout": any(attack.scale > 1 for attack in attacks),
         "different_numbers": len({attack.num_images for attack in attacks}) > 1,
         "differences": differences(same) if same else [],
     }
@@ -108,7 +109,8 @@ def _found(sweep: Sweep) -> dict[str, Any]:
 def _best(sweep: Sweep) -> dict[str, Any]:
     """The spot of the largest mean excess, and plain sampling at the same place if it is there."""
     done = [spot for spot in sweep.spots if spot.finished]
-    best = max(done, key=EXCESS.mean)
+    sound = [spot for spot in done if not any(attack.collapse for attack in spot.finished)]
+    best = max(sound or done, key=EXCESS.mean)
     plain = [s for s in done if s.place == best.place and not s.finished[0].guided]
     others = [spot for spot in plain if best.finished[0].guided]
     return {

@@ -17,23 +17,20 @@ def runs_table(sweep: Sweep) -> Table:
     first = sweep.runs[0][1]
     groups = [("point", len(sweep.swept)), ("", 1)] if sweep.swept else [("", 1)]
     columns = [*sweep.swept, "images", "on training images"]
-    equal = any(attack.compared == "train_equal" for _, attack in sweep.runs)
-    columns += ["on as many as held out"] if equal else []
     columns += ["on held-out images", "excess over held-out (95 % interval)"]
     rate = words.rate(first.headline["false_positive_rate"])
-    groups.append((f"hits at {rate} held-out false positives", 4 if equal else 3))
+    groups.append((f"hits at {rate} held-out false positives", 3))
     groups += [("different training images hit", 3), ("network evaluations", 2)]
     columns += ["number (95 % interval)", "% of all", "new", "in all", "hits per 1,000"]
-    rows = [(attack.name, _run(point, attack, sweep, equal)) for point, attack in sweep.runs]
+    rows = [(attack.name, _run(point, attack, sweep)) for point, attack in sweep.runs]
     return Table("runs", "Every finished run", groups, columns, rows)
 
 
-def _run(point: Point, attack: Attack, sweep: Sweep, equal: bool) -> list[str]:
+def _run(point: Point, attack: Attack, sweep: Sweep) -> list[str]:
     cells = [value_words(point.axes[name]) for name in sweep.swept]
     cells += [count(attack.num_images), words.hits(attack, "train")]
-    cells += [words.hits(attack, attack.compared)] if equal else []
     cells += [words.hits(attack, "heldout"), words.excess(attack)]
-    of_all = attack.unique / attack.results["num_reference"]["train"]
+    of_all = attack.unique / attack.num_different
     cells += [words.with_interval(attack.unique, attack.unique_interval), f"{100 * of_all:.3g}"]
     cells += [count(attack.new_unique), count(attack.network_evaluations)]
     return [*cells, words.per_thousand(attack.hits(), attack.network_evaluations)]
@@ -57,7 +54,7 @@ def _spot(spot: Spot, sweep: Sweep) -> list[str]:
 def seeds_table(sweep: Sweep) -> Table:
     """A row for every attack at every place, in which its runs stand side by side by seed.
 
-    Hits are of all training images; the excess is over as many of them as are held out.
+    Held-out hits are scaled to as many images as were trained on.
     """
     columns = [*sweep.places, "hits", "held out", "excess, % (95 % interval)"]
     columns += ["different (held out)", "new", "network evaluations"]
@@ -74,9 +71,9 @@ def _seeds(spot: Spot, sweep: Sweep) -> list[str]:
 def _side(attack: Attack) -> list[str]:
     return [
         count(attack.hits()),
-        count(attack.hits("heldout")),
+        words.average(attack.heldout_hits),
         f"{words.excess_share(attack)} ({words.excess_interval(attack)})",
-        f"{count(attack.unique)} ({count(attack.headline['heldout']['unique'])})",
+        f"{count(attack.unique)} ({words.average(attack.headline['heldout']['unique'])})",
         count(attack.new_unique),
         count(attack.network_evaluations),
     ]

@@ -27,7 +27,17 @@ def sweep_text(sweep: Sweep) -> str:
             lines.append(place)
         lines.append(row if spot.finished else f"{row.rstrip()}  {_states(spot)}")
     legend = ["", *wrapped(_legend(sweep))] if sweep.runs else []
-    return "\n".join([*lines, *_missing(sweep), *legend]) + "\n"
+    warnings = [line for text in collapsed(sweep) for line in wrapped(f"warning: {text}")]
+    return "\n".join([*warnings, *lines, *_missing(sweep), *legend]) + "\n"
+
+
+def collapsed(sweep: Sweep) -> list[str]:
+    """A sentence for every run whose images are nearly all alike."""
+    return [
+        f"{label(point, sweep.swept)} {attack.name}: the model {attack.collapse}.".lstrip()
+        for point, attack in sweep.runs
+        if attack.collapse
+    ]
 
 
 def _missing(sweep: Sweep) -> list[str]:
@@ -76,8 +86,8 @@ def _legend(sweep: Sweep) -> str:
         "held-out images do, for every model its own; held-out: the same against as many images "
         "that the model never saw"
     )
-    if any(attack.compared == "train_equal" for _, attack in sweep.runs):
-        text += " (where fewer of these are left, the excess is over as many training images)"
+    if any(attack.scale > 1 for _, attack in sweep.runs):
+        text += " (scaled to as many where fewer of these are left)"
     of = "means over runs that differ in the seed" if sweep.repeated else "of one run each"
     return (
         f"{text}; different: training images hit; new: those of them that no plain sample hits; "

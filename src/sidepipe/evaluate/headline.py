@@ -1,0 +1,53 @@
+"""The summary of an evaluate artifact, and the lines of the log that hold the same numbers."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def headline(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary, after writing it to the log."""
+    if results["collapse"]:
+        log.warning("the model %s", results["collapse"]["said"])
+    if results["truth"] == "none":
+        return {"candidates": results["blind"]["num_candidates"], **results["blind"]}
+    at, sizes, count = results["calibrated"][0], results["num_reference"], results["num_images"]
+    hits, heldout = at["train"], at["heldout"]
+    log.info(
+        "train: %d of %d images hit one of %d images, %d different ones",
+        *(hits["count"], count, sizes["train"], hits["unique"]),
+    )
+    log.info(
+        "heldout: %.3g of %d images hit one of %d images (held-out sets: %d, with %d to %d hits)%s",
+        *(heldout["count"], count, sizes["heldout"], len(heldout["sets"])),
+        *(min(heldout["sets"]), max(heldout["sets"]), _scaled_in_words(results)),
+    )
+    low, high = (count * share for share in at["excess"]["interval"])
+    log.info(
+        "excess at %g %% held-out false positives: %.0f of %d images (95 %% interval %.0f to %.0f)",
+        *(100 * at["false_positive_rate"], count * at["excess"]["share"], count, low, high),
+    )
+    return {
+        "hits": hits["count"],
+        "heldout_hits": heldout["count"],
+        "unique": hits["unique"],
+        "excess": at["excess"]["share"],
+        "excess_low": at["excess"]["interval"][0],
+        "excess_high": at["excess"]["interval"][1],
+        "threshold": at["threshold"],
+        "ams_high": results["bands"]["high"]["train"]["ams"],
+        "ums_high": results["bands"]["high"]["train"]["ums"],
+    }
+
+
+def _scaled_in_words(results: Mapping[str, Any]) -> str:
+    """What the held-out hits are scaled to, where fewer images are held out than trained on."""
+    heldout, scale = results["calibrated"][0]["heldout"], results["control"]["scale"]
+    if scale == 1:
+        return ""
+    sizes = results["num_reference"]
+    return (
+        f"; scaled to {sizes['train']} images, {scale:.3g} times as many: {heldout['scaled']:.3g}"
+    )
