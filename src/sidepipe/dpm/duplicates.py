@@ -106,8 +106,8 @@ def require_allowed(
         raise ValueError(
             f"{_found(counts, num_heldout)}; hit thresholds set on them would hide copies; "
             "remedy: data.on_duplicates=drop leaves these held-out images out, =keep continues "
-            f"with a warning; or remove one image of each pair in {pairs}, and data's artifact, so that "
-            "the images are read again"
+            f"with a warning; or remove one image of each pair in {pairs}, and data's artifact, so "
+            "that the images are read again"
         )
 
 
