@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,12 +81,13 @@ def options(group: str) -> list[str]:
 
 
 def refuse_null_groups(arguments: Sequence[str]) -> None:
-    """Exits with 1 at `explain=null`, of which Hydra says nothing but its traceback."""
+    """Exits with 1 at `explain=null` and `label=5`, for which Hydra prints a traceback."""
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
-        if choice == "null" and group and (CONF / group).is_dir():
+        is_value = re.fullmatch(r"null|true|false|[-+.\d]+", choice)
+        if is_value and group and (CONF / group).is_dir():
             remedy = f"~{group} to leave out what the configs choose"
-            sys.exit(f"{group} must be one of {', '.join(options(group))}, got null; {remedy}")
+            sys.exit(f"{group} must be one of {', '.join(options(group))}, got {choice}; {remedy}")
 
 
 def main() -> None:

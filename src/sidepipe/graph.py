@@ -327,7 +327,11 @@ def _stage(name: str, where: str, settings: Mapping[str, Any]) -> Stage:
 
 def _build(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
     bind_signature(where, f"{kind.__module__}.{kind.__qualname__}", settings)
-    return kind(**check_field_types(where, kind, settings))
+    fitting = check_field_types(where, kind, settings)
+    try:
+        return kind(**fitting)
+    except TypeError as error:  # of what is within a list or a mapping
+        raise ValueError(f"{where} has a value of the wrong type: {error}") from error
 
 
 def needed(the_plan: Plan, stage: str) -> dict[str, Node]:
