@@ -298,7 +298,11 @@ def _node(
         require(read in available, read, f"set, for {where} reads it", None, f"choose {read}=...")
     upstream = {n: available[n] for n in reads}
     node = Node(stage, settings, upstream, where)
-    stage.check(node.stages_read(), runtime)
+    try:
+        stage.check(node.stages_read(), runtime)
+    except TypeError as error:  # a part's setting, whose type its class alone decides
+        said = f"{where}, or a stage that it reads, has a value of the wrong type: {error}"
+        raise ValueError(said) from error
     return node
 
 

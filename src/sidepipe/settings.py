@@ -52,6 +52,8 @@ def _tried(config: str) -> Any:
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """A hint naming the closest of `known`, and all of them."""
     known = sorted(map(str, known))
+    if not known:
+        return "there are none"
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(known)}"
