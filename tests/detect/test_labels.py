@@ -12,7 +12,8 @@ from tests.extract.test_stage import (
     clusters,
 )
 
-from sidepipe.detect.labels import DetectLabels, label_difference, load_labels
+from sidepipe.detect.label_signals import label_difference
+from sidepipe.detect.labels import DetectLabels, load_labels
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.noise import image_noise
