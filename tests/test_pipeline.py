@@ -387,3 +387,28 @@ def test_a_row_without_material_is_empty_to_its_end_and_the_others_are_made(tmp_
     assert manifest["summary"] == {"bare": "nothing repeats", "whole": None}
     pipeline.run(plan, "report")
     assert RAN[5:] == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfFiles(Total):
+    """A stage that reads its own summary when its artifact is finished, as `detect` does."""
+
+    def check_artifact(self, folder: Path, summary: Any) -> None:
+        assert summary["total"] >= 0
+
+    def source_changed(self, summary: Any, runtime: Runtime) -> str | None:
+        return None if summary["total"] else "the files changed"
+
+
+def test_an_empty_artifact_is_not_checked_against_its_sources(tmp_path: Path) -> None:
+    """Its summary holds only the reason: the second run raised KeyError."""
+    data = Node(Numbers(), {"count": 3})
+    for stage in (OfFiles(fail=True, error=NoMaterial("nothing repeats")), OfFiles()):
+        bare = Node(stage, {}, {"data": data})
+        nodes = {node.key: node for node in (data, bare)}
+        attacks = {"all": ["only"], **{key: ["only"] for key in nodes}}
+        plan = Plan(nodes, attacks, Runtime(outputs=str(tmp_path)), Tracking())
+        pipeline.run(plan, "dpm")
+        assert not pipeline.make(bare, plan)
+        assert artifacts.why_empty(bare.folder(plan.runtime)) == "nothing repeats"
+    assert RAN == ["numbers", "total"]

@@ -48,10 +48,10 @@ def make(node: Node, the_plan: Plan) -> bool:
     """
     folder, title = node.folder(the_plan.runtime), the_plan.title(node)
     if integrity.is_whole(folder):
-        manifest = artifacts.read_manifest(folder) or {}
-        node.stage.check_artifact(folder, manifest["summary"])
+        summary = _checked_summary(node, folder)
         _check_data(node, the_plan)
-        if why := node.stage.source_changed(manifest["summary"], the_plan.runtime):
+        is_empty = "empty" in summary
+        if not is_empty and (why := node.stage.source_changed(summary, the_plan.runtime)):
             log.warning("%s %s: %s", title, node.key, why)
         return False
 
@@ -70,8 +70,7 @@ def make(node: Node, the_plan: Plan) -> bool:
     the_plan.runtime.require_accelerator()
     with artifacts.locked(folder, say_wait):
         if integrity.is_whole(folder):  # made by the process we waited for
-            manifest = artifacts.read_manifest(folder) or {}
-            node.stage.check_artifact(folder, manifest["summary"])
+            _checked_summary(node, folder)
             return False
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
@@ -86,6 +85,18 @@ def make(node: Node, the_plan: Plan) -> bool:
                 artifacts.write_json(folder / ERROR, {"error": str(error) or repr(error)})
             raise error
     return True
+
+
+def _checked_summary(node: Node, folder: Path) -> dict[str, Any]:
+    """The summary of the finished artifact in `folder`.
+
+    Raises ValueError where the artifact cannot be used. The summary of an empty artifact holds only
+    the reason, so there is nothing to check.
+    """
+    summary = (artifacts.read_manifest(folder) or {"summary": {}})["summary"]
+    if "empty" not in summary:
+        node.stage.check_artifact(folder, summary)
+    return summary
 
 
 def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
