@@ -38,7 +38,14 @@ def test_without_limits_nothing_is_said():
     [
         ({"across": 3}, "3 of 1,403 held-out images duplicate training images and were kept: "),
         ({"across": 3, "dropped": 3}, "3 held-out images duplicate training images and are left"),
-        ({"within": 12}, "12 of 60 training images duplicate other training images, so "),
+        (
+            {"within": 12},
+            "12 of 60 training images duplicate other training images; they are counted once "
+            "where they are as close as a hit.",
+        ),
+        ({"across": 1}, "1 of 1,403 held-out images duplicates training images and was kept: "),
+        ({"across": 1, "dropped": 1}, "1 held-out image duplicates training images and is left "),
+        ({"within": 1}, "1 of 60 training images duplicates other training images; they "),
     ],
 )
 def test_duplicates_are_said(found, expected):
@@ -60,6 +67,15 @@ def test_near_duplicates_to_the_encoder_are_said_where_they_set_the_threshold():
     assert sentence.startswith(
         "2 of 1,403 held-out images are near duplicates of training images (sscd-320-v1) and set"
     )
+
+
+def test_one_is_singular():
+    [sentence] = said(dpm(), [attack(near=1, passing=0)])
+    assert sentence.startswith(
+        "1 of 1,403 held-out images is a near duplicate of training images (sscd-320-v1) and sets"
+    )
+    assert of_data(skipped=["a.png"]) == ["1 image file could not be read and is left out."]
+    assert of_data(skipped=["a", "b"]) == ["2 image files could not be read and are left out."]
 
 
 def test_the_rate_of_copies_among_the_images_of_prompts_is_said():

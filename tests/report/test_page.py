@@ -315,7 +315,9 @@ def test_what_was_attacked_is_said_with_unreadable_images(page):
         "a diffusion model of 268 thousand parameters, trained for 750 epochs on 256 of 1,456 "
         "images (Digits, 8 \N{MULTIPLICATION SIGN} 8 pixels, grey)"
     ) in page.text
-    assert "the other 1,200" in page.text
+    assert "grey); 1,200 images are held out as a control." in page.text
+    assert "it never saw" not in page.text  # duplicates that were kept are held out as well
+    assert "the more it has memorized" in page.text
 
 
 def test_what_limits_the_numbers_stands_before_them_on_page_and_terminal(page, folder):

@@ -36,7 +36,9 @@ def notices(
 def _of_data(summary: Mapping[str, Any]) -> list[str]:
     found = []
     if skipped := summary.get("skipped"):
-        found.append(f"{count(len(skipped))} image files could not be read and are left out.")
+        files = _many(len(skipped), "image file")
+        one = len(skipped) == 1
+        found.append(f"{files} could not be read and {'is' if one else 'are'} left out.")
     if left_out := summary.get("left_out"):
         found.append(f"{in_words(dict(left_out))}.")
     return found
@@ -47,23 +49,33 @@ def _of_model(summary: Mapping[str, Any]) -> list[str]:
     if found is None:
         return []
     kept = found["across"] - found["dropped"]
+    dropped, within = found["dropped"], found["within"]
     numbers = count(summary["num_heldout_images"]), count(summary["num_train_images"])
     sentences = {
-        f"{count(kept)} of {numbers[0]} held-out images duplicate training images and were kept: "
-        "thresholds set on them miss copies, and hits on them are counted as held-out hits.": kept,
-        f"{count(found['dropped'])} held-out images duplicate training images and are left "
-        "out.": found["dropped"],
-        f"{count(found['within'])} of {numbers[1]} training images duplicate other training "
-        "images, so that different images are counted apart although they are "
-        "alike.": found["within"],
+        f"{count(kept)} of {numbers[0]} held-out images {_duplicate(kept)} training images and "
+        f"{'was' if kept == 1 else 'were'} kept: thresholds set on them miss copies, "
+        "and hits on them are counted as held-out hits.": kept,
+        f"{_many(dropped, 'held-out image')} {_duplicate(dropped)} training images and "
+        f"{'is' if dropped == 1 else 'are'} left out.": dropped,
+        f"{count(within)} of {numbers[1]} training images {_duplicate(within)} other training "
+        "images; they are counted once where they are as close as a hit.": within,
     }
     return [sentence for sentence, number in sentences.items() if number]
+
+
+def _duplicate(number: int) -> str:
+    return "duplicates" if number == 1 else "duplicate"
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
     collapsed = [f"{a.name}: the model {a.collapse}." for a in attacks if a.collapse]
     vague = [
-        f"{a.name}: {count(a.num_images)} images are too few to say anything, since the 95 % "
+        f"{a.name}: {_many(a.num_images, 'image')} {'is' if a.num_images == 1 else 'are'} too few "
+        "to say anything, since the 95 % "
         f"interval of the excess is {excess_interval(a)} %."
         for a in attacks
         if a.has_truth and not a.collapse and a.says_nothing
@@ -80,10 +92,11 @@ def _of_calibration(results: Mapping[str, Any]) -> list[str]:
     found = _of_rates(results.get("asked_false_positive_rates", used), used, num_real)
     near = results.get("near_duplicates", {"count": 0})["count"]
     if near > at[0]["real_passing"]:
+        are, sets = ("is a near duplicate", "sets") if near == 1 else ("are near duplicates", "set")
         found.append(
-            f"{count(near)} of {num_real} held-out images are near duplicates of training images "
-            f"({results['transform']}) and set the threshold of a hit: copies that are less close "
-            "are missed."
+            f"{count(near)} of {num_real} held-out images {are} of training images "
+            f"({results['transform']}) and {sets} the threshold of a hit: copies that are less "
+            "close are missed."
         )
     return found
 
