@@ -79,6 +79,25 @@ def test_a_given_threshold_is_taken_and_needs_no_held_out_images(tmp_path):
         training_truth(PixelsL2(), data, np.arange(9), np.arange(0), 0.01, None, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("encoder", "threshold"),
+    [(Pixels(), 1.5), (Pixels(), 1.0), (Pixels(), np.nan), (PixelsL2(), -0.1)],
+)
+def test_a_given_threshold_that_no_exact_copy_reaches_is_an_error(tmp_path, encoder, threshold):
+    _, data = artifacts(tmp_path)
+    with pytest.raises(ValueError, match=r"detect.label_threshold must be .* no exact copy"):
+        training_truth(encoder, data, np.arange(9), np.arange(0), 0.01, threshold, "cpu")
+    with pytest.raises(ValueError, match=r"detect.label_threshold must be .* no exact copy"):
+        own_truth(encoder, [], threshold, "cpu")
+
+
+@pytest.mark.parametrize(("encoder", "threshold"), [(Pixels(), 0.999999), (PixelsL2(), 0.0)])
+def test_exact_copies_reach_the_strictest_threshold(tmp_path, encoder, threshold):
+    _, data = artifacts(tmp_path)
+    truth = training_truth(encoder, data, np.arange(9), np.arange(0), 0.01, threshold, "cpu")
+    assert truth.copies(truth.compare(range(9), data[:9, None])["gamma"]).all()
+
+
 def test_own_images_are_compared_with_their_own_prompt_alone(tmp_path):
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)

@@ -287,6 +287,8 @@ def test_what_other_stages_lack_is_said_at_start_up():
     own = detect(prompts="a.csv", calibration_prompts="b.csv", truth_images="images")
     with pytest.raises(ValueError, match=r"detect.label_threshold must be set"):
         checked(own, {"data": NONE, "dpm": TEXT}, RUNTIME)
+    with pytest.raises(ValueError, match=r"detect.label_threshold must be >= 0 \(l2\)"):
+        checked(detect(label_threshold=-0.1), {"data": PLANTED, "dpm": TEXT}, RUNTIME)
 
 
 def test_files_are_looked_for_and_a_changed_one_is_noticed(tmp_path):

@@ -18,7 +18,9 @@ from sidepipe.features.encoders import Encoder
 from sidepipe.features.real import encode_rows
 from sidepipe.features.search import Metric, closer, nearest
 from sidepipe.features.thresholds import (
+    COSINE_ROUNDING,
     MIN_UNSEEN,
+    hides_copies,
     threshold_at_false_positive_rate,
     usable_rates,
     warn_of_rates,
@@ -106,7 +108,15 @@ def own_truth(
     return _truth(compare, encoder, threshold, {"num_with_images": known})
 
 
+def require_reachable(threshold: float, metric: Metric) -> None:
+    """Raises ValueError where an exact copy of a training image may not reach the threshold."""
+    limit = f"<= {1 - COSINE_ROUNDING}" if metric == "cosine" else ">= 0"
+    rule = f"{limit} ({metric}), or no exact copy reaches it"
+    require(not hides_copies(threshold, metric), "detect.label_threshold", rule, threshold)
+
+
 def _truth(compare: Compare, encoder: Encoder, threshold: float, about: dict[str, Any]) -> Truth:
+    require_reachable(threshold, encoder.metric)
     names = {"metric": encoder.metric, "transform": encoder.transform, "threshold": threshold}
     return Truth(compare, encoder.metric, threshold, {**names, **about})
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sidepipe.detect.replays import Truth
+    from sidepipe.features.encoders import Encoder
     from sidepipe.text.model import TextModel
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,12 @@ class DetectPrompts(Stage):
             require(self.label_threshold is not None, "detect.label_threshold", rule, None)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        build(self.features).check()
+        from sidepipe.detect.replays import require_reachable
+
+        encoder: Encoder = build(self.features)
+        encoder.check()
+        if self.label_threshold is not None:
+            require_reachable(self.label_threshold, encoder.metric)
 
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         from sidepipe.detect.replays import usable_label_rate

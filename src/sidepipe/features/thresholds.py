@@ -66,6 +66,11 @@ def _percent(rates: Sequence[float]) -> str:
     return " and ".join(f"{100 * rate:.3g} %" for rate in rates)
 
 
+def hides_copies(threshold: float, metric: Metric) -> bool:
+    """Whether not even an exact copy is sure to reach the threshold."""
+    return not (threshold <= 1 - COSINE_ROUNDING if metric == "cosine" else threshold >= 0)
+
+
 def threshold_at_false_positive_rate(
     real_gamma: Float[np.ndarray, "n"], rate: float, metric: Metric
 ) -> float:
@@ -78,8 +83,7 @@ def threshold_at_false_positive_rate(
     sign = 1 if metric == "cosine" else -1
     edge = threshold_above(sign * real_gamma.astype(np.float32), rate)
     threshold = float(np.nextafter(np.float32(sign * edge), np.float32(sign * np.inf)))
-    hides_copies = threshold > 1 - COSINE_ROUNDING if metric == "cosine" else threshold < 0
-    if hides_copies:
+    if hides_copies(threshold, metric):
         copies = int((sign * real_gamma.astype(np.float32) >= np.float32(edge)).sum())
         raise ValueError(
             f"no image could be a hit at a false positive rate of {_percent([rate])}: {copies} of "
