@@ -1,6 +1,7 @@
 """Copies between train/ and heldout/, from the folders of a user to the report."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -154,8 +155,15 @@ def test_three_noisy_copies_hide_every_hit_unless_they_are_dropped_and_kept_the_
     page = page_path(folder).read_text()
     assert 0 < page.index("3 of 403 held-out images duplicate training images") < page.index("<h2")
     # The same artifacts, by a command that does not keep them.
+    refused = of_user(*wanted)
     with pytest.raises(ValueError, match=r"3 of 403 held-out images duplicate training images"):
-        pipeline.run(of_user(*wanted), "all")
+        pipeline.run(refused, "all")
+    # A sweep and its jobs make one artifact that is not finished, and no other.
+    shutil.rmtree(folder)
+    [report] = refused.goals("report")
+    with pytest.raises(ValueError, match=r"3 of 403 held-out images duplicate training images"):
+        pipeline.make(report, refused)
+    assert not folder.exists()
 
 
 def test_a_small_set_gets_a_larger_rate_and_the_report_opens_with_it(of_user):

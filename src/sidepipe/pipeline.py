@@ -61,6 +61,7 @@ def make(node: Node, the_plan: Plan) -> bool:
     for name, read in node.inputs.items():
         if not integrity.is_whole(read.folder(the_plan.runtime)):
             raise FileNotFoundError(f"{title} {node.key} reads {name} {read.key}: not finished")
+    _check_upstream(node, the_plan)
     _require_room([node], the_plan)
     _check_data(node, the_plan)
     there = files.existing(folder)
@@ -97,6 +98,17 @@ def _checked_summary(node: Node, folder: Path) -> dict[str, Any]:
     if "empty" not in summary:
         node.stage.check_artifact(folder, summary)
     return summary
+
+
+def _check_upstream(node: Node, the_plan: Plan) -> None:
+    """Raises ValueError where a finished artifact that the node is made from cannot be used.
+
+    Sweeps and jobs make only what is not finished, so this is where they check what is.
+    """
+    for read in node.upstream().values():
+        folder = read.folder(the_plan.runtime)
+        if artifacts.read_manifest(folder) is not None:
+            _checked_summary(read, folder)
 
 
 def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
