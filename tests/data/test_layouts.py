@@ -115,20 +115,118 @@ def test_a_layout_that_leaves_the_training_set_open_is_refused(folders, message)
     assert "remedy: put what the model trains on below train/" in str(error.value)
 
 
-def test_file_names_that_tell_splits_apart_in_one_folder_are_refused():
+TELLING = [
+    *(["faces_train", "faces_val"], ["faces-train", "faces-test"], ["faces.train", "faces.dev"]),
+    *(["Faces Train", "Faces Eval"], ["facesTrain", "facesTest"], ["faces1train", "faces2unseen"]),
+    *(["images-train", "images-val"], ["train_a", "test_a"], ["trainA", "trainB", "testA"]),
+    *(["train_cats", "test_dogs"], ["cats_train", "dogs_valid"], ["x_training", "y_evaluation"]),
+    *(["faces_trainset", "faces_testset"], ["voc_trainval", "voc_test"], ["faces_member", "faces"]),
+    *(
+        ["faces_member", "faces_non-member"],
+        ["faces", "faces_held-out"],
+        ["faces", "hold out faces"],
+    ),
+    *(["faces", "faces_eval"], ["faces", "faces_valid"], ["faces_2", "valid_faces_1"]),
+    *(["cat", "cat_test", "dog", "dog_test"], ["cat", "cat_development", "dog", "cow", "hen"]),
+]
+
+
+@pytest.mark.parametrize("above", ["", "data/", "a/b/", "cat/"])
+@pytest.mark.parametrize("folders", TELLING, ids=" ".join)
+def test_folders_that_tell_splits_apart_are_refused_at_every_depth(folders, above):
+    with pytest.raises(ValueError, match="may name splits, and all images would join") as error:
+        partitioned(names(*[f"{above}{folder}" for folder in folders]), "/set")
+    like = [folder for folder in folders if folder not in {"faces", "faces_2", "cat", "dog"}]
+    assert f"{above}{like[0]}/" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        *(["faces", "images_dev"], ["bedrooms", "kitchens", "my_test"], ["images", "faces_eval"]),
+        *(["", "faces_eval"], ["cat", "cat/cat_test"], ["a/faces_train", "b/faces_test"]),
+        *(["cat/cat_train", "dog/dog_test"], ["2019/faces_train/ann", "2020/faces_test/ben"]),
+        ["cat/all", "cat/all_test", *[f"{i}/all" for i in range(20)]],
+    ],
+    ids=" ".join,
+)
+def test_folders_with_a_split_s_word_beside_nameless_ones_or_elsewhere_are_refused(folders):
+    with pytest.raises(ValueError, match="may name splits, and all images would join"):
+        partitioned(names(*folders), "/set")
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        *(["train_station", "airport"], ["testament", "gospel"], ["valley", "hill", "trainers"]),
+        *(
+            ["Val_Kilmer", "Dev_Patel", "Ann_Lee"],
+            ["bullet_train"],
+            ["my_test"],
+            ["train_a", "train_b"],
+        ),
+        *(
+            ["train_station", "test_tube", "airport", "valley"],
+            ["contest", "con"],
+            ["latest", "la"],
+        ),
+        *(
+            ["places/train_station", "places/port"],
+            ["devon", "evaluator"],
+            ["household out", "x"],
+        ),
+        [*(f"person {i}" for i in range(11)), "Val_Ackerman"],
+    ],
+    ids=" ".join,
+)
+def test_people_and_classes_with_a_split_s_word_in_the_name_are_identities(folders):
+    assert found(*folders) == {folder: ("train", folder) for folder in folders}
+
+
+@pytest.mark.parametrize("above", ["", "data/", "a/b/"])
+@pytest.mark.parametrize(
+    "alike",
+    [
+        *(("train_%d.png", "test_%d.png"), ("img_train_%d.png", "img_test_%d.png")),
+        *(("%d-train.png", "%d-val.jpg"), ("img%dTrain.png", "img%dDev.png")),
+        *(("train.%d.png", "held.out.%d.png"), ("%d.train", "%d.test"), ("%d.png", "%d_test.png")),
+        *(("cat %d.png", "cat %d eval.png"), ("train_cat_%d.png", "test_dog_%d.png")),
+        *(("cat_train_%d.png", "dog_valid_%d.png"), ("TRAIN%d.PNG", "UNSEEN%d.PNG")),
+    ],
+    ids="{0[0]} {0[1]}".format,
+)
+def test_file_names_that_tell_splits_apart_are_refused(alike, above):
+    files = [f"{above}{name % i}" for name in alike for i in range(3)]
+    with pytest.raises(ValueError, match=r"names of files .*: 3.*would join.*remedy: put"):
+        partitioned(files, "/set")
+    apart = [f"{above}{i}/{name % i}" for name in alike for i in range(3)]
+    if "%d.png" not in alike and "cat %d.png" not in alike:
+        with pytest.raises(ValueError, match="names of files"):
+            partitioned(apart, "/set")
+
+
+def test_the_words_in_file_names_are_counted_and_do_not_matter_within_a_split():
     files = ["train_0.png", "train_1.png", "test_0.png"]
     with pytest.raises(ValueError, match=r"names of files .*\(test: 1, train: 2\).*would join"):
         partitioned(files, "/set")
-    trains = ["train_0.png", "bus_0.png"]  # of the class "train"
-    assert partitioned(trains, "/set")[0] == [("train", "")] * 2
     inside = [f"train/{file}" for file in files]
     assert {place[0] for place in partitioned(inside, "/set")[0]} == {"train"}
 
 
-def test_one_of_many_people_may_have_a_split_s_word_in_the_name():
-    people = [f"person {i}" for i in range(11)]
-    places, _ = partitioned(names(*people, "Val_Ackerman"), "/set")
-    assert {partition for partition, _ in places} == {"train"}
+@pytest.mark.parametrize(
+    "files",
+    [
+        *(["train_0.png", "train_1.png", "bus_0.png"], ["test.png", "1.png", "2.png"]),
+        *(
+            ["steam train.png", "crash test.png", "a cat.png", "a dog.png"],
+            ["trainer_1.png", "1.png"],
+        ),
+        ["train_1.png", "train_2.png"],
+    ],
+    ids=" ".join,
+)
+def test_files_that_show_what_a_split_s_word_means_are_training_images(files):
+    assert partitioned(files, "/set")[0] == [("train", "")] * len(files)
 
 
 def test_the_layout_is_said_with_every_folder_that_became_a_partition():

@@ -6,8 +6,9 @@ that counts as a training image raises the threshold of a hit, and hides copies.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 
 SYNONYMS = {
     "train": ("train", "training", "trn", "member", "members"),
@@ -21,19 +22,22 @@ _NAME = re.compile(
     "(?:" + "|".join(f"(?P<{kind}>{'|'.join(names)})" for kind, names in SYNONYMS.items()) + ")"
     r"(?:set|split|data|images?|imgs?)?\d*"
 )
-# A part of a longer name by which a person means a split: my_test, bedroom_val, TrainFaces.
-_WORD = re.compile(
-    r"(?:^|[^a-z])(?:(?P<train>train|training)|(?P<val>val|validation)"
-    r"|(?P<test>test|testing|testset|held[ _-]?out|hold[ _-]?out|unseen))(?:$|[^a-z])"
+# Two words that mean a split together, and one that means two.
+_JOINED = re.compile(r"(?<![a-z])(held|hold|non)[\W_]+(out|members?)(?![a-z])")
+_TRAINVAL = re.compile(r"(?<![a-z])trainval(?![a-z])")
+# Words that tell nothing about what an image shows.
+_PLAIN = re.compile(
+    "(?:image|img|photo|picture|pic|dataset|set|split|folder|file)s?|data|my|our|new|all|the"
 )
-# So few folders may be splits; more are people or classes, some of whom have such a name.
-MAX_SPLITS = 10
 REMEDY = (
     "remedy: put what the model trains on below train/ and the rest below val/ or test/ (links to "
     "folders will do), or list the images with their partitions in a file (data=captioned)"
 )
+# The partition that a part of a name stands for, and the name's other words.
+Parsed = tuple[str | None, tuple[str, ...]]
 
 
+@lru_cache(maxsize=2**16)  # 200,000 files have few words
 def partition_of(name: str) -> str | None:
     """ "train", "val" or "test" for a word that means it ("Training", "held-out"), else None.
 
@@ -61,7 +65,7 @@ def partitioned(names: Sequence[str], where: str) -> tuple[list[tuple[str, str]]
     places = {folder: _place(parts, where) for folder, parts in parents.items()}
     found = {place for place in places.values() if place is not None}
     if not found:
-        _refuse_hidden_splits(names, list(parents.values()), where)
+        _refuse_hidden_splits(names, counts, where)
         identity = {folder: ("train", folder) for folder in counts}
         top = sorted({f"{parts[0]}/" for parts in parents.values() if parts})
         people = f"; {_few(top)} are identities" if top else ""
@@ -124,38 +128,86 @@ def _listed(counts: Counter[str], most: int = 5) -> str:
     return _few([f"{name} ({count:,})" for name, count in sorted(counts.items())], most)
 
 
-def _refuse_hidden_splits(
-    names: Sequence[str], parents: Sequence[Sequence[str]], where: str
-) -> None:
-    """Raises ValueError where folders such as bedroom_val/, or file names, look like splits."""
-    top = {parts[0] for parts in parents if parts}
-    like = sorted(name for name in top if _word_in(name))
-    if like and len(top) <= MAX_SPLITS:
+def _refuse_hidden_splits(names: Sequence[str], counts: Counter[str], where: str) -> None:
+    """Raises ValueError where folders such as bedroom_val/, or file names, tell splits apart."""
+    folders: dict[str, Counter[Parsed]] = defaultdict(Counter)
+    like: set[str] = set()
+    for folder, count in counts.items():
+        above = ""
+        for name in folder.split("/") if folder else []:
+            parsed = _parsed(name)
+            folders[above][parsed] += count
+            above += f"{name}/"
+            if parsed[0] is not None:
+                like.add(above)
+        folders[above][_parsed("")] += count
+    if _tell_apart(folders.values(), len(names), of_folders=True):
         raise ValueError(
-            f"{where}: {', '.join(f'{name}/' for name in like)} may name splits, and all images "
-            f"would join the training set; {REMEDY}"
+            f"{where}: {_few(sorted(like), 5)} may name splits, and all images would join the "
+            f"training set; {REMEDY}"
         )
-    kinds = Counter(_words_in(name.rpartition("/")[2] for name in names))
-    if len(kinds) > 1:
+    files: dict[str, Counter[Parsed]] = defaultdict(Counter)
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        files[folder][_parsed(_without_suffix(file))] += 1
+    if _tell_apart(files.values(), len(names), of_folders=False):
+        kinds = _kinds(files.values())
         raise ValueError(
-            f"{where}: names of files begin with words for splits "
+            f"{where}: names of files have words for splits "
             f"({', '.join(f'{kind}: {count:,}' for kind, count in sorted(kinds.items()))}), and "
             f"all images would join the training set; {REMEDY}"
         )
 
 
-def _word_in(name: str) -> str | None:
-    """The partition that a part of the name stands for, or None."""
+def _without_suffix(file: str) -> str:
+    stem, _, suffix = file.rpartition(".")
+    return stem if stem and partition_of(suffix) is None else file
+
+
+def _parsed(name: str) -> Parsed:
+    """The partition of the first word for a split in a name, or None, and the name's other words.
+
+    A word ends at anything but a letter, and before a capital: img_test_1, TrainFaces. Numbers,
+    single letters and plain words are left out.
+    """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()
-    match = _WORD.search(spaced)
-    return match.lastgroup if match else None
+    joined = _TRAINVAL.sub("train_val", _JOINED.sub(r"\1\2", spaced))
+    words = [(word, partition_of(word)) for word in re.findall(r"[^\W\d_]+", joined)]
+    others = (word for word, kind in words if kind is None and len(word) > 1)
+    found = next((kind for _, kind in words if kind is not None), None)
+    return found, tuple(word for word in others if not _PLAIN.fullmatch(word))
 
 
-def _words_in(files: Iterable[str]) -> Iterable[str]:
-    """The partition for which the first word of each file's name stands, where it does."""
-    for file in files:
-        if (match := re.match(r"[a-z]+", file.casefold())) and (kind := partition_of(match[0])):
-            yield kind
+def _tell_apart(levels: Collection[Counter[Parsed]], num_images: int, of_folders: bool) -> bool:
+    """Whether names tell training images from others; levels: images by name, of each folder.
+
+    They do where names with words for two partitions are alike otherwise, or are those of most
+    images. They also do where a name with such a word is in the same folder as the same name
+    without it, or, of two folders, where one name has no other words. One image is no split.
+    """
+    partitions: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    beside = 0
+    for found in levels:
+        without = {others for kind, others in found if kind is None}
+        for (kind, others), count in found.items():
+            if kind is None:
+                continue
+            partitions[others].add(kind)
+            nameless = without if not others else without & {()}
+            if others in without or (of_folders and nameless):
+                beside += count
+    kinds = _kinds(levels)
+    most = len(kinds) > 1 and 2 * kinds.total() > num_images
+    return beside > 1 or most or any(len(found) > 1 for found in partitions.values())
+
+
+def _kinds(levels: Iterable[Counter[Parsed]]) -> Counter[str]:
+    kinds: Counter[str] = Counter()
+    for found in levels:
+        for (kind, _), count in found.items():
+            if kind is not None:
+                kinds[kind] += count
+    return kinds
 
 
 def _in_words(
