@@ -102,6 +102,12 @@ def test_values_behind_a_space_are_read_where_all_of_a_column_are(tmp_path):
     ]
 
 
+def test_a_value_of_json_lines_may_begin_with_a_space(tmp_path):
+    """No separator could have made it."""
+    path = write(tmp_path / "a.jsonl", '{"n": 1, "note": " hi"}\n{"n": 2, "note": "there"}\n')
+    assert rows(path) == [{"n": 1, "note": " hi"}, {"n": 2, "note": "there"}]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-bom"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_every_encoding_that_names_itself_is_read(tmp_path, encoding, line_end):

@@ -26,7 +26,8 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}, got {path.suffix!r}")
-    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    is_csv = path.suffix.lower() == ".csv"
+    read = _csv_rows if is_csv else _json_rows
     rows: list[tuple[str, Record]] = []
     for line, row in read(path, text_in(path)):
         where = f"{path} line {line}"
@@ -35,7 +36,8 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
         rows.append((where, row))
     if not rows:
         raise ValueError(f"{path} has no rows; remedy: one row per image or prompt")
-    _require_even_spaces(rows)
+    if is_csv:
+        _require_even_spaces(rows)
     return rows
 
 
