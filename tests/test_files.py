@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 
 from sidepipe import parts, shards
 from sidepipe.checkpoints import CheckpointByRename
+from sidepipe.data.reading import Entry, read_images
 from sidepipe.files import CannotWrite, cannot_write, is_disk_full, whole_file
+from sidepipe.images import save_grid
 from sidepipe.reference import encoding
 
 FULL = Path("/dev/full")
@@ -57,6 +60,12 @@ WRITES = {
     "shards/000003.npy": lambda folder: shards.write_shard(folder, 3, IMAGES),
     "last.ckpt": lambda folder: CheckpointByRename().save_checkpoint(
         {"weight": torch.zeros(10**5)}, folder / "last.ckpt"
+    ),
+    "preview.png": lambda folder: save_grid(folder / "preview.png", IMAGES),
+    "images.npy": lambda folder: read_images(
+        [Entry("a", "train", "", lambda: Image.new("L", (8, 8)), "/somewhere/a")] * 500,
+        folder / "images.npy",
+        *(8, 1, None, "error"),
     ),
     "train.npy": lambda folder: encoding._write_unknown(folder / "train.npy", 1000, 64),
 }

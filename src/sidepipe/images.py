@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from sidepipe.files import whole_file
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -66,6 +68,6 @@ def grid(
 
 def save_grid(path: Path, images: UInt8[np.ndarray, "n h w c"], columns: int | None = None) -> None:
     """Writes `grid(images)` as PNG, by rename."""
-    temporary = path.with_suffix(".tmp")
-    grid(np.asarray(images), columns).save(temporary, format="png")
-    temporary.replace(path)
+    picture = grid(np.asarray(images), columns)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        picture.save(file, format="png")

@@ -5,7 +5,6 @@ whatever the number of images.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sidepipe.files import whole_file
 from sidepipe.image_pixels import upright
 from sidepipe.settings import require
 
@@ -86,34 +86,31 @@ def read_images(
     kept: list[Entry] = []
     skipped: dict[str, str] = {}
     num_several = 0
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file, ThreadPoolExecutor(THREADS) as pool:
-            _write_header(file, (len(entries), size, size, channels))
-            for chunk in _chunks(entries, progress_seconds):
-                for entry, result in zip(chunk, pool.map(as_asked, chunk), strict=True):
-                    image, several = result
-                    num_several += several
-                    if not isinstance(image, str):
-                        file.write(image.tobytes())
-                        kept.append(entry)
-                    elif on_bad_file == "error":
-                        raise _bad_file(entry, image)
-                    else:
-                        skipped[entry.id] = image
-            if not kept:
-                raise ValueError(
-                    f"none of {len(entries)} images can be read; the first, {entries[0].file}: "
-                    f"{skipped[entries[0].id]}; remedy: check data.source"
-                )
-            # NumPy pads headers so that a first axis of any length fits the same bytes.
-            file.seek(0)
-            _write_header(file, (len(kept), size, size, channels))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        whole_file(path) as temporary,
+        temporary.open("wb") as file,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
+        _write_header(file, (len(entries), size, size, channels))
+        for chunk in _chunks(entries, progress_seconds):
+            for entry, result in zip(chunk, pool.map(as_asked, chunk), strict=True):
+                image, several = result
+                num_several += several
+                if not isinstance(image, str):
+                    file.write(image.tobytes())
+                    kept.append(entry)
+                elif on_bad_file == "error":
+                    raise _bad_file(entry, image)
+                else:
+                    skipped[entry.id] = image
+        if not kept:
+            raise ValueError(
+                f"none of {len(entries)} images can be read; the first, {entries[0].file}: "
+                f"{skipped[entries[0].id]}; remedy: check data.source"
+            )
+        # NumPy pads headers so that a first axis of any length fits the same bytes.
+        file.seek(0)
+        _write_header(file, (len(kept), size, size, channels))
     return np.load(path, mmap_mode="r"), kept, list(skipped), num_several
 
 
