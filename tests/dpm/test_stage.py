@@ -149,7 +149,15 @@ def test_a_run_writes_the_split_the_metrics_and_previews(tmp_path, data, train_d
         with Image.open(tmp_path / f"previews/step_{step:07d}.png") as preview:
             assert preview.size == (8 * 66, 8 * 66)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("heldout.npy", "last.ckpt", "metrics.csv", "model", "previews", "subset.npy"),
+        *(
+            "duplicates.csv",
+            "heldout.npy",
+            "last.ckpt",
+            "metrics.csv",
+            "model",
+            "previews",
+            "subset.npy",
+        ),
     ]
 
 
