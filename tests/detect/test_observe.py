@@ -10,6 +10,7 @@ from tests.text.tiny import tiny_text_model
 
 from sidepipe.detect.observe import Watch, halving, observe, require_guidance
 from sidepipe.detect.signals import pair_ssim, residuals
+from sidepipe.stage import NoMaterial
 from sidepipe.text.trajectory import prompt_noise, prompt_timesteps
 
 ALL = ("norm", "hessian", "entropy", "ssim", "tile_l2")
@@ -113,7 +114,8 @@ class Broken(Fake):
 
 def test_a_model_that_ignores_its_prompt_is_refused_before_anything_is_made():
     require_guidance(Fake(), ["a", ""], 0, 4)
-    with pytest.raises(ValueError, match=r"is 0 for every prompt: the model ignores its"):
+    with pytest.raises(ValueError, match=r"is 0 for every prompt: the model ignores its") as raised:
         require_guidance(Deaf(), ["a", "b"], 0, 4)
+    assert not isinstance(raised.value, NoMaterial), "an empty result would pass for a finished run"
     with pytest.raises(ValueError, match=r"must be finite, got nan; use detect.precision=32-true"):
         require_guidance(Broken(), ["a", "b"], 0, 4)

@@ -14,6 +14,7 @@ from sidepipe.detect.results import (
     scored,
 )
 from sidepipe.detect.scores import Variant
+from sidepipe.stage import NoMaterial
 
 VARIANT = Variant("norm", 2, 1, 2)
 
@@ -103,6 +104,14 @@ def test_the_decisions_score_and_every_signals_are_in_the_table():
     assert [row["signal"] for row in results["signals"]] == ["norm", "norm", "entropy"]
     assert results["decision"] == results["signals"][0]
     assert set(results["distributions"]) == {"norm", "entropy"}
+
+
+def test_memorized_calibration_prompts_alone_are_an_error_and_no_empty_result():
+    """The pipeline would report an empty result, where it is the strongest memorization."""
+    seen = {"norm": np.zeros((20, 2, 4))}
+    with pytest.raises(ValueError, match="all calibration prompts count as memorized") as raised:
+        scored(table([True] * 20), seen, [VARIANT], VARIANT, 0.1)
+    assert not isinstance(raised.value, NoMaterial)
 
 
 def truth(threshold=0.5):

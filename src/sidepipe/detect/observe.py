@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sidepipe.detect import signals as s
 from sidepipe.settings import require
-from sidepipe.stage import NoMaterial
 from sidepipe.text.guidance import noise_difference, norms
 from sidepipe.text.model import Embeddings, Latents, TextModel
 from sidepipe.text.trajectory import prompt_noise, prompt_timesteps, sample
@@ -114,10 +113,7 @@ def _of_layer(entropy: Tensor, layer: int | None) -> Tensor:
 def require_guidance(
     model: TextModel, captions: Sequence[str], seed: int, num_inference_steps: int
 ) -> None:
-    """Raises NoMaterial where the model predicts the same with these prompts and without.
-
-    And ValueError where that is not finite.
-    """
+    """Raises ValueError where the prompts make no difference, or one that is not finite."""
     x_T, e = prompt_noise(model, seed, range(len(captions)), 1), model.encode(captions)
     t = prompt_timesteps(model, num_inference_steps)[0]
     with torch.no_grad():
@@ -126,7 +122,7 @@ def require_guidance(
     name = "|| D_t ||, the difference a prompt makes,"
     require(np.isfinite(largest), name, "finite", largest, "use detect.precision=32-true")
     if largest == 0:
-        raise NoMaterial(
+        raise ValueError(
             f"{name} is 0 for every prompt: the model ignores its prompt, and was not trained for "
             "classifier-free guidance"
         )

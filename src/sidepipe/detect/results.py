@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from sidepipe.detect.roc import measured, roc
 from sidepipe.detect.scores import Observed, Variant
 from sidepipe.features.thresholds import threshold_above
-from sidepipe.stage import NoMaterial
 from sidepipe.text.rates import rate as share
 
 log = logging.getLogger(__name__)
@@ -118,11 +117,10 @@ def scored(
     """The table with d, flagged and a column a signal, and the results' part about them.
 
     decision: the variant that gives d; the columns are of as many generations, and of || D_t || of
-    as many steps.
+    as many steps. Raises ValueError where no calibration prompt is left to give a threshold.
     """
-    left = int(calibrates(table).sum())
-    if left == 0:
-        raise NoMaterial(
+    if not calibrates(table).any():
+        raise ValueError(
             "all calibration prompts count as memorized and give no threshold: the model replays "
             "images for prompts it never saw; remedy: lower detect.label_false_positive_rate"
         )
