@@ -497,11 +497,16 @@ def test_more_steps_than_the_model_has_are_refused():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"timestep_spacing": "trailing"}, {"refine_steps": 1, "refine_t": 19}],
+    [
+        {"timestep_spacing": "trailing"},
+        {"refine_steps": 1, "refine_t": 19},
+        {"num_inference_steps": 19},  # leading timesteps 1 to 19, by the offset
+    ],
 )
 def test_eps_of_noise_alone_is_refused_before_the_model_is_trained(changes):
     def check(prediction_type):
         ends_in_noise = {"rescale_betas_zero_snr": True, "prediction_type": prediction_type}
+        ends_in_noise["steps_offset"] = 1
         dpm = TrainDPM(**{**SETTINGS, "noise_schedule": {**SCHEDULE, **ends_in_noise}})
         checked(generate(**changes), {"data": DIGITS, "dpm": dpm}, runtime())
 

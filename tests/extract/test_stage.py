@@ -1,5 +1,6 @@
 import csv
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -647,6 +648,14 @@ DPM = TrainDPM(
 def test_an_attack_that_guides_nowhere_is_refused_at_the_start(changes, message):
     with pytest.raises(ValueError, match=message):
         checked(extract(**changes), {"dpm": DPM}, RUNTIME)
+
+
+def test_the_interval_is_compared_with_the_timesteps_that_the_offset_gives():
+    noise_schedule = {**DPM.noise_schedule, "steps_offset": 1}
+    upstream = {"dpm": replace(DPM, noise_schedule=noise_schedule)}
+    checked(extract(t_min=951), upstream, RUNTIME)
+    with pytest.raises(ValueError, match=r"timesteps from 1 to 951 .* got \[0, 0\]"):
+        checked(extract(t_min=0, t_max=0), upstream, RUNTIME)
 
 
 @pytest.mark.parametrize(

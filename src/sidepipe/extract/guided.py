@@ -115,11 +115,11 @@ class GuidedSampling(Sampling):
         steps = dpm.noise_schedule["num_train_timesteps"]
         rule = f"< diffusion.num_train_timesteps = {steps}, or nothing is guided"
         require(self.t_min < steps, "extract.t_min", rule, self.t_min)
-        self._check_guides_somewhere(steps)
+        self._check_guides_somewhere(steps, dpm.noise_schedule.get("steps_offset", 0))
 
-    def _check_guides_somewhere(self, num_train_timesteps: int) -> None:
+    def _check_guides_somewhere(self, num_train_timesteps: int, steps_offset: int) -> None:
         about = (num_train_timesteps, self.num_inference_steps, self.timestep_spacing)
-        timesteps = sampling_timesteps(*about)
+        timesteps = sampling_timesteps(*about, steps_offset)
         within = self._guidance().within(timesteps)
         require(
             len(within) > 0,

@@ -113,7 +113,8 @@ class Sampling(Stage):
 
         scheduler = tried("diffusion", noise_schedule)
         alphas_cumprod, count = scheduler.alphas_cumprod, self.num_inference_steps
-        timesteps = sampling_timesteps(len(alphas_cumprod), count, self.timestep_spacing)
+        offset = scheduler.config["steps_offset"]
+        timesteps = sampling_timesteps(len(alphas_cumprod), count, self.timestep_spacing, offset)
         refined = [self.refine_t] if self.refine_steps > 0 else []
         kind = scheduler.config["prediction_type"]
         require_x_0(kind, alphas_cumprod, [*timesteps, *refined])
