@@ -14,12 +14,15 @@ def smoke(outputs: Path, *overrides: str) -> Sweep:
     return sweep_of("attack_demo", [*given, "seed=0", *overrides])
 
 
-def finish(task: Task, seconds: float, device: str = "1 x cpu, 2 threads") -> None:
+def finish(
+    task: Task, seconds: float, device: str = "1 x cpu, 2 threads", empty: bool = False
+) -> None:
     node = task.node
     content = {"stage": node.stage.name, "settings": node.settings, "device": device}
     inputs = {name: read.key for name, read in node.inputs.items()}
     task.folder.mkdir(parents=True, exist_ok=True)
-    manifest = {**content, "inputs": inputs, "seconds": seconds}
+    summary = {"empty": "nothing repeats"} if empty else {}
+    manifest = {**content, "inputs": inputs, "seconds": seconds, "summary": summary}
     artifacts.write_manifest(task.folder, manifest)
 
 
@@ -66,6 +69,17 @@ def test_artifacts_whose_inputs_were_deleted_are_passed_over(tmp_path: Path) -> 
     sweep = smoke(tmp_path)
     finish(dpm_of(sweep), 10.0)
     assert foretold(smoke(tmp_path, "dpm.lr=0.5")) is None
+
+
+def test_an_empty_artifact_predicts_nothing(tmp_path: Path) -> None:
+    """It took no time: forecasts of the work itself fell with it."""
+    for rate in (0.1, 0.2, 0.3):
+        for task in smoke(tmp_path, f"dpm.lr={rate}").tasks.values():
+            finish(task, 0.1, empty=True)
+    assert foretold(smoke(tmp_path, "dpm.lr=0.5")) is None
+    for task in smoke(tmp_path, "dpm.lr=0.4").tasks.values():
+        finish(task, 10.0)
+    assert foretold(smoke(tmp_path, "dpm.lr=0.5")) == 10.0
 
 
 def test_device_seconds_are_told_with_the_device(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def _finished(stages: Path) -> Iterator[_Finished]:
         except (FileNotFoundError, ValueError):
             continue  # something it was made from has been deleted, or is damaged
         manifest = manifests[stages.name]
+        if "empty" in manifest["summary"]:
+            continue  # it did no work
         settings = {stage: each["settings"] for stage, each in manifests.items()}
         devices = int(manifest["device"].split(" x ")[0])
         rate = devices * manifest["seconds"] / _work(stages.name, settings)
