@@ -60,7 +60,7 @@ def sections() -> list[ws.Section]:
                 k.RAREFACTION_IMAGES,
                 *(k.RAREFACTION_UNIQUE, k.RAREFACTION_LOW, k.RAREFACTION_HIGH),
             ),
-            _over_sizes("at least so many can be hit (Chao1)", k.AT_LEAST),
+            _over_sizes("at least so many can be hit, with 95 % confidence", k.AT_LEAST),
             _over_sizes("share of hits to come already seen", k.COVERAGE),
         ),
         _section(
