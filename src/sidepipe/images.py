@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from sidepipe.files import whole_file
@@ -30,6 +30,11 @@ def to_model(
     return tensor.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
 
 
+def finite_images(x: Float[Tensor, "n ..."]) -> Bool[Tensor, "n"]:
+    """Which images, or rows, hold only finite numbers."""
+    return x.isfinite().flatten(1).all(1)
+
+
 def to_uint8(x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
     """uint8 images from float ones in [-1, 1]; values outside are clipped.
 
@@ -37,9 +42,9 @@ def to_uint8(x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
     """
     import torch
 
-    finite = x_0.isfinite()
+    finite = finite_images(x_0)
     if not finite.all():
-        bad, count = int((~finite.flatten(1).all(1)).sum()), len(x_0)
+        bad, count = int((~finite).sum()), len(x_0)
         raise RuntimeError(
             f"{bad} of {count} images are not finite; remedy: check the model's weights, and set "
             "precision=32-true"

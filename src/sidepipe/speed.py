@@ -22,6 +22,8 @@ Compile = Literal["auto", True, False]
 PAYS_SECONDS = 600.0
 # Fewer evaluations than this are over sooner on any network, and are not worth timing.
 WORTH_TIMING = 10_000
+# What torch's autocast takes for a precision of Lightning; nothing for the others.
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 CPU_BATCH_SIZE = 256  # of 32, 64, 128 and 256 the fastest, the last two within 7 %
 MEMORY_SHARE = 0.8
 # glibc's mallopt: what to set, and the most that it takes.

@@ -14,9 +14,7 @@ from sidepipe.diffusion.guidance import gradient_at
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import at, clip_x_0
-from sidepipe.speed import cast_once
-
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+from sidepipe.speed import AUTOCAST, cast_once
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sidepipe.diffusion.schedule import EpsFn
+from sidepipe.images import finite_images
 
 # Of each eps: what predicted it, its t, and which images it is finite in.
 Seen = list[tuple[str, int, Bool[Tensor, "n"]]]
@@ -33,11 +34,6 @@ def watched(eps_fn: EpsFn, what: str, seen: Seen) -> EpsFn:
         return eps
 
     return watched_eps_fn
-
-
-def finite_images(x: Tensor) -> Bool[Tensor, "n"]:
-    """Which images, or rows, hold finite numbers alone."""
-    return x.isfinite().flatten(1).all(1)
 
 
 def require_finite_eps(seen: Seen, where: str, numbers: Sequence[int]) -> None:

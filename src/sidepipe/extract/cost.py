@@ -18,9 +18,9 @@ from torch.utils.flop_counter import flop_registry
 
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.schedule import for_each
+from sidepipe.speed import AUTOCAST
 
 WARM_UP, REPETITIONS = 1, 5
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @torch.no_grad()
