@@ -130,7 +130,14 @@ def test_a_folder_without_manifest_is_not_finished(tmp_path):
     assert not integrity.is_whole(tmp_path / "dpm" / "0123456789ab")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"files": ', "\x00\x00"])
+NO_MANIFEST = [
+    *("", "{}", "[]", "null", '{"files": ', "\x00\x00"),
+    *('{"files": ["a.npy"]}', '{"files": {"a.npy": 5}}', '{"files": {"a.npy": {"bytes": 5}}}'),
+    *('{"files": {"a.npy": {"bytes": "5", "sha256": ""}}}', '{"files": "a.npy"}'),
+]
+
+
+@pytest.mark.parametrize("text", NO_MANIFEST)
 def test_a_manifest_that_is_none_is_named_with_the_remedy(folder, text):
     (folder / "manifest.json").write_text(text)
     rule = r"0123456789ab/manifest\.json is damaged: .*; remedy: restore it, or delete /"
@@ -143,7 +150,15 @@ def test_a_manifest_that_lacks_an_entry_says_which(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["summary"], manifest["seconds"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="damaged: it lacks summary, seconds"):
+    with pytest.raises(ValueError, match="damaged: it has no valid summary, seconds;"):
+        integrity.is_whole(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seconds", None), ("seconds", "x"), ("summary", 5)])
+def test_an_entry_of_another_type_is_named(folder, name, value):
+    manifest = json.loads((folder / "manifest.json").read_text()) | {name: value}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"damaged: it has no valid {name};"):
         integrity.is_whole(folder)
 
 

@@ -246,7 +246,10 @@ def test_making_a_deleted_file_again_does_not_hide_that_another_changed(tmp_path
     assert artifacts.read_manifest(goal.folder(plan.runtime)) is not None
 
 
-@pytest.mark.parametrize("text", ["{}", "[", ""])
+BROKEN = ["{}", "[", "", '{"files": ["a.npy"]}', '{"files": {"a.npy": 5}}', '{"files": {}}']
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_one_broken_manifest_does_not_stop_the_status_of_the_others(
     tmp_path: Path, text: str
 ) -> None:
@@ -259,6 +262,48 @@ def test_one_broken_manifest_does_not_stop_the_status_of_the_others(
     assert states(plan)[1].startswith("done")
     with pytest.raises(ValueError, match=f"{manifest} is damaged"):
         pipeline.run(plan, "dpm")
+
+
+def test_a_manifest_that_cannot_be_read_does_not_stop_the_status_of_the_others(
+    tmp_path: Path,
+) -> None:
+    plan = make_plan(tmp_path)
+    pipeline.run(plan, "dpm")
+    manifest = first_file(plan).with_name("manifest.json")
+    manifest.unlink()
+    manifest.mkdir()
+    assert states(plan)[0].startswith("damaged: ")
+    assert str(manifest) in states(plan)[0]
+    assert states(plan)[1].startswith("done")
+
+
+def test_a_run_killed_while_it_reopens_an_artifact_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left seconds.json beside the manifest, which every later run refused."""
+    plan = make_plan(tmp_path)
+    (goal,) = pipeline.run(plan, "data")
+    folder = goal.folder(plan.runtime)
+    first_file(plan).unlink()
+    with monkeypatch.context() as killed:
+        killed.setattr(pipeline, "save_seconds", killed_after(save_seconds))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(plan, "data")
+    assert artifacts.read_manifest(folder) is not None
+    pipeline.run(plan, "data")
+    assert RAN == ["numbers", "numbers"]
+    assert states(plan)[0].startswith("done")
+    assert not (folder / artifacts.SECONDS).exists()
+
+
+def killed_after(function: Any) -> Any:
+    """`function`, at whose end the process is stopped."""
+
+    def then_killed(*args: Any) -> None:
+        function(*args)
+        raise KeyboardInterrupt
+
+    return then_killed
 
 
 def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:

@@ -71,9 +71,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = load_json(path, remedy(folder))
     except FileNotFoundError:
         return None
-    if not isinstance(manifest, dict) or "files" not in manifest:
-        raise ValueError(f"{path} is damaged: it lists no files; {remedy(folder)}")
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(listed, dict) or not all(map(_is_listed, listed.values())):
+        said = "it lists no files with their bytes and sha256"
+        raise ValueError(f"{path} is damaged: {said}; {remedy(folder)}")
     return manifest
+
+
+def _is_listed(file: Any) -> bool:
+    """Whether an entry of a manifest's files has what `write_manifest` writes."""
+    return (
+        isinstance(file, dict)
+        and isinstance(file.get("bytes"), int)
+        and isinstance(file.get("sha256"), str)
+    )
 
 
 def load_json(path: Path, remedy: str) -> Any:

@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from sidepipe.artifacts import MANIFEST, read_manifest, remedy
+from sidepipe.artifacts import MANIFEST, PROGRESS, SECONDS, read_manifest, remedy
 from sidepipe.files import sha256_of
 
 log = logging.getLogger(__name__)
 
 # What the pipeline reads of a manifest.
-ENTRIES = ("key", "settings", "inputs", "summary", "seconds", "finished", "files")
+ENTRIES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("key", "finished"), str),
+    **dict.fromkeys(("settings", "inputs", "summary", "files"), dict),
+    "seconds": (int, float),
+}
 # No stage reads these of a finished artifact: they may be deleted to free space, and logs edited.
 SPARE = ("*.ckpt", "log.txt", "error.json", "preview.png", "previews/*")
 # Stages look for files with these endings: one that the manifest does not list may mislead them.
@@ -54,8 +58,9 @@ def missing_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def require_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Raises ValueError for a file whose size is not that of the manifest; skips missing ones."""
-    if lost := [name for name in ENTRIES if name not in manifest]:
-        raise _damaged(folder / MANIFEST, f"it lacks {', '.join(lost)}", folder)
+    lost = [name for name, kind in ENTRIES.items() if not isinstance(manifest.get(name), kind)]
+    if lost:
+        raise _damaged(folder / MANIFEST, f"it has no valid {', '.join(lost)}", folder)
     if manifest["key"] != folder.name:
         raise _damaged(folder / MANIFEST, f"it is that of artifact {manifest['key']}", folder)
     for name, listed in _needed(manifest).items():
@@ -119,5 +124,12 @@ def _needed(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _is_own(name: str) -> bool:
-    """Whether the pipeline itself writes a file beside what the manifest lists."""
-    return name == MANIFEST or name.startswith(".") or any(fnmatch(name, s) for s in SPARE)
+    """Whether the pipeline itself writes a file beside what the manifest lists.
+
+    A run that was killed while it reopened the artifact leaves the files of an unfinished one.
+    """
+    return (
+        name in (MANIFEST, PROGRESS, SECONDS)
+        or name.startswith(".")
+        or any(fnmatch(name, s) for s in SPARE)
+    )

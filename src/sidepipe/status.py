@@ -30,7 +30,7 @@ def state(node: Node, runtime: Runtime) -> State:
         manifest = artifacts.read_manifest(folder)
         if manifest is not None:
             return _finished(folder, manifest)
-    except ValueError as error:  # this one; the others have states of their own
+    except (ValueError, OSError) as error:  # this one; the others have states of their own
         return State("damaged", f": {error}")
     progress = artifacts.read_progress(folder)
     at = f" at {progress['unit']} {progress['step']}/{progress['total']}" if progress else ""
