@@ -1,14 +1,17 @@
 """Paths, configs and weight files of other people's models, by names and JSON alone."""
 
 import json
+import shutil
 
 import pytest
 
 from sidepipe.pretrained import (
+    fingerprint,
     folder_or_hub_id,
     network_folder,
     parts_of,
     read_object,
+    unet_files,
     weight_files,
 )
 
@@ -192,3 +195,43 @@ def test_averaged_weights_in_a_folder_of_their_own_have_to_be_chosen(tmp_path):
         network_folder(tmp_path, None)
     assert network_folder(tmp_path, "ema") == tmp_path / "unet_ema"
     assert network_folder(tmp_path, "default") == tmp_path / "unet"
+
+
+def test_a_folder_of_averaged_weights_needs_no_variant_of_its_files(tmp_path):
+    for name in ("unet", "unet_ema"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diffusion_pytorch_model.bin").touch()
+    inside = tmp_path / "unet_ema"
+    files = unet_files(inside, "ema", pickles=True)
+    assert files == [inside / "diffusion_pytorch_model.bin"]
+    with pytest.raises(FileNotFoundError, match="pickled weights are not read"):
+        unet_files(inside, "ema")
+    with pytest.raises(ValueError, match=r"dpm.variant must be one of \['default'\]"):
+        unet_files(tmp_path / "unet", "ema", pickles=True)
+
+
+@pytest.mark.parametrize(
+    "hashed",
+    [
+        ["scheduler/a.json", "unet/b.json", "unet/c.bin"],
+        ["scheduler/a.json", "text_encoder/d.bin", "tokenizer/e.txt", "unet/b.json", "vae/c.bin"],
+        ["scheduler/a.json", "unet/b.json", "unet_ema/b.json"],
+        ["config.json", "scheduler_config.json"],
+        ["config.json", "scheduler/a.json"],
+        ["scheduler_config.json", "unet_ema/b.json"],
+    ],
+    ids=" ".join,
+)
+def test_a_fingerprint_is_of_the_parts_files_wherever_they_are(tmp_path, hashed):
+    for name in [*hashed, "samples/1.png", "unet/more/2.png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    if not any(name.startswith("unet/") for name in hashed):
+        shutil.rmtree(tmp_path / "unet")
+    before = fingerprint(tmp_path)
+    assert sorted(before) == hashed
+    for name in hashed:
+        (tmp_path / name).write_text("changed")
+        after = fingerprint(tmp_path)
+        assert {path for path in hashed if after[path] != before[path]} == {name}
+        before = after

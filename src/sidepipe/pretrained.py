@@ -1,6 +1,6 @@
 """Folders of models that somebody saved: where they are, their configs, and their weight files.
 
-Everything here reads names and JSON alone, so that a wrong path or a damaged config is refused
+All but `fingerprint` read names and JSON alone, so that a wrong path or a damaged config is refused
 before anything is loaded.
 """
 
@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sidepipe.files import sha256_of
 from sidepipe.settings import require
 
 HUB = "hf://"
+PARTS = ("unet", "scheduler", "text_encoder", "tokenizer", "vae")
 DEFAULT, EMA = "default", "ema"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # model.safetensors, diffusion_pytorch_model.fp16.bin, model.safetensors.index.json; not one shard.
@@ -113,6 +115,23 @@ def network_folder(folder: Path, variant: str | None) -> Path:
     remedy = f"set dpm.variant={DEFAULT} for {folder / 'unet'}, dpm.variant={EMA} for {averaged}"
     require(variant is not None, "dpm.variant", f"one of {choices}", variant, remedy)
     return averaged if variant == EMA else folder / "unet"
+
+
+def unet_files(folder: Path, variant: str | None, *, pickles: bool = False) -> list[Path]:
+    """The weight files of the UNet in a `network_folder`; arguments as of `weight_files`."""
+    # The folder unet_ema was chosen by its name; its file has none.
+    within = None if folder.name == f"unet_{EMA}" else variant
+    return weight_files(folder, within, pickles=pickles)
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a pipeline's parts, to notice a checkpoint that changed."""
+    networks = {folder / "unet", folder / f"unet_{EMA}"}
+    folders = {path for path in networks | {folder / name for name in PARTS} if path.is_dir()}
+    if not networks & folders or folder / "scheduler" not in folders:
+        folders.add(folder)  # the oldest have these files at the root
+    files = sorted(path for part in folders for path in part.iterdir() if path.is_file())
+    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
 
 
 def weight_files(

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.text.tiny import tiny_stable_diffusion
 
-from sidepipe.text.pipeline import check_pipeline, fingerprint, load_model
+from sidepipe.pretrained import fingerprint
+from sidepipe.text.pipeline import check_pipeline, load_model
 
 
 @pytest.fixture(scope="module")

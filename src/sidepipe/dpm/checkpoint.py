@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidepipe.files import sha256_of
 from sidepipe.pretrained import (
     DEFAULT,
     EMA,
@@ -20,6 +19,7 @@ from sidepipe.pretrained import (
     part_folder,
     parts_of,
     read_object,
+    unet_files,
     weight_files,
 )
 from sidepipe.schedules import log_replaced, read_schedule
@@ -68,15 +68,9 @@ def check_checkpoint(folder: Path, variant: str | None, size: int, channels: int
     require(size % halved == 0, f"sample_size of {where}", rule, size)
     scheduler = part_folder(folder, "scheduler") / SCHEDULER
     read_schedule(read_object(scheduler, MISSING), str(scheduler))
-    files = _files(inside, variant)
+    files = unet_files(inside, variant, pickles=True)
     if (shapes := read_shapes(files)) is not None:
         network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
-
-
-def _files(folder: Path, variant: str | None) -> list[Path]:
-    # The folder unet_ema was chosen by its name; its file has none.
-    within = None if folder.name == f"unet_{EMA}" else variant
-    return weight_files(folder, within, pickles=True)
 
 
 def check_kind(config: Mapping[str, Any], where: str) -> None:
@@ -127,7 +121,7 @@ def load_checkpoint(
     folder = found if isinstance(found, Path) else _fetched(found, revision, variant)
     check_checkpoint(folder, variant, size, channels)
     inside = network_folder(folder, variant)
-    files = _files(inside, variant)
+    files = unet_files(inside, variant, pickles=True)
     log.info("reading %s", ", ".join(map(str, files)))
     unet: Any = read_network(UNet2DModel, inside, files)
     unet.register_to_config(sample_size=size)  # of [8, 8] a number
@@ -149,11 +143,3 @@ def load_unet(folder: Path) -> UNet2DModel:
     from diffusers import UNet2DModel
 
     return read_network(UNet2DModel, folder, weight_files(folder))
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of the network's and the schedule's files, to notice a checkpoint that changed."""
-    parts = {path for name in ("unet", "unet_ema") if (path := folder / name).is_dir()} or {folder}
-    parts.add(part_folder(folder, "scheduler"))
-    files = sorted(path for part in parts for path in part.iterdir() if path.is_file())
-    return {str(path.relative_to(folder)): sha256_of(path) for path in files}

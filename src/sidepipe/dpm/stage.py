@@ -16,13 +16,12 @@ from sidepipe.data.stage import load as load_images
 from sidepipe.dpm.checkpoint import (
     check_checkpoint,
     check_network,
-    fingerprint,
     load_checkpoint,
     load_unet,
 )
 from sidepipe.dpm.duplicates import PAIRS, OnDuplicates, require_allowed, without_duplicates
 from sidepipe.dpm.subset import split
-from sidepipe.pretrained import folder_or_hub_id
+from sidepipe.pretrained import fingerprint, folder_or_hub_id
 from sidepipe.schedules import check_alphas, check_scheduler, clip_range
 from sidepipe.settings import build, require, tried
 from sidepipe.stage import Runtime, Stage
@@ -261,13 +260,9 @@ class Pretrained(DPM):
             f"{partitions}, got null; remedy: 'dpm.train_partitions=[train]'"
         )
 
-    def _fingerprint(self, folder: Path) -> dict[str, str]:
-        """SHA-256 of the checkpoint's files."""
-        raise NotImplementedError
-
     def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
         folder = Path(self.path).expanduser()
-        if not folder.is_dir() or self._fingerprint(folder) == summary["files"]:
+        if not folder.is_dir() or fingerprint(folder) == summary["files"]:
             return None  # the checkpoint need not be at hand once the artifact is
         return (
             f"the checkpoint {folder} changed since this artifact was made; results are of the old "
@@ -294,9 +289,6 @@ class PretrainedDPM(Pretrained):
         assert isinstance(data, Data)
         if (folder := self._local_folder()) is not None:
             check_checkpoint(folder, self.variant, data.size, data.channels)
-
-    def _fingerprint(self, folder: Path) -> dict[str, str]:
-        return fingerprint(folder)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         from diffusers import DDPMPipeline

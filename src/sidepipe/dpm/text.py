@@ -13,6 +13,7 @@ import numpy as np
 from sidepipe.data.stage import Data, load_captions
 from sidepipe.data.stage import load as load_images
 from sidepipe.dpm.stage import Pretrained, TrainedDPM
+from sidepipe.pretrained import fingerprint
 from sidepipe.schedules import clip_range
 from sidepipe.settings import bind, build, require
 from sidepipe.stage import Precision, Runtime, Stage
@@ -223,15 +224,9 @@ class PretrainedTextDPM(Pretrained):
         if (folder := self._local_folder()) is not None:
             check_pipeline(folder, self.variant)
 
-    def _fingerprint(self, folder: Path) -> dict[str, str]:
-        from sidepipe.text.pipeline import fingerprint
-
-        return fingerprint(folder)
-
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         from sidepipe.text.pipeline import (
             check_pipeline,
-            fingerprint,
             found_folder,
             load_model,
             load_schedule,

@@ -13,13 +13,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from sidepipe.artifacts import write_json
-from sidepipe.files import sha256_of
 from sidepipe.pretrained import (
+    PARTS,
     folder_or_hub_id,
     network_folder,
     one_line,
     parts_of,
     read_object,
+    unet_files,
     weight_files,
 )
 from sidepipe.schedules import clip_range, read_schedule
@@ -37,7 +38,6 @@ from sidepipe.weights import (
     shapes_of,
 )
 
-PARTS = ("unet", "scheduler", "text_encoder", "tokenizer", "vae")
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 MISSING = "dpm.path must name a folder written by StableDiffusionPipeline.save_pretrained"
 # Parts that Stable Diffusion's index names and that nothing here uses.
@@ -106,13 +106,8 @@ def _checked_unet(inside: Path, variant: str | None) -> Any:
     size = unet.config["sample_size"]
     remedy = 'write "sample_size" there: pixels a side or, of latents, pixels divided by 8'
     require(size is not None, f"sample_size of {path}", "set", size, remedy)
-    _check_names(unet, _unet_files(inside, variant))
+    _check_names(unet, unet_files(inside, variant))
     return unet
-
-
-def _unet_files(inside: Path, variant: str | None) -> list[Path]:
-    # The folder unet_ema was chosen by its name; its file has none.
-    return weight_files(inside, None if inside.name == "unet_ema" else variant)
 
 
 def _checked_vae(folder: Path, variant: str | None, unet: Any) -> None:
@@ -174,7 +169,7 @@ def load_model(
     _without_bars()
     parts = parts_of(read_object(folder / INDEX, MISSING))
     inside = network_folder(folder, variant)
-    unet: Any = read_network(UNet2DConditionModel, inside, _unet_files(inside, variant))
+    unet: Any = read_network(UNet2DConditionModel, inside, unet_files(inside, variant))
     encoder = read_text_encoder(folder / "text_encoder", variant)
     vae: Any = None
     if "vae" in parts:
@@ -278,10 +273,3 @@ def _without_bars() -> None:
 
 def _class_of(part: Any) -> list[str]:
     return [type(part).__module__.partition(".")[0], type(part).__name__]
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of the parts' files, to notice a checkpoint that changed."""
-    names = (*PARTS, "unet_ema")
-    files = sorted(path for name in names for path in (folder / name).glob("*") if path.is_file())
-    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
