@@ -106,7 +106,9 @@ class CelebA(Source):
         log.info("%s lists %d images, %s holds %d", table, len(numbers), images, len(there))
         files = celeba_files.located(numbers, there, images, table)
         if left_out := len(there) - len(files):
-            log.warning("%d images of %s are left out: %s has them not", left_out, images, table)
+            log.warning(
+                "%d images of %s are left out: %s does not list them", left_out, images, table
+            )
         people = celeba_files.find_list(Path(self.folder), "identity_CelebA")
         identities = celeba_files.read_pairs(people) if people else {}
         entries = []

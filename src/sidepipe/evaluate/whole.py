@@ -76,7 +76,7 @@ def quality(c: Comparison) -> dict[str, Any]:
 
 
 def divergence(c: Comparison) -> dict[str, Any] | None:
-    """Memorisation divergence of up to 2,000 training images and as many held-out ones.
+    """Memorization divergence of up to 2,000 training images and as many held-out ones.
 
     In feature space; the model's density is a kernel estimate from its own images, with the same
     bandwidth, which is of the held-out images. None where most of these have an exact double.
@@ -85,7 +85,7 @@ def divergence(c: Comparison) -> dict[str, Any] | None:
     try:
         bandwidth = default_bandwidth(c.heldout.features[:count])
     except ValueError as error:
-        log.warning("no memorisation divergence: %s", error)
+        log.warning("no memorization divergence: %s", error)
         return None
     log_p = kde_log_density(c.queries, bandwidth)
     found: dict[str, Any] = {"bandwidth": bandwidth, "num_images": count}

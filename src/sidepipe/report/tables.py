@@ -62,9 +62,9 @@ def _hits_row(attack: Attack) -> list[str]:
 def rarefaction_table(attacks: Sequence[Attack]) -> Table:
     """How many different training images there are to extract, as far as the hits tell."""
     groups = [("hits found", 4), ("training images within reach", 2)]
-    groups.append(("check: all, foretold from a quarter", 4))
+    groups.append(("check: all, predicted from a quarter", 4))
     columns = ["hits", "different", "seen once", "seen twice", "at least (95 % confidence)"]
-    columns += ["coverage, %", "from images", "foretold (95 % interval)", "found", "error, %"]
+    columns += ["coverage, %", "from images", "predicted (95 % interval)", "found", "error, %"]
     rows = [(attack.name, _rarefaction_row(attack)) for attack in attacks]
     return Table(
         "rarefaction", "What was found, and what it says of the rest", groups, columns, rows
