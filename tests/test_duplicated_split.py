@@ -112,12 +112,32 @@ def test_two_copies_in_heldout_are_an_error_and_dropped_all_sixty_copies_are_hit
     assert hits(of_user(*wanted, "data.on_duplicates=drop")) == 60
 
 
-def test_kept_exact_copies_are_an_error_before_the_attack_is_judged(of_user):
+def test_kept_exact_copies_that_hide_every_hit_are_an_error_before_the_model_is_read(of_user):
     heldout = np.concatenate([OTHERS, TRAIN[:2]])
     the_plan = of_user(TRAIN, heldout, TRAIN[COPIED], "data.on_duplicates=keep")
-    with pytest.raises(ValueError, match=r"no image could be a hit .*heldout0400.png and train/"):
+    message = (
+        r"no image could be a hit at a false positive rate of 0.249 %: 2 of 402 held-out images "
+        r"are exact copies of training images \(heldout/heldout040(0.png = train/train0000|"
+        r"1.png = train/train0001).png, .*on_duplicates=drop"
+    )
+    with pytest.raises(ValueError, match=message):
         pipeline.run(the_plan, "all")
-    assert made(the_plan) == {"data", "dpm"}
+    assert made(the_plan) == {"data"}
+
+
+def test_one_kept_exact_copy_hides_nothing(of_user):
+    heldout = np.concatenate([OTHERS, TRAIN[:1]])
+    assert hits(of_user(TRAIN, heldout, TRAIN[COPIED], "data.on_duplicates=keep")) == 60
+
+
+def test_dropped_images_do_not_count_in_the_checks_before_the_model_is_read(of_user):
+    # Half of 130 held-out images are enough for a descriptor, half of the 126 that remain are not.
+    overrides = ("evaluate=copydet", "descriptor.fraction=0.5", "data.on_duplicates=drop")
+    heldout = np.concatenate([OTHERS[:126], TRAIN[:4]])
+    the_plan = of_user(TRAIN, heldout, TRAIN[COPIED], *overrides)
+    with pytest.raises(ValueError, match=r"descriptor.fraction must be enough for 64 of the 126"):
+        pipeline.run(the_plan, "all")
+    assert made(the_plan) == {"data"}
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
@@ -229,6 +249,15 @@ def test_a_folder_of_160_images_is_trained_on_with_a_larger_rate(tmp_path, monke
     with pytest.raises(KeyError, match="training starts"):
         pipeline.run(the_plan, "all")
     assert "80 held-out images are too few for a false positive rate of 0.1 %" in caplog.text
+
+
+def test_a_pool_of_several_partitions_is_a_single_warning(tmp_path, monkeypatch, caplog):
+    write_images(tmp_path / "images" / "test", OTHERS[20:100])
+    the_plan = trained(tmp_path, 80, "dpm.num_train_images=80")
+    monkeypatch.setattr(TrainDPM, "fit", stop)
+    with pytest.raises(KeyError, match="training starts"):
+        pipeline.run(the_plan, "all")
+    assert caplog.text.count("drawn from every partition") == 1
 
 
 def stop(*arguments, **options):

@@ -291,6 +291,31 @@ def test_what_other_stages_lack_is_said_at_start_up():
         checked(detect(label_threshold=-0.1), {"data": PLANTED, "dpm": TEXT}, RUNTIME)
 
 
+def data_with_copies(folder, number):
+    """Data of 40 training and 30 held-out images, of which `number` are copies of the former."""
+    inputs, images = artifacts(folder)
+    images[40 : 40 + number] = images[:number]
+    np.save(inputs["data"] / "images.npy", images)
+    return inputs["data"]
+
+
+def test_dropped_duplicates_do_not_calibrate(tmp_path):
+    upstream = {"dpm": replace(TEXT, train_partitions=["train"], on_duplicates="drop")}
+    stage = detect(false_positive_rate=0.07)
+    stage.check_data(data_with_copies(tmp_path / "none", 0), upstream, RUNTIME)
+    with pytest.raises(ValueError, match=r"calibration prompts must be .* = 15, got 13"):
+        stage.check_data(data_with_copies(tmp_path / "four", 4), upstream, RUNTIME)
+
+
+def test_kept_copies_that_hide_every_replay_are_an_error_before_training(tmp_path):
+    upstream = {"dpm": replace(TEXT, train_partitions=["train"], on_duplicates="keep")}
+    detect().check_data(data_with_copies(tmp_path / "three", 3), upstream, RUNTIME)
+    four = data_with_copies(tmp_path / "four", 4)
+    with pytest.raises(ValueError, match=r"no image could be a hit .* 4 of 30 .*NA4. = NA., NA4"):
+        detect().check_data(four, upstream, RUNTIME)
+    detect(label_threshold=0.1).check_data(four, upstream, RUNTIME)
+
+
 def test_files_are_looked_for_and_a_changed_one_is_noticed(tmp_path):
     settings = files(tmp_path)
     stage = detect(**settings)

@@ -286,7 +286,7 @@ def test_partitions_that_a_checkpoint_was_trained_on_are_never_guessed(
         r"dpm.train_partitions must name .* of train \(100\), val \(100\), test \(60\), got null"
     )
     with pytest.raises(ValueError, match=message):
-        stage.run(out, {"data": partitioned}, RUNTIME)
+        stage.check_data(partitioned, {}, RUNTIME)
     stage = pretrained(path, num_train_images=None, train_partitions=["train"])
     stage.run(out, {"data": partitioned}, RUNTIME)
     train, unseen = load_subset(out)

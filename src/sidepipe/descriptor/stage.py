@@ -87,7 +87,7 @@ class Descriptor(Training):
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
-        self.rows(dpm.split(data)[1])
+        self.rows(dpm.split(data, runtime)[1])
 
     def rows(self, unseen: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "n"]:
         """Those of the unseen images that it takes; ValueError where they are too few."""

@@ -160,11 +160,12 @@ class DetectPrompts(Stage):
 
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
-        train, unseen = dpm.split(data)
+        train, unseen = dpm.split(data, runtime)
         if self.prompts is None:
             self._require_calibration(self._of_data(data, train, unseen))
         if len(train) and self.label_threshold is None:
             usable_label_rate(self.label_false_positive_rate, len(unseen))
+            dpm.require_few_copies(data, unseen, [self.label_false_positive_rate], runtime)
 
     def check_sources(self, runtime: Runtime) -> None:
         for path in self._files(runtime).values():

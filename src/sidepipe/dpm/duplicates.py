@@ -8,8 +8,9 @@ copies are no longer hits. So duplicates are found before anything is trained.
 import csv
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +20,13 @@ from jaxtyping import Int64
 from sidepipe.data.stage import load as load_images
 from sidepipe.data.stage import load_ids
 from sidepipe.features.image_duplicates import RATIO, Duplicates, duplicates, typical_distance
-from sidepipe.features.thresholds import MIN_UNSEEN
+from sidepipe.features.thresholds import MIN_UNSEEN, allowed, usable_rates
 from sidepipe.settings import require
 from sidepipe.stage import Runtime
 
 log = logging.getLogger(__name__)
 
+Rows = Int64[np.ndarray, "m"]
 OnDuplicates = Literal["error", "drop", "keep"]
 NAMED = 5  # pairs in a message
 PAIRS = "duplicates.csv"
@@ -64,14 +66,16 @@ def without_duplicates(
     than `MIN_UNSEEN` of them.
     """
     images, ids = load_images(data), load_ids(data)
-    limit = typical_distance(images, np.concatenate([train, heldout])) / RATIO
-    across = duplicates(images, heldout, train, limit, _said("held-out", len(heldout), runtime))
-    within = duplicates(images, train, train, limit, _said("training", len(train), runtime))
+    limit, across = _across(data, train, heldout, runtime)
+    within = duplicates(
+        images, train, train, limit, _said("training", len(train), runtime.progress_seconds)
+    )
     rows = [*_rows("held-out", ids, heldout, across), *_rows("training", ids, train, within)]
     with (folder / PAIRS).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["set", "id", "duplicate_of", "distance", "mirrored"], *rows])
-    left = heldout[~across.found] if on_duplicates == "drop" else heldout
+    drop = on_duplicates == "drop"
+    left = not_duplicated(data, train, heldout, runtime) if drop else heldout
     counts = Counts(
         across=int(across.found.sum()),
         across_exact=int(across.exact.sum()),
@@ -83,7 +87,6 @@ def without_duplicates(
     )
     require_allowed(asdict(counts), on_duplicates, len(heldout), folder / PAIRS)
     if counts.dropped:
-        _require_enough(len(left), len(heldout))
         log.warning("%s; they are left out", _found(asdict(counts), len(heldout)))
     elif counts.across:
         log.warning("%s; they are kept", _found(asdict(counts), len(heldout)))
@@ -93,6 +96,61 @@ def without_duplicates(
             *(counts.within, len(train), counts.within_exact),
         )
     return left, asdict(counts)
+
+
+def _across(data: Path, train: Rows, heldout: Rows, runtime: Runtime) -> tuple[float, Duplicates]:
+    """The largest distance of a near duplicate, and the held-out images' duplicates in training."""
+    return _searched(data, train.tobytes(), heldout.tobytes(), runtime.progress_seconds)
+
+
+@lru_cache(maxsize=8)  # the checks before training and the training itself ask for the same
+def _searched(
+    data: Path, train_rows: bytes, heldout_rows: bytes, progress_seconds: float
+) -> tuple[float, Duplicates]:
+    images = load_images(data)
+    train, heldout = (np.frombuffer(rows, np.int64) for rows in (train_rows, heldout_rows))
+    limit = typical_distance(images, np.concatenate([train, heldout])) / RATIO
+    say = _said("held-out", len(heldout), progress_seconds)
+    return limit, duplicates(images, heldout, train, limit, say)
+
+
+def not_duplicated(data: Path, train: Rows, heldout: Rows, runtime: Runtime) -> Rows:
+    """The held-out images that duplicate no training image.
+
+    Raises ValueError where some do and fewer than `MIN_UNSEEN` are left.
+    """
+    left = heldout[~_across(data, train, heldout, runtime)[1].found]
+    name = f"the number of held-out images that data.on_duplicates=drop leaves of {len(heldout)}"
+    fits = len(left) == len(heldout) or len(left) >= MIN_UNSEEN
+    require(fits, name, f">= {MIN_UNSEEN}", len(left), "bring others, not trained on")
+    return left
+
+
+def require_few_copies(
+    data: Path,
+    train: Rows,
+    heldout: Rows,
+    unseen: Rows,
+    rates: Sequence[float],
+    runtime: Runtime,
+) -> None:
+    """Raises ValueError where exact copies would hide every hit, whatever the encoder.
+
+    unseen: the held-out images that thresholds at the false positive rates are set on. An encoder
+    that finds more copies than there are equal images is found by the stage that encodes them.
+    """
+    found = _across(data, train, heldout, runtime)[1]
+    copies = found.exact & ~found.mirrored & np.isin(heldout, unseen)
+    rate = min(usable_rates(rates, len(unseen)))
+    if copies.sum() > allowed(len(unseen), rate):
+        ids, first = load_ids(data), np.flatnonzero(copies)[:NAMED]
+        named = ", ".join(f"{ids[heldout[i]]} = {ids[found.row[i]]}" for i in first)
+        raise ValueError(
+            f"no image could be a hit at a false positive rate of {100 * rate:.3g} %: "
+            f"{copies.sum()} of {len(unseen)} held-out images are exact copies of training images "
+            f"({named}{', ...' if copies.sum() > NAMED else ''}), so that not even an exact copy "
+            "would reach the threshold; remedy: data.on_duplicates=drop leaves them out"
+        )
 
 
 def require_allowed(
@@ -120,11 +178,6 @@ def _found(counts: Mapping[str, Any], num_heldout: int) -> str:
     )
 
 
-def _require_enough(left: int, num_heldout: int) -> None:
-    name = f"the number of held-out images that data.on_duplicates=drop leaves of {num_heldout}"
-    require(left >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", left, "bring others, not trained on")
-
-
 def _rows(
     name: str, ids: np.ndarray, rows: Int64[np.ndarray, "m"], found: Duplicates
 ) -> list[list[Any]]:
@@ -141,13 +194,13 @@ def _in_words(row: list[Any]) -> str:
     return f"{one} = {other} ({how}{', mirrored' if mirrored else ''})"
 
 
-def _said(name: str, total: int, runtime: Runtime) -> Callable[[int], None]:
+def _said(name: str, total: int, progress_seconds: float) -> Callable[[int], None]:
     """A function that logs progress now and then."""
     said = time.monotonic()
 
     def say(done: int) -> None:
         nonlocal said
-        if time.monotonic() - said >= runtime.progress_seconds:
+        if time.monotonic() - said >= progress_seconds:
             said = time.monotonic()
             log.info("%d of %d %s images searched for duplicates", done, total, name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,14 @@ from sidepipe.dpm.checkpoint import (
     load_checkpoint,
     load_unet,
 )
-from sidepipe.dpm.duplicates import PAIRS, OnDuplicates, require_allowed, without_duplicates
+from sidepipe.dpm.duplicates import (
+    PAIRS,
+    OnDuplicates,
+    not_duplicated,
+    require_allowed,
+    require_few_copies,
+    without_duplicates,
+)
 from sidepipe.dpm.subset import split
 from sidepipe.pretrained import fingerprint, folder_or_hub_id
 from sidepipe.schedules import check_alphas, check_scheduler, clip_range
@@ -68,18 +75,33 @@ class DPM(Stage):
     def unused(self) -> tuple[str, ...]:
         return super().unused() if self.on_duplicates == "drop" else ("on_duplicates",)
 
-    def split(self, data: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the data's training images and of all others, with what duplicates them.
+    def split(self, data: Path, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the training and of the held-out images, as in the artifact.
 
-        Raises ValueError where the data cannot be split as the settings say.
+        The first call searches for the duplicates that are dropped. Raises ValueError where the
+        data cannot be split as the settings say.
         """
+        train, others = self._all(data)
+        if self.on_duplicates == "drop":
+            return train, not_duplicated(data, train, others, runtime)
+        return train, others
+
+    def _all(self, data: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the training images and of all others, with those that duplicate them."""
         return split(
             load_partitions(data), self.num_train_images, self.train_partitions, self.subset_seed
         )
 
+    def require_few_copies(
+        self, data: Path, unseen: np.ndarray, rates: Sequence[float], runtime: Runtime
+    ) -> None:
+        """Raises ValueError where kept copies in the rows `unseen` would hide every hit."""
+        if self.on_duplicates == "keep":
+            require_few_copies(data, *self._all(data), unseen, rates, runtime)
+
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         self._check_partitions(data)
-        self.split(data)
+        self.split(data, runtime)
 
     def check_artifact(self, folder: Path, summary: Mapping[str, Any]) -> None:
         found, num_heldout = summary["duplicates"], summary["num_heldout_images"]
@@ -89,8 +111,7 @@ class DPM(Stage):
         self, folder: Path, data: Path, runtime: Runtime
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """Rows of the training and of the held-out images, and what the summary tells of them."""
-        self._check_partitions(data)
-        train, heldout = self.split(data)
+        train, heldout = self._all(data)
         heldout, found = without_duplicates(
             folder, data, train, heldout, self.on_duplicates, runtime
         )
@@ -243,7 +264,6 @@ class Pretrained(DPM):
     trained on.
     """
 
-    version: ClassVar[int] = 2  # 1: weights that did not fit were left random
     path: str
     revision: str | None
     variant: str | None

@@ -81,7 +81,7 @@ class TrainTextDPM(TrainedDPM):
 
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check_data(data, upstream, runtime)
-        if self.memorization_filter is not None and len(self.split(data)[1]) == 0:
+        if self.memorization_filter is not None and len(self.split(data, runtime)[1]) == 0:
             raise ValueError(
                 "dpm.memorization_filter needs held-out pairs to calibrate on, and there are none; "
                 "remedy: lower dpm.num_train_images, or set 'dpm.train_partitions=[train]'"

@@ -54,7 +54,7 @@ class Original(Stage):
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
-        self._labelled(data, dpm.split(data)[1], runtime)
+        self._labelled(data, dpm.split(data, runtime)[1], runtime)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         rows, names, classes = self._labelled(inputs["data"], load_unseen(inputs["dpm"]), runtime)

@@ -77,13 +77,14 @@ class Reference(Stage):
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm, descriptor = upstream["dpm"], upstream.get("descriptor")
         assert isinstance(dpm, DPM)
-        unseen = dpm.split(data)[1]
+        unseen = dpm.split(data, runtime)[1]
         if len(unseen) == 0:
             raise ValueError(NO_HELDOUT)
-        taken = descriptor.rows(unseen) if isinstance(descriptor, Descriptor) else unseen[:0]
-        num_unseen = len(unseen) - len(taken)
-        used = usable_rates(self.false_positive_rates, num_unseen)
-        warn_of_rates(self.false_positive_rates, used, num_unseen)
+        if isinstance(descriptor, Descriptor):
+            unseen = unseen[~np.isin(unseen, descriptor.rows(unseen))]
+        used = usable_rates(self.false_positive_rates, len(unseen))
+        warn_of_rates(self.false_positive_rates, used, len(unseen))
+        dpm.require_few_copies(data, unseen, self.false_positive_rates, runtime)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         from sidepipe.features.real import near_duplicates, real_images
