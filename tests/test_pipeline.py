@@ -1,8 +1,8 @@
 """Running the graph: only what is missing, each artifact once, states told truly."""
 
 import json
-import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -123,14 +123,24 @@ def test_status_tells_missing_from_running(tmp_path: Path) -> None:
     assert states(plan)[0] == "unfinished at image 7/9: the same command resumes"
 
 
-def test_a_source_that_changed_is_a_warning_and_not_a_new_artifact(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    pipeline.run(make_plan(tmp_path), "data")
-    with caplog.at_level(logging.WARNING):
-        pipeline.run(make_plan(tmp_path, changed=True), "data")
-    assert "the files changed" in caplog.text
+def test_a_source_that_changed_is_an_error_with_the_artifact_to_delete(tmp_path: Path) -> None:
+    """Results would silently be of the old files."""
+    plan = make_plan(tmp_path)
+    pipeline.run(plan, "data")
+    changed = make_plan(tmp_path, changed=True)
+    folder = re.escape(str(changed.goals("data")[0].folder(changed.runtime)))
+    with pytest.raises(ValueError, match=f"the files changed: {folder}$"):
+        pipeline.run(changed, "data")
     assert RAN == ["numbers"]
+
+
+def test_an_edited_result_is_an_error_before_it_is_printed(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    pipeline.run(plan, "data")
+    numbers = plan.goals("data")[0].folder(plan.runtime) / "numbers.json"
+    numbers.write_text(numbers.read_text().replace("2", "3"))
+    with pytest.raises(ValueError, match=r"numbers.json is damaged: its content has changed"):
+        pipeline.run(plan, "data")
 
 
 def test_an_unknown_stage_is_refused_with_the_closest_one(tmp_path: Path) -> None:

@@ -37,20 +37,22 @@ def key_of(
     """Twelve hex digits that name the artifact of these settings and inputs.
 
     Numbers are normalised: `3` and `3.0` are the same setting. The order of inputs counts: a
-    report's rows are its inputs.
+    report's rows are its inputs. Raises ValueError for a number that is not finite.
     """
-    content = [stage, version, _normal(settings), list(input_keys.items())]
+    content = [stage, version, _normal(settings, stage), list(input_keys.items())]
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _normal(value: Any) -> Any:
+def _normal(value: Any, where: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be a finite number, got {value}")
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
-        return {str(k): _normal(v) for k, v in value.items()}
+        return {str(k): _normal(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_normal(v) for v in value]
+        return [_normal(v, f"{where}.{i}") for i, v in enumerate(value)]
     return value
 
 

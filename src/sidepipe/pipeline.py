@@ -37,7 +37,10 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
     made = [node for node in order.values() if make(node, the_plan)]
     if not made:
         log.info("nothing to do: all %d artifacts are there", len(order))
-    return the_plan.goals(stage)
+    goals = the_plan.goals(stage)
+    for goal in goals:  # its table is printed, and its page is opened
+        integrity.require_unchanged(goal.folder(the_plan.runtime))
+    return goals
 
 
 def make(node: Node, the_plan: Plan) -> bool:
@@ -52,7 +55,7 @@ def make(node: Node, the_plan: Plan) -> bool:
         _check_data(node, the_plan)
         is_empty = "empty" in summary
         if not is_empty and (why := node.stage.source_changed(summary, the_plan.runtime)):
-            log.warning("%s %s: %s", title, node.key, why)
+            raise ValueError(f"{title} {node.key}: {why}: {folder}")
         return False
 
     def say_wait(owner: artifacts.Owner) -> None:
@@ -208,7 +211,7 @@ def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, 
     inputs = {name: n.folder(the_plan.runtime) for name, n in node.inputs.items()}
     empty = [why for path in inputs.values() if (why := artifacts.why_empty(path)) is not None]
     if empty and not node.stage.takes_empty:
-        log.info("%s: empty, for what it reads is", title)
+        log.info("%s: skipped, because it reads a stage without a result", title)
         return {"empty": empty[0]}
     try:
         return node.stage.run(folder, inputs, the_plan.runtime)

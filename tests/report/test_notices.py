@@ -109,3 +109,11 @@ def test_a_row_without_material_is_a_sentence():
         {"summary": {}}, {"summary": {}}, [], empty={"repeats": "nothing repeats; remedy: x"}
     )
     assert found == ["repeats has no result: nothing repeats; remedy: x."]
+
+
+def test_rows_without_a_result_for_one_reason_share_a_sentence():
+    rows = dict.fromkeys(("one", "two"), "nothing repeats") | {"three": "no cluster is kept"}
+    assert notices({"summary": {}}, {"summary": {}}, [], empty=rows) == [
+        "one, two have no result: nothing repeats.",
+        "three has no result: no cluster is kept.",
+    ]

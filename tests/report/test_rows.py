@@ -77,3 +77,12 @@ def test_refinement_is_explained_by_its_steps_and_noise_level():
     assert described(attack({"surrogate": "none", "refine_steps": 8})) == (
         "plain sampling; then refinement: each finished image is denoised 8 times from t = 60"
     )
+
+
+def test_rows_of_different_cost_are_told_apart():
+    told = [
+        described(attack({"surrogate": "none", "num_inference_steps": n, "refine_steps": 8}))
+        for n in (10, 50)
+    ]
+    assert told[0].startswith("plain sampling in 10 steps; then refinement")
+    assert told[1].startswith("plain sampling in 50 steps; then refinement")

@@ -95,8 +95,8 @@ class Data(Stage):
             return None
         return (
             f"the source's files changed since this artifact was made ({summary['listing']} -> "
-            f"{listing}); results are of the old ones; remedy: delete the artifact's folder to "
-            "read them again"
+            f"{listing}), and results would be of the old ones; remedy: restore them, or delete "
+            "the artifact's folder to read them again"
         )
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:

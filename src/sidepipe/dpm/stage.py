@@ -285,8 +285,8 @@ class Pretrained(DPM):
         if not folder.is_dir() or fingerprint(folder) == summary["files"]:
             return None  # the checkpoint need not be at hand once the artifact is
         return (
-            f"the checkpoint {folder} changed since this artifact was made; results are of the old "
-            "one; remedy: delete the artifact's folder to read it again"
+            f"the checkpoint {folder} changed since this artifact was made, and results would be "
+            "of the old one; remedy: restore it, or delete the artifact's folder to read it again"
         )
 
 

@@ -29,7 +29,13 @@ def notices(
     the images of prompts; None for no prompts. empty: rows with nothing to work on, and why.
     """
     found = [*_of_data(data["summary"]), *_of_model(dpm["summary"]), *_of_attacks(attacks)]
-    without = [f"{name} has no result: {why}." for name, why in empty.items()]
+    rows: dict[str, list[str]] = {}
+    for name, why in empty.items():
+        rows.setdefault(why, []).append(name)
+    without = [
+        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no result: {why}."
+        for why, names in rows.items()
+    ]
     return [*found, *_of_labels(labels or {}), *without]
 
 

@@ -43,7 +43,9 @@ def is_side(attack: Attack) -> bool:
 def _guidance(attack: Attack) -> str:
     if not attack.guided:
         prompts = attack.settings.get("prompts")
-        return f"plain sampling with the prompts {prompts}" if prompts else "plain sampling"
+        text = f"plain sampling with the prompts {prompts}" if prompts else "plain sampling"
+        steps = attack.settings.get("num_inference_steps")
+        return f"{text} in {count(steps)} steps" if steps else text
     labels = _LABELS.get(_assigned(attack), "labels")
     text = _SURROGATES[attack.settings["surrogate"]].format(labels=labels)
     if _classifier(attack, "noised", True) is False:
