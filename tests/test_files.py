@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from sidepipe import parts, shards
 from sidepipe.checkpoints import CheckpointByRename
 from sidepipe.data.reading import Entry, read_images
-from sidepipe.files import CannotWrite, cannot_write, is_disk_full, whole_file
+from sidepipe.files import CannotWrite, cannot_write, gigabytes, is_disk_full, whole_file
 from sidepipe.images import save_grid
 from sidepipe.reference import encoding
 
@@ -32,6 +32,11 @@ def full_disk(monkeypatch):
         return open_file(FULL if on_it else path, mode, *args, **options)
 
     monkeypatch.setattr(Path, "open", opened)
+
+
+def test_bytes_are_given_in_gigabytes():
+    assert gigabytes(1_234_500_000_000) == "1,234.500 GB"
+    assert gigabytes(999_499) == "0.001 GB"
 
 
 def test_the_file_appears_once_the_block_has_ended(tmp_path):

@@ -1,7 +1,9 @@
 """What Hydra and OmegaConf refuse comes as one line that names the setting and the remedy."""
 
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.composing import planned
@@ -88,6 +90,16 @@ def test_every_setting_without_a_default_has_a_meaning_and_an_example():
             of_encoder = any(f"encoders.{kind}" in text for kind in WEIGHTS)
             known = [key for key in ASKED if key.startswith(path.parent.name)]
             assert of_encoder or any(key.endswith(f".{name}") for key in known), (path, name)
+
+
+def test_a_full_standard_output_is_not_blamed_on_the_outputs_folder(tmp_path):
+    command = [sys.executable, "-m", "sidepipe", "stage=status", f"runtime.outputs={tmp_path}"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    said = "standard output cannot be written: [Errno 28] No space left on device\n"
+    assert done.stderr.endswith(said)  # after a line of Hydra
+    assert "Traceback" not in done.stderr
 
 
 def test_a_path_in_the_home_folder_is_expanded(monkeypatch, tmp_path):

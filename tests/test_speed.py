@@ -1,6 +1,7 @@
 import logging
 import platform
 import resource
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -80,20 +81,41 @@ def test_nothing_is_timed_where_the_answer_is_known(setting, evaluations, device
 
 
 @pytest.mark.parametrize(
-    ("wall", "cpu", "seconds"),
-    [(1.0, 2.0, 1.0), (20.0, 2.0, 1.0), (3.0, 6.0, 3.0), (1.0, 2.5, 1.0)],
+    ("wall", "cpu", "own", "seconds"),
+    [
+        *((1.0, 2.0, 1.0, 1.0), (20.0, 2.0, 1.0, 1.0), (3.0, 6.0, 3.0, 3.0), (1.0, 2.5, 1.0, 1.0)),
+        *((1.0, 1.2, 1.0, 1.0), (20.0, 1.2, 1.0, 1.0)),  # the other thread is mostly idle
+        *((1.0, 2.0, 0.7, 1.0), (1.0, 1.0, 1.0, 1.0)),
+    ],
 )
-def test_other_work_makes_no_run_long_enough_to_compile(monkeypatch, wall, cpu, seconds):
-    """A step on two threads that the cores are busy with for `cpu` seconds."""
-    clock = SimpleNamespace(wall=0.0, cpu=0.0)
-    fake = SimpleNamespace(perf_counter=lambda: clock.wall, process_time=lambda: clock.cpu)
+def test_other_work_makes_no_run_long_enough_to_compile(monkeypatch, wall, cpu, own, seconds):
+    """A step on two threads takes `cpu` seconds of the cores, `own` of them by this thread."""
+    clock = SimpleNamespace(wall=0.0, cpu=0.0, own=0.0)
+    fake = SimpleNamespace(
+        perf_counter=lambda: clock.wall,
+        process_time=lambda: clock.cpu,
+        thread_time=lambda: clock.own,
+    )
     monkeypatch.setattr(speed, "time", fake)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
     def step():
-        clock.wall, clock.cpu = clock.wall + wall, clock.cpu + cpu
+        clock.wall, clock.cpu, clock.own = clock.wall + wall, clock.cpu + cpu, clock.own + own
 
     assert speed.seconds_of(step, CPU) == seconds
+
+
+def test_a_step_that_uses_one_of_two_threads_is_not_taken_for_half_as_long(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    spent = []
+
+    def step():
+        start = time.thread_time()
+        while time.thread_time() < start + 0.2:
+            pass
+        spent.append(time.thread_time() - start)
+
+    assert speed.seconds_of(step, CPU) >= spent[1]
 
 
 class Wrapper(nn.Module):

@@ -144,6 +144,7 @@ def test_processes_that_train_together_take_the_number_of_the_first(monkeypatch,
         tensor.fill_(len(told) == 2)
 
     monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    monkeypatch.setattr(torch.distributed, "all_reduce", fewest_of(2))
     callback = Threads(runtime("auto"))
     root = SimpleNamespace(root_device=torch.device("cpu"))
     trainer, found = SimpleNamespace(strategy=root, world_size=2), []
@@ -154,6 +155,35 @@ def test_processes_that_train_together_take_the_number_of_the_first(monkeypatch,
         callback.on_train_batch_end()
     assert found == [1, 2, 1]
     assert told == [(every, 0) for every in PLAN[:3]]
+
+
+def fewest_of(other):
+    """`all_reduce` with a process that has `other` threads."""
+
+    def all_reduce(tensor, operation):
+        assert operation == torch.distributed.ReduceOp.MIN
+        tensor.clamp_(max=other)
+
+    return all_reduce
+
+
+@pytest.mark.parametrize(("own", "other", "most"), [(4, 1, None), (1, 4, None), (4, 2, 2)])
+def test_processes_of_different_quotas_choose_together_or_not_at_all(monkeypatch, own, other, most):
+    """One that had a single thread skipped the broadcast for which the others waited."""
+    told = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: told.append(src))
+    monkeypatch.setattr(torch.distributed, "all_reduce", fewest_of(other))
+    monkeypatch.setattr(threads, "available", lambda: own)
+    callback = Threads(runtime("auto"))
+    root = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(strategy=root, world_size=2)
+    callback.setup(trainer, None, "fit")
+    callback.on_train_batch_start(trainer)
+    assert (callback.choice and callback.choice.most) == most
+    assert told == ([] if most is None else [0])
+    assert torch.get_num_threads() == (most or own)
+    callback.teardown()
+    assert torch.get_num_threads() == own
 
 
 class Logits(torch.nn.Module):

@@ -32,6 +32,9 @@ for _name, _resolver in RESOLVERS.items():
 
 log = logging.getLogger("sidepipe")
 
+# What a run raises for the user to read: one line, no traceback.
+FAULTS = (ValueError, OSError, RuntimeError, ImportError, HydraException, OmegaConfBaseException)
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _hydra_main(cfg: DictConfig) -> None:
@@ -57,7 +60,7 @@ def _run(cfg: DictConfig) -> None:
         else:
             goals = pipeline.run(the_plan, cfg.stage)
             said = [pipeline.show(node, the_plan) for node in goals]
-    except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+    except FAULTS as error:
         if cfg.debug:
             raise
         of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
@@ -107,7 +110,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader has what it wanted, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
-    except OSError as error:  # of Hydra, which makes the folder
+    except OSError as error:
+        if error.filename is None:  # standard output, as on a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(f"standard output cannot be written: {error}")
+        # Hydra makes the folder of a multirun.
         sys.exit(f"runtime.outputs must be a folder or a new name within one: {error}")
     except KeyboardInterrupt:  # before `ranks.leading` handles signals: nothing has begun
         sys.exit(130)

@@ -51,9 +51,14 @@ def cannot_write(path: Path, error: BaseException) -> CannotWrite:
         return error
     free = shutil.disk_usage(existing(path)).free
     return CannotWrite(
-        f"{path} cannot be written, its disk or your quota is full ({free / 1e9:.3f} GB are free); "
+        f"{path} cannot be written, its disk or your quota is full ({gigabytes(free)} are free); "
         "remedy: free space and run the same command again, it resumes"
     )
+
+
+def gigabytes(num_bytes: float) -> str:
+    """A number of bytes for a person to read, such as "1,234.500 GB"."""
+    return f"{num_bytes / 1e9:,.3f} GB"
 
 
 def existing(path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sidepipe.artifacts import MANIFEST, PROGRESS, SECONDS, read_manifest, remedy
-from sidepipe.files import sha256_of
+from sidepipe.files import gigabytes, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def require_unchanged(folder: Path) -> None:
     require_sizes(folder, manifest)
     needed = {n: listed for n, listed in _needed(manifest).items() if (folder / n).is_file()}
     if (total := sum(listed["bytes"] for listed in needed.values())) > LOGGED_BYTES:
-        log.info("checking %.1f GB of %s", total / 1e9, folder)
+        log.info("checking %s of %s", gigabytes(total), folder)
     for name, listed in needed.items():
         if sha256_of(folder / name) != listed["sha256"]:
             said = "its content has changed since it was made (SHA-256)"

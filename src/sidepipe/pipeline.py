@@ -126,7 +126,7 @@ def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
             left[f"{the_plan.title(node)} {node.key}"] = max(0, num_bytes - there)
     if left:
         most = max(left, key=lambda name: left[name])
-        what = f"images, {left[most] / 1e9:,.3f} GB of them of {most}"
+        what = f"images, {files.gigabytes(left[most])} of them of {most}"
         check_disk(the_plan.runtime.outputs_folder, sum(left.values()), what)
 
 

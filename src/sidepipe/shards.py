@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from sidepipe.files import existing, whole_file
+from sidepipe.files import existing, gigabytes, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def check_disk(folder: Path, num_bytes: float, what: str = "the images") -> None
     free = shutil.disk_usage(there).free
     if num_bytes * 1.1 > free:
         raise OSError(
-            f"the disk of {there} must have {num_bytes * 1.1 / 1e9:,.3f} GB free for {what}, "
-            f"has {free / 1e9:,.3f} GB; remedy: free space, set runtime.outputs, or lower "
+            f"the disk of {there} must have {gigabytes(num_bytes * 1.1)} free for {what}, "
+            f"has {gigabytes(free)}; remedy: free space, set runtime.outputs, or lower "
             "num_images"
         )

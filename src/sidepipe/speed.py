@@ -51,7 +51,8 @@ def largest_useful_batch(images_per_second: Callable[[int], float], first: int, 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     """Seconds of one `step`, after one that warms up; infinite where memory is nearly full.
 
-    On a CPU without the time for which other work has the cores. Raises torch.OutOfMemoryError
+    On a CPU without the time for which other work has the cores: the time that this thread, which
+    takes part in all that is computed, spends on them. Raises torch.OutOfMemoryError
     where memory is full.
     """
     step()
@@ -59,7 +60,7 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     if on_gpu:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    start, start_cpu = time.perf_counter(), time.process_time()
+    start, start_cpu = time.perf_counter(), _cpu_seconds()
     step()
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -68,8 +69,14 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
             return float("inf")
     seconds = time.perf_counter() - start
     if device.type == "cpu":
-        seconds = min(seconds, (time.process_time() - start_cpu) / torch.get_num_threads())
+        spent = [now - before for now, before in zip(_cpu_seconds(), start_cpu, strict=True)]
+        seconds = min(seconds, max(spent))
     return seconds
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """CPU seconds of this thread, and the mean over all threads that torch computes with."""
+    return time.thread_time(), time.process_time() / torch.get_num_threads()
 
 
 def compiling_pays(

@@ -18,23 +18,31 @@ class Threads(Callback):
 
     def __init__(self, runtime: Runtime) -> None:
         self.most = runtime.most_threads(runtime.devices if runtime.spawns else 1)
-        self.is_auto = runtime.num_threads == "auto" and self.most > 1
+        self.is_auto = runtime.num_threads == "auto"
         self.choice: ThreadChoice | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         torch.set_num_threads(self.most)  # Lightning has its own guess for several processes
         if self.is_auto and trainer.strategy.root_device.type == "cpu":
-            self.choice = ThreadChoice(self.most)
+            most = self._most_of_all() if stage == "fit" and trainer.world_size > 1 else self.most
+            self.choice = ThreadChoice(most) if most > 1 else None
         if stage == "predict":
             pl_module.thread_choice = self.choice
+
+    def _most_of_all(self) -> int:
+        """The fewest threads that a process has: all of them choose, or none does."""
+        most = torch.tensor(self.most)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MIN)
+        return int(most)
 
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
         if self.choice is None:
             return
-        takes_all = torch.tensor(self.choice.num_threads == self.most)
+        most = self.choice.most
+        takes_all = torch.tensor(self.choice.num_threads == most)
         if trainer.world_size > 1:  # they wait for each other: the first one's rate is everyone's
             torch.distributed.broadcast(takes_all, src=0)
-        torch.set_num_threads(self.most if takes_all else 1)
+        torch.set_num_threads(most if takes_all else 1)
         self.choice.start()
 
     def on_train_batch_end(self, *args: Any) -> None:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sidepipe import artifacts, pipeline, ranks
-from sidepipe.__main__ import CONF, refuse_null_groups
+from sidepipe.__main__ import CONF, FAULTS, refuse_null_groups
 from sidepipe.graph import STAGES, Node, check_parts
 from sidepipe.logs import quiet_libraries
 from sidepipe.refusals import told
@@ -202,7 +202,7 @@ def _tried(command: Callable[..., int], arguments: Mapping[str, Any]) -> int:
     """The command's exit code: 1 where it fails, which is logged in one message."""
     try:
         return command(**arguments)
-    except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+    except FAULTS as error:
         of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
         log.error("%s", told(error, CONF, arguments.get("overrides", ())) if of_hydra else error)
         return 1
