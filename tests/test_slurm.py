@@ -150,7 +150,7 @@ def test_a_job_near_its_time_limit_and_one_that_is_killed_go_on_to_the_same_resu
     assert again.state() == "COMPLETED", again.log.read_text()
     said = job.log.read_text()
     assert said.count("is queued again") == 1
-    assert said.count("going on from") == 2
+    assert said.count("resuming from") == 2
     assert "waiting for" not in said
     for name, value in weights(uninterrupted).items():
         torch.testing.assert_close(weights(job.folder)[name], value, rtol=0, atol=0)

@@ -103,7 +103,7 @@ def test_what_was_killed_or_failed_is_named_and_the_same_command_goes_on(
     command("run", "attack_demo", "--launcher", "slurm", *given)
     again = [job for job in jobs.jobs(sweep.folder.parent) if job.key == good][-1]
     assert again.id != job.id
-    wait(lambda: again.log.exists() and "going on from" in again.log.read_text())
+    wait(lambda: again.log.exists() and "resuming from" in again.log.read_text())
     assert "cancelled" in command("cancel", "attack_demo", options[0])
     wait(lambda: is_over(sweep))
     assert manifests(sweep).keys() == {
@@ -123,7 +123,7 @@ def test_tasks_of_a_job_near_its_time_limit_save_together_and_go_on(options: lis
     subprocess.run(["scancel", "--signal=USR2", job.id], check=True)
     wait(lambda: is_over(sweep))
     log = job.log.read_text()
-    assert "going on from" in log
+    assert "resuming from" in log
     assert log.count("INFO dpm: done in") == 1
     manifest = json.loads((folder / artifacts.MANIFEST).read_text())
     assert manifest["key"] == key
