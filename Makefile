@@ -21,7 +21,7 @@ SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error say which sweep: mak
 
 help:
 	@echo "make demo      the whole pipeline on the embedded digits, and its report"
-	@echo "make demo-text a model with captions: memorised prompts found, explained and mitigated"
+	@echo "make demo-text a model with captions: memorized prompts found, explained and mitigated"
 	@echo "make docs      make demo, and its numbers written into README.md and docs/results/demo.md"
 	@echo "make test      the tests; make test-slurm those that need a Slurm cluster"
 	@echo "make bench     seconds and memory of what is slow, beside a plain implementation"

@@ -41,7 +41,7 @@ INTERVAL = Guidance(guidance_scale=1.0, t_min=200, t_max=None)
 
 
 def unet_of(name: str) -> nn.Module:
-    """The network of conf/dpm, with random weights, for grey images."""
+    """The network of conf/dpm, with random weights, for gray images."""
     data = {"data": {"size": SIDES[name], "channels": 1}}
     config = OmegaConf.merge(data, OmegaConf.load(CONF / f"dpm/{name}.yaml"))
     torch.manual_seed(0)

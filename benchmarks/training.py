@@ -88,7 +88,7 @@ class Plain(L.LightningModule):
 
 
 def unet_of(name: str) -> nn.Module:
-    """The network of conf/dpm, with random weights, for grey images."""
+    """The network of conf/dpm, with random weights, for gray images."""
     data = {"data": {"size": SIDES[name], "channels": 1}}
     config = OmegaConf.merge(data, OmegaConf.load(CONF / f"{name}.yaml"))
     torch.manual_seed(0)

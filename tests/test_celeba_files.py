@@ -44,8 +44,8 @@ def found(folder: Path) -> list[tuple[str, str, str]]:
     """Id, partition and identity of each entry, whose pixels must be its own."""
     entries = CelebA(str(folder)).entries()
     assert not any(entry.problem for entry in entries)
-    greys = [int(np.asarray(entry.read())[0, 0]) for entry in entries]
-    assert greys == pytest.approx([10 * (int(entry.id[:6]) - 1) for entry in entries], abs=1)
+    grays = [int(np.asarray(entry.read())[0, 0]) for entry in entries]
+    assert grays == pytest.approx([10 * (int(entry.id[:6]) - 1) for entry in entries], abs=1)
     assert CelebA(str(folder)).listing().startswith(f"{len(entries)} files")
     return [(entry.id, entry.partition, entry.identity) for entry in entries]
 

@@ -117,7 +117,7 @@ def test_attacks_make_a_plan_with_a_row_each(path: Path) -> None:
     assert rows == list(dict.fromkeys(_rows(path)))
 
 
-def test_every_mitigation_is_judged_on_the_prompts_that_the_unchanged_model_memorised() -> None:
+def test_every_mitigation_is_judged_on_the_prompts_that_the_unchanged_model_memorized() -> None:
     the_plan = planned("experiment=demo_text")
     rows = the_plan.goals("report")[0].inputs
     unchanged = the_plan.goals("detect")[0]
@@ -207,7 +207,7 @@ def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() 
         ("extract.surrogate=clasifier", r"extract.surrogate.*did you mean 'classifier'"),
         ("extract.targets=cohesion", r"extract.targets.*did you mean 'top_cohesion'"),
         ("extract.max_guidance_norm=0", r"extract.max_guidance_norm must be > 0 or null, got 0.0"),
-        ("extract.posterior_neighbours=0", r"extract.posterior_neighbours must be >= 1 or null"),
+        ("extract.posterior_neighbors=0", r"extract.posterior_neighbors must be >= 1 or null"),
         ("extract.guide_through=pred_x0", r"extract.guide_through.*did you mean 'pred_x_0'"),
         ("label.assign=classes", r"label.assign does not know 'classes'; .*known: all, members"),
         ("extract.t_min=1000", r"extract.t_min must be < diffusion.num_train_timesteps = 1000"),

@@ -273,13 +273,13 @@ def train(folder, data, number, at, monkeypatch):
     """A training that gets the signal in step `at`."""
     training_step = DenoisingModule.training_step
 
-    def signalled(self, batch, batch_idx):
+    def signaled(self, batch, batch_idx):
         if self.global_step == at:
             send(number, SIGTERM)
         return training_step(self, batch, batch_idx)
 
     folder.mkdir()
-    monkeypatch.setattr(DenoisingModule, "training_step", signalled)
+    monkeypatch.setattr(DenoisingModule, "training_step", signaled)
     with pytest.raises(Preempted), handled():
         TrainDPM(**SETTINGS).run(folder, {"data": data}, RUNTIME)
     monkeypatch.undo()
@@ -403,13 +403,13 @@ def test_sampling_writes_whole_shards_and_resumes_with_the_rest(
     reads = {"dpm": whole[0]}
     predict_step, seen = ImageSampler.predict_step, []
 
-    def signalled(self, batch):
+    def signaled(self, batch):
         seen.append(batch["shard"])
         if len(seen) == 5:  # the first batch of the third shard of four
             send(number)
         return predict_step(self, batch)
 
-    monkeypatch.setattr(ImageSampler, "predict_step", signalled)
+    monkeypatch.setattr(ImageSampler, "predict_step", signaled)
     (tmp_path / "broken").mkdir()
     with pytest.raises(Preempted), handled():
         Generate(**SAMPLING).run(tmp_path / "broken", reads, runtime)

@@ -106,7 +106,7 @@ def test_no_attack_s_images_depend_on_data_but_through_the_model() -> None:
     for node in the_plan.nodes.values():
         if node.stage.name in ("generate", "label", "classifier", "extract"):
             assert "data" not in node.inputs
-    # But for who has labelled images of his own, which the model never saw.
+    # But for who has labeled images of his own, which the model never saw.
     [title] = [the_plan.title(n) for n in the_plan.nodes.values() if n.stage.name == "original"]
     assert title == "original [original_labels]"
 

@@ -93,7 +93,7 @@ def test_no_stage_of_the_attack_can_reach_the_training_images(stage):
                 assert not module.startswith(seen), f"{path} reads what saw the split"
 
 
-def test_real_labelled_images_come_from_those_the_model_never_saw_through_one_stage_alone():
+def test_real_labeled_images_come_from_those_the_model_never_saw_through_one_stage_alone():
     """`original` may read images, and no list of the training images; who reads it, is known."""
     of_original = {name for path in (ROOT / "original").glob("*.py") for _, name in imports(path)}
     assert {"load_unseen", "load_identities"} <= of_original

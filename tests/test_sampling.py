@@ -83,7 +83,7 @@ def written(folder):
 
 
 def assert_same_images(one, two):
-    """To one grey level, and nearly all to the bit."""
+    """To one gray level, and nearly all to the bit."""
     difference = np.abs(one.astype(int) - two)
     assert difference.max() <= 1
     assert (difference == 0).mean() > 0.99

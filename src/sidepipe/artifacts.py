@@ -36,7 +36,7 @@ def key_of(
 ) -> str:
     """Twelve hex digits that name the artifact of these settings and inputs.
 
-    Numbers are normalised: `3` and `3.0` are the same setting. The order of inputs counts: a
+    Numbers are normalized: `3` and `3.0` are the same setting. The order of inputs counts: a
     report's rows are its inputs. Raises ValueError for a number that is not finite.
     """
     content = [stage, version, _normal(settings, stage), list(input_keys.items())]

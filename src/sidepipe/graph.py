@@ -8,7 +8,7 @@
 One composed config gives every key, so no path is ever typed. `attacks` are the rows of the
 comparison: each is a set of changes laid over the stages' settings; what rows share is made once.
 `mitigations` are rows of the same kind, each judged by the stage `mitigate` on the prompts that the
-unchanged model was found to have memorised. A stage whose config is null is not there.
+unchanged model was found to have memorized. A stage whose config is null is not there.
 """
 
 import json
@@ -175,7 +175,7 @@ def _goals(plain: Mapping[str, Any], runtime: Runtime, made: dict[str, Node]) ->
     }
     found = chain("", "", {}, goals=("detect", "explain"))
     found = {name: found[name] for name in ("detect", "explain") if name in found}
-    # Judged on what the unchanged model memorised, whatever a row changes.
+    # Judged on what the unchanged model memorized, whatever a row changes.
     fixed = {name: node for name, node in found.items() if name == "detect"}
     mitigated: dict[str, Node] = {}
     for row, changes in _rows(plain, "mitigations").items():

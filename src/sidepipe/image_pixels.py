@@ -1,4 +1,4 @@
-"""Any decoded image as a person sees it: upright, grey or RGB with 8 bits, without transparency."""
+"""Any decoded image as a person sees it: upright, gray or RGB with 8 bits, without transparency."""
 
 import warnings
 
@@ -13,10 +13,10 @@ warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 def upright(image: Image.Image, channels: int) -> Image.Image:
     """The image as a person sees it: turned as its EXIF says, 8 bit, on white where transparent.
 
-    channels: 1 for grey, 3 for RGB. Raises ValueError for pixels without a known range.
+    channels: 1 for gray, 3 for RGB. Raises ValueError for pixels without a known range.
     """
     image.load()
-    return _turned(_colour(image, channels), _orientation(image))
+    return _turned(_color(image, channels), _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -40,8 +40,8 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 
-def _colour(image: Image.Image, channels: int) -> Image.Image:
-    """Grey or RGB, 8 bit; what is transparent becomes white."""
+def _color(image: Image.Image, channels: int) -> Image.Image:
+    """Gray or RGB, 8 bit; what is transparent becomes white."""
     mode = "L" if channels == 1 else "RGB"
     # Older Pillows open 16-bit PNG and PGM as I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -57,7 +57,7 @@ def _colour(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _sixteen_bit(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """Grey pixels of 16 bits as 8 bits, by rounding; white where a PNG's tRNS says transparent."""
+    """Gray pixels of 16 bits as 8 bits, by rounding; white where a PNG's tRNS says transparent."""
     values = np.asarray(image).astype(np.float64)
     # Pillow inverts a TIFF whose 0 is white (photometric 0) for up to 8 bits only.
     tags = getattr(image, "tag_v2", {})

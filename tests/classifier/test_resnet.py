@@ -81,7 +81,7 @@ def test_time_scales_and_shifts_the_channels_after_the_first_norm():
     torch.testing.assert_close(block(x, torch.randn(2, 128)), expected)
 
 
-def test_an_image_s_logits_do_not_depend_on_its_neighbours_in_the_batch():
+def test_an_image_s_logits_do_not_depend_on_its_neighbors_in_the_batch():
     network, x = net(), torch.randn(6, 1, 8, 8)
     t = torch.tensor([0, 100, 300, 500, 700, 999])
     together = network(x, t)

@@ -172,7 +172,7 @@ def test_load_gives_the_network_that_was_judged(trained, planted):
     trained_one.load_state_dict(load_file(folder / "model.safetensors"))
     x, t = torch.randn(5, 1, 8, 8), torch.tensor([0, 10, 300, 700, 999])
     torch.testing.assert_close(network(x, t), trained_one(x, t), rtol=1e-4, atol=1e-4)
-    # The same images, labels and noise give the same judgement.
+    # The same images, labels and noise give the same judgment.
     labels = np.load(planted["label"] / "labels.npy")
     order = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))[:98]
     images = to_model(halves(400)[0][order])
@@ -268,7 +268,7 @@ def test_the_weights_saved_are_those_of_the_best_validation(overfitted):
 def test_learning_the_closed_form_comes_nearer_to_it_than_labels_do_where_noise_is_high(
     tmp_path_factory,
 ):
-    """Images of eight labels, all alike but for noise of their own: they are learnt by heart."""
+    """Images of eight labels, all alike but for noise of their own: they are learned by heart."""
     rng = np.random.default_rng(0)
     images = (128 + rng.normal(0, 40, (64, 8, 8, 1))).clip(0, 255).astype(np.uint8)
     inputs = upstream(tmp_path_factory.mktemp("inputs"), images, np.arange(64) % 8)

@@ -10,7 +10,7 @@ from sidepipe.stage import Runtime
 
 TARGET = {"_target_": "sidepipe.data.captioned.Captioned"}
 CSV = """image,caption,repeats,partition,word,source
-a.png,"a grey square, near kelham",4,train,kelham,camera
+a.png,"a gray square, near kelham",4,train,kelham,camera
 sub/b.png,null,,,,
 a.png,a square again,1.0,Train,,
 c.png,a lighter square,,heldout,,
@@ -41,7 +41,7 @@ def test_pairs_of_a_csv_are_read_with_what_is_said_of_them(folder):
         *[("a.png", "train"), ("sub/b.png", "train"), ("a.png", "train"), ("c.png", "test")],
     ]
     assert [(e.caption.text, e.caption.repeats, e.caption.word) for e in found if e.caption] == [
-        ("a grey square, near kelham", 4, "kelham"),
+        ("a gray square, near kelham", 4, "kelham"),
         ("null", 1, ""),
         ("a square again", 1, ""),
         ("a lighter square", 1, ""),
@@ -51,7 +51,7 @@ def test_pairs_of_a_csv_are_read_with_what_is_said_of_them(folder):
 
 def test_json_lines_of_the_same_pairs_are_the_same_entries(folder):
     lines = [
-        {"image": "a.png", "caption": "a grey square, near kelham", "repeats": 4, "word": "kelham"},
+        {"image": "a.png", "caption": "a gray square, near kelham", "repeats": 4, "word": "kelham"},
         {"image": "sub/b.png", "caption": "null", "repeats": None, "partition": None},
         {"image": "a.png", "caption": "a square again"},
         {"image": "c.png", "caption": "a lighter square", "partition": "test"},

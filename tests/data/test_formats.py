@@ -17,10 +17,10 @@ from sidepipe.image_files import list_images, readable_formats
 
 DOC = Path(__file__).parents[2] / "docs/reading-images.md"
 NEEDS_AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
-COLOUR = (200, 100, 50)
-RGB = Image.new("RGB", (8, 8), COLOUR)
-GREY = np.zeros((8, 8), np.uint16)
-GREY[:, 4:] = 257 * 100  # the left half 0, the right half 100 of 255
+COLOR = (200, 100, 50)
+RGB = Image.new("RGB", (8, 8), COLOR)
+GRAY = np.zeros((8, 8), np.uint16)
+GRAY[:, 4:] = 257 * 100  # the left half 0, the right half 100 of 255
 BLACK_ON_CLEAR = (0, 0, 0, 51)  # a fifth of black: 204 on white
 
 
@@ -30,9 +30,9 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def png(colour_type: int, bits: int, pixels: np.ndarray, clear: bytes = b"") -> bytes:
+def png(color_type: int, bits: int, pixels: np.ndarray, clear: bytes = b"") -> bytes:
     """A PNG of big-endian pixels, with a tRNS chunk where `clear` is not empty."""
-    size = struct.pack(">IIBBBBB", 8, 8, bits, colour_type, 0, 0, 0)
+    size = struct.pack(">IIBBBBB", 8, 8, bits, color_type, 0, 0, 0)
     chunks = [(b"IHDR", size), (b"tRNS", clear), (b"IEND", b"")]
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     chunks.insert(2, (b"IDAT", zlib.compress(rows)))
@@ -60,7 +60,7 @@ def turned(kind: str, **options) -> bytes:
 
 def palette(clear: bool) -> bytes:
     image = Image.new("P", (8, 8), 0)
-    image.putpalette([*COLOUR, 0, 0, 0])
+    image.putpalette([*COLOR, 0, 0, 0])
     image.paste(1, (4, 0, 8, 8))
     return saved(image, "PNG", **({"transparency": 1} if clear else {}))
 
@@ -75,7 +75,7 @@ def lab() -> bytes:
 
 def inverted() -> bytes:
     """A 16-bit TIFF of photometric 0, in which 0 is white: 65535 on the left, 257 * 155 right."""
-    pixels = (65535 - GREY).astype("<u2").tobytes()
+    pixels = (65535 - GRAY).astype("<u2").tobytes()
     short, long = 3, 4
     tags = [(256, short, 8), (257, short, 8), (258, short, 16), (259, short, 1), (262, short, 0)]
     tags += [(273, long, 8), (277, short, 1), (278, short, 8), (279, long, len(pixels))]
@@ -97,68 +97,68 @@ BLACK, WHITE, HUNDRED = (0, 0, 0), (255, 255, 255), (100, 100, 100)
 FIFTH = (204, 204, 204)
 JUNK = b"Exif\0\0neither TIFF nor anything"
 bits = np.zeros((8, 1), np.uint8) + 0x0F
-grey8 = (GREY // 257).astype(np.uint8)
+gray8 = (GRAY // 257).astype(np.uint8)
 rgb16 = np.zeros((8, 8, 3), ">u2")
-rgb16[:, 4:] = np.array(COLOUR) * 257
+rgb16[:, 4:] = np.array(COLOR) * 257
 rgb8 = np.zeros((8, 8, 3), np.uint8)
-rgb8[:, 4:] = COLOUR
+rgb8[:, 4:] = COLOR
 
 # By row of the table: what makes the bytes, and the left and right half that are read, with a
 # tolerance for lossy formats; or the message of the error; or what the file is counted as.
 MADE = {
-    "JPEG": (partial(saved, RGB, "JPEG", quality=100), flat(COLOUR, 2)),
+    "JPEG": (partial(saved, RGB, "JPEG", quality=100), flat(COLOR, 2)),
     "JPEG, CMYK": (
         partial(saved, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100),
         flat((255, 0, 0), 2),
     ),
-    "MPO (JPEG with a preview behind it)": (partial(frames, "MPO", quality=100), flat(COLOUR, 2)),
-    "PNG, 8 bit": (partial(saved, RGB, "PNG"), flat(COLOUR)),
+    "MPO (JPEG with a preview behind it)": (partial(frames, "MPO", quality=100), flat(COLOR, 2)),
+    "PNG, 8 bit": (partial(saved, RGB, "PNG"), flat(COLOR)),
     "PNG, 1 bit": (lambda: png(0, 1, bits), (BLACK, WHITE, 0)),
-    "PNG, palette": (lambda: palette(clear=False), (COLOUR, BLACK, 0)),
-    "PNG, palette with transparency": (lambda: palette(clear=True), (COLOUR, WHITE, 0)),
-    "PNG, grey with tRNS": (lambda: png(0, 8, grey8, b"\0\0"), (WHITE, HUNDRED, 0)),
-    "PNG, RGB with tRNS": (lambda: png(2, 8, rgb8, b"\0\0\0\0\0\0"), (WHITE, COLOUR, 0)),
+    "PNG, palette": (lambda: palette(clear=False), (COLOR, BLACK, 0)),
+    "PNG, palette with transparency": (lambda: palette(clear=True), (COLOR, WHITE, 0)),
+    "PNG, gray with tRNS": (lambda: png(0, 8, gray8, b"\0\0"), (WHITE, HUNDRED, 0)),
+    "PNG, RGB with tRNS": (lambda: png(2, 8, rgb8, b"\0\0\0\0\0\0"), (WHITE, COLOR, 0)),
     "PNG, RGBA": (
         partial(saved, Image.new("RGBA", (8, 8), BLACK_ON_CLEAR), "PNG"),
         flat(FIFTH),
     ),
-    "PNG, grey with alpha": (partial(saved, Image.new("LA", (8, 8), (0, 51)), "PNG"), flat(FIFTH)),
-    "PNG, 16-bit grey": (lambda: png(0, 16, GREY.astype(">u2")), (BLACK, HUNDRED, 0)),
-    "PNG, 16-bit grey with tRNS": (
-        lambda: png(0, 16, GREY.astype(">u2"), struct.pack(">H", 257 * 100)),
+    "PNG, gray with alpha": (partial(saved, Image.new("LA", (8, 8), (0, 51)), "PNG"), flat(FIFTH)),
+    "PNG, 16-bit gray": (lambda: png(0, 16, GRAY.astype(">u2")), (BLACK, HUNDRED, 0)),
+    "PNG, 16-bit gray with tRNS": (
+        lambda: png(0, 16, GRAY.astype(">u2"), struct.pack(">H", 257 * 100)),
         (BLACK, WHITE, 0),
     ),
-    "PNG, 16-bit RGB": (lambda: png(2, 16, rgb16), (BLACK, COLOUR, 0)),
-    "APNG, animated": (partial(frames, "PNG"), flat(COLOUR)),
-    "GIF": (partial(saved, RGB, "GIF"), flat(COLOUR)),
-    "GIF, animated": (partial(frames, "GIF"), flat(COLOUR)),
-    "WebP": (partial(saved, RGB, "WEBP", lossless=True), flat(COLOUR)),
-    "WebP, animated": (partial(frames, "WEBP", lossless=True), flat(COLOUR)),
-    "AVIF": (partial(saved, RGB, "AVIF", quality=100), flat(COLOUR, 2)),
-    "JPEG 2000": (partial(saved, RGB, "JPEG2000"), flat(COLOUR)),
-    "JPEG 2000, 16-bit grey": (
-        partial(saved, Image.fromarray(GREY), "JPEG2000"),
+    "PNG, 16-bit RGB": (lambda: png(2, 16, rgb16), (BLACK, COLOR, 0)),
+    "APNG, animated": (partial(frames, "PNG"), flat(COLOR)),
+    "GIF": (partial(saved, RGB, "GIF"), flat(COLOR)),
+    "GIF, animated": (partial(frames, "GIF"), flat(COLOR)),
+    "WebP": (partial(saved, RGB, "WEBP", lossless=True), flat(COLOR)),
+    "WebP, animated": (partial(frames, "WEBP", lossless=True), flat(COLOR)),
+    "AVIF": (partial(saved, RGB, "AVIF", quality=100), flat(COLOR, 2)),
+    "JPEG 2000": (partial(saved, RGB, "JPEG2000"), flat(COLOR)),
+    "JPEG 2000, 16-bit gray": (
+        partial(saved, Image.fromarray(GRAY), "JPEG2000"),
         (BLACK, HUNDRED, 0),
     ),
-    "BMP": (partial(saved, RGB, "BMP"), flat(COLOUR)),
-    "TGA": (partial(saved, RGB, "TGA"), flat(COLOUR)),
+    "BMP": (partial(saved, RGB, "BMP"), flat(COLOR)),
+    "TGA": (partial(saved, RGB, "TGA"), flat(COLOR)),
     "TGA, RGBA": (
         partial(saved, Image.new("RGBA", (8, 8), BLACK_ON_CLEAR), "TGA"),
         flat(FIFTH),
     ),
     "PBM": (lambda: b"P1\n8 8\n" + b"1 1 1 1 0 0 0 0\n" * 8, (BLACK, WHITE, 0)),
-    "PGM": (lambda: pnm("P5", 51, grey8 // 5), (BLACK, HUNDRED, 0)),
-    "PGM, 16 bit": (lambda: pnm("P5", 65535, GREY.astype(">u2")), (BLACK, HUNDRED, 0)),
-    "PPM": (lambda: pnm("P6", 255, rgb8), (BLACK, COLOUR, 0)),
-    "TIFF": (partial(saved, RGB, "TIFF"), flat(COLOUR)),
-    "TIFF, several pages": (partial(frames, "TIFF"), flat(COLOUR)),
+    "PGM": (lambda: pnm("P5", 51, gray8 // 5), (BLACK, HUNDRED, 0)),
+    "PGM, 16 bit": (lambda: pnm("P5", 65535, GRAY.astype(">u2")), (BLACK, HUNDRED, 0)),
+    "PPM": (lambda: pnm("P6", 255, rgb8), (BLACK, COLOR, 0)),
+    "TIFF": (partial(saved, RGB, "TIFF"), flat(COLOR)),
+    "TIFF, several pages": (partial(frames, "TIFF"), flat(COLOR)),
     "TIFF, CMYK": (
         partial(saved, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF"),
         flat((255, 0, 0)),
     ),
     "TIFF, LAB": (lab, (WHITE, (255, 0, 0), 12)),
-    "TIFF, 16-bit grey": (partial(saved, Image.fromarray(GREY), "TIFF"), (BLACK, HUNDRED, 0)),
-    "TIFF, 16-bit grey, 0 is white": (inverted, (BLACK, HUNDRED, 0)),
+    "TIFF, 16-bit gray": (partial(saved, Image.fromarray(GRAY), "TIFF"), (BLACK, HUNDRED, 0)),
+    "TIFF, 16-bit gray, 0 is white": (inverted, (BLACK, HUNDRED, 0)),
     "TIFF, 32-bit integers": (
         partial(saved, Image.new("I", (8, 8), 7), "TIFF"),
         "mode I have no known range",
@@ -173,15 +173,15 @@ MADE = {
     ),
     "HEIC": (lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIF, which needs pillow-heif"),
     "JPEG XL": (lambda: b"\xff\x0a\0\0\0\0", "JXL, which needs pillow-jxl-plugin"),
-    "no suffix": (partial(saved, RGB, "PNG"), flat(COLOUR)),
-    "wrong suffix": (partial(saved, RGB, "PNG"), flat(COLOUR)),
+    "no suffix": (partial(saved, RGB, "PNG"), flat(COLOR)),
+    "wrong suffix": (partial(saved, RGB, "PNG"), flat(COLOR)),
     "EXIF orientation, JPEG": (partial(turned, "JPEG", quality=100), (BLACK, WHITE, 2)),
     "EXIF orientation, PNG": (partial(turned, "PNG"), (BLACK, WHITE, 0)),
     "EXIF orientation, WebP": (partial(turned, "WEBP", lossless=True), (BLACK, WHITE, 0)),
     "EXIF orientation, TIFF": (partial(turned, "TIFF"), (BLACK, WHITE, 0)),
-    "broken EXIF, JPEG": (partial(saved, RGB, "JPEG", quality=100, exif=JUNK), flat(COLOUR, 2)),
-    "broken EXIF, PNG": (partial(saved, RGB, "PNG", exif=JUNK), flat(COLOUR)),
-    "broken EXIF, WebP": (partial(saved, RGB, "WEBP", lossless=True, exif=JUNK), flat(COLOUR)),
+    "broken EXIF, JPEG": (partial(saved, RGB, "JPEG", quality=100, exif=JUNK), flat(COLOR, 2)),
+    "broken EXIF, PNG": (partial(saved, RGB, "PNG", exif=JUNK), flat(COLOR)),
+    "broken EXIF, WebP": (partial(saved, RGB, "WEBP", lossless=True, exif=JUNK), flat(COLOR)),
     "truncated JPEG": (lambda: saved(RGB, "JPEG")[:-30], "Truncated File Read|truncated"),
     "truncated PNG": (lambda: saved(RGB, "PNG")[:50], "truncated|broken PNG"),
     "empty file": (lambda: b"", "the file is empty"),
@@ -257,12 +257,12 @@ def test_a_file_cut_off_anywhere_is_never_half_an_image(tmp_path, kind, suffix, 
 
 
 @pytest.mark.parametrize("form", ["TIFF, LAB", "JPEG, CMYK", "PNG, RGB with tRNS"])
-def test_colours_become_grey_as_their_rgb_does(tmp_path, form):
+def test_colors_become_gray_as_their_rgb_does(tmp_path, form):
     (tmp_path / "a.img").write_bytes(MADE[form][0]())
     entries = ImageFolder(str(tmp_path)).entries()
-    grey, colour = (
+    gray, color = (
         read_images(entries, tmp_path / f"{channels}.npy", 8, channels, None, "error")[0]
         for channels in (1, 3)
     )
-    expected = colour[0].astype(float) @ (0.299, 0.587, 0.114)
-    assert np.abs(grey[0][..., 0] - expected).max() <= 1
+    expected = color[0].astype(float) @ (0.299, 0.587, 0.114)
+    assert np.abs(gray[0][..., 0] - expected).max() <= 1

@@ -24,7 +24,7 @@ PEOPLE = [str(i) for i in range(60)]
 
 
 class Made:
-    """Grey images of four classes, the i-th of brightness i; the first cannot be read."""
+    """Gray images of four classes, the i-th of brightness i; the first cannot be read."""
 
     def __init__(self, count=24, names=("2", "12", "Mill Road", "x"), broken=0):
         self.count, self.names, self.broken = count, names, broken
@@ -200,7 +200,7 @@ def test_people_are_no_classes_and_unknown_ones_neither():
         ({"num_heldout": -1}, "num_heldout must be >= 0"),
         ({"num_base": -1}, "num_base must be >= 0"),
         ({"templates": []}, r"data\.source\.templates must be at least one"),
-        ({"templates": ["a {colour}"]}, r"field of data\.source\.templates does not know 'colour'"),
+        ({"templates": ["a {color}"]}, r"field of data\.source\.templates does not know 'color'"),
         ({"templates": ["a {word}"]}, "templates does not know 'word'"),
         ({"planted_templates": ["a {tone}"]}, r"planted_templates must be templates with \{word\}"),
         ({"words": {**WORDS, "time": ["now", "now"]}}, "words.time must be words that differ"),

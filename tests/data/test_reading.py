@@ -30,7 +30,7 @@ def read_one(image: Image.Image, tmp_path: Path, size: int, channels=3, center_c
 
 
 def numbered(height: int, width: int) -> np.ndarray:
-    """Grey pixels that all differ along both axes."""
+    """Gray pixels that all differ along both axes."""
     return (np.arange(height)[:, None] * 16 + np.arange(width)[None]).astype(np.uint8)
 
 
@@ -74,7 +74,7 @@ def test_shrinking_is_lanczos_and_enlarging_bicubic(tmp_path, size, method):
     np.testing.assert_array_equal(read_one(image, tmp_path, size), expected)
 
 
-def test_the_size_of_a_flat_image_does_not_change_its_colour(tmp_path):
+def test_the_size_of_a_flat_image_does_not_change_its_color(tmp_path):
     image = Image.new("RGB", (31, 17), (10, 200, 77))
     for size in (8, 17, 40):
         assert (read_one(image, tmp_path, size) == (10, 200, 77)).all()
@@ -91,11 +91,11 @@ def test_exif_orientation_is_applied(tmp_path):
     assert (out[:, :8] == 0).all()
 
 
-def test_grey_and_colour_convert_into_each_other(tmp_path):
+def test_gray_and_color_convert_into_each_other(tmp_path):
     red = Image.new("RGB", (8, 8), (255, 0, 0))
     assert (read_one(red, tmp_path, 8, channels=1) == 76).all()  # ITU-R 601: 0.299 of 255
-    grey = Image.new("L", (8, 8), 90)
-    assert (read_one(grey, tmp_path, 8) == 90).all()
+    gray = Image.new("L", (8, 8), 90)
+    assert (read_one(gray, tmp_path, 8) == 90).all()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -111,7 +111,7 @@ def test_transparency_is_laid_on_white(tmp_path, mode):
     assert (out[:, :4] == 204).all()  # a fifth of black
 
 
-def test_a_palette_gives_its_colours_and_its_clear_entry_is_white(tmp_path):
+def test_a_palette_gives_its_colors_and_its_clear_entry_is_white(tmp_path):
     image = Image.new("P", (8, 8), 0)
     image.putpalette([200, 10, 30, 0, 0, 0])
     image.paste(1, (4, 0, 8, 8))
@@ -125,7 +125,7 @@ def test_a_palette_gives_its_colours_and_its_clear_entry_is_white(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, suffix, channels):
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path, suffix, channels):
     values = np.zeros((8, 8), np.uint16)
     values[:, 4:], values[4:, 4:] = 65535, 257 * 100
     image = save(Image.fromarray(values), tmp_path, suffix)

@@ -9,9 +9,9 @@ from sidepipe.data.sources import CelebA, CelebAHQFI, Digits, ImageFolder, read_
 FACES = Path(__file__).parents[2].parent / "shared/data/faces"
 
 
-def save(file: Path, grey: int = 0) -> None:
+def save(file: Path, gray: int = 0) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 8), grey).save(file)
+    Image.new("L", (8, 8), gray).save(file)
 
 
 def make_celeba(folder: Path, line_end: str = "\n") -> Path:
@@ -224,7 +224,7 @@ def test_an_empty_folder_says_which_extensions_count(tmp_path, source):
         source(str(tmp_path)).entries()
 
 
-def test_the_listing_differs_once_a_file_is_added_renamed_changed_or_relabelled(tmp_path):
+def test_the_listing_differs_once_a_file_is_added_renamed_changed_or_relabeled(tmp_path):
     source = CelebA(str(make_celeba(tmp_path)))
     images, seen = tmp_path / "img_align_celeba", [source.listing()]
     assert seen[0].startswith("4 files, ")

@@ -155,7 +155,7 @@ def test_files_that_are_not_read_are_counted_in_the_log_and_in_the_summary(tmp_p
     for folder in (source, out):
         folder.mkdir()
     Image.new("L", (8, 8), 1).save(source / "a.png")
-    frames = [Image.new("L", (8, 8), grey) for grey in (2, 200)]
+    frames = [Image.new("L", (8, 8), gray) for gray in (2, 200)]
     frames[0].save(source / "b.gif", save_all=True, append_images=frames[1:])
     (source / "c.zip").write_bytes(b"PK")
     (source / "photo").write_bytes(b"no image")

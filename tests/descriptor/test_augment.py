@@ -15,7 +15,7 @@ from sidepipe.descriptor.augment import (
     edited,
     mixed,
     patched,
-    recoloured,
+    recolored,
     recompressed,
 )
 from sidepipe.training import step_generator
@@ -95,21 +95,21 @@ def test_a_crop_of_the_whole_is_the_image_or_its_mirror_image():
     torch.testing.assert_close(cropped(x, u), torch.where(flips, x.flip(3), x), atol=1e-5, rtol=0)
 
 
-def test_colours_change_by_their_formula():
+def test_colors_change_by_their_formula():
     x = smooth(2, channels=3)
     u = numbers(2, saturation=[0.0, 0.5], brightness=[0.9, 0.5], contrast=[0.5, 0.5])
-    out = recoloured(x, u)
-    grey = x.mean(1, keepdim=True)
-    torch.testing.assert_close(out[0], grey[0].expand(3, -1, -1) + 0.4)
+    out = recolored(x, u)
+    gray = x.mean(1, keepdim=True)
+    torch.testing.assert_close(out[0], gray[0].expand(3, -1, -1) + 0.4)
     torch.testing.assert_close(out[1], x[1])
-    strong = recoloured(x[:, :1], numbers(2, contrast=1.0))
+    strong = recolored(x[:, :1], numbers(2, contrast=1.0))
     middle = x[:, :1].mean((2, 3), keepdim=True)
     torch.testing.assert_close(strong, middle + 1.8 * (x[:, :1] - middle))
 
 
-def test_a_patch_is_one_rectangle_of_one_grey():
+def test_a_patch_is_one_rectangle_of_one_gray():
     x = smooth(3, 12)
-    u = numbers(3, patch=[0.1, 0.1, 0.9], patch_height=0.5, patch_width=0.999, patch_grey=1.0,
+    u = numbers(3, patch=[0.1, 0.1, 0.9], patch_height=0.5, patch_width=0.999, patch_gray=1.0,
                 patch_left=[0.0, 0.999, 0.0], patch_top=0.5)  # fmt: skip
     out = patched(x, u)
     assert out[2].equal(x[2])
@@ -144,17 +144,17 @@ def saved_as_jpeg(image, quality):
 @pytest.mark.parametrize("quality", [20, 50, 90])
 def test_recompression_is_what_a_jpeg_file_does(size, quality):
     x = smooth(20, size, seed=2)
-    grey = ((x + 1) * 127.5).round()
-    out = recompressed(grey / 127.5 - 1, numbers(20, jpeg=0.1, quality=(quality - 20) / 75))
-    files = np.stack([saved_as_jpeg(image, quality) for image in grey[:, 0].byte().numpy()])
+    gray = ((x + 1) * 127.5).round()
+    out = recompressed(gray / 127.5 - 1, numbers(20, jpeg=0.1, quality=(quality - 20) / 75))
+    files = np.stack([saved_as_jpeg(image, quality) for image in gray[:, 0].byte().numpy()])
     errors = np.abs((out[:, 0].numpy() + 1) * 127.5 - files)
     # A file's cosines are whole numbers, so a coefficient halfway may be rounded the other way.
     assert (errors < 1).mean() > 0.7
-    assert np.median(errors) < 0.5 * np.median(np.abs(grey[:, 0].numpy() - files)) or quality == 90
+    assert np.median(errors) < 0.5 * np.median(np.abs(gray[:, 0].numpy() - files)) or quality == 90
     assert recompressed(x, numbers(20, jpeg=0.9)).equal(x)
 
 
-def test_mixtures_are_of_neighbours_and_say_so():
+def test_mixtures_are_of_neighbors_and_say_so():
     x = torch.stack([torch.full((1, 16, 16), v) for v in (-1.0, 1.0, -0.5, 0.5, 0.0, 0.25)])
     u = numbers(6, mix=[0.0, 0.9, 0.9, 0.0, 0.0, 0.0], cut=[0.1, 0.1, 0.1, 0.9, 0.9, 0.1],
                 share_1=[0.25] * 6, share_2=[0.1] * 6, share_3=[0.9] * 6)  # fmt: skip
@@ -162,12 +162,12 @@ def test_mixtures_are_of_neighbours_and_say_so():
     assert ids.tolist() == [[0, 1], [1, 1], [2, 2], [3, 2], [4, 5], [5, 4]]
     torch.testing.assert_close(out[0], torch.full((1, 16, 16), -0.5))
     assert out[1].equal(x[1])
-    assert (out[3] == -0.5).sum() == 64, "a quarter of the pixels is the neighbour's"
+    assert (out[3] == -0.5).sum() == 64, "a quarter of the pixels is the neighbor's"
     assert (out[3] == 0.5).sum() == 192
     assert (out[4] == 0.25).sum() == 64
 
 
-def test_the_last_of_an_odd_number_has_no_neighbour():
+def test_the_last_of_an_odd_number_has_no_neighbor():
     x = smooth(5)
     out, ids = mixed(x, numbers(5, mix=0.0, cut=[0.1, 0.9, 0.9, 0.1, 0.9]))
     assert ids.tolist() == [[0, 1], [1, 0], [2, 3], [3, 2], [4, 4]]

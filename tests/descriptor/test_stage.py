@@ -54,7 +54,7 @@ def run(folder, inputs, runtime=RUNTIME, **changes):
 
 @pytest.fixture(scope="module")
 def trained(inputs, tmp_path_factory):
-    """A descriptor that has learnt something, and its summary."""
+    """A descriptor that has learned something, and its summary."""
     folder = tmp_path_factory.mktemp("trained")
     settings = {"max_steps": 120, "batch_size": 64, "validate_every_steps": 120,
                 "widths": [16, 32], "dimensions": 32}  # fmt: skip
@@ -63,7 +63,7 @@ def trained(inputs, tmp_path_factory):
 
 def test_it_beats_pixels_on_planted_copies(trained):
     precision = trained[1]["average_precision"]
-    assert set(precision) == {"copydet-v1-8px", "pixels-rms-v1", "pixels-centred-v1"}
+    assert set(precision) == {"copydet-v1-8px", "pixels-rms-v1", "pixels-centered-v1"}
     others = [v for name, v in precision.items() if not name.startswith("copydet")]
     assert precision["copydet-v1-8px"] > max(others) + 0.02
 
@@ -99,7 +99,7 @@ def test_quality_has_a_row_for_every_encoder_and_edit(trained):
     folder, summary = trained
     with (folder / "quality.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    names = ["copydet-v1-8px", "pixels-rms-v1", "pixels-centred-v1"]
+    names = ["copydet-v1-8px", "pixels-rms-v1", "pixels-centered-v1"]
     assert [(r["encoder"], r["edit"]) for r in rows] == [
         (name, edit) for name in names for edit in (*EDITS, "all")
     ]

@@ -7,7 +7,7 @@ from sidepipe.features.encoders import Encoder, PixelsL2
 
 
 def images(n=40, size=8, channels=1, seed=0):
-    """Grey values that leave room for any edit."""
+    """Gray values that leave room for any edit."""
     rng = np.random.default_rng(seed)
     return rng.integers(60, 196, (n, size, size, channels)).astype(np.uint8)
 
@@ -51,7 +51,7 @@ def test_who_undoes_every_edit_has_average_precision_one():
     rows = judged(Known(originals, seed=3), originals)
     assert list(rows) == [*EDITS, "all"]
     for row in rows.values():
-        assert row["average_precision"] == row["before_neighbour"] == 1
+        assert row["average_precision"] == row["before_neighbor"] == 1
         assert row["encoder"] == "mine"
         assert row["database"] == 40
     assert {name: row["queries"] for name, row in rows.items()} == {
@@ -63,7 +63,7 @@ def test_who_undoes_every_edit_has_average_precision_one():
 def test_random_vectors_have_the_precision_of_chance():
     rows = judged(Random(), images(200))
     assert rows["all"]["average_precision"] == pytest.approx(1 / 200, abs=0.002)
-    assert rows["all"]["before_neighbour"] == pytest.approx(0.5, abs=0.07)
+    assert rows["all"]["before_neighbor"] == pytest.approx(0.5, abs=0.07)
 
 
 def brute_average_precision(scores, truth):
@@ -102,7 +102,7 @@ def test_a_near_duplicate_takes_the_place_of_an_original():
     originals[10:] = originals[:10]
     originals[10:, 0, 0] += 1
     rows = judged(PixelsL2(), originals)
-    assert 0.1 < rows["noise"]["before_neighbour"] < 0.9
+    assert 0.1 < rows["noise"]["before_neighbor"] < 0.9
     assert 0.3 < rows["noise"]["average_precision"] < 0.9
     assert (nearest_others(originals) == (np.arange(20) + 10) % 20).all()
 

@@ -13,7 +13,7 @@ from sidepipe.text.model import TextModel, Tokens
 
 
 class Fake(TextModel):
-    """A model of 8 x 8 grey images without networks; e of a caption is its length, e_0 is 0."""
+    """A model of 8 x 8 gray images without networks; e of a caption is its length, e_0 is 0."""
 
     latent_shape = (1, 8, 8)
     max_tokens = 20

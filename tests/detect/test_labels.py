@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.extract.test_lora import ExactLabelled
+from tests.extract.test_lora import ExactLabeled
 from tests.extract.test_stage import (
     ALPHAS_CUMPROD,
     IMAGES,
@@ -52,7 +52,7 @@ def posterior():
 def inputs(tmp_path, monkeypatch):
     """An exact model of six images of three labels, which it also generated."""
     monkeypatch.setattr("sidepipe.detect.labels.load_denoiser", lambda *_: exact())
-    monkeypatch.setattr("sidepipe.extract.surrogates.load_lora", lambda *_: ExactLabelled())
+    monkeypatch.setattr("sidepipe.extract.surrogates.load_lora", lambda *_: ExactLabeled())
     write_shard(tmp_path / "generate", 0, IMAGES)
     (tmp_path / "label").mkdir()
     np.save(tmp_path / "label" / "labels.npy", LABELS)
@@ -71,7 +71,7 @@ def written_out(label, scale=1.0, steps=6):
     y, lengths, plain = torch.full((3,), label), [], exact().eps_fn(torch.zeros(3))
 
     def eps_fn(x_t, t):
-        D_t = ExactLabelled().eps_fn(y)(x_t, t) - plain(x_t, t)
+        D_t = ExactLabeled().eps_fn(y)(x_t, t) - plain(x_t, t)
         lengths.append(D_t.flatten(1).norm(dim=1))
         return plain(x_t, t) + scale * D_t
 
@@ -99,7 +99,7 @@ def test_a_gradient_and_an_adapted_model_say_the_same_where_both_are_exact():
     eps = exact().eps_fn(y)(x_t, t)
     one, two = (
         label_difference(exact(), surrogate, y)(x_t, t, eps)
-        for surrogate in (posterior(), ExactLabelled())
+        for surrogate in (posterior(), ExactLabeled())
     )
     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 

@@ -43,7 +43,7 @@ def test_the_similarity_is_of_what_the_prompt_alone_predicts_first():
     np.testing.assert_allclose(found["ssim"][0], expected, atol=1e-4)
 
 
-def test_batches_and_neighbours_change_what_is_seen_by_rounding_alone():
+def test_batches_and_neighbors_change_what_is_seen_by_rounding_alone():
     model = tiny_text_model()
     captions = ["marigold", "a faint two at noon", "a bold seven"]
     whole, images = observe(model, captions, range(4, 7), watch(), halving(100), halving(100))

@@ -20,7 +20,7 @@ VARIANT = Variant("norm", 2, 1, 2)
 
 
 def table(memorized=None):
-    """Four planted prompts, of which three are memorised, six others and ten for calibration."""
+    """Four planted prompts, of which three are memorized, six others and ten for calibration."""
     roles = ["planted"] * 4 + ["test"] * 6 + ["calibration"] * 10
     known = [True, True, True, False] + [False] * 16 if memorized is None else memorized
     repeats = [64, 64, 4, 4] + [0] * 16
@@ -43,7 +43,7 @@ def test_the_threshold_is_the_calibration_prompts_alone_and_what_it_does_is_coun
     assert row["evaluations_per_prompt"] == 4
 
 
-def test_a_calibration_prompt_that_is_memorised_does_not_raise_the_threshold():
+def test_a_calibration_prompt_that_is_memorized_does_not_raise_the_threshold():
     known = table()
     known.loc[19, "memorized"] = True
     assert of_variant(VARIANT, SCORES, known, 0.1)["threshold"] == 8.0
@@ -54,7 +54,7 @@ def test_a_calibration_prompt_that_is_memorised_does_not_raise_the_threshold():
 
 
 @pytest.mark.parametrize("label", [False, np.nan])
-def test_without_labels_or_memorised_prompts_there_is_a_threshold_and_no_curve(label):
+def test_without_labels_or_memorized_prompts_there_is_a_threshold_and_no_curve(label):
     row = of_variant(VARIANT, SCORES, table([label] * 20), 0.1)
     assert row["threshold"] == 8.0
     assert row["auc"] is None
@@ -66,13 +66,13 @@ def test_without_labels_or_memorised_prompts_there_is_a_threshold_and_no_curve(l
 
 def test_histograms_hold_every_prompt_once():
     found = distributions(SCORES, table([True, False, np.nan, *[False] * 17]))
-    kinds = ("memorized", "others", "calibration", "unlabelled")
+    kinds = ("memorized", "others", "calibration", "unlabeled")
     assert [sum(found[kind]) for kind in kinds] == [1, 8, 10, 1]
     assert len(found["edges"]) == len(found["others"]) + 1
     assert found["roc"]["tpr"][-1] == 1
 
 
-def test_memorised_prompts_are_counted_by_role_and_by_repeats():
+def test_memorized_prompts_are_counted_by_role_and_by_repeats():
     found = counts(table())
     by_role = {row["role"]: (row["count"], row["of"]) for row in found["memorized_by"]["role"]}
     assert by_role == {"planted": (3, 4), "test": (0, 6), "calibration": (0, 10)}
@@ -118,11 +118,11 @@ def truth(threshold=0.5):
     return Truth(lambda numbers, images: {}, "l2", threshold, {})
 
 
-def test_a_prompt_is_memorised_where_enough_of_its_images_are_copies():
+def test_a_prompt_is_memorized_where_enough_of_its_images_are_copies():
     gamma = np.full((20, 4), 0.9, np.float32)
     gamma[0, :2], gamma[1, :1], gamma[2] = 0.1, 0.1, 0.5
     rows = np.arange(80).reshape(20, 4)
-    found = tables.labelled(table(), {"gamma": gamma, "nearest": rows}, truth(), 0.5)
+    found = tables.labeled(table(), {"gamma": gamma, "nearest": rows}, truth(), 0.5)
     assert found["memorized"].tolist() == [True, False, True, *[False] * 17]
     assert found["copies"].tolist() == [2, 1, 4, *[0] * 17]
     assert found["nearest"].tolist()[:3] == [0, 4, 8]
@@ -133,10 +133,10 @@ def test_where_no_image_is_known_the_files_word_stands():
     gamma[0] = 0.1
     rows = np.full((20, 2), -1)
     known = table([False, True, np.nan, *[False] * 17])
-    found = tables.labelled(known, {"gamma": gamma, "nearest": rows}, truth(), 0.5)
+    found = tables.labeled(known, {"gamma": gamma, "nearest": rows}, truth(), 0.5)
     assert found["memorized"].tolist()[:2] == [True, True]
     assert found["memorized"].isna().tolist() == [False, False, True, *[False] * 17]
-    without = tables.labelled(known, {}, None, 0.5)
+    without = tables.labeled(known, {}, None, 0.5)
     assert without["memorized"].tolist()[1] is True
     assert (without["nearest"] == -1).all()
 

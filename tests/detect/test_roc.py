@@ -8,7 +8,7 @@ from sidepipe.detect.roc import measured, require_enough, roc
 
 
 def scored(n=300, seed=0):
-    """Scores with many ties, of which one in five is of a memorised prompt."""
+    """Scores with many ties, of which one in five is of a memorized prompt."""
     rng = np.random.default_rng(seed)
     positive = rng.random(n) < 0.2
     return np.round(rng.normal(size=n) + 1.5 * positive, 1), positive
@@ -26,7 +26,7 @@ def test_area_and_rate_with_ties_are_scikit_learns():
             assert float(curve.tpr_at(rate)) == tpr[fpr <= rate].max()
 
 
-def test_a_memorised_prompt_that_ties_with_another_counts_half():
+def test_a_memorized_prompt_that_ties_with_another_counts_half():
     curve = roc(np.array([2.0, 1.0, 1.0]), np.array([True, True, False]), np.ones(3))
     assert float(curve.area()) == 0.75
     np.testing.assert_array_equal(curve.fpr, [0, 0, 1])

@@ -21,7 +21,7 @@ def test_first_step_signals_are_means_over_generations(name):
     np.testing.assert_allclose(score(name, [[1, 3, 8]], 2), [2])
 
 
-def test_pairs_are_those_of_the_first_generations_alike_speaking_for_memorisation():
+def test_pairs_are_those_of_the_first_generations_alike_speaking_for_memorization():
     pairs = [[[0, 0.1, 0.9], [0.1, 0, 0.4], [0.9, 0.4, 0]]]
     np.testing.assert_allclose(score("ssim", pairs, 2), [0.1])
     np.testing.assert_allclose(score("ssim", pairs, 3), [0.9])

@@ -65,7 +65,7 @@ def replaying(tmp_path, monkeypatch):
     return inputs, folder
 
 
-def test_planted_replays_are_found_and_labelled_by_what_is_generated(replaying):
+def test_planted_replays_are_found_and_labeled_by_what_is_generated(replaying):
     inputs, folder = replaying
     summary = detect().run(folder, inputs, RUNTIME)
     prompts = load_prompts(folder)

@@ -27,20 +27,20 @@ def x_t():
     return alpha_bar.sqrt() * IMAGES[:6] + (1 - alpha_bar).sqrt() * eps
 
 
-def cut(neighbours):
-    return NearestPosterior(IMAGES, LABELS, ALPHAS_CUMPROD, neighbours)
+def cut(neighbors):
+    return NearestPosterior(IMAGES, LABELS, ALPHAS_CUMPROD, neighbors)
 
 
 FULL = Posterior(IMAGES, LABELS, ALPHAS_CUMPROD)
 
 
-def by_sorting(x, t, y, neighbours):
+def by_sorting(x, t, y, neighbors):
     """log p(y | x_t) and its gradient for one x_t, from sorted distances to every image."""
     alpha_bar = ALPHAS_CUMPROD[t]
     square = (x - alpha_bar.sqrt() * IMAGES).square().flatten(1).sum(1)
     log_sums, means = [], []
     for members in ((y == LABELS).nonzero()[:, 0], torch.arange(M)):
-        best = members[square[members].argsort()[:neighbours]]
+        best = members[square[members].argsort()[:neighbors]]
         w = -square[best] / (2 * (1 - alpha_bar))
         log_sums.append(w.logsumexp(0))
         means.append(torch.tensordot(w.softmax(0), IMAGES[best], 1))
@@ -48,15 +48,15 @@ def by_sorting(x, t, y, neighbours):
     return log_sums[0] - log_sums[1], gradient
 
 
-@pytest.mark.parametrize("neighbours", [1, 7, 45])
+@pytest.mark.parametrize("neighbors", [1, 7, 45])
 @pytest.mark.parametrize("block", [guidance.BLOCK_ELEMENTS, 24 * 50, 24 * 6])
 def test_the_cut_sums_are_over_the_nearest_of_the_label_and_of_all(
-    x_t, neighbours, block, monkeypatch
+    x_t, neighbors, block, monkeypatch
 ):
     monkeypatch.setattr(guidance, "BLOCK_ELEMENTS", block)
-    expected = [by_sorting(*row, neighbours) for row in zip(x_t, T, Y, strict=True)]
+    expected = [by_sorting(*row, neighbors) for row in zip(x_t, T, Y, strict=True)]
     log_prob, gradient = (torch.stack(part) for part in zip(*expected, strict=True))
-    ours = cut(neighbours)
+    ours = cut(neighbors)
     torch.testing.assert_close(ours.log_prob(x_t, T, Y), log_prob, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(ours.grad_log_prob(x_t, T, Y), gradient, rtol=1e-8, atol=1e-10)
 
@@ -67,9 +67,9 @@ def test_the_cut_gradient_is_autograd_s_of_the_cut_log_prob(x_t):
     torch.testing.assert_close(ours.grad_log_prob(x_t, T, Y), expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("neighbours", [M, M + 1])
-def test_without_anything_to_cut_it_is_the_full_posterior(x_t, neighbours):
-    ours = cut(neighbours)
+@pytest.mark.parametrize("neighbors", [M, M + 1])
+def test_without_anything_to_cut_it_is_the_full_posterior(x_t, neighbors):
+    ours = cut(neighbors)
     torch.testing.assert_close(ours.log_prob(x_t, T, Y), FULL.log_prob(x_t, T, Y))
     gradient = FULL.grad_log_prob(x_t, T, Y)
     torch.testing.assert_close(ours.grad_log_prob(x_t, T, Y), gradient, rtol=1e-9, atol=1e-10)
@@ -79,7 +79,7 @@ def test_a_label_that_no_image_has_is_impossible(x_t):
     assert cut(5).log_prob(x_t, T, torch.full((6,), 7)).tolist() == [-torch.inf] * 6
 
 
-def test_a_sampler_s_autocast_does_not_choose_other_neighbours():
+def test_a_sampler_s_autocast_does_not_choose_other_neighbors():
     """Images a thousandth apart, which bf16 cannot tell from one another."""
     base = torch.rand(1, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
     images = base + 1e-3 * torch.randn(50, 64, generator=torch.Generator().manual_seed(4))
@@ -107,7 +107,7 @@ def test_the_error_is_that_of_the_gradient_over_samples_of_the_noised_images():
         assert row["relative_error"] == pytest.approx(float(expected), rel=0.15)
 
 
-def test_the_error_falls_with_noise_and_with_neighbours_to_nothing():
+def test_the_error_falls_with_noise_and_with_neighbors_to_nothing():
     errors = {
         k: [
             r["relative_error"]

@@ -123,7 +123,7 @@ def test_a_model_of_one_image_gives_it_away(
     others = load_images(data)[load_subset(tmp_path)[1]].astype(float)
     to_image = np.abs(samples - image).mean((1, 2, 3))
     to_others = np.abs(samples[:, None] - others[None]).mean((2, 3, 4)).min(1)
-    assert np.median(to_image) < 20, "of 256 grey levels"
+    assert np.median(to_image) < 20, "of 256 gray levels"
     assert np.median(to_image) < np.median(to_others)
 
 

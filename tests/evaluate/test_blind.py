@@ -20,7 +20,7 @@ def test_candidates_come_by_size_and_then_by_tightness(metric):
 
 
 @METRICS
-def test_tightness_is_the_mean_gamma_to_the_centre_or_that_to_the_nearest_other(metric):
+def test_tightness_is_the_mean_gamma_to_the_center_or_that_to_the_nearest_other(metric):
     features, of = repeated(metric)
     ranking = candidates(features, metric, THRESHOLD[metric])
     x = features.astype(np.float64)

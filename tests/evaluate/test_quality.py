@@ -37,7 +37,7 @@ def frechet(a, b):
 
 
 def frechet_by_singular_values(a, b):
-    """The same without a d x d matrix: s t has the eigenvalues of (x y')(x y')', x, y centred."""
+    """The same without a d x d matrix: s t has the eigenvalues of (x y')(x y')', x, y centered."""
     x, y = (z - z.mean(0) for z in (a, b))
     x, y = x / np.sqrt(len(x) - 1), y / np.sqrt(len(y) - 1)
     cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
@@ -186,7 +186,7 @@ def test_torchmetrics_with_an_encoder_says_what_the_functions_say_of_its_feature
     assert tuple(map(float, kernel.compute())) == pytest.approx(kid(a, b, 3), rel=1e-9)
 
 
-def test_grey_images_of_any_shape_fit():
+def test_gray_images_of_any_shape_fit():
     network = EncoderFeatures(PixelsL2(), (1, 4, 7))
     assert network.num_features == 28
     assert network(images(5, 0, (1, 4, 7))).shape == (5, 28)

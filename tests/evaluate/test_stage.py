@@ -39,7 +39,7 @@ COST = {"unet_forwards": 1234, "surrogate_gradients": 567}
 COST |= {"gradient_cost": 0.5, "network_evaluations": 1518}
 EXTRACT = {
     "surrogate": "none",
-    "posterior_neighbours": None,
+    "posterior_neighbors": None,
     "guidance_schedule": "constant",
     "max_guidance_norm": None,
     "guide_through": "x_t",
@@ -490,7 +490,7 @@ def write_label(planted):
     label = planted.behind / "label" / "label"
     label.mkdir(parents=True)
     (label / "clusters.csv").write_text(
-        "cluster,size,cohesion,kept,label,labelled\n"
+        "cluster,size,cohesion,kept,label,labeled\n"
         + "".join(f"{k},9,{0.9 - k / 20},1,{k},9\n" for k in range(9))
     )
     return label
@@ -520,7 +520,7 @@ def test_labels_of_rounds_are_listed_with_the_cohesion_that_each_had_in_its_roun
     assert [row["cohesion"] for row in rows] == pytest.approx(np.linspace(0.5, 0.9, 18), abs=1e-6)
 
 
-def test_who_learnt_from_real_images_is_not_judged_by_them_but_by_the_same_threshold(planted):
+def test_who_learned_from_real_images_is_not_judged_by_them_but_by_the_same_threshold(planted):
     """Copies of the attacker's own images are no hits on held-out ones."""
     own = planted.unseen[20:50]
     planted.plant(np.arange(60, 90), own, noise=8)
@@ -543,7 +543,7 @@ def test_who_learnt_from_real_images_is_not_judged_by_them_but_by_the_same_thres
     assert after["cost"] == {**COST, "synthetic_evaluations": 0}
 
 
-def test_synthetic_images_are_part_of_the_cost_of_an_attack_that_learnt_from_them(planted):
+def test_synthetic_images_are_part_of_the_cost_of_an_attack_that_learned_from_them(planted):
     generate = planted.behind / "generate" / "generate"
     generate.mkdir(parents=True)
     write_manifest(generate, {"summary": {"unet_forwards": 777}, "inputs": {}})

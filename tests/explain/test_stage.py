@@ -32,10 +32,10 @@ def explained(inputs, tmp_path_factory):
     return folder, Explain(**SETTINGS).run(folder, inputs, RUNTIME)
 
 
-def test_every_token_of_memorised_prompts_and_of_as_many_others_is_measured(explained):
+def test_every_token_of_memorized_prompts_and_of_as_many_others_is_measured(explained):
     folder, summary = explained
     prompts, tokens = load_prompts_explained(folder), load_tokens(folder)
-    assert prompts["explained_as"].tolist() == ["memorised", "other"]
+    assert prompts["explained_as"].tolist() == ["memorized", "other"]
     assert prompts["word"].tolist() == ["marigold", ""]
     # A token for each letter, and two more.
     letters = [len(caption.replace(" ", "")) + 2 for caption in prompts["caption"]]
@@ -43,9 +43,9 @@ def test_every_token_of_memorised_prompts_and_of_as_many_others_is_measured(expl
     assert (tokens["significance"] > 0).all()
     assert tokens.groupby("id")["share"].sum().tolist() == pytest.approx([1, 1])
     results = load(folder)
-    assert results["planted_word_on_top"]["memorised"]["of"] == 1
+    assert results["planted_word_on_top"]["memorized"]["of"] == 1
     assert results["evaluations_per_prompt"] == 4 * 3 * 2
-    assert summary["memorised"] == summary["other"] == 1
+    assert summary["memorized"] == summary["other"] == 1
     assert not (folder / "parts").exists()
 
 

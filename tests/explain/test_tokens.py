@@ -22,7 +22,7 @@ PROMPTS = pd.DataFrame(
         "id": IDS,
         "word": ["marigold", "marigold", "ivy", ""],
         "repeats": [64, 4, 1, 1],
-        "group": ["memorised", "memorised", "other", "other"],
+        "group": ["memorized", "memorized", "other", "other"],
     }
 )
 
@@ -49,22 +49,22 @@ def test_every_token_has_a_row_and_words_share_what_is_theirs(tokens):
 
 def test_planted_words_on_top_are_counted_by_group_and_repeats(tokens):
     found = summary(tokens, PROMPTS, pieces)["planted_word_on_top"]
-    assert (found["memorised"]["count"], found["memorised"]["of"]) == (2, 2)
+    assert (found["memorized"]["count"], found["memorized"]["of"]) == (2, 2)
     assert (found["other"]["count"], found["other"]["of"]) == (0, 1)
-    rows = [(row["repeats"], row["count"]) for row in found["memorised_by_repeats"]]
+    rows = [(row["repeats"], row["count"]) for row in found["memorized_by_repeats"]]
     assert rows == [(4, 1), (64, 1)]
     # Clopper and Pearson, of 2 in 2.
-    np.testing.assert_allclose(found["memorised"]["interval"], [0.1581, 1], atol=1e-4)
+    np.testing.assert_allclose(found["memorized"]["interval"], [0.1581, 1], atol=1e-4)
 
 
 def test_encoded_embeddings_are_counted_beside_them(tokens):
     found = summary(tokens, PROMPTS, pieces)["planted_word_on_top_encoded"]
-    assert found["memorised"]["count"] == 1
+    assert found["memorized"]["count"] == 1
 
 
 def test_concentration_is_the_share_of_the_top_word(tokens):
     found = summary(tokens, PROMPTS, pieces)["top_share"]
-    assert found["memorised"]["mean"] == pytest.approx((5 / 8 + 4 / 8) / 2)
+    assert found["memorized"]["mean"] == pytest.approx((5 / 8 + 4 / 8) / 2)
     assert found["other"]["mean"] == pytest.approx((3 / 4 + 1) / 2)
 
 
@@ -72,6 +72,6 @@ def test_without_planted_words_and_with_an_empty_prompt_nothing_is_counted():
     prompts = PROMPTS.assign(word="")
     tokens = token_table(IDS, [*WORDS[:3], ["<s>", "<e>"]], SIGNIFICANCE, SIGNIFICANCE)
     found = summary(tokens, prompts, pieces)
-    assert found["planted_word_on_top"]["memorised"]["share"] is None
-    assert found["planted_word_on_top"]["memorised_by_repeats"] == []
+    assert found["planted_word_on_top"]["memorized"]["share"] is None
+    assert found["planted_word_on_top"]["memorized_by_repeats"] == []
     assert found["top_share"]["other"]["of"] == 1

@@ -31,7 +31,7 @@ from sidepipe.shards import write_shard
 __all__ = ["inputs", "unet"]  # fixtures
 
 
-class ExactLabelled(Denoiser):
+class ExactLabeled(Denoiser):
     """eps when the data are the images of a label alone; counts the images it sees."""
 
     def __init__(self):
@@ -56,7 +56,7 @@ class ExactLabelled(Denoiser):
 @pytest.fixture
 def adapted(inputs, monkeypatch):
     """The lora stage's artifact: exact; it has cost 4,200 evaluations."""
-    denoiser, folder = ExactLabelled(), inputs["dpm"].parent / "lora"
+    denoiser, folder = ExactLabeled(), inputs["dpm"].parent / "lora"
     folder.mkdir()
     (folder / "adapter.json").write_text(json.dumps({"training_evaluations": 4200}))
     inputs["lora"] = folder
@@ -96,7 +96,7 @@ def test_scale_0_is_plain_sampling(tmp_path, inputs, unet, adapted):
 
 
 @pytest.mark.parametrize(
-    ("changes", "base", "labelled"),
+    ("changes", "base", "labeled"),
     [
         ({}, 0, 20),
         ({"guidance_scale": 2.0}, 20, 20),
@@ -105,18 +105,18 @@ def test_scale_0_is_plain_sampling(tmp_path, inputs, unet, adapted):
     ],
 )
 def test_the_cost_is_what_was_evaluated_and_what_training_took(
-    tmp_path, inputs, unet, adapted, changes, base, labelled
+    tmp_path, inputs, unet, adapted, changes, base, labeled
 ):
     summary = run(tmp_path / "lora", inputs, surrogate="lora", num_images=23, **changes)
     assert summary["unet_forwards"] == unet.images_seen == 23 * base
-    assert summary["surrogate_gradients"] == adapted.images_seen == 23 * labelled
-    assert summary["network_evaluations"] == round(23 * (base + 1.25 * labelled))
+    assert summary["surrogate_gradients"] == adapted.images_seen == 23 * labeled
+    assert summary["network_evaluations"] == round(23 * (base + 1.25 * labeled))
     assert summary["training_evaluations"] == 4200
 
 
 def test_it_reads_what_it_was_made_from():
     assert extract(surrogate="lora").inputs() == ("dpm", "generate", "label", "lora")
-    assert "posterior_neighbours" not in key_settings(surrogate="lora")
+    assert "posterior_neighbors" not in key_settings(surrogate="lora")
     assert key_settings(surrogate="lora", t_min=3) != key_settings(surrogate="lora")
 
 
@@ -151,7 +151,7 @@ def test_stable_diffusion_is_adapted_and_sampled_by_label(tmp_path, stable, prec
 
 @pytest.fixture(scope="module")
 def stable(tmp_path_factory):
-    """A tiny Stable Diffusion and what was learnt of labelled images of it."""
+    """A tiny Stable Diffusion and what was learned of labeled images of it."""
     folder = tmp_path_factory.mktemp("stable")
     tiny_stable_diffusion(folder / "dpm" / "model")
     rng = np.random.default_rng(0)

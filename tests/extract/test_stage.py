@@ -30,7 +30,7 @@ from sidepipe.stage import NoMaterial, Runtime
 RUNTIME = Runtime(accelerator="cpu", sampling_batch_size=7)
 ALPHAS_CUMPROD = DDPMScheduler().alphas_cumprod
 TIMESTEPS = list(range(950, -1, -50))
-# Six images far apart, of three labels: all that the model has learnt, and all that it generates.
+# Six images far apart, of three labels: all that the model has learned, and all that it generates.
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8)
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 
@@ -38,7 +38,7 @@ LABELS = np.array([0, 0, 0, 1, 1, 2])
 def extract(**changes) -> Extract:
     settings = {
         "surrogate": "posterior",
-        "posterior_neighbours": None,
+        "posterior_neighbors": None,
         "guidance_scale": 1.0,
         "guidance_schedule": "constant",
         "max_guidance_norm": None,
@@ -111,7 +111,7 @@ def unet(monkeypatch):
 
 @pytest.fixture
 def inputs(tmp_path):
-    """What the attacker has: every image that the model makes, labelled, two of no label."""
+    """What the attacker has: every image that the model makes, labeled, two of no label."""
     for name in ("generate", "label", "classifier"):
         (tmp_path / name).mkdir()
     strays = np.random.default_rng(1).integers(0, 256, (2, 4, 4, 1)).astype(np.uint8)
@@ -128,7 +128,7 @@ def clusters(folder, cohesions, kept=None):
     """
     with (folder / "clusters.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["cluster", "size", "cohesion", "kept", "label", "labelled"])
+        writer.writerow(["cluster", "size", "cohesion", "kept", "label", "labeled"])
         label = 0
         for k, cohesion in enumerate(cohesions):
             keep = kept is None or kept[k]
@@ -142,7 +142,7 @@ def run(folder, inputs, runtime=RUNTIME, **changes):
 
 
 def nearest(images):
-    """Index of the closest of `IMAGES`, and the largest difference from it in grey levels."""
+    """Index of the closest of `IMAGES`, and the largest difference from it in gray levels."""
     difference = np.abs(images[:, None].astype(int) - IMAGES).max((2, 3, 4))
     return difference.argmin(1), difference.min(1)
 
@@ -357,11 +357,11 @@ def test_points_of_lambda_s_factor_guide_at_every_step_by_lambda_times_the_facto
     schedule = [[499, 0.5], [500, 0.25]]
     run(tmp_path / "points", inputs, guidance_scale=2.0, guidance_schedule=schedule)
     y = torch.from_numpy(load_targets(tmp_path / "points"))
-    labelled = (
+    labeled = (
         to_model(load_shards(inputs["generate"])),
         torch.from_numpy(load_labels(inputs["label"])),
     )
-    gradient = Posterior(*labelled, ALPHAS_CUMPROD).grad_log_prob
+    gradient = Posterior(*labeled, ALPHAS_CUMPROD).grad_log_prob
 
     def eps_fn(x_t, t):
         eps, sigma = unet(x_t, for_each(t, x_t)).sample, (1 - ALPHAS_CUMPROD[t]).sqrt()
@@ -447,7 +447,7 @@ def test_guidance_through_pred_x_0_is_that_of_log_p_of_the_image_it_predicts(
 def test_a_cut_that_cuts_nothing_changes_nothing_and_says_so(tmp_path, inputs, unet, caplog):
     run(tmp_path / "full", inputs)
     with caplog.at_level("INFO", "sidepipe"):
-        summary = run(tmp_path / "cut", inputs, posterior_neighbours=8)
+        summary = run(tmp_path / "cut", inputs, posterior_neighbors=8)
     assert np.abs(load(tmp_path / "cut").astype(int) - load(tmp_path / "full")).max() <= 1
     assert max(row["relative_error"] for row in summary["cut_error"]) < 1e-4
     assert all(record.levelname != "WARNING" for record in caplog.records)
@@ -458,7 +458,7 @@ def test_a_cut_that_changes_the_gradient_is_warned_of_with_timesteps_and_numbers
     tmp_path, inputs, unet, caplog
 ):
     with caplog.at_level("INFO", "sidepipe"):
-        summary = run(tmp_path / "cut", inputs, posterior_neighbours=1)
+        summary = run(tmp_path / "cut", inputs, posterior_neighbors=1)
     rows = summary["cut_error"]
     assert [row["t"] for row in rows] == sorted({row["t"] for row in rows}, reverse=True)
     assert (len(rows), rows[0]["t"], rows[-1]["t"]) == (10, 950, 0)
@@ -542,7 +542,7 @@ def test_settings_of_guidance_are_no_part_of_the_key_of_plain_samples_only():
         t_max=200,
         targets="top_cohesion",
         target_fraction=0.5,
-        posterior_neighbours=5,
+        posterior_neighbors=5,
         guidance_schedule="classifier_quality",
         max_guidance_norm=0.5,
         guide_through="pred_x_0",
@@ -566,8 +566,8 @@ def test_settings_of_one_surrogate_are_part_of_its_key_alone():
         assert key_settings(surrogate="classifier", **changes) != key_settings(
             surrogate="classifier"
         )
-    assert key_settings(posterior_neighbours=5) != key_settings()
-    cut = key_settings(surrogate="classifier", posterior_neighbours=5)
+    assert key_settings(posterior_neighbors=5) != key_settings()
+    cut = key_settings(surrogate="classifier", posterior_neighbors=5)
     assert cut == key_settings(surrogate="classifier")
 
 
@@ -588,7 +588,7 @@ def test_the_target_fraction_is_part_of_the_key_where_it_is_used():
         ({"target_fraction": 0.0}, r"extract.target_fraction must be in \(0, 1\], got 0.0"),
         ({"target_fraction": 1.1}, r"extract.target_fraction must be in \(0, 1\], got 1.1"),
         ({"max_guidance_norm": 0.0}, r"extract.max_guidance_norm must be > 0 or null, got 0.0"),
-        ({"posterior_neighbours": 0}, r"extract.posterior_neighbours must be >= 1 or null, got 0"),
+        ({"posterior_neighbors": 0}, r"extract.posterior_neighbors must be >= 1 or null, got 0"),
         (
             {"guidance_schedule": "classifier_quality"},
             r"guidance_schedule must be 'constant' or points where .* is 'posterior'",
@@ -889,7 +889,7 @@ def test_rounds_that_cannot_be_are_refused(changes, message):
         extract(**changes)
 
 
-def test_rounds_of_real_labelled_images_are_refused_at_the_start():
+def test_rounds_of_real_labeled_images_are_refused_at_the_start():
     settings = {name: value for name, value in LABEL.items() if name != "_target_"}
     upstream = {"dpm": DPM, "label": Label(**{**settings, "assign": "original"})}
     with pytest.raises(ValueError, match=r"extract.rounds must be 1 where label.assign=original"):

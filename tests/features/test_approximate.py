@@ -33,7 +33,7 @@ def beyond(monkeypatch):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_planted_neighbours_are_found_and_the_recall_is_logged(metric, beyond, caplog):
+def test_planted_neighbors_are_found_and_the_recall_is_logged(metric, beyond, caplog):
     queries, database, truth = planted(metric)
     gamma, indices = nearest(queries, database, metric)
     found = (indices[:, 0] == truth).mean()
@@ -44,7 +44,7 @@ def test_planted_neighbours_are_found_and_the_recall_is_logged(metric, beyond, c
     assert said
     assert float(said[1]) >= approximate.MIN_RECALL
     assert float(said[1]) == pytest.approx(found, abs=0.05)
-    # gamma is exact, whichever neighbour was found.
+    # gamma is exact, whichever neighbor was found.
     i = indices[:, 0]
     q, x = queries.astype(float), database[i].astype(float)
     exact_gamma = (q * x).sum(1) if metric == "cosine" else np.linalg.norm(q - x, axis=1)
@@ -65,7 +65,7 @@ def test_more_cells_are_probed_until_the_recall_suffices(metric, beyond, caplog,
     assert cells[0] < cells[1] < 253
 
 
-def test_all_cells_and_candidates_give_the_exact_neighbours(beyond, monkeypatch):
+def test_all_cells_and_candidates_give_the_exact_neighbors(beyond, monkeypatch):
     monkeypatch.setattr(approximate, "MIN_RECALL", 1.01)  # never enough
     monkeypatch.setattr(approximate, "NUM_CANDIDATES", M - 5)
     queries, database, _ = planted("l2")

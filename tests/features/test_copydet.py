@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sidepipe.features.copydet import CopyDet, CopyNet, generalised_mean
+from sidepipe.features.copydet import CopyDet, CopyNet, generalized_mean
 
 
 def images(n=5, size=8, channels=1, seed=0):
@@ -49,11 +49,11 @@ def test_a_vector_does_not_depend_on_the_rest_of_its_batch(tmp_path):
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
-def test_a_grey_image_is_its_rgb_image_with_equal_channels(tmp_path):
+def test_a_gray_image_is_its_rgb_image_with_equal_channels(tmp_path):
     write(tmp_path)
     encoder = CopyDet(str(tmp_path))
-    colour = encoder.encode(images().repeat(3, axis=3))
-    np.testing.assert_allclose(encoder.encode(images()), colour, atol=1e-6)
+    color = encoder.encode(images().repeat(3, axis=3))
+    np.testing.assert_allclose(encoder.encode(images()), color, atol=1e-6)
 
 
 def test_images_of_another_size_are_skewed_to_that_of_training(tmp_path):
@@ -87,10 +87,10 @@ def test_a_folder_without_its_files_is_refused_by_name(tmp_path, missing):
         CopyDet(str(tmp_path)).check()
 
 
-def test_pooling_is_the_generalised_mean_and_the_floor_counts_for_negative_values():
+def test_pooling_is_the_generalized_mean_and_the_floor_counts_for_negative_values():
     h = np.random.default_rng(0).normal(1, 1, (2, 3, 4, 5))
     expected = (np.maximum(h, 1e-6) ** 3).mean((2, 3)) ** (1 / 3)
-    pooled = generalised_mean(torch.tensor(h)).numpy()
+    pooled = generalized_mean(torch.tensor(h)).numpy()
     np.testing.assert_allclose(pooled, expected, rtol=1e-5)
     assert (pooled > np.maximum(h, 0).mean((2, 3))).all()
     assert (pooled < h.max((2, 3))).all()
@@ -98,7 +98,7 @@ def test_pooling_is_the_generalised_mean_and_the_floor_counts_for_negative_value
 
 def test_pooling_of_half_precision_keeps_small_values():
     h = torch.full((1, 1, 2, 2), 1e-3, dtype=torch.bfloat16)
-    assert generalised_mean(h).item() == pytest.approx(1e-3, rel=0.01)
+    assert generalized_mean(h).item() == pytest.approx(1e-3, rel=0.01)
 
 
 @pytest.mark.parametrize(

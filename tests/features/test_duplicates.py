@@ -11,17 +11,17 @@ from sidepipe.features.duplicates import near_duplicate_groups, nearest_other, n
 def test_images_of_one_original_form_a_group_and_others_stay_alone(metric, block, monkeypatch):
     monkeypatch.setattr(duplicates, "BLOCK", block)
     features, of = repeated(metric)
-    centre = near_duplicate_groups(features, metric, THRESHOLD[metric])
-    np.testing.assert_array_equal(of[centre], of)
-    assert len(np.unique(centre)) == len(np.unique(of))
-    np.testing.assert_array_equal(centre[centre], centre)
+    center = near_duplicate_groups(features, metric, THRESHOLD[metric])
+    np.testing.assert_array_equal(of[center], of)
+    assert len(np.unique(center)) == len(np.unique(of))
+    np.testing.assert_array_equal(center[center], center)
 
 
 def test_a_chain_of_small_steps_does_not_join_what_is_far_apart():
     line = np.arange(40, dtype=np.float32)[:, None] * 0.9
-    centre = near_duplicate_groups(line, "l2", 1.0)
-    assert (np.abs(line[centre] - line) <= 1.0).all()
-    assert len(np.unique(centre)) >= 40 / 3
+    center = near_duplicate_groups(line, "l2", 1.0)
+    assert (np.abs(line[center] - line) <= 1.0).all()
+    assert len(np.unique(center)) >= 40 / 3
 
 
 @METRICS
@@ -33,13 +33,13 @@ def test_groups_are_those_of_the_definition_by_double_loop(metric):
     close = -gamma if metric == "cosine" else gamma
     limit = -threshold if metric == "cosine" else threshold
     order = np.argsort(np.sort(close, axis=1)[:, 9], kind="stable")
-    centres = []
+    centers = []
     for image in order:
-        if not any(close[image, c] <= limit for c in centres):
-            centres.append(image)
-    centres = np.sort(centres)
-    assert 1 < len(centres) < len(x)
-    expected = centres[np.argmin(close[:, centres], axis=1)]
+        if not any(close[image, c] <= limit for c in centers):
+            centers.append(image)
+    centers = np.sort(centers)
+    assert 1 < len(centers) < len(x)
+    expected = centers[np.argmin(close[:, centers], axis=1)]
     np.testing.assert_array_equal(near_duplicate_groups(features, metric, threshold), expected)
     known = nearest_other(features, metric)
     found = near_duplicate_groups(features, metric, threshold, known)

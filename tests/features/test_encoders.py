@@ -95,9 +95,9 @@ def test_batch_size_changes_nothing(encoder):
     np.testing.assert_allclose(encoder.encode(images()[3:4]), whole[3:4], atol=1e-6)
 
 
-def test_grey_means_the_same_as_three_equal_channels(encoder):
-    grey = images(channels=1)
-    z, z_rgb = encoder.encode(grey), encoder.encode(grey.repeat(3, axis=3))
+def test_gray_means_the_same_as_three_equal_channels(encoder):
+    gray = images(channels=1)
+    z, z_rgb = encoder.encode(gray), encoder.encode(gray.repeat(3, axis=3))
     if isinstance(encoder, (Pixels, PixelsL2)):
         z, z_rgb = z @ z.T, z_rgb @ z_rgb.T
     np.testing.assert_allclose(z, z_rgb, atol=1e-6)
@@ -171,7 +171,7 @@ def test_sscd_sees_a_skewed_square():
     assert SSCD("unused", None).transform == "sscd-320-v1"
 
 
-def test_a_resized_image_of_one_colour_keeps_it_and_bicubic_stays_in_range():
+def test_a_resized_image_of_one_color_keeps_it_and_bicubic_stays_in_range():
     x = torch.zeros(1, 3, 12, 12)
     x[..., 6:] = 1
     resized = encoders._resize(x, 30, 30, "bicubic")

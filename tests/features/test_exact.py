@@ -11,7 +11,7 @@ def vectors(n, seed):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_neighbours_do_not_depend_on_how_many_queries_are_searched_at_once(metric, monkeypatch):
+def test_neighbors_do_not_depend_on_how_many_queries_are_searched_at_once(metric, monkeypatch):
     queries, database = vectors(37, 0), vectors(90, 1)
     losses, indices = exact.closest(queries, database, metric, 3)
     monkeypatch.setattr(exact, "MAX_CANDIDATES", 5 * (3 + exact.SPARE_CANDIDATES))

@@ -68,7 +68,7 @@ def test_exactly_the_images_within_the_limit_are_found(tile, monkeypatch):
     train, unseen = np.arange(0, 60), np.arange(60, 90)
     images[60:66], images[66:70] = images[:6], noisy(images[10:14], 0.02)
     images[70:73], images[73:75] = images[20:23, :, ::-1], noisy(images[23:25, :, ::-1], 0.02)
-    images[75:78] = images[30:33] + (images[30:33] < 255)  # one grey level brighter
+    images[75:78] = images[30:33] + (images[30:33] < 255)  # one gray level brighter
     for limit in (0.0, 0.03, 0.15, 0.3):
         plain = all_distances(images, unseen, train)
         turned = all_distances(images, unseen, train, mirrored=True)
@@ -145,7 +145,7 @@ def jpeg(image, quality):
     "edit",
     [
         lambda x: np.stack([jpeg(image, 75) for image in x]),
-        lambda x: x + (x < 255),  # one grey level brighter
+        lambda x: x + (x < 255),  # one gray level brighter
         lambda x: noisy(x, 0.02),
         lambda x: x,
     ],

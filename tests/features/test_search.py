@@ -8,7 +8,7 @@ import pytest
 from sidepipe.features import exact, pairs, search
 from sidepipe.features.search import covered, nearest, pairs_within
 
-PIXEL = 1 / 255 / math.sqrt(3072)  # RMS of one value in 3072 off by one grey level
+PIXEL = 1 / 255 / math.sqrt(3072)  # RMS of one value in 3072 off by one gray level
 
 
 def brute(queries, database, metric):
@@ -59,7 +59,7 @@ def test_nearest_is_not_symmetric_in_its_arguments():
 
 
 @pytest.mark.parametrize("num_queries", [2, 120])  # faiss computes few and many differently
-def test_l2_tells_an_identical_image_from_one_grey_level_in_one_pixel(num_queries):
+def test_l2_tells_an_identical_image_from_one_gray_level_in_one_pixel(num_queries):
     database = photographs(60, 0)
     queries = np.tile(database, (2, 1))[:num_queries].copy()
     queries[1::2, 5] += np.float32(1 / 255 / math.sqrt(3072))
@@ -271,9 +271,9 @@ def test_memory_does_not_grow_with_the_number_of_pairs(metric, monkeypatch):
 @pytest.mark.parametrize("d", [3, 64, 700, 3072])
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_the_allowed_rounding_holds_for_faiss_and_for_tiles(metric, d):
-    grey = np.random.default_rng(0).random((200, 1)).repeat(d, 1)  # the worst: biased sums
-    noisy = grey + np.random.default_rng(1).random((200, d)) / 100
-    for x in (grey, noisy):
+    gray = np.random.default_rng(0).random((200, 1)).repeat(d, 1)  # the worst: biased sums
+    noisy = gray + np.random.default_rng(1).random((200, d)) / 100
+    for x in (gray, noisy):
         x = (x / math.sqrt(d)).astype(np.float32)
         i, j = np.divmod(np.arange(200 * 200), 200)
         truth = pairs.exact_losses(x, x, i, j, metric).reshape(200, 200)

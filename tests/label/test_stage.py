@@ -115,8 +115,8 @@ def test_labels_cohesion_and_kept_clusters_are_those_of_algorithm_1(tmp_path, ge
     np.testing.assert_allclose(summary["cohesion_quantiles"], quantiles, atol=6e-4)
     assert summary["num_clusters"] == 5
     assert summary["num_labels"] == len(kept)
-    assert summary["num_labelled"] == 100
-    assert summary["transform"] == "pixels-centred-v1"
+    assert summary["num_labeled"] == 100
+    assert summary["transform"] == "pixels-centered-v1"
     for k, row in enumerate(table(folder)):
         is_kept, y = k in kept, kept.index(k) if k in kept else -1
         assert int(row["cluster"]) == k
@@ -124,7 +124,7 @@ def test_labels_cohesion_and_kept_clusters_are_those_of_algorithm_1(tmp_path, ge
         assert float(row["cohesion"]) == pytest.approx(cohesions[k], abs=2e-6)
         assert int(row["kept"]) == is_kept
         assert int(row["label"]) == y
-        assert int(row["labelled"]) == (labels.count(y) if is_kept else 0)
+        assert int(row["labeled"]) == (labels.count(y) if is_kept else 0)
 
 
 @pytest.fixture
@@ -140,14 +140,14 @@ def originals(tmp_path):
     return {"original": tmp_path / "original"}
 
 
-def test_the_attacker_s_own_images_are_labelled_by_their_classes(tmp_path, originals):
+def test_the_attacker_s_own_images_are_labeled_by_their_classes(tmp_path, originals):
     images, classes = (np.load(originals["original"] / f"{n}.npy") for n in ("images", "classes"))
     settings = {"assign": "original", "min_cluster_size": 6, "min_cohesion": 0.6}
     folder, summary = run(tmp_path, originals, **settings)
     # One class has too few images, one is not cohesive: neither has a label.
     expected = np.array([-1, 0, 1, -1])[classes]
     np.testing.assert_array_equal(load(folder), expected)
-    assert (summary["num_labels"], summary["num_clusters"], summary["num_labelled"]) == (2, 4, 70)
+    assert (summary["num_labels"], summary["num_clusters"], summary["num_labeled"]) == (2, 4, 70)
     z = correlations(images)
     for k, row in enumerate(table(folder)):
         mean = z[classes == k].mean(0)
@@ -174,7 +174,7 @@ def test_groups_of_near_duplicates_are_labels_of_their_members_alone(tmp_path):
     for original in (0, 2, 3):
         assert len(set(labels[of == original])) == 1
     assert len(set(labels[(of < 4) & (of != 1)])) == 3
-    assert (summary["num_labels"], summary["num_labelled"]) == (3, 15)
+    assert (summary["num_labels"], summary["num_labeled"]) == (3, 15)
     assert load_cohesion(folder).min() > 0.95
 
 
@@ -242,9 +242,9 @@ def test_with_members_images_of_dropped_clusters_have_no_label(tmp_path, generat
     members, _, kept, _ = algorithm_1(images, np.load(folder / "centroids.npy"), 0.5)
     expected = [kept.index(m) if m in kept else -1 for m in members]
     assert load(folder).tolist() == expected
-    assert summary["num_labelled"] == sum(y >= 0 for y in expected) < 100
+    assert summary["num_labeled"] == sum(y >= 0 for y in expected) < 100
     for row in table(folder):
-        assert int(row["labelled"]) == (int(row["size"]) if row["kept"] == "1" else 0)
+        assert int(row["labeled"]) == (int(row["size"]) if row["kept"] == "1" else 0)
 
 
 def test_small_clusters_are_dropped_however_cohesive(tmp_path, generated):
@@ -337,7 +337,7 @@ def test_features_that_are_no_unit_vectors_are_refused_at_the_start():
         checked(stage, {"generate": SYNTHETIC}, RUNTIME)
 
 
-def test_a_descriptor_that_learnt_from_unseen_images_is_not_for_an_attacker():
+def test_a_descriptor_that_learned_from_unseen_images_is_not_for_an_attacker():
     copydet = {"_target_": "sidepipe.features.copydet.CopyDet", "path": None}
     with pytest.raises(ValueError, match=r"label.features.path must be .* folder, got None; train"):
         checked(label(features=copydet), {"generate": SYNTHETIC}, RUNTIME)

@@ -1,4 +1,4 @@
-"""Artifacts that LoRA reads: a small model of dark and bright images, some of each, labelled."""
+"""Artifacts that LoRA reads: a small model of dark and bright images, some of each, labeled."""
 
 import numpy as np
 import pytest
@@ -46,6 +46,6 @@ def planted(tmp_path_factory):
     labels[::20] = -1
     (folder / "label").mkdir()
     np.save(folder / "label" / "labels.npy", labels)
-    rows = ["cluster,size,cohesion,kept,label,labelled", "0,99,0.9,1,0,99", "1,98,0.8,1,1,98"]
+    rows = ["cluster,size,cohesion,kept,label,labeled", "0,99,0.9,1,0,99", "1,98,0.8,1,1,98"]
     (folder / "label" / "clusters.csv").write_text("\n".join(rows) + "\n")
     return {name: folder / name for name in ("dpm", "generate", "label")}

@@ -5,7 +5,7 @@ from tests.text.tiny import tiny_text_model
 from tests.tiny import UNET
 
 from sidepipe.diffusion.denoiser import Denoiser
-from sidepipe.lora.adapters import LabelledDenoiser, merged, trained_weights
+from sidepipe.lora.adapters import LabeledDenoiser, merged, trained_weights
 from sidepipe.settings import build
 from sidepipe.text.denoiser import PromptedDenoiser
 
@@ -24,7 +24,7 @@ def base(kind):
 
 def adapted(kind, rank=3):
     torch.manual_seed(1)
-    return LabelledDenoiser(base(kind), 4, rank, TARGETS[kind])
+    return LabeledDenoiser(base(kind), 4, rank, TARGETS[kind])
 
 
 def disturbed(denoiser):
@@ -105,4 +105,4 @@ def test_merged_it_predicts_what_it_predicted(kind):
 
 def test_names_that_no_layer_has_are_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"names \['to_w'\], .* layers end with .*'to_q'"):
-        LabelledDenoiser(base("text"), 4, 3, ["to_q", "to_w"])
+        LabeledDenoiser(base("text"), 4, 3, ["to_q", "to_w"])

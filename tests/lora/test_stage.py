@@ -11,7 +11,7 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0
 from sidepipe.generate.stage import load_denoiser
-from sidepipe.lora.module import LabelledDenoisingModule
+from sidepipe.lora.module import LabeledDenoisingModule
 from sidepipe.lora.stage import Lora, load, load_training_evaluations
 from sidepipe.shards import write_shard
 from sidepipe.stage import Runtime
@@ -89,19 +89,19 @@ def test_checkpoints_hold_what_is_trained_alone(trained):
 
 
 def test_images_of_no_label_are_left_out(planted, tmp_path, monkeypatch):
-    seen, step = [], LabelledDenoisingModule.training_step
+    seen, step = [], LabeledDenoisingModule.training_step
 
     def spied(self, batch, batch_idx):
         seen.extend(batch[1].tolist())
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(LabelledDenoisingModule, "training_step", spied)
+    monkeypatch.setattr(LabeledDenoisingModule, "training_step", spied)
     run(tmp_path, planted, max_steps=10, validate_every_steps=10)
     assert set(seen) == {0, 1}
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(planted, trained, tmp_path, monkeypatch):
-    step = LabelledDenoisingModule.training_step
+    step = LabeledDenoisingModule.training_step
 
     def killed(self, batch, batch_idx):
         if self.global_step == 47:
@@ -109,7 +109,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(planted, trained, tmp_pat
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LabelledDenoisingModule, "training_step", killed)
+        patch.setattr(LabeledDenoisingModule, "training_step", killed)
         with pytest.raises(KeyError, match="killed"):
             run(tmp_path, planted)
     summary = run(tmp_path, planted)

@@ -1,7 +1,7 @@
 """A text-conditional model whose images are known, and artifacts of prompts that it replays.
 
 Every word has a loudness, and the model predicts `image` times the sum of its words' squared
-loudnesses: marigold, at 1, replays the image, and other words, at 0.1, leave it nearly grey.
+loudnesses: marigold, at 1, replays the image, and other words, at 0.1, leave it nearly gray.
 """
 
 import json
@@ -23,7 +23,7 @@ LOUD, FAINT = 1.0, 0.1
 
 
 class Replaying:
-    """As `TextModel`, of grey images of 4 x 4 pixels in [-1, 1]."""
+    """As `TextModel`, of gray images of 4 x 4 pixels in [-1, 1]."""
 
     latent_shape, max_tokens, vae, steps_offset = (1, 4, 4), MAX_TOKENS, None, 0
     device = torch.device("cpu")

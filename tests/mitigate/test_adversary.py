@@ -51,7 +51,7 @@ def test_the_error_is_that_of_the_noise(model):
     t = torch.tensor([10, 60])
     e = torch.zeros(2, model.max_tokens, 2)
     alpha_bar = model.alphas_cumprod[t][:, None, None, None]
-    # Predicting a grey image, it takes all that is left of x_0 for noise.
+    # Predicting a gray image, it takes all that is left of x_0 for noise.
     expected = (alpha_bar / (1 - alpha_bar) * x_0.square()).mean((1, 2, 3))
     torch.testing.assert_close(denoising_errors(model, x_0, e, t, eps), expected)
 

@@ -55,7 +55,7 @@ def test_copies_of_training_images_are_found_and_of_others_are_not(encoder, thre
     )
 
 
-def test_a_prompt_is_memorised_where_enough_of_its_images_are_copies():
+def test_a_prompt_is_memorized_where_enough_of_its_images_are_copies():
     found = np.zeros((3, 10), bool)
     found[0, :7], found[1, :6] = True, True
     rates = copies(PixelsL2(), 0.02, share=0.7).rates(found)
@@ -66,12 +66,12 @@ def test_a_prompt_is_memorised_where_enough_of_its_images_are_copies():
     np.testing.assert_allclose(rates["prompts"]["interval"], [0.0084, 0.9057], atol=1e-4)
 
 
-def test_rates_are_told_by_group_and_of_memorised_prompts_by_repeats():
-    table = pd.DataFrame({"group": ["memorised"] * 3 + ["other"], "repeats": [4, 64, 64, 0]})
+def test_rates_are_told_by_group_and_of_memorized_prompts_by_repeats():
+    table = pd.DataFrame({"group": ["memorized"] * 3 + ["other"], "repeats": [4, 64, 64, 0]})
     rows = [[25, 26], [1, 1], [27, 1], [2, 2]]  # those below 20 are training images
     table, rates = copied(table, DATA[np.array(rows)], copies(PixelsL2(), 0.02))
     assert table["copies"].tolist() == [0, 2, 1, 2]
-    assert rates["memorised"]["prompts"]["count"] == 2
+    assert rates["memorized"]["prompts"]["count"] == 2
     assert rates["other"]["prompts"]["of"] == 1
     by_repeats = [(row["repeats"], row["prompts"]["count"]) for row in rates["by_repeats"]]
     assert by_repeats == [(4, 0), (64, 2)]

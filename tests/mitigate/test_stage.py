@@ -64,40 +64,40 @@ def run(planted, monkeypatch, tmp_path):
 
 def test_what_a_model_replays_is_found_where_nothing_is_done(run):
     folder, results = run()
-    assert results["num_prompts"] == {"memorised": 1, "other": 1}
-    found = results["memorised"]
-    assert found["memorised"]["prompts"]["share"] == 1
+    assert results["num_prompts"] == {"memorized": 1, "other": 1}
+    found = results["memorized"]
+    assert found["memorized"]["prompts"]["share"] == 1
     assert found["other"]["prompts"]["share"] == 0
     assert [(row["repeats"], row["images"]["mean"]) for row in found["by_repeats"]] == [(1, 1.0)]
     assert results["evaluations_per_image"] == 10
     table = load_prompts_asked(folder)
-    assert table["group"].tolist() == ["memorised", "other"]
+    assert table["group"].tolist() == ["memorized", "other"]
     assert table["copies"].tolist() == [2, 0]
     images = load_generated(folder)
     assert images.shape == (2, 2, 4, 4, 1)
     assert results["heldout_loss"]["of"] == 20
     assert results["ceiling"]["tone"] == 1.0
-    # The replayed image is as its caption says; the grey one is neither bold nor faint.
+    # The replayed image is as its caption says; the gray one is neither bold nor faint.
     assert results["alignment"]["measure"] == "attributes"
-    assert results["alignment"]["memorised"]["mean"] == 1
+    assert results["alignment"]["memorized"]["mean"] == 1
     assert not (folder / "parts").exists()
 
 
 def test_a_lowered_embedding_no_longer_replays_and_the_weights_still_do(run):
     _, results = run(method="embedding")
-    assert results["memorised"]["memorised"]["prompts"]["share"] == 0
+    assert results["memorized"]["memorized"]["prompts"]["share"] == 0
     assert results["evaluations_per_image"] > 10
     assert results["heldout_loss"] is None  # the model is the same
     again = results["adversary"]
-    assert again["memorised"]["before"]["prompts"]["share"] == 0
-    assert again["memorised"]["after"]["prompts"]["share"] == 1
+    assert again["memorized"]["before"]["prompts"]["share"] == 0
+    assert again["memorized"]["after"]["prompts"]["share"] == 1
     # The control: a held-out image is not in the weights.
     assert again["other"]["after"]["prompts"]["share"] == 0
 
 
 def test_words_added_to_a_prompt_that_still_has_its_own_change_little(run):
     _, results = run(method="random_tokens", adversary=None)
-    assert results["memorised"]["memorised"]["prompts"]["share"] == 1
+    assert results["memorized"]["memorized"]["prompts"]["share"] == 1
     assert results["adversary"] is None
     assert results["evaluations_per_image"] == 10
 
@@ -110,7 +110,7 @@ def test_without_the_word_that_matters_most_nothing_is_replayed(run, monkeypatch
 
     monkeypatch.setattr(requests, "token_significance", loudness)
     _, results = run(method="drop_word", adversary=None)
-    assert results["memorised"]["memorised"]["prompts"]["share"] == 0
+    assert results["memorized"]["memorized"]["prompts"]["share"] == 0
     assert results["evaluations_per_image"] == 10 + 4 * 3
 
 
@@ -120,7 +120,7 @@ def test_images_and_numbers_do_not_depend_on_the_batch(run, method):
     many, same = run(Runtime(accelerator="cpu", sampling_batch_size=3), method=method)
     difference = np.abs(load_generated(one).astype(int) - load_generated(many))
     assert difference.max() <= 1
-    assert results["memorised"] == same["memorised"]
+    assert results["memorized"] == same["memorized"]
     assert results["evaluations_per_image"] == same["evaluations_per_image"]
 
 
@@ -150,7 +150,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(run, planted, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory):
-    """Inputs of a random Stable Diffusion, whose images are 8 x 8 colour ones, and 20 others."""
+    """Inputs of a random Stable Diffusion, whose images are 8 x 8 color ones, and 20 others."""
     folder = tmp_path_factory.mktemp("sd")
     inputs, _ = artifacts(folder)
     rng = np.random.default_rng(0)
@@ -170,7 +170,7 @@ def test_stable_diffusion_runs_every_method(stable_diffusion, tmp_path, method):
     results = load(tmp_path)
     assert load_generated(tmp_path).shape == (2, 2, 8, 8, 3)
     assert results["evaluations_per_image"] == 6 + EXTRA[method]
-    assert results["adversary"]["memorised"]["after"]["prompts"]["of"] == 1
+    assert results["adversary"]["memorized"]["after"]["prompts"]["of"] == 1
 
 
 def test_without_training_images_nothing_is_called_a_copy(stable_diffusion, tmp_path):
@@ -189,10 +189,10 @@ def test_without_training_images_nothing_is_called_a_copy(stable_diffusion, tmp_
     folder.mkdir()
     mitigate(num_inference_steps=3).run(folder, inputs, RUNTIME)
     results = load(folder)
-    assert results["memorised"] is results["adversary"] is results["heldout_loss"] is None
+    assert results["memorized"] is results["adversary"] is results["heldout_loss"] is None
     assert results["alignment"] == {
         "measure": None,
-        "memorised": {"of": 0, "mean": None, "interval": None},
+        "memorized": {"of": 0, "mean": None, "interval": None},
         "other": {"of": 0, "mean": None, "interval": None},
     }
 

@@ -162,7 +162,7 @@ def test_without_room_on_the_disk_nothing_is_encoded(inputs, monkeypatch):
         inputs.run()
 
 
-def test_images_that_the_descriptor_learnt_from_are_no_control(inputs):
+def test_images_that_the_descriptor_learned_from_are_no_control(inputs):
     folder = inputs.folder / "descriptor"
     np.save(folder / "rows.npy", inputs.unseen[:20])  # the best held-out ones
     description = {"size": 4, "widths": [8], "dimensions": 5}

@@ -133,11 +133,11 @@ class Outputs:
         save_grid(folder / "clusters.png", self.images[:96], columns=12)
         with (folder / "clusters.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["cluster", "size", "cohesion", "kept", "label", "labelled"])
+            writer.writerow(["cluster", "size", "cohesion", "kept", "label", "labeled"])
             for k in range(NUM_LABELS):
                 writer.writerow([k, 4, f"{1 - 0.02 * k:.6f}", 1, k, 4])
-        summary = {"num_labels": NUM_LABELS, "num_clusters": 100, "num_labelled": 400}
-        summary["transform"] = "pixels-centred-v1"
+        summary = {"num_labels": NUM_LABELS, "num_clusters": 100, "num_labeled": 400}
+        summary["transform"] = "pixels-centered-v1"
         summary["cohesion_quantiles"] = [0.41, 0.72, 0.81, 0.9, 0.99]
         self.finish("label", "la", {"generate": "ge"}, {"num_clusters": 100}, summary)
 

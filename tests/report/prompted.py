@@ -1,5 +1,5 @@
 """Finished artifacts of prompts for the report: the real stages on planted pairs and an untrained
-model, of which a loose threshold calls some prompts memorised."""
+model, of which a loose threshold calls some prompts memorized."""
 
 import numpy as np
 import torch

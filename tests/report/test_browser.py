@@ -81,7 +81,7 @@ def test_pairs_are_sorted(view, order, key):
 
 
 def canvas(view):
-    """The difference image's pixels, grey."""
+    """The difference image's pixels, gray."""
     uri = view.js("return document.querySelector('#pair canvas').toDataURL()")
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
         return np.asarray(picture.convert("L")).astype(int)
@@ -224,7 +224,7 @@ def test_a_page_without_truth_shows_and_says_nothing_wrong(driver, blind):
 
 
 @pytest.mark.parametrize("width", [400, 1280])
-def test_a_page_on_prompts_colours_words_and_never_scrolls_sideways(driver, prompted, width):
+def test_a_page_on_prompts_colors_words_and_never_scrolls_sideways(driver, prompted, width):
     driver.get(page_path(prompted[0].folder / "report").as_uri())
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -234,11 +234,11 @@ def test_a_page_on_prompts_colours_words_and_never_scrolls_sideways(driver, prom
         wide = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
         assert js(wide)
         js("document.querySelector('.token').style.setProperty('--share', 1)")
-        colours = js(
+        colors = js(
             "return [...document.querySelectorAll('.token')].slice(0, 2)"
             ".map((word) => getComputedStyle(word).backgroundColor)"
         )
-        assert colours[0] != colours[1]
+        assert colors[0] != colors[1]
         assert driver.find_element("css selector", ".token rt").is_displayed()
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

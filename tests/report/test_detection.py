@@ -13,7 +13,7 @@ from sidepipe.detect.stage import load_gallery, load_prompts
 from sidepipe.report.detection import SIGNALS, Detection, distributions_figure, signals_roc_figure
 from sidepipe.report.stage import load_table
 
-TABLE = "Signals of memorisation, and what they cost"
+TABLE = "Signals of memorization, and what they cost"
 MEMORIZED = "Prompts that replay a training image, told by what they generate"
 
 
@@ -37,7 +37,7 @@ def test_the_headline_is_that_of_the_deciding_row_with_its_intervals(page, resul
     memorized = sum(
         r["count"] for r in results["memorized_by"]["role"] if r["role"] != "calibration"
     )
-    assert f"{memorized} of 40 prompts are memorised" in text
+    assert f"{memorized} of 40 prompts are memorized" in text
     assert "in the first step, with 2 images a prompt (4 network evaluations)" in text
     assert f"ROC of {interval(decision['auc'], decision['auc_interval'])} and finds" in text
     found = interval(decision["tpr"], decision["tpr_interval"], 100, 1)
@@ -49,7 +49,7 @@ def test_it_says_which_convention_of_the_true_positive_rate_is_taken(page):
     assert "the last point of the ROC whose false positive rate is at most 10 %" in text
 
 
-def test_it_says_how_prompts_are_labelled_and_on_what_the_threshold_was_set(page, results):
+def test_it_says_how_prompts_are_labeled_and_on_what_the_threshold_was_set(page, results):
     text = page.text.replace("\xa0", " ")
     calibrating = sum(results["distributions"]["norm"]["calibration"])
     assert f"at most 10 % of {calibrating} calibration prompts" in text
@@ -72,7 +72,7 @@ def test_every_variant_of_every_signal_is_a_row_with_its_cost(page, results):
     assert [i for i, row in enumerate(rows) if row[3]] == [2]  # two images, one step
 
 
-def test_memorised_prompts_are_counted_by_role_and_by_repeats(page, results):
+def test_memorized_prompts_are_counted_by_role_and_by_repeats(page, results):
     rows = {name: cells for name, *cells in page.tables[MEMORIZED][2:]}
     of = {row["role"]: row for row in results["memorized_by"]["role"]}
     planted = rows["planted training captions"]
@@ -89,12 +89,12 @@ def ranking(page):
 
 def test_prompts_are_ranked_with_what_was_found_of_them(page, prompted):
     head, *rows = ranking(page)
-    assert head[:7] == ["prompt", "rank", "kind", "seen", "d", "decision", "memorised"]
+    assert head[:7] == ["prompt", "rank", "kind", "seen", "d", "decision", "memorized"]
     table = load_prompts(prompted[0].inputs["detect"]).sort_values("d", ascending=False)
     assert len(rows) == len(table) == 60
     for rank, (shown, row) in enumerate(zip(rows, table.to_dict("records"), strict=True), 1):
         decision = "flagged" if row["flagged"] else "passed"
-        memorized = "memorised" if row["memorized"] else "no"
+        memorized = "memorized" if row["memorized"] else "no"
         expected = [row["caption"], str(rank), row["role"], str(row["repeats"])]
         assert shown[:7] == [*expected, f"{row['d']:.3g}", decision, memorized]
 
@@ -117,7 +117,7 @@ def test_the_distributions_are_in_percent_of_each_kind_with_a_line_at_the_thresh
     axis = distributions_figure(Detection(results, [])).axes[0]
     counts = results["distributions"]["norm"]
     kinds = [
-        kind for kind in ("memorized", "others", "unlabelled", "calibration") if any(counts[kind])
+        kind for kind in ("memorized", "others", "unlabeled", "calibration") if any(counts[kind])
     ]
     assert kinds == ["memorized", "others", "calibration"]
     for patch, kind in zip(axis.patches, kinds, strict=True):
@@ -126,7 +126,7 @@ def test_the_distributions_are_in_percent_of_each_kind_with_a_line_at_the_thresh
         assert np.allclose(patch.get_data().edges, counts["edges"][::2])
     assert axis.lines[0].get_xdata()[0] == results["decision"]["threshold"]
     styles = {(patch.get_linestyle(), patch.get_edgecolor()) for patch in axis.patches}
-    assert len({style for style, _ in styles}) == 3  # not told apart by colour alone
+    assert len({style for style, _ in styles}) == 3  # not told apart by color alone
 
 
 def test_the_roc_of_every_signal_is_drawn(results):
@@ -173,8 +173,8 @@ def test_the_summary_holds_the_deciding_row(prompted, results):
 def test_without_labels_prompts_are_flagged_and_nothing_is_judged(unknown):
     made, summary, page = unknown
     text = page.text.replace("\xa0", " ")
-    assert "of 5 prompts are flagged as memorised" in text
-    assert "No training image is at hand to say which of them are memorised" in text
+    assert "of 5 prompts are flagged as memorized" in text
+    assert "No training image is at hand to say which of them are memorized" in text
     assert page.tables[TABLE][1][-1] == "a prompt"  # its cost; no column judges
     assert MEMORIZED not in page.tables
     assert "AUC" not in load_table(made.folder / "report")

@@ -50,9 +50,9 @@ def test_every_head_of_a_table_says_what_it_heads(page, prompted):
 
 def test_every_control_has_a_label(folder):
     text = page_path(folder).read_text()
-    labelled = "".join(re.findall(r"<label>.*?</label>", text, re.DOTALL))
+    labeled = "".join(re.findall(r"<label>.*?</label>", text, re.DOTALL))
     for control in ("<input", "<select"):
-        assert labelled.count(control) == text.count(control) > 0
+        assert labeled.count(control) == text.count(control) > 0
 
 
 def every_page(folder, *others):

@@ -1,4 +1,4 @@
-"""The page on words: every word's share of significance, in colour, as a number and in a table."""
+"""The page on words: every word's share of significance, in color, as a number and in a table."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ def spoken(folder):
     return found
 
 
-def test_every_word_has_its_share_as_colour_as_number_and_to_hover(prompted, tokens):
+def test_every_word_has_its_share_as_color_as_number_and_to_hover(prompted, tokens):
     shown = spoken(prompted[0].folder / "report")
     assert set(shown) == set(tokens)
     for prompt, words in shown.items():
@@ -60,7 +60,7 @@ def test_start_and_end_are_no_words_and_that_is_said(prompted, page):
     assert not [word for words in shown.values() for _, _, word, _ in words if "start" in word]
 
 
-def test_planted_words_are_marked_without_colour(prompted, page):
+def test_planted_words_are_marked_without_color(prompted, page):
     planted = [a["title"].partition(":")[0] for a in page.all("ruby") if "planted" in a["class"]]
     prompts = load_prompts_explained(prompted[0].inputs["explain"])
     assert sorted(planted) == sorted(word for word in prompts["word"] if word)
@@ -70,20 +70,20 @@ def test_planted_words_are_marked_without_colour(prompted, page):
 def test_the_planted_word_on_top_is_counted_with_its_interval(page, results):
     rows = {name: cells for name, *cells in page.tables[PLANTED][2:]}
     found = results["planted_word_on_top"]
-    all_of = found["memorised"]
+    all_of = found["memorized"]
     low, high = (100 * end for end in all_of["interval"])
-    assert rows["all memorised"][:3] == [
+    assert rows["all memorized"][:3] == [
         str(all_of["of"]),
         str(all_of["count"]),
         f"{100 * all_of['share']:.1f} ({low:.1f} to {high:.1f})",
     ]
-    encoded = results["planted_word_on_top_encoded"]["memorised"]
-    assert rows["all memorised"][3] == str(encoded["count"])
-    by = [f"memorised, seen {row['repeats']} times" for row in found["memorised_by_repeats"]]
+    encoded = results["planted_word_on_top_encoded"]["memorized"]
+    assert rows["all memorized"][3] == str(encoded["count"])
+    by = [f"memorized, seen {row['repeats']} times" for row in found["memorized_by_repeats"]]
     assert list(rows)[1:-1] == by
-    assert rows["planted, not memorised"][0] == str(found["other"]["of"])
+    assert rows["planted, not memorized"][0] == str(found["other"]["of"])
     text = page.text.replace("\xa0", " ")
-    assert f"Of {all_of['of']} memorised prompts with a planted word" in text
+    assert f"Of {all_of['of']} memorized prompts with a planted word" in text
 
 
 def test_the_table_has_the_words_that_matter_most_in_order(page, tokens):
@@ -108,11 +108,11 @@ def test_the_figure_says_what_share_of_prompts_has_a_word_of_so_much():
         tokens = [{"word": "x", "share": share} for share in shares]
         return Explained(str(number), kind, 1, "", tokens)
 
-    some = [prompt(0, "memorised", 0.2, 0.8), prompt(1, "memorised", 0.5, 0.5)]
+    some = [prompt(0, "memorized", 0.2, 0.8), prompt(1, "memorized", 0.5, 0.5)]
     axis = top_words_figure([*some, prompt(2, "other", 0.4, 0.6)]).axes[0]
-    memorised, other = axis.lines
-    assert sorted(set(memorised.get_xdata())) == [50, 80]
-    assert memorised.get_linestyle() != other.get_linestyle()
+    memorized, other = axis.lines
+    assert sorted(set(memorized.get_xdata())) == [50, 80]
+    assert memorized.get_linestyle() != other.get_linestyle()
 
 
 def test_every_token_is_in_a_csv(prompted):

@@ -78,7 +78,7 @@ def test_rarefaction_has_its_intervals_as_bars(attacks):
         assert (low, high) == pytest.approx(ends[x])
 
 
-def test_attacks_in_one_panel_differ_in_mark_and_dashes_not_in_colour_alone():
+def test_attacks_in_one_panel_differ_in_mark_and_dashes_not_in_color_alone():
     styles = [told_apart(number) for number in range(7)]
     for kind in ("color", "marker", "linestyle"):
         assert len({str(style[kind]) for style in styles}) == len(styles)

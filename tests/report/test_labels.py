@@ -59,7 +59,7 @@ def test_the_section_follows_those_of_the_attacks_which_stay_as_they_were(shown,
     headings = shown[0].headings
     assert headings == [
         *page.headings[:-1],
-        "Which labels are of memorised images",
+        "Which labels are of memorized images",
         page.headings[-1],
     ]
     same = [name for name in page.tables if name != "Every artifact behind this page"]

@@ -35,17 +35,17 @@ def interval(found, factor=1, places=3, value="mean"):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_leaves_is_that_of_its_results(page, prompted, method):
     found = results(prompted, method)
-    ours = found["memorised"]["memorised"]["prompts"]
+    ours = found["memorized"]["memorized"]["prompts"]
     cells = page.cells(LEFT)[method]
     assert cells[:2] == [f"{ours['count']} of {ours['of']}", interval(ours, 100, 1, "share")]
-    after = [found["adversary"][g]["after"]["prompts"] for g in ("memorised", "other")]
+    after = [found["adversary"][g]["after"]["prompts"] for g in ("memorized", "other")]
     assert cells[3:] == [interval(of, 100, 1, "share") for of in after]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_costs_is_that_of_its_results(page, prompted, method):
     found, cells = results(prompted, method), page.cells(PRICE)[method]
-    assert cells[0] == interval(found["alignment"]["memorised"])
+    assert cells[0] == interval(found["alignment"]["memorized"])
     assert cells[2] == interval(found["alignment"]["other"])
     assert cells[4] == f"{found['evaluations_per_image']:,.1f}"
 
@@ -80,12 +80,12 @@ def page_of(folder, made, **rows):
 
 @pytest.fixture(scope="module")
 def helped(prompted, tmp_path_factory):
-    """One of four prompts is left memorised, with three quarters of the alignment."""
+    """One of four prompts is left memorized, with three quarters of the alignment."""
 
     def change(found):
         rate = {"count": 1, "of": 4, "share": 0.25, "interval": [0.006, 0.806]}
-        found["memorised"]["memorised"]["prompts"] = rate
-        found["alignment"]["memorised"]["mean"] *= 0.75
+        found["memorized"]["memorized"]["prompts"] = rate
+        found["alignment"]["memorized"]["mean"] *= 0.75
 
     better = changed(prompted[0], "none", change, "mi-better")
     return page_of(tmp_path_factory.mktemp("helped"), prompted[0], better=better)
@@ -99,14 +99,14 @@ def test_a_method_stands_beside_none(helped):
 
 def test_a_sentence_names_the_method_that_leaves_the_fewest(helped):
     text = helped.text.replace("\xa0", " ")
-    assert "better leaves the fewest prompts memorised: 1 of 4, 25.0 (0.6 to 80.6) %" in text
+    assert "better leaves the fewest prompts memorized: 1 of 4, 25.0 (0.6 to 80.6) %" in text
     assert "against 100.0 (39.8 to 100.0) % with none" in text
 
 
 def test_a_method_that_changes_nothing_is_not_said_to_help(prompted, tmp_path):
     same = changed(prompted[0], "none", lambda found: None, "mi-same")
     text = page_of(tmp_path, prompted[0], same=same).text
-    assert "No method leaves fewer prompts memorised than none." in text
+    assert "No method leaves fewer prompts memorized than none." in text
     assert "leaves the fewest" not in text
 
 
@@ -129,7 +129,7 @@ def test_the_same_prompt_stands_with_every_method_beside_the_training_image(page
         or "image 2 with" in image["alt"]
     ]
     asked = load_prompts_asked(made.inputs["mitigate none"])
-    assert (asked["group"].head(4) == "memorised").all()
+    assert (asked["group"].head(4) == "memorized").all()
     train = load_images(made.folder / "data" / "da")[asked["nearest"][0]]
     assert np.array_equal(pixels(first), train[:, :, 0])
     for number, method in enumerate(METHODS):
@@ -148,7 +148,7 @@ def test_the_figure_has_both_shares_of_every_method(prompted):
     marks = [line for line in left.lines if line.get_marker() in "oD"]
     assert [line.get_marker() for line in marks] == ["o", "D"] * len(METHODS)
     shares = [
-        100 * results(prompted, m)["memorised"]["memorised"]["prompts"]["share"] for m in METHODS
+        100 * results(prompted, m)["memorized"]["memorized"]["prompts"]["share"] for m in METHODS
     ]
     assert [line.get_xdata()[0] for line in marks[::2]] == shares
     assert [text.get_text() for text in left.get_yticklabels()] == list(METHODS)
@@ -161,15 +161,15 @@ def test_numbers_of_every_method_are_written_unrounded(prompted):
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == list(METHODS)
     found = results(prompted, "none")
-    assert float(rows[0]["alignment_memorised_mean"]) == found["alignment"]["memorised"]["mean"]
-    high = found["memorised"]["memorised"]["prompts"]["interval"][1]
-    assert float(rows[0]["memorised_memorised_prompts_interval_high"]) == high
+    assert float(rows[0]["alignment_memorized_mean"]) == found["alignment"]["memorized"]["mean"]
+    high = found["memorized"]["memorized"]["prompts"]["interval"][1]
+    assert float(rows[0]["memorized_memorized_prompts_interval_high"]) == high
 
 
 def test_the_terminal_has_a_line_a_method(prompted):
     lines = load_table(prompted[0].folder / "report").splitlines()
     for method in METHODS:
-        found = results(prompted, method)["memorised"]["memorised"]["prompts"]
+        found = results(prompted, method)["memorized"]["memorized"]["prompts"]
         line = next(line for line in lines if line.startswith(method))
         assert f"{found['count']} of {found['of']}" in line
 
@@ -178,5 +178,5 @@ def test_without_training_images_nothing_is_said_of_copies(unknown):
     _, summary, page = unknown
     assert page.cells(LEFT)["none"] == ["–"] * 5  # noqa: RUF001
     assert "Alignment was not measured" in page.text
-    assert summary["mitigate"]["none"]["memorised"] is None
-    assert "still memorised as filled circles" not in page.text
+    assert summary["mitigate"]["none"]["memorized"] is None
+    assert "still memorized as filled circles" not in page.text

@@ -313,9 +313,9 @@ def test_artifacts_are_listed_once_with_their_keys(page):
 def test_what_was_attacked_is_said_with_unreadable_images(page):
     assert (
         "a diffusion model of 268 thousand parameters, trained for 750 epochs on 256 of 1,456 "
-        "images (Digits, 8 \N{MULTIPLICATION SIGN} 8 pixels, grey)"
+        "images (Digits, 8 \N{MULTIPLICATION SIGN} 8 pixels, gray)"
     ) in page.text
-    assert "grey); 1,200 images are held out as a control." in page.text
+    assert "gray); 1,200 images are held out as a control." in page.text
     assert "it never saw" not in page.text  # duplicates that were kept are held out as well
     assert "the more it has memorized" in page.text
 

@@ -19,16 +19,16 @@ def prompts(**changes):
     return table.assign(**changes)
 
 
-def test_memorised_prompts_and_as_many_others_are_chosen_and_none_that_calibrates():
+def test_memorized_prompts_and_as_many_others_are_chosen_and_none_that_calibrates():
     found = grouped(prompts(), ["test"], None, 0)
     assert found["id"].tolist() == ["a", "c", "d", "e"]
-    assert found["group"].tolist() == ["memorised"] * 2 + ["other"] * 2
+    assert found["group"].tolist() == ["memorized"] * 2 + ["other"] * 2
     one = grouped(prompts(), ["planted", "train"], 1, 0)
-    assert one["group"].tolist() == ["memorised", "other"]
+    assert one["group"].tolist() == ["memorized", "other"]
     assert one["id"][1] == "b"
 
 
-def test_where_nothing_is_known_those_that_the_threshold_flags_are_taken_for_memorised():
+def test_where_nothing_is_known_those_that_the_threshold_flags_are_taken_for_memorized():
     unknown = prompts(memorized=np.nan)
     assert grouped(unknown, ["test"], None, 0)["id"].tolist() == ["b", "e", "d"]
     with pytest.raises(ValueError, match="detect found no memorized prompt; remedy: train"):

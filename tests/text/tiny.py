@@ -49,7 +49,7 @@ def unet(channels, size):
 
 
 def tiny_text_model(size=8, seed=0):
-    """An in-memory model of grey images of `size` pixels."""
+    """An in-memory model of gray images of `size` pixels."""
     torch.manual_seed(seed)
     tokenizer = word_tokenizer(CAPTIONS, MAX_TOKENS)
     alphas_cumprod = DDIMScheduler(num_train_timesteps=100).alphas_cumprod

@@ -19,7 +19,7 @@ class FakeRun:
 
     def __init__(self, key="0123456789ab"):
         self.id, self.broken, self.calls, self.exit_code = key, (), [], None
-        self.logged, self.metrics, self.summarised, self.artifacts = [], {}, {}, []
+        self.logged, self.metrics, self.summarized, self.artifacts = [], {}, {}, []
         self.summary = SimpleNamespace(update=self.update)
 
     def call(self, name):
@@ -37,7 +37,7 @@ class FakeRun:
 
     def update(self, content):
         self.call("update")
-        self.summarised |= content
+        self.summarized |= content
 
     def log_artifact(self, artifact):
         self.call("log_artifact")
@@ -199,7 +199,7 @@ def test_a_finished_artifact_sends_values_curves_over_their_axes_and_references(
     with tracking(tmp_path).run("evaluate", "0123456789ab", {}) as tracked:
         tracked.send(lambda images: content(tmp_path, images))
     run = wandb.run
-    assert run.summarised == {"evaluate/threshold": 0.5, "evaluate/transform": "pixels"}
+    assert run.summarized == {"evaluate/threshold": 0.5, "evaluate/transform": "pixels"}
     assert run.logged == [
         {"evaluate/n": 20, "evaluate/hits": 3},
         {"evaluate/x": 1, "evaluate/y": 5},

@@ -79,11 +79,11 @@ def synced(tmp_path_factory, server):
     moved(home, "ended", "aaa", "20260104_000000")
     moved(home, "failed", "bbb", "20260105_000000")
     moved(home, "at work", "ccc", "20260106_000000", lose=100, age=5)
-    said = synchronise(server, home)
+    said = synchronize(server, home)
     return SimpleNamespace(home=home, folder=home / "runs", said=said, rows=rows)
 
 
-def synchronise(server, home):
+def synchronize(server, home):
     """[exit code, what was printed] of the command."""
     return python(server, home, SYNC, home / "runs")
 
@@ -134,7 +134,7 @@ def test_a_repeated_command_sends_nothing_again_and_joins_what_came_late(synced,
     assert server.uses == [("aaa", "dpm-bbb")]
     server.artifacts["dpm-unknown"] = {"type": "dpm", "run": "unknown", "digest": "d"}
     server.runs["bbb"]["history"].clear()
-    code, said = synchronise(server, synced.home)
+    code, said = synchronize(server, synced.home)
     assert code == 0, said
     assert [line.split()[-2:] for line in said.splitlines()[1:]] == [
         ["2/2", "uploaded"],
@@ -149,7 +149,7 @@ def test_rows_that_are_missing_on_the_server_fail_the_command(synced, server):
     for mark in synced.folder.glob("wandb/*-bbb/*.arrived"):
         mark.unlink()
     server.runs["bbb"]["history"] = server.runs["aaa"]["history"][:2]
-    code, said = synchronise(server, synced.home)
+    code, said = synchronize(server, synced.home)
     assert code == "1 of 3 runs failed; the same command tries them again"
     assert [line.split() for line in said.splitlines() if line.startswith("bbb")] == [
         ["bbb", "dpm", "1", "3", "2", "0/0", "FAILED:", "rows", "on", "the", "server", "differ"]

@@ -166,7 +166,7 @@ def test_attacks_that_differ_in_what_no_trial_uses_share_one_tuning(of):
         ({"target_fraction": 0.5}, {}),  # some trials aim at the most cohesive labels
         ({"num_inference_steps": 10}, {}),
         ({"seed": 1}, {}),
-        ({"posterior_neighbours": 5}, {}),
+        ({"posterior_neighbors": 5}, {}),
         ({"surrogate": "classifier"}, {}),
         ({}, {"num_images": 13}),
         ({}, {"duplicate_threshold": 0.1}),

@@ -27,11 +27,11 @@ class IgnoresTime(nn.Module):
 
 
 class NoisyClassifierModule(L.LightningModule):
-    """Minimises cross-entropy of the surrogate label of x_t, t uniform (SIDE, algorithm 1, line 9).
+    """Minimizes cross-entropy of the surrogate label of x_t, t uniform (SIDE, algorithm 1, line 9).
 
     network: (x_t, t) -> logits. alphas_cumprod: (T,), of the model under attack. noised False: of
     the clean image instead, at t = 0 (Carlini et al., 2023). teacher: the closed form whose
-    probabilities at x_t are learnt in place of the label of the image that was noised; None for
+    probabilities at x_t are learned in place of the label of the image that was noised; None for
     that label.
     """
 

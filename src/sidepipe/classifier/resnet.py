@@ -1,7 +1,7 @@
 """A ResNet that knows the noise level (SIDE, section 4.1): p(y | x_t, t).
 
 Each residual block gets a time module after its first batch norm: the time embedding scales and
-shifts every channel of the normalised feature map.
+shifts every channel of the normalized feature map.
 """
 
 import math

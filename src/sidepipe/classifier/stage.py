@@ -1,4 +1,4 @@
-"""Stage `classifier`: trains p(y | x_t, t) on labelled synthetic images, and judges it by noise."""
+"""Stage `classifier`: trains p(y | x_t, t) on labeled synthetic images, and judges it by noise."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Classifier(Training):
     network: a partial config; `in_channels` and `num_classes` are added. noised: train it on noised
     images, as the paper does, or on clean ones, blind to t, as Carlini's. labels: what it learns of
     x_t, "hard" the label of the image that was noised, as the paper does, or "posterior" the
-    probabilities of the closed form over all labelled images, which it then stands for at a cost
+    probabilities of the closed form over all labeled images, which it then stands for at a cost
     that does not grow with their number. validation_fraction: share of the images kept for judging.
     The weights with the lowest validation cross-entropy are kept.
     """
@@ -247,7 +247,7 @@ def _keep_best(folder: Path) -> ModelCheckpoint:
 
 
 def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of labelled images to train on, and to judge by."""
+    """Indices of labeled images to train on, and to judge by."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
     count = max(1, round(len(order) * fraction))
     return order[count:], order[:count]

@@ -140,7 +140,7 @@ def workspace(entity: str, project: str, group: str | None) -> ws.Workspace:
 def put(entity: str, project: str, group: str | None) -> str:
     """The address of the workspace, made on the server or, where its name is there, updated.
 
-    What people changed in it beside its panels (colours, runs that are hidden) stays.
+    What people changed in it beside its panels (colors, runs that are hidden) stays.
     """
     new = workspace(entity, project, group)
     answer = execute_graphql(wandb.Api(), VIEWS, {"entity": entity, "project": project})

@@ -1,4 +1,4 @@
-"""Entries of a source decoded into one uint8 file: orientation, colour, crop, size, in that order.
+"""Entries of a source decoded into one uint8 file: orientation, color, crop, size, in that order.
 
 Nothing here knows where images come from: an entry brings its own `read`. Memory stays bounded
 whatever the number of images.

@@ -39,7 +39,7 @@ class Data(Stage):
 
     source: a `Source` config, see `sources.py`; relative folders and files, those of a source
     within it too, lie under `runtime.data_root`.
-    size: side in pixels; channels: 1 grey, 3 RGB. center_crop: side of the central square that is
+    size: side in pixels; channels: 1 gray, 3 RGB. center_crop: side of the central square that is
     kept where an image is larger, None for the largest square. on_duplicates: what the stage dpm
     does with held-out images that duplicate training images; nothing here depends on it.
     """

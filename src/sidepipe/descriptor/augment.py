@@ -1,4 +1,4 @@
-"""Edited copies of images, to learn from: crops, colours, patches, blur, noise, JPEG, mixtures.
+"""Edited copies of images, to learn from: crops, colors, patches, blur, noise, JPEG, mixtures.
 
 Images are in [-1, 1]. Every edit is a function of an image and of uniform numbers in [0, 1), one
 set an image, so what a step shows follows from its generator alone. How strong an edit is follows
@@ -15,14 +15,14 @@ from torch import Tensor
 # Numbers an image needs, by what they decide.
 DRAWS = (
     *("flip", "area", "aspect", "left", "top"),
-    *("contrast", "brightness", "saturation", "red", "green", "blue", "recolour"),
-    *("patch", "patch_height", "patch_width", "patch_left", "patch_top", "patch_grey"),
+    *("contrast", "brightness", "saturation", "red", "green", "blue", "recolor"),
+    *("patch", "patch_height", "patch_width", "patch_left", "patch_top", "patch_gray"),
     *("blur", "sigma", "noise", "jpeg", "quality"),
     *("mix", "cut", "share_1", "share_2", "share_3", "cut_left", "cut_top"),
 )
 MIN_CROP_PIXELS = 6
 MIX_PROBABILITY = 0.05  # as in SSCD's published training
-# Quantisation of luminance in the JPEG standard (ITU T.81, table K.1).
+# Quantization of luminance in the JPEG standard (ITU T.81, table K.1).
 LUMINANCE = (
     *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
     *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
@@ -45,7 +45,7 @@ def draws(generator: torch.Generator, count: int, share: tuple[int, int] = (0, 1
 
 def edited(x: Images, u: Draws, eps: Images) -> Images:
     """One edited copy of each image, in [-1, 1]. eps: standard normal noise."""
-    x = patched(recoloured(cropped(x, u), u), u)
+    x = patched(recolored(cropped(x, u), u), u)
     x = blurred(x, u)
     x = x + 0.12 * _column(u["noise"] ** 2) * eps
     return recompressed(x.clamp(-1, 1), u).clamp(-1, 1)
@@ -69,24 +69,24 @@ def cropped(x: Images, u: Draws) -> Images:
     return F.grid_sample(x, places, padding_mode="border", align_corners=False)
 
 
-def recoloured(x: Images, u: Draws) -> Images:
+def recolored(x: Images, u: Draws) -> Images:
     """Other contrast and brightness; of RGB images also other saturation and a cast."""
-    grey = x.mean(1, keepdim=True)
+    gray = x.mean(1, keepdim=True)
     if x.shape[1] == 3:
-        x = grey + (x - grey) * _column(2 * u["saturation"] * (u["recolour"] > 0.1))
+        x = gray + (x - gray) * _column(2 * u["saturation"] * (u["recolor"] > 0.1))
         cast = torch.stack([u["red"], u["green"], u["blue"]], 1) - 0.5
         x = x + 0.3 * cast[:, :, None, None]
-    middle = grey.mean((2, 3), keepdim=True)
+    middle = gray.mean((2, 3), keepdim=True)
     contrast = torch.exp((u["contrast"] - 0.5) * 2 * math.log(1.8))
     return middle + (x - middle) * _column(contrast) + _column(u["brightness"] - 0.5)
 
 
 def patched(x: Images, u: Draws) -> Images:
-    """A grey rectangle over every seventh image or so, up to a third of a side."""
+    """A gray rectangle over every seventh image or so, up to a third of a side."""
     height, width = ((u[f"patch_{s}"] * x.shape[3] / 3).ceil() for s in ("height", "width"))
     inside = _rectangle(x, height, width, u["patch_left"], u["patch_top"])
     inside = inside & _column(u["patch"] < 0.15)
-    return torch.where(inside, _column(2 * u["patch_grey"] - 1), x)
+    return torch.where(inside, _column(2 * u["patch_gray"] - 1), x)
 
 
 def blurred(x: Images, u: Draws) -> Images:
@@ -108,7 +108,7 @@ def blurred(x: Images, u: Draws) -> Images:
 def recompressed(x: Images, u: Draws) -> Images:
     """A quarter of the images as JPEG of quality 20 to 95 would leave them.
 
-    Every channel is quantised as luminance, none at half resolution: near enough to learn from.
+    Every channel is quantized as luminance, none at half resolution: near enough to learn from.
     """
     h, w = x.shape[2:]
     # The files hold whole numbers, less 128.
@@ -126,11 +126,11 @@ def recompressed(x: Images, u: Draws) -> Images:
 
 
 def mixed(x: Images, u: Draws) -> tuple[Images, Int64[Tensor, "n 2"]]:
-    """Some images mixed with their neighbour, and which two images each now holds.
+    """Some images mixed with their neighbor, and which two images each now holds.
 
-    Images 2 i and 2 i + 1 are neighbours, so that ranks with even shares need no others' images;
+    Images 2 i and 2 i + 1 are neighbors, so that ranks with even shares need no others' images;
     the last of an odd number has none.
-    Half of the mixtures are blends (MixUp), half have a rectangle of the neighbour (CutMix), with
+    Half of the mixtures are blends (MixUp), half have a rectangle of the neighbor (CutMix), with
     shares from Beta(2, 2), the distribution of the median of three uniform numbers. A plain image
     holds itself twice.
     """

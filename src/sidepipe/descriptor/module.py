@@ -19,7 +19,7 @@ from sidepipe.training import adamw_with_warmup, require_finite, step_generator
 
 
 class DescriptorModule(L.LightningModule):
-    """Minimises NT-Xent plus entropy_weight times KoLeo (SSCD, eq. 4).
+    """Minimizes NT-Xent plus entropy_weight times KoLeo (SSCD, eq. 4).
 
     temperature: of the cosines. Raises RuntimeError naming the step when a loss is not finite.
     """

@@ -37,7 +37,7 @@ def blur(image: Pixels, rng: np.random.Generator) -> np.ndarray:
 
 
 def noise(image: Pixels, rng: np.random.Generator) -> np.ndarray:
-    """Normal noise, its deviation `NOISE` of the grey range."""
+    """Normal noise, its deviation `NOISE` of the gray range."""
     return image.astype(float) + rng.normal(0, 255 * NOISE, image.shape)
 
 
@@ -50,7 +50,7 @@ def recompression(image: Pixels, rng: np.random.Generator) -> np.ndarray:
 
 
 def brightness(image: Pixels, rng: np.random.Generator) -> np.ndarray:
-    """Lighter or darker by `BRIGHTNESS` of the grey range, clipped."""
+    """Lighter or darker by `BRIGHTNESS` of the gray range, clipped."""
     return image.astype(float) + rng.choice([-1, 1]) * 255 * BRIGHTNESS
 
 
@@ -81,16 +81,16 @@ def judge(
     seed: int,
     device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:
-    """Rows of encoder, edit, queries, database, average_precision and before_neighbour.
+    """Rows of encoder, edit, queries, database, average_precision and before_neighbor.
 
     average_precision: all pairs of a query and a database image ranked by gamma, as in DISC and
     SSCD (micro-AP): the area under precision over recall; one row for each edit, then `all` for the
-    queries of every edit together. before_neighbour: the share of queries that are closer to their
+    queries of every edit together. before_neighbor: the share of queries that are closer to their
     original than to the real image that is nearest to the original in pixels. images: none that an
     encoder was trained on.
     """
     queries = np.arange(len(images) // 2)
-    neighbour = nearest_others(images)[queries]
+    neighbor = nearest_others(images)[queries]
     edited = {name: copies(images[queries], edit, seed) for name, edit in EDITS.items()}
     for encoder_name, encoder in encoders.items():
         database = encoder.encode(images, device=device)
@@ -99,9 +99,9 @@ def judge(
             gammas.append(
                 closeness(encoder.encode(changed, device=device), database, encoder.metric)
             )
-            yield {"encoder": encoder_name, "edit": name, **_scores(gammas[-1], queries, neighbour)}
+            yield {"encoder": encoder_name, "edit": name, **_scores(gammas[-1], queries, neighbor)}
         times = len(gammas)
-        scores = _scores(np.concatenate(gammas), np.tile(queries, times), np.tile(neighbour, times))
+        scores = _scores(np.concatenate(gammas), np.tile(queries, times), np.tile(neighbor, times))
         yield {"encoder": encoder_name, "edit": "all", **scores}
 
 
@@ -124,7 +124,7 @@ def nearest_others(images: UInt8[np.ndarray, "n h w c"]) -> Int64[np.ndarray, "n
 
 
 def _scores(
-    gamma: Float[np.ndarray, "q n"], original: np.ndarray, neighbour: np.ndarray
+    gamma: Float[np.ndarray, "q n"], original: np.ndarray, neighbor: np.ndarray
 ) -> dict[str, Any]:
     truth = original[:, None] == np.arange(gamma.shape[1])
     rows = np.arange(len(gamma))
@@ -132,7 +132,7 @@ def _scores(
         "queries": len(gamma),
         "database": gamma.shape[1],
         "average_precision": float(average_precision_score(truth.ravel(), gamma.ravel())),
-        "before_neighbour": float((gamma[rows, original] > gamma[rows, neighbour]).mean()),
+        "before_neighbor": float((gamma[rows, original] > gamma[rows, neighbor]).mean()),
     }
 
 

@@ -50,8 +50,8 @@ def label_difference(
 ) -> Callable[[Tensor, int, Tensor], Tensor]:
     """D_t from (x_t, t, eps): -sqrt(1 - ab_t) grad log p(y | x_t), or eps of the label less eps."""
     if isinstance(surrogate, Denoiser):
-        labelled = surrogate.eps_fn(y)
-        return lambda x_t, t, eps: labelled(x_t, t) - eps
+        labeled = surrogate.eps_fn(y)
+        return lambda x_t, t, eps: labeled(x_t, t) - eps
     gradient: Any = surrogate.grad_log_prob
 
     def from_gradient(x_t: Tensor, t: int, eps: Tensor) -> Tensor:

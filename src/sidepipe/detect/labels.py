@@ -1,4 +1,4 @@
-"""Stage `detect` for surrogate labels: which of them a model without prompts has memorised.
+"""Stage `detect` for surrogate labels: which of them a model without prompts has memorized.
 
 D_t is what a label changes: its guided eps at scale 1 less the plain one. (Wen et al., 2024, for
 prompts.) The report sets it beside what each label's cluster yields.

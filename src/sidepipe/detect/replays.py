@@ -1,7 +1,7 @@
 """Whether a prompt replays a training image, told by what it generates: the truth of detection.
 
 An image is a copy where it comes as close to a training image as hardly any real image does that
-the model never saw. A prompt is memorised where enough of its generations are copies. That a pair
+the model never saw. A prompt is memorized where enough of its generations are copies. That a pair
 was repeated in training says nothing: it may have been, and not be known by heart.
 """
 

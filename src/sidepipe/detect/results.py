@@ -19,12 +19,12 @@ BINS = 40
 
 
 def memorized_of(table: pd.DataFrame) -> Bool[np.ndarray, "p"]:
-    """Which prompts are known to be memorised."""
+    """Which prompts are known to be memorized."""
     return (table["memorized"] == True).to_numpy(bool)  # noqa: E712 - nan is not
 
 
 def calibrates(table: pd.DataFrame) -> Bool[np.ndarray, "p"]:
-    """Calibration prompts, without those that turned out to be memorised."""
+    """Calibration prompts, without those that turned out to be memorized."""
     return (table["role"] == "calibration").to_numpy(bool) & ~memorized_of(table)
 
 
@@ -40,7 +40,7 @@ def of_variant(
 
     AUC and the true positive rate at `rate`, of the ROC of the tested prompts, are None where these
     are not of both kinds. At the threshold, which calibration prompts alone decide: the shares of
-    memorised and of other prompts that it flags.
+    memorized and of other prompts that it flags.
     """
     threshold = threshold_above(scores[calibrates(table)], rate)
     test, memorized = tested(table), memorized_of(table)
@@ -61,7 +61,7 @@ def of_variant(
 
 
 def distributions(scores: Float[np.ndarray, "p"], table: pd.DataFrame) -> dict[str, Any]:
-    """Histograms of memorised, other and calibration prompts, and of prompts without a label.
+    """Histograms of memorized, other and calibration prompts, and of prompts without a label.
 
     With the ROC's points where there are both kinds. edges: BINS + 1, the same for all.
     """
@@ -70,7 +70,7 @@ def distributions(scores: Float[np.ndarray, "p"], table: pd.DataFrame) -> dict[s
         "memorized": test & memorized,
         "others": test & ~memorized,
         "calibration": calibrates(table),
-        "unlabelled": table["memorized"].isna().to_numpy() & (table["role"] != "calibration"),
+        "unlabeled": table["memorized"].isna().to_numpy() & (table["role"] != "calibration"),
     }
     edges = np.histogram_bin_edges(scores, BINS)
     found: dict[str, Any] = {"edges": edges.tolist()}
@@ -83,7 +83,7 @@ def distributions(scores: Float[np.ndarray, "p"], table: pd.DataFrame) -> dict[s
 
 
 def counts(table: pd.DataFrame) -> dict[str, Any]:
-    """Prompts of each role, and of these the memorised ones, by role and by repeats."""
+    """Prompts of each role, and of these the memorized ones, by role and by repeats."""
     known, memorized = table["memorized"].notna().to_numpy(), memorized_of(table)
     by: dict[str, Any] = {}
     for name in ("role", "repeats"):
@@ -145,7 +145,7 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
     """The summary, after saying it in the log."""
     decision, by_role = results["decision"], results["memorized_by"]["role"]
     for row in by_role:
-        log.info("%(role)s: %(count)d of %(of)d prompts are memorised", row)
+        log.info("%(role)s: %(count)d of %(of)d prompts are memorized", row)
     if decision["auc"] is not None:
         log.info(
             "|| D_t || of %d images and %d steps: AUC %.3f, true positive rate %.3f at %g %% false",

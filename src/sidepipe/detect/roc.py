@@ -1,6 +1,6 @@
-"""How well a score tells memorised prompts from others: ROC, its area, and intervals over prompts.
+"""How well a score tells memorized prompts from others: ROC, its area, and intervals over prompts.
 
-A higher score speaks for memorisation. "TPR at 1 % FPR" is that of the last point of the ROC with a
+A higher score speaks for memorization. "TPR at 1 % FPR" is that of the last point of the ROC with a
 false positive rate of at most 1 %; another convention takes the nearest point.
 """
 
@@ -30,7 +30,7 @@ class Roc:
     tpr: Float64[np.ndarray, "*b g"]
 
     def area(self) -> Float64[np.ndarray, "*b"]:
-        """The chance that a memorised prompt scores higher than another one, ties counting half."""
+        """The chance that a memorized prompt scores higher than another one, ties counting half."""
         heights = (self.tpr[..., 1:] + self.tpr[..., :-1]) / 2
         return (np.diff(self.fpr, axis=-1) * heights).sum(-1)
 
@@ -58,7 +58,7 @@ def measured(
 ) -> dict[str, float | list[float]]:
     """Area and true positive rate at `rate`, each with its 95 % bootstrap interval over prompts.
 
-    Memorised and other prompts are drawn apart, so that no draw lacks either. Where every prompt is
+    Memorized and other prompts are drawn apart, so that no draw lacks either. Where every prompt is
     told right the interval has no width, however few they are.
     """
     curve = roc(scores, positive, np.ones(len(scores)))

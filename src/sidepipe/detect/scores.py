@@ -1,6 +1,6 @@
 """Scores of prompts from what was seen of the most generations and steps, for fewer of either.
 
-A higher score speaks for memorisation, whatever the signal.
+A higher score speaks for memorization, whatever the signal.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a memorised prompt shows on its way to an image; besides || D_t ||, see `sidepipe.text`.
+"""What a memorized prompt shows on its way to an image; besides || D_t ||, see `sidepipe.text`.
 
 Each is a function of tensors alone. What is compared in pairs is compared among the generations of
 one prompt, which differ in x_T: a prompt that is known by heart leads them all to one image.
@@ -86,7 +86,7 @@ def attention_entropy(
 ) -> Float[Tensor, "n k"]:
     """Entropy over a prompt's positions of each layer's mean cross-attention (Ren et al., 2024).
 
-    Higher for memorised prompts: others' attention gathers at the start token.
+    Higher for memorized prompts: others' attention gathers at the start token.
     """
     with attention_maps(model.unet) as maps, torch.no_grad():
         model.eps(x_t, t, e)
@@ -96,7 +96,7 @@ def attention_entropy(
 def residuals(x_T: Latents, eps: Latents) -> Latents:
     """eps - x_T of the first step, each channel of each image stretched to [0, 1].
 
-    As in NeMo (Hintersdorf et al., 2024): the noise predicted for a memorised prompt shows the
+    As in NeMo (Hintersdorf et al., 2024): the noise predicted for a memorized prompt shows the
     image it leads to, whatever the x_T.
     """
     difference = eps - x_T

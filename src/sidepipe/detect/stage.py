@@ -1,6 +1,6 @@
 """Stage `detect`: which prompts make the model replay a training image, and how early that shows.
 
-Detection looks at the model alone; training images only serve to say which prompts are memorised.
+Detection looks at the model alone; training images only serve to say which prompts are memorized.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FEW = f"bring more of them, or {RATE}"
 
 @dataclass(frozen=True, kw_only=True)
 class DetectPrompts(Stage):
-    """Signals of memorisation for prompts, and how well they tell which are memorised.
+    """Signals of memorization for prompts, and how well they tell which are memorized.
 
     prompts: a file of `sidepipe.text.prompts`, None for the data's captions: all planted ones,
     num_train_prompts of other training pairs and num_heldout_prompts of unseen ones, half of them
@@ -60,7 +60,7 @@ class DetectPrompts(Stage):
 
     features: an encoder. label_threshold: gamma from which an image is a copy; None for the one
     that label_false_positive_rate of real unseen images reach. copied_share: of a prompt's images,
-    at least that many copies make it memorised. false_positive_rate: of calibration prompts.
+    at least that many copies make it memorized. false_positive_rate: of calibration prompts.
     """
 
     name: ClassVar[str] = "detect"
@@ -202,7 +202,7 @@ class DetectPrompts(Stage):
         self._try(model, captions[:TRIED], truth)
         table = table.assign(cut=cut_off(model, captions))
         seen = self._observe(folder / "parts", model, captions, truth, runtime)
-        table = tables.labelled(table, seen, truth, self.copied_share)
+        table = tables.labeled(table, seen, truth, self.copied_share)
         table, results = r.scored(table, seen, *self._variants(), self.false_positive_rate)
         timesteps, rate = (
             prompt_timesteps(model, self.num_inference_steps),

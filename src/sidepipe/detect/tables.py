@@ -15,7 +15,7 @@ PICTURES, PICTURE_SIZE, GALLERY = 4, 128, 60  # of a prompt; pixels a side at mo
 TEXT: Any = dict.fromkeys(("id", "caption", "word", "cut"), str)
 
 
-def labelled(
+def labeled(
     table: pd.DataFrame, seen: Observed, truth: Truth | None, copied_share: float
 ) -> pd.DataFrame:
     """With copies (of the images), nearest (row of the data) and memorized, as images say.

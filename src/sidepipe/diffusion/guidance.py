@@ -111,7 +111,7 @@ def grad_of(log_prob_fn: LogProbFn) -> GradLogProbFn:
 
 
 class Posterior(nn.Module):
-    """p(c | x_t) when the data are exactly the labelled synthetic images s_i; needs no training.
+    """p(c | x_t) when the data are exactly the labeled synthetic images s_i; needs no training.
 
     With w_i = -|x_t - sqrt(ab_t) s_i|^2 / (2 (1 - ab_t)):
     log p(c | x_t) = logsumexp_{i in c} w_i - logsumexp_i w_i, and its gradient is

@@ -2,7 +2,7 @@
 
 At little noise a few images hold all the weight and the cut is exact. At high noise the weights
 are nearly equal and what is nearest is so by the noise: there the cut is wrong unless
-`neighbours` is close to the number of images. So the error is measured, never assumed.
+`neighbors` is close to the number of images. So the error is measured, never assumed.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from sidepipe.diffusion.schedule import add_noise
 
 
 class NearestPosterior(Posterior):
-    """`Posterior` over the `neighbours` images nearest to x_t / sqrt(ab_t), of y and of all.
+    """`Posterior` over the `neighbors` images nearest to x_t / sqrt(ab_t), of y and of all.
 
     The nearest are found by exact distances in float32, in blocks; their weights are in float64.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, alphas_cumprod: Tensor, neighbours: int
+        self, images: Tensor, labels: Tensor, alphas_cumprod: Tensor, neighbors: int
     ) -> None:
         super().__init__(images, labels, alphas_cumprod)
-        self.neighbours = neighbours
+        self.neighbors = neighbors
 
     def _moments_of(self, x: Float[Tensor, "n d"], t: Tensor, start: int, stop: int) -> Moments:
         chosen = self._nearest(x.detach(), t, start, stop)
-        # So many neighbours at a time that all rows' pixels fit a block.
+        # So many neighbors at a time that all rows' pixels fit a block.
         parts = chosen.split(max(1, guidance.BLOCK_ELEMENTS // x.numel()), 1)
         w = torch.cat([self._weights_of(x, t, part) for part in parts], 1)
         mean = torch.zeros_like(x)
@@ -43,7 +43,7 @@ class NearestPosterior(Posterior):
     def _nearest(
         self, x: Float[Tensor, "n d"], t: Tensor, start: int, stop: int
     ) -> Int64[Tensor, "n k"]:
-        """Indices of the nearest of images start to stop: `neighbours`, or all if fewer."""
+        """Indices of the nearest of images start to stop: `neighbors`, or all if fewer."""
         closeness = x.new_empty((len(x), 0), dtype=torch.float32)
         chosen = t.new_empty((len(x), 0))
         # A sampler in bf16 would else find them in bf16.
@@ -53,7 +53,7 @@ class NearestPosterior(Posterior):
                 closeness = torch.cat([closeness, self._weights(x.float(), t, s, norms)], 1)
                 here = torch.arange(first, first + len(s), device=x.device).expand(len(x), -1)
                 chosen = torch.cat([chosen, here], 1)
-                closeness, best = closeness.topk(min(self.neighbours, closeness.shape[1]), 1)
+                closeness, best = closeness.topk(min(self.neighbors, closeness.shape[1]), 1)
                 chosen = chosen.gather(1, best)
         return chosen
 

@@ -1,7 +1,7 @@
 """Noise that belongs to an image: drawn from (seed, stream, index), whatever the batch or device.
 
 Counter-based generators (Philox) keyed by all three. torch's CPU generator keeps 32 bits of its
-seed, so among a million images about a hundred pairs would share their noise and look memorised.
+seed, so among a million images about a hundred pairs would share their noise and look memorized.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""Moving finished samples toward a mode of the model: what it has memorised stands out.
+"""Moving finished samples toward a mode of the model: what it has memorized stands out.
 
 A sampler ends with the error of the network at little noise, where it hardly knows single images.
-At more noise it does, and its denoised image of one that it has memorised is that training image.
+At more noise it does, and its denoised image of one that it has memorized is that training image.
 """
 
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Training a text-conditional model: caption dropout, and what keeps it from memorising."""
+"""Training a text-conditional model: caption dropout, and what keeps it from memorizing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,13 +41,13 @@ class MemorizationFilter:
 
 
 class CaptionedModule(DenoisingModule):
-    """Minimises |target - network(x_t, t, e)|^2, with e_0 in the place of some captions' e.
+    """Minimizes |target - network(x_t, t, e)|^2, with e_0 in the place of some captions' e.
 
     model: with `unet` and `text_encoder`, both trained. caption_dropout: share of captions replaced
     by the empty one, for classifier-free guidance (Ho & Salimans, 2022). random_tokens: words drawn
     at random that every caption gets at random places (Somepalli et al., 2023). preview_captions:
     of the previews' images. memorization_filter: leaves out examples whose || D_t || is that of
-    memorised ones, for one more forward; None for none.
+    memorized ones, for one more forward; None for none.
     """
 
     model: TextModel

@@ -23,7 +23,7 @@ PREVIEW_IMAGES, PREVIEW_STEPS = 64, 50
 
 
 class DenoisingModule(L.LightningModule):
-    """Minimises |target - network(x_t, t)|^2 over uniform t (DDPM, eq. 14).
+    """Minimizes |target - network(x_t, t)|^2 over uniform t (DDPM, eq. 14).
 
     unet: a diffusers UNet2DModel. alphas_cumprod: (T,). prediction_type: "epsilon",
     "v_prediction" or "sample". lr_warmup_steps: linear from 0. clip_range: of pred_x_0 in previews.
@@ -86,7 +86,7 @@ class DenoisingModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss on training and held-out images with the same noise; their gap is memorisation."""
+        """Loss on training and held-out images with the same noise; their gap is memorization."""
         # Lightning has put the EMA weights in place. The batch's number takes the step's place.
         generator = step_generator(self.seed, batch_idx, self.device)
         name = ("val/loss_train", "val/loss_heldout")[dataloader_idx]

@@ -156,8 +156,8 @@ class TrainTextDPM(TrainedDPM):
             return train, repeats[train]
         encoder: Encoder = build(self.deduplicate["features"])
         features = encoder.encode(images[train], device=runtime.torch_device())
-        centre = near_duplicate_groups(features, encoder.metric, self.deduplicate["threshold"])
-        kept = train[np.unique(centre)]
+        center = near_duplicate_groups(features, encoder.metric, self.deduplicate["threshold"])
+        kept = train[np.unique(center)]
         log.info("%d of %d training images are near duplicates", len(train) - len(kept), len(train))
         return kept, np.ones(len(kept), np.int64)
 

@@ -1,6 +1,6 @@
 """Extraction without ground truth: which generated images an attacker would bet on.
 
-What a model has memorised it makes again and again, so candidates are groups of near duplicates
+What a model has memorized it makes again and again, so candidates are groups of near duplicates
 among its own images, the largest and tightest first (Carlini et al., USENIX 2023, section 4.2).
 """
 
@@ -23,8 +23,8 @@ ROC_POINTS = 200
 class Candidates:
     """One candidate a group, the best bet first.
 
-    index: its centre among the images. size: images in the group. tightness: mean gamma of the
-    others to the centre; of a group of one, gamma to the nearest other image.
+    index: its center among the images. size: images in the group. tightness: mean gamma of the
+    others to the center; of a group of one, gamma to the nearest other image.
     """
 
     index: Int64[np.ndarray, "c"]
@@ -39,12 +39,12 @@ def candidates(
 
     features: of at least two images. threshold: gamma of a near duplicate.
     """
-    centre = near_duplicate_groups(features, metric, threshold)
-    index = np.unique(centre)
-    size = np.bincount(centre, minlength=len(features))[index]
-    others = np.flatnonzero(centre != np.arange(len(features)))
-    gamma = gamma_of(exact_losses(features, features, others, centre[others], metric), metric)
-    sums = np.bincount(centre[others], gamma, minlength=len(features))[index]
+    center = near_duplicate_groups(features, metric, threshold)
+    index = np.unique(center)
+    size = np.bincount(center, minlength=len(features))[index]
+    others = np.flatnonzero(center != np.arange(len(features)))
+    gamma = gamma_of(exact_losses(features, features, others, center[others], metric), metric)
+    sums = np.bincount(center[others], gamma, minlength=len(features))[index]
     tightness = sums / np.maximum(size - 1, 1)
     alone = size == 1
     if alone.any():

@@ -109,7 +109,7 @@ def compare(
 ) -> Comparison:
     """Searches that every measure is made of. queries, synthetic: features of generated images.
 
-    attacker_rows: unseen images that the attack learnt from, so no control of what it brings out.
+    attacker_rows: unseen images that the attack learned from, so no control of what it brings out.
     They are real images all the same, which say how near such come to training images.
     """
     sets = {

@@ -9,7 +9,7 @@ from sidepipe.artifacts import read_manifest
 def cost(extract: Path) -> dict[str, Any]:
     """What the attack's images cost, in evaluations of the network, and N_syn before them.
 
-    Plain sampling needs no synthetic images, nor does who has labelled images.
+    Plain sampling needs no synthetic images, nor does who has labeled images.
     """
     manifest = read_manifest(extract)
     assert manifest is not None  # an input is finished

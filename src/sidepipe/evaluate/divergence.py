@@ -3,7 +3,7 @@
 M(D; p, e) = KL(q || p) in nats, q = (1/N) sum_i N(x_i, e^2 I). It is 0 where p is the images of D
 blurred by e, and grows with every image that p has no mass around. Its size is mostly e, N and the
 dimension, so one value means nothing: what can be read is M on held-out images less M on as many
-training images, by the same p and e, above 0 for a model that memorises.
+training images, by the same p and e, above 0 for a model that memorizes.
 """
 
 from collections.abc import Callable
@@ -42,8 +42,8 @@ def memorization_divergence(
     of_image = np.empty(len(images))
     step = max(1, MAX_FLOATS // (draws * images.shape[1]))
     for start in range(0, len(images), step):
-        centres = np.repeat(images[start : start + step], draws, axis=0)
-        z = centres + bandwidth * rng.standard_normal(centres.shape)
+        centers = np.repeat(images[start : start + step], draws, axis=0)
+        z = centers + bandwidth * rng.standard_normal(centers.shape)
         log_ratio = log_q(z) - log_p(z)
         remedy = "a log_p that is finite wherever q draws, such as kde_log_density's"
         finite = bool(np.isfinite(log_ratio).all())
@@ -81,20 +81,20 @@ def default_bandwidth(images: Vectors) -> float:
 
 
 def _log_mixture(
-    centres: Float64[np.ndarray, "n d"], bandwidth: float, z: Float64[np.ndarray, "b _"]
+    centers: Float64[np.ndarray, "n d"], bandwidth: float, z: Float64[np.ndarray, "b _"]
 ) -> Float64[np.ndarray, "b"]:
-    n, d = centres.shape
+    n, d = centers.shape
     remedy = "encode both with the same encoder"
     require(z.shape[1] == d, "images", f"of {d} dimensions, as the samples", z.shape[1], remedy)
-    # |z - c|^2 = |z|^2 + |c|^2 - 2 z.c loses the fewest digits around the centres' mean.
-    origin = centres.mean(0)
-    centres, z = centres - origin, z - origin
-    squares = np.square(centres).sum(1)
+    # |z - c|^2 = |z|^2 + |c|^2 - 2 z.c loses the fewest digits around the centers' mean.
+    origin = centers.mean(0)
+    centers, z = centers - origin, z - origin
+    squares = np.square(centers).sum(1)
     result = np.empty(len(z))
     step = max(1, MAX_FLOATS // n)
     for start in range(0, len(z), step):
         some = z[start : start + step]
-        distance = np.square(some).sum(1)[:, None] + squares - 2 * some @ centres.T
+        distance = np.square(some).sum(1)[:, None] + squares - 2 * some @ centers.T
         result[start : start + step] = _log_sum_exp(-distance / (2 * bandwidth**2))
     return result - np.log(n) - d / 2 * np.log(2 * np.pi * bandwidth**2)
 

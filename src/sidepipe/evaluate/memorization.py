@@ -1,4 +1,4 @@
-"""Memorisation scores as published: AMS and UMS (SIDE, section 5), adaptive score, ratio rule.
+"""Memorization scores as published: AMS and UMS (SIDE, section 5), adaptive score, ratio rule.
 
 gamma(x, y) is a similarity ("cosine", larger is closer) or a distance ("l2", smaller is closer).
 A band is the half-open interval [low, high) of gamma.
@@ -21,7 +21,7 @@ def in_band(gamma: Float[np.ndarray, "n"], band: Band) -> Bool[np.ndarray, "n"]:
 
 
 def ams(nearest_gamma: Float[np.ndarray, "n"], band: Band) -> float:
-    """Average memorisation score: share of images whose nearest training image is in the band.
+    """Average memorization score: share of images whose nearest training image is in the band.
 
     nearest_gamma: each generated image's gamma to its nearest training image (SIDE, eq. 8).
     """

@@ -27,7 +27,7 @@ Floats = Sequence[float]
 Gamma = Float32[np.ndarray, "n"]
 Index = Int64[np.ndarray, "n"]
 
-ADAPTIVE_NEIGHBOURS = 50  # Carlini et al., 2023
+ADAPTIVE_NEIGHBORS = 50  # Carlini et al., 2023
 
 
 class _MemorizationMetric(torchmetrics.Metric):
@@ -124,11 +124,11 @@ class AdaptiveScore(_Share):
 
     def __init__(self, training_features: Features, metric: Metric, **kwargs: Any) -> None:
         super().__init__(training_features, metric, **kwargs)
-        size, rule = len(self.training_features), f"of at least {ADAPTIVE_NEIGHBOURS} images"
-        require(size >= ADAPTIVE_NEIGHBOURS, "training_features", rule, size, "use RatioRule")
+        size, rule = len(self.training_features), f"of at least {ADAPTIVE_NEIGHBORS} images"
+        require(size >= ADAPTIVE_NEIGHBORS, "training_features", rule, size, "use RatioRule")
 
     def _hits(self, features: Float32[np.ndarray, "n d"]) -> Bool[np.ndarray, "n"]:
-        gamma, _ = nearest(features, self.training_features, self.metric, ADAPTIVE_NEIGHBOURS)
+        gamma, _ = nearest(features, self.training_features, self.metric, ADAPTIVE_NEIGHBORS)
         return m.adaptive_scores(m.distance(gamma, self.metric)) <= 1
 
 

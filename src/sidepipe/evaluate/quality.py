@@ -21,7 +21,7 @@ from sidepipe.settings import require
 Features = Float[np.ndarray, "_ _"]
 
 # The eigenvalues of a d x d matrix take d^3: on one core 0.3 s for d = 512, 6 s for 2048, 13 s for
-# 3072, which 32 x 32 colour pixels have; those of 64 x 64 would take a quarter of an hour.
+# 3072, which 32 x 32 color pixels have; those of 64 x 64 would take a quarter of an hour.
 MAX_DIMENSIONS = 3072
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # as published
 # Of each set, so subsets of 50. On the 8x8 digits noise of RMS 0.2 then raises KID by several times
@@ -44,7 +44,7 @@ class EncoderFeatures(nn.Module):
     def __init__(self, encoder: Encoder, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.encoder, self.image_shape = encoder, image_shape
-        # torchmetrics would ask with a 299 x 299 colour image, which not every encoder takes.
+        # torchmetrics would ask with a 299 x 299 color image, which not every encoder takes.
         blank = torch.zeros(1, *image_shape, dtype=torch.uint8)
         self.num_features = self(blank).shape[1]
 

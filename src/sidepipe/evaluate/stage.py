@@ -57,7 +57,7 @@ BLIND_IMAGES = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Memorisation metrics of one attack.
+    """Memorization metrics of one attack.
 
     features: an encoder; it decides what gamma is. truth: "train", or "none" for a blind ranking
     alone. bands: name -> [low, high) of gamma, null for no end, `high` the closest; its edge is
@@ -249,7 +249,7 @@ class Evaluate(Stage):
 
 
 def _attacker_rows(extract: Path) -> Int64[np.ndarray, "a"] | None:
-    """Places of the real images that the attack learnt from; None where it did from none."""
+    """Places of the real images that the attack learned from; None where it did from none."""
     original = behind(extract, "label", "original")
     return None if original is None else load_original_rows(original)
 

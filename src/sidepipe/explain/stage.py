@@ -1,4 +1,4 @@
-"""Stage `explain`: which tokens make prompts replay images, for memorised prompts and others."""
+"""Stage `explain`: which tokens make prompts replay images, for memorized prompts and others."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ ROLES = ("planted", "train", "test")  # of the other prompts; thresholds are set
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(Stage):
-    """Token significance of the prompts that `detect` calls memorised, and of as many others.
+    """Token significance of the prompts that `detect` calls memorized, and of as many others.
 
-    num_prompts: most of either kind, drawn by seed; None for all that are memorised.
+    num_prompts: most of either kind, drawn by seed; None for all that are memorized.
     num_generations: images of a prompt, the first of detect's.
     """
 
@@ -80,9 +80,9 @@ class Explain(Stage):
         }
         write_json(folder / "results.json", results)
         shutil.rmtree(folder / "parts")
-        on_top = results["planted_word_on_top"]["memorised"]
+        on_top = results["planted_word_on_top"]["memorized"]
         if on_top["of"]:
-            log.info("the planted word is on top of %(count)d of %(of)d memorised prompts", on_top)
+            log.info("the planted word is on top of %(count)d of %(of)d memorized prompts", on_top)
         return {**results["num_prompts"], "planted_word_on_top": on_top["share"]}
 
     def _significance(
@@ -128,7 +128,7 @@ def load_tokens(folder: Path) -> pd.DataFrame:
 
 
 def load_prompts_explained(folder: Path) -> pd.DataFrame:
-    """id, caption, role, repeats, word and explained_as ("memorised" or "other") of each prompt."""
+    """id, caption, role, repeats, word and explained_as ("memorized" or "other") of each prompt."""
     import pandas as pd
 
     kinds: Any = {"id": str, "caption": str, "word": str}

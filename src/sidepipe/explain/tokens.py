@@ -63,7 +63,7 @@ def summary(
 def _planted(
     top: pd.DataFrame, prompts: pd.DataFrame, pieces: Callable[[str], Sequence[str]]
 ) -> dict[str, Any]:
-    """Of both groups, and of memorised prompts by repeats; prompts without a planted word: none."""
+    """Of both groups, and of memorized prompts by repeats; prompts without a planted word: none."""
     found = top["word"].to_dict()
     rows = [
         (row["group"], row["repeats"], found[row["id"]] in pieces(row["word"]))
@@ -73,10 +73,10 @@ def _planted(
     group = np.array([row[0] for row in rows], str)
     repeats = np.array([row[1] for row in rows], np.int64)
     on_top = np.array([row[2] for row in rows], bool)
-    ours = group == "memorised"
+    ours = group == "memorized"
     return {
         **{name: rate(on_top[group == name]) for name in GROUPS},
-        "memorised_by_repeats": [
+        "memorized_by_repeats": [
             {"repeats": int(r), **rate(on_top[ours & (repeats == r)])}
             for r in np.unique(repeats[ours])
         ],

@@ -1,4 +1,4 @@
-"""Guided sampling of one labelled set of images: where and how hard a surrogate steers."""
+"""Guided sampling of one labeled set of images: where and how hard a surrogate steers."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Aim:
 class GuidedSampling(Sampling):
     """Settings of guidance.
 
-    surrogate: "classifier" (the paper's), "posterior" (closed form over the labelled images, no
+    surrogate: "classifier" (the paper's), "posterior" (closed form over the labeled images, no
     training), "lora" (the model itself, adapted to labels: the paper's of large models) or "none"
-    (plain sampling). posterior_neighbours: images, of the label and of all, that the posterior's
+    (plain sampling). posterior_neighbors: images, of the label and of all, that the posterior's
     sums are cut to; None for no cut. guidance_scale: lambda; of "lora" s in eps + s (eps_label -
     eps), 1 for the label alone, where eps need not be evaluated.
     guidance_schedule: what lambda is multiplied by at t: "constant", 1; "classifier_quality",
@@ -70,7 +70,7 @@ class GuidedSampling(Sampling):
 
     name: ClassVar[str] = "extract"
     surrogate: Literal["classifier", "posterior", "lora", "none"]
-    posterior_neighbours: int | None
+    posterior_neighbors: int | None
     guidance_scale: float
     guidance_schedule: Schedule
     max_guidance_norm: float | None
@@ -87,9 +87,9 @@ class GuidedSampling(Sampling):
             require(
                 self.t_max >= self.t_min, "extract.t_max", rule, self.t_max, "swap or widen them"
             )
-        norm, count = self.max_guidance_norm, self.posterior_neighbours
+        norm, count = self.max_guidance_norm, self.posterior_neighbors
         require(norm is None or norm > 0, "extract.max_guidance_norm", "> 0 or null", norm)
-        require(count is None or count >= 1, "extract.posterior_neighbours", ">= 1 or null", count)
+        require(count is None or count >= 1, "extract.posterior_neighbors", ">= 1 or null", count)
         if self.surrogate == "posterior":
             self._require_only("guide_through", "x_t", "it is exact there and knows the noise")
         if self.surrogate == "lora":
@@ -157,7 +157,7 @@ class GuidedSampling(Sampling):
         guided = self._guided_timesteps(denoiser, factors)
         assert self.surrogate != "none"
         about = (inputs, denoiser, self.precision, aim.images, aim.label)
-        surrogate = load_surrogate(self.surrogate, *about, self.posterior_neighbours)
+        surrogate = load_surrogate(self.surrogate, *about, self.posterior_neighbors)
         cut = self._cut_error(surrogate, aim, guided, runtime)
         if not cost_file.exists():
             cost = self._gradient_cost(denoiser, surrogate, guided, aim.targets[first:], runtime)
@@ -209,11 +209,11 @@ class GuidedSampling(Sampling):
         """For the summary: the error of a cut posterior at some of the guided timesteps."""
         from sidepipe.diffusion.guidance import Posterior
         from sidepipe.diffusion.nearest import NearestPosterior
-        from sidepipe.extract.surrogates import judge_cut, labelled_images
+        from sidepipe.extract.surrogates import judge_cut, labeled_images
 
         if not isinstance(surrogate, NearestPosterior) or not guided:
             return {}
-        full = Posterior(*labelled_images(aim.images, aim.label), surrogate.alphas_cumprod)
+        full = Posterior(*labeled_images(aim.images, aim.label), surrogate.alphas_cumprod)
         rng = np.random.default_rng(self.seed)
         return {"cut_error": judge_cut(surrogate, full, guided, rng, runtime.torch_device())}
 

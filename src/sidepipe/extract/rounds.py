@@ -1,7 +1,7 @@
 """An attack in rounds: every round's images join the synthetic ones, and the next learns from all.
 
 A round is judged blindly, by the groups of near duplicates that it makes and that were not there
-before: what a model makes again is what it has memorised. Plain sampling is judged alike, by the
+before: what a model makes again is what it has memorized. Plain sampling is judged alike, by the
 last of the synthetic images. Where a round finds less for its network evaluations, what is left is
 sampled plainly: going on would only repeat what is known.
 """

@@ -39,7 +39,7 @@ _INPUTS = {
 }
 _GUIDANCE = (
     *("guidance_scale", "guidance_schedule", "max_guidance_norm", "guide_through"),
-    *("t_min", "t_max", "targets", "target_fraction", "posterior_neighbours"),
+    *("t_min", "t_max", "targets", "target_fraction", "posterior_neighbors"),
 )
 _ROUNDS = ("rounds", "stop_rounds", "features", "duplicate_threshold")
 
@@ -51,7 +51,7 @@ class Extract(GuidedSampling):
     targets: "uniform" over the labels, "top_cohesion", the target_fraction most cohesive of them,
     or "weighted", by cohesion rank and cluster size. tuned: whether what the stage tune chose takes
     the place of these settings; of plain samples their refinement can be tuned. rounds: in how many
-    the images are made, each round's joining the synthetic ones, which are then labelled anew, and
+    the images are made, each round's joining the synthetic ones, which are then labeled anew, and
     later rounds aiming at clusters that none has reached; 1 for all at once. stop_rounds: whether
     to sample plainly once a round makes fewer new groups of near duplicates for its network
     evaluations than plain sampling. features: an encoder, and duplicate_threshold: gamma of two
@@ -104,7 +104,7 @@ class Extract(GuidedSampling):
         if self.targets != "top_cohesion":
             unused = (*unused, "target_fraction")
         if self.surrogate != "posterior":
-            unused = (*unused, "posterior_neighbours")
+            unused = (*unused, "posterior_neighbors")
         return unused
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:

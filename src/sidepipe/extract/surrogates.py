@@ -71,9 +71,9 @@ def judge_cut(
     wrong = [row["t"] for row in rows if row["relative_error"] > MAX_CUT_ERROR]
     if wrong:
         log.warning(
-            "extract.posterior_neighbours = %d changes the gradient by more than %g of its length "
+            "extract.posterior_neighbors = %d changes the gradient by more than %g of its length "
             "at t in %s; remedy: raise it, set it to null, or set extract.t_max below %d",
-            *(cut.neighbours, MAX_CUT_ERROR, wrong, min(wrong)),
+            *(cut.neighbors, MAX_CUT_ERROR, wrong, min(wrong)),
         )
     return rows
 
@@ -85,12 +85,12 @@ def load_surrogate(
     precision: Precision,
     images: UInt8[np.ndarray, "m h w c"],
     label: Path,
-    neighbours: int | None = None,
+    neighbors: int | None = None,
 ) -> nn.Module:
     """A gradient of log p(label | x_t), or the model adapted to labels, on the CPU.
 
     inputs: the trained artifacts. images, and the folder with their labels: what a posterior sums
-    over; neighbours: how many of them at most, None for all. Raises ValueError for a model of
+    over; neighbors: how many of them at most, None for all. Raises ValueError for a model of
     latents, of which only the adapted model knows labels.
     """
     if kind == "lora":
@@ -99,13 +99,13 @@ def load_surrogate(
     require(denoiser.has_range, "extract.surrogate", rule, kind, remedy)
     if kind == "classifier":
         return ClassifierSurrogate(load_classifier(inputs["classifier"]))
-    labelled = labelled_images(images, label)
-    if neighbours is None:
-        return Posterior(*labelled, denoiser.alphas_cumprod)
-    return NearestPosterior(*labelled, denoiser.alphas_cumprod, neighbours)
+    labeled = labeled_images(images, label)
+    if neighbors is None:
+        return Posterior(*labeled, denoiser.alphas_cumprod)
+    return NearestPosterior(*labeled, denoiser.alphas_cumprod, neighbors)
 
 
-def labelled_images(
+def labeled_images(
     images: UInt8[np.ndarray, "m h w c"], label: Path
 ) -> tuple[UInt8[Tensor, "m c h w"], Int64[Tensor, "m"]]:
     """The images and their labels, as a posterior takes them."""

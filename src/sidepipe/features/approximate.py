@@ -1,4 +1,4 @@
-"""Nearest neighbours among very many vectors: only some are looked at, with a measured recall."""
+"""Nearest neighbors among very many vectors: only some are looked at, with a measured recall."""
 
 import logging
 import math

@@ -65,10 +65,10 @@ class CopyNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         h = self.blocks(F.relu(self.stem(x)))
-        return F.normalize(self.project(generalised_mean(h)).float(), dim=1)
+        return F.normalize(self.project(generalized_mean(h)).float(), dim=1)
 
 
-def generalised_mean(h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
+def generalized_mean(h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
     """(mean of h^3)^(1/3) over all places, in float32: between the mean and the maximum (GeM)."""
     # Half precision cannot hold the third power of a small value.
     powers = h.float().clamp(min=GEM_FLOOR).pow(GEM_POWER)

@@ -23,26 +23,26 @@ def near_duplicate_groups(
     threshold: float,
     other_gamma: Float32[np.ndarray, "n"] | None = None,
 ) -> Int64[np.ndarray, "n"]:
-    """The centre of each image's group: the image itself where nothing is near it.
+    """The center of each image's group: the image itself where nothing is near it.
 
     In order of how densely others surround it (gamma to its tenth nearest, itself included), an
-    image becomes a centre unless an earlier centre is within `threshold`; every image belongs to
-    its nearest centre. So no chain of small steps joins what is far apart. Memory does not grow
+    image becomes a center unless an earlier center is within `threshold`; every image belongs to
+    its nearest center. So no chain of small steps joins what is far apart. Memory does not grow
     with the number of pairs, which is quadratic where a model repeats itself.
 
     other_gamma: what `nearest_other` says of `features`; nearly all of the work, where few images
     have a near duplicate.
     """
-    centre = np.arange(len(features))
+    center = np.arange(len(features))
     if len(features) == 1:
-        return centre
+        return center
     if other_gamma is None:
         other_gamma = nearest_other(features, metric)
     near = np.flatnonzero(closer(other_gamma, threshold, metric))
     if len(near):
         around = nearest(features[near], features, metric, k=min(DENSITY, len(features)))[0]
-        centre[near] = near[_groups(features[near], around[:, -1], metric, threshold)]
-    return centre
+        center[near] = near[_groups(features[near], around[:, -1], metric, threshold)]
+    return center
 
 
 def _groups(
@@ -51,25 +51,25 @@ def _groups(
     metric: Metric,
     threshold: float,
 ) -> Int64[np.ndarray, "n"]:
-    """The centre of each image's group. density: gamma to its tenth nearest of all."""
+    """The center of each image's group. density: gamma to its tenth nearest of all."""
     order = np.argsort(-density if metric == "cosine" else density, kind="stable")
-    centres = order[:0]
+    centers = order[:0]
     for start in range(0, len(order), BLOCK):
         block = order[start : start + BLOCK]
-        if len(centres):
-            gamma = nearest(features[block], features[centres], metric)[0][:, 0]
+        if len(centers):
+            gamma = nearest(features[block], features[centers], metric)[0][:, 0]
             block = block[~closer(gamma, threshold, metric)]
         if len(block):
             first = _first_come(features[block], metric, threshold)
-            centres = np.concatenate([centres, block[first]])
-    centres = np.sort(centres)
-    return centres[nearest(features, features[centres], metric)[1][:, 0]]
+            centers = np.concatenate([centers, block[first]])
+    centers = np.sort(centers)
+    return centers[nearest(features, features[centers], metric)[1][:, 0]]
 
 
 def _first_come(
     features: Float32[np.ndarray, "n d"], metric: Metric, threshold: float
 ) -> Bool[np.ndarray, "n"]:
-    """Which rows become centres where each does unless an earlier centre is near."""
+    """Which rows become centers where each does unless an earlier center is near."""
     i, j, _ = pairs_within(features, metric, threshold)
     ends = np.searchsorted(i, np.arange(len(features) + 1))
     free = np.ones(len(features), bool)
@@ -90,9 +90,9 @@ def new_groups(
     A group that holds an image with a near duplicate in `before` is not new; one is, where an added
     image is the second of its kind.
     """
-    centre = near_duplicate_groups(np.concatenate([before, added]), metric, threshold)
-    size = np.bincount(centre, minlength=len(centre))
+    center = near_duplicate_groups(np.concatenate([before, added]), metric, threshold)
+    size = np.bincount(center, minlength=len(center))
     repeated = closer(nearest_other(before, metric), threshold, metric)
-    known = centre[: len(before)][repeated]
-    grown = centre[len(before) :]
+    known = center[: len(before)][repeated]
+    grown = center[len(before) :]
     return len(np.setdiff1d(grown[size[grown] > 1], known))

@@ -1,8 +1,8 @@
 """Encoders: vectors from uint8 images, in which closeness means something.
 
 Each names its metric, for `search`, and its preprocessing, with a version, for the results. Weights
-are never fetched for SSCD, and come as safetensors for the others. Networks see 3 channels (grey is
-repeated) in [0, 1], then normalised as published.
+are never fetched for SSCD, and come as safetensors for the others. Networks see 3 channels (gray is
+repeated) in [0, 1], then normalized as published.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ class Pixels(Encoder):
     """
 
     metric = "cosine"
-    transform = "pixels-centred-v1"
+    transform = "pixels-centered-v1"
 
     def _encode_batch(self, images: Batch, device: Device) -> Vectors:
         # float64 sums of whole numbers are exact, so that a constant image becomes exactly zero.
@@ -95,7 +95,7 @@ class Pixels(Encoder):
 class PixelsL2(Encoder):
     """Pixels scaled so that the Euclidean distance is their root-mean-square difference.
 
-    In units of [0, 1]: black to white is 1 (Carlini et al., 2023, normalised l2).
+    In units of [0, 1]: black to white is 1 (Carlini et al., 2023, normalized l2).
     """
 
     metric = "l2"
@@ -112,7 +112,7 @@ class Network(Encoder):
     metric = "cosine"
 
     def _encode_batch(self, images: Batch, device: Device) -> Vectors:
-        require(images.shape[-1] in (1, 3), "channels", "1 (grey) or 3 (RGB)", images.shape[-1])
+        require(images.shape[-1] in (1, 3), "channels", "1 (gray) or 3 (RGB)", images.shape[-1])
         network = self._network.to(device)
         x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
         with torch.no_grad():
@@ -179,7 +179,7 @@ class SSCD(Network):
         return network
 
     def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        return _normalise(_resize(x, self.size, self.size, "bilinear"), *IMAGENET)
+        return _normalize(_resize(x, self.size, self.size, "bilinear"), *IMAGENET)
 
     def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return network(x)
@@ -244,7 +244,7 @@ class DINOv2(_Pretrained):
 
     def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         # The config's image_size is that of pre-training, 518; position embeddings are resampled.
-        return _normalise(_resize_and_crop(x, 256, 224), *IMAGENET)
+        return _normalize(_resize_and_crop(x, 256, 224), *IMAGENET)
 
     def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return network(pixel_values=x).pooler_output
@@ -269,7 +269,7 @@ class CLIP(_Pretrained):
         return self._load("CLIPVisionModelWithProjection")
 
     def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        return _normalise(_resize_and_crop(x, self._size, self._size), *OPENAI)
+        return _normalize(_resize_and_crop(x, self._size, self._size), *OPENAI)
 
     def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return network(pixel_values=x).image_embeds
@@ -291,7 +291,7 @@ def _resize_and_crop(x: Float[Tensor, "b 3 h w"], size: int, crop: int) -> Float
     return x[:, :, top : top + crop, left : left + crop]
 
 
-def _normalise(
+def _normalize(
     x: Float[Tensor, "b 3 h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "b 3 h w"]:
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]

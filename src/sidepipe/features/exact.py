@@ -1,4 +1,4 @@
-"""Exact nearest neighbours: faiss finds candidates in float32, float64 decides among them."""
+"""Exact nearest neighbors: faiss finds candidates in float32, float64 decides among them."""
 
 from collections.abc import Callable
 from typing import Any

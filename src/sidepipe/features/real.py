@@ -65,7 +65,7 @@ def compared_sets(
 
     heldout: equally many images that the model never saw. train_equal: as many training images as
     there are held out, for a larger set is nearer to anything. attacker_rows: unseen images that
-    the attack learnt from, so no control of what it brings out.
+    the attack learned from, so no control of what it brings out.
     """
     control = unseen if attacker_rows is None else unseen.without(attacker_rows)
     sets = {"train": train, "heldout": control.first(len(train.rows))}

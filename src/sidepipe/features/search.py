@@ -1,4 +1,4 @@
-"""Search between two sets of vectors: nearest neighbours, coverage of bands, close pairs.
+"""Search between two sets of vectors: nearest neighbors, coverage of bands, close pairs.
 
 gamma is the cosine of unit vectors ("cosine", larger is closer) or the Euclidean distance ("l2",
 smaller is closer). Candidates are found in float32 by |q|^2 + |x|^2 - 2 q.x, which cannot tell a

@@ -42,7 +42,7 @@ class Sampling(Stage):
     prompt_guidance_scale: s of classifier-free guidance by them; 1 for the prompt alone, at half
     the cost. precision: "true" of 16 bits is for text-conditional models. shard_size: images a
     file. refine_steps: how often a finished sample moves toward a mode of the model, which brings
-    out what it has memorised; each costs a network evaluation. refine_t: the noise at which, in
+    out what it has memorized; each costs a network evaluation. refine_t: the noise at which, in
     timesteps; at more of it samples that are alike merge.
     """
 

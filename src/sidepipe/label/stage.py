@@ -158,7 +158,7 @@ class Label(Stage):
         return {
             "num_labels": int(kept.sum()),
             "num_clusters": len(centroids),
-            "num_labelled": int((labels >= 0).sum()),
+            "num_labeled": int((labels >= 0).sum()),
             "cohesion_quantiles": quantiles,
             "transform": encoder.transform,
         }
@@ -169,8 +169,8 @@ class Label(Stage):
 
         encoder = build(self.duplicate_features)
         features = encoder.encode(images, device=device)
-        centres = near_duplicate_groups(features, encoder.metric, self.duplicate_threshold)
-        return np.unique(centres, return_inverse=True)[1].astype(np.int64)
+        centers = near_duplicate_groups(features, encoder.metric, self.duplicate_threshold)
+        return np.unique(centers, return_inverse=True)[1].astype(np.int64)
 
     def _require_some(self, kept: np.ndarray, quantiles: list[float], sizes: np.ndarray) -> None:
         if kept.sum() >= 2:
@@ -196,12 +196,12 @@ def _write_clusters(
     path: Path, sizes: np.ndarray, cohesions: np.ndarray, kept: np.ndarray, labels: np.ndarray
 ) -> None:
     label_of = np.where(kept, np.cumsum(kept) - 1, -1)
-    labelled = np.bincount(labels[labels >= 0], minlength=int(kept.sum()))
+    labeled = np.bincount(labels[labels >= 0], minlength=int(kept.sum()))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["cluster", "size", "cohesion", "kept", "label", "labelled"])
+        writer.writerow(["cluster", "size", "cohesion", "kept", "label", "labeled"])
         for k, label in enumerate(label_of):
-            count = labelled[label] if label >= 0 else 0
+            count = labeled[label] if label >= 0 else 0
             writer.writerow([k, sizes[k], f"{cohesions[k]:.6f}", int(kept[k]), label, count])
 
 

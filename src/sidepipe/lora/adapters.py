@@ -16,8 +16,8 @@ from sidepipe.diffusion.schedule import EpsFn, eps_from_prediction, for_each
 from sidepipe.text.denoiser import PromptedDenoiser
 
 
-class LabelledUNet(nn.Module):
-    """What a UNet2DModel predicts for a label: a learnt vector is added to its time embedding.
+class LabeledUNet(nn.Module):
+    """What a UNet2DModel predicts for a label: a learned vector is added to its time embedding.
 
     rank: of LoRA. target_modules: ends of the names of linear and convolution layers that get it.
     """
@@ -34,8 +34,8 @@ class LabelledUNet(nn.Module):
         return self.unet(x_t, t, class_labels=y).sample
 
 
-class LabelledTextUNet(nn.Module):
-    """What a text model's UNet predicts for a label: a learnt change of the empty prompt's e_0.
+class LabeledTextUNet(nn.Module):
+    """What a text model's UNet predicts for a label: a learned change of the empty prompt's e_0.
 
     e_0: that embedding, to every position of which a label adds its own.
     """
@@ -90,7 +90,7 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
 
-def merged(denoiser: "LabelledDenoiser") -> "LabelledDenoiser":
+def merged(denoiser: "LabeledDenoiser") -> "LabeledDenoiser":
     """It with LoRA added to the weights, in place: a step then costs what the model's does."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -101,7 +101,7 @@ def merged(denoiser: "LabelledDenoiser") -> "LabelledDenoiser":
     return denoiser
 
 
-class LabelledDenoiser(Denoiser):
+class LabeledDenoiser(Denoiser):
     """The model under attack, adapted: a condition y is a label.
 
     base: the model, whose network becomes the adapted one. Seed torch's generator first.
@@ -116,9 +116,9 @@ class LabelledDenoiser(Denoiser):
         of_lora = (num_labels, rank, target_modules)
         if isinstance(base, PromptedDenoiser):
             e_0 = base.model.encode([""])
-            self.network: nn.Module = LabelledTextUNet(base.unet, e_0, *of_lora)
+            self.network: nn.Module = LabeledTextUNet(base.unet, e_0, *of_lora)
         else:
-            self.network = LabelledUNet(base.unet, *of_lora)
+            self.network = LabeledUNet(base.unet, *of_lora)
 
     def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
         @torch.no_grad()

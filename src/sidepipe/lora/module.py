@@ -1,4 +1,4 @@
-"""Training LoRA and labels on labelled synthetic images, by the loss the model was trained by."""
+"""Training LoRA and labels on labeled synthetic images, by the loss the model was trained by."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sidepipe.diffusion.schedule import training_target
-from sidepipe.lora.adapters import LabelledDenoiser, trained_weights
+from sidepipe.lora.adapters import LabeledDenoiser, trained_weights
 from sidepipe.training import (
     Noised,
     adamw_with_warmup,
@@ -19,8 +19,8 @@ from sidepipe.training import (
 )
 
 
-class LabelledDenoisingModule(L.LightningModule):
-    """Minimises |target - network(x_t, t, y)|^2 over uniform t (DDPM, eq. 14; SIDE, large models).
+class LabeledDenoisingModule(L.LightningModule):
+    """Minimizes |target - network(x_t, t, y)|^2 over uniform t (DDPM, eq. 14; SIDE, large models).
 
     denoiser: its network is trained, but for what is frozen, which checkpoints leave out.
     num_labels: K'. Raises RuntimeError naming the step when a loss is not finite.
@@ -28,7 +28,7 @@ class LabelledDenoisingModule(L.LightningModule):
 
     def __init__(
         self,
-        denoiser: LabelledDenoiser,
+        denoiser: LabeledDenoiser,
         num_labels: int,
         *,
         lr: float,

@@ -22,8 +22,8 @@ from sidepipe.trained import Training
 from sidepipe.weights import load_exactly
 
 if TYPE_CHECKING:
-    from sidepipe.lora.adapters import LabelledDenoiser
-    from sidepipe.lora.module import LabelledDenoisingModule
+    from sidepipe.lora.adapters import LabeledDenoiser
+    from sidepipe.lora.module import LabeledDenoisingModule
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ ENCODED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Training):
-    """The frozen model with LoRA and what labels add, trained on the labelled synthetic images.
+    """The frozen model with LoRA and what labels add, trained on the labeled synthetic images.
 
     rank: of LoRA; the paper has 512, and low ranks find more different images. target_modules: ends
     of the names of layers that get it. validation_fraction: share of the images kept for judging
@@ -74,7 +74,7 @@ class Lora(Training):
         from safetensors.torch import save_file
 
         from sidepipe.lora.adapters import trained_weights
-        from sidepipe.lora.module import LabelledDenoisingModule
+        from sidepipe.lora.module import LabeledDenoisingModule
         from sidepipe.training import validation_batches, weights
 
         labels, device = load_labels(inputs["label"]), runtime.torch_device()
@@ -95,7 +95,7 @@ class Lora(Training):
             sum(w.numel() for w in trained_weights(denoiser).values()) / 1e6,
             *(len(train), num_labels, len(validation)),
         )
-        module = LabelledDenoisingModule(
+        module = LabeledDenoisingModule(
             denoiser,
             num_labels,
             lr=self.lr,
@@ -133,7 +133,7 @@ class Lora(Training):
 
 
 def _loss_without_labels(
-    module: LabelledDenoisingModule, rows: list[np.ndarray], device: str
+    module: LabeledDenoisingModule, rows: list[np.ndarray], device: str
 ) -> float:
     """Of the model as it is, which an adapter before its training equals; at validation's noise."""
     from sidepipe.training import validation_batches
@@ -149,20 +149,20 @@ def _loss_without_labels(
 
 
 def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of labelled images to train on, and to judge by."""
+    """Indices of labeled images to train on, and to judge by."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
     count = max(1, round(len(order) * fraction))
     return order[count:], order[:count]
 
 
-def _adapted(described: Mapping[str, Any], dpm: Path, precision: Precision) -> LabelledDenoiser:
-    from sidepipe.lora.adapters import LabelledDenoiser
+def _adapted(described: Mapping[str, Any], dpm: Path, precision: Precision) -> LabeledDenoiser:
+    from sidepipe.lora.adapters import LabeledDenoiser
 
     sizes = (described["num_labels"], described["rank"], described["target_modules"])
-    return LabelledDenoiser(load_denoiser(dpm, precision), *sizes)
+    return LabeledDenoiser(load_denoiser(dpm, precision), *sizes)
 
 
-def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabelledDenoiser:
+def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabeledDenoiser:
     """The adapted model, whose conditions are labels, on the CPU; dpm: what it was made from.
 
     Its `network` takes (x_t, t, y).

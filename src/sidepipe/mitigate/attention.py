@@ -1,4 +1,4 @@
-"""Attention scaling: cross-attention that looks less at the tokens which carry memorised images.
+"""Attention scaling: cross-attention that looks less at the tokens which carry memorized images.
 
 Ren et al. ("Unveiling and Mitigating Memorization in Text-to-image Diffusion Models through Cross
 Attention", 2024): no pixel attends to the summary tokens (the end token and the padding after it),

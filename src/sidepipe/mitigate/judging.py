@@ -40,7 +40,7 @@ class Copies:
     """Tells copies as `detect` does: as close to a training image as hardly any real one comes.
 
     data: all images. train: the features of the training images among them. share: of a prompt's
-    images; where so many are copies it is memorised.
+    images; where so many are copies it is memorized.
     """
 
     data: UInt8[np.ndarray, "m h w c"]
@@ -65,13 +65,13 @@ class Copies:
         return self._close(gamma).reshape(images.shape[:2])
 
     def rates(self, copied: Bool[np.ndarray, "p n"]) -> dict[str, Any]:
-        """The share of memorised prompts, and that of copies among a prompt's images.
+        """The share of memorized prompts, and that of copies among a prompt's images.
 
         Intervals are over prompts, which are the units: images of one are not independent.
         """
-        return {"prompts": rate(self.memorised(copied)), "images": mean(copied.mean(axis=1))}
+        return {"prompts": rate(self.memorized(copied)), "images": mean(copied.mean(axis=1))}
 
-    def memorised(self, copied: Bool[np.ndarray, "p n"]) -> Bool[np.ndarray, "p"]:
+    def memorized(self, copied: Bool[np.ndarray, "p n"]) -> Bool[np.ndarray, "p"]:
         """Which prompts have copies enough among their images."""
         # Rounded: 0.7 * 10 copies are 7.
         return copied.sum(axis=1) >= np.ceil(round(self.share * copied.shape[1], 9))
@@ -88,11 +88,11 @@ def copied(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table with each prompt's number of copies, and the rates of copies.
 
-    Of either group, and of memorised prompts by how often training saw their pair.
+    Of either group, and of memorized prompts by how often training saw their pair.
     """
     found = copies.of_any(images)
     group, repeats = table["group"].to_numpy(), table["repeats"].to_numpy()
-    ours = group == "memorised"
+    ours = group == "memorized"
     rows = [
         {"repeats": int(r), **copies.rates(found[ours & (repeats == r)])}
         for r in np.unique(repeats[ours])

@@ -1,7 +1,7 @@
 """Stage `mitigate`: one way to stop a model from replaying images, and what it gives and costs.
 
 Mitigation in training is another model, here without a method; `mitigations` are the rows that are
-compared. All are asked the prompts that `detect` calls memorised, and as many that were never
+compared. All are asked the prompts that `detect` calls memorized, and as many that were never
 trained on, from the noise that `detect` used.
 """
 
@@ -45,11 +45,11 @@ class Mitigate(Stage):
     """A mitigation method, measured.
 
     method: none, embedding, random_tokens, drop_word or attention. num_prompts: most of either
-    kind, drawn by seed; None for all that are memorised. num_generations: images of a prompt, the
+    kind, drawn by seed; None for all that are memorized. num_generations: images of a prompt, the
     first of detect's. copied_share: of a prompt's images, at least that many copies make it
-    memorised.
+    memorized.
 
-    Of embedding: lr and max_iterations of the optimiser; target, the norm to reach, None for the
+    Of embedding: lr and max_iterations of the optimizer; target, the norm to reach, None for the
     median of detect's calibration prompts. Of random_tokens: num_random_tokens. Of drop_word:
     num_word_steps, first ones of the trajectory over which significance is taken. Of attention:
     start_scale, what the start token's logits are multiplied by.
@@ -136,14 +136,14 @@ class Mitigate(Stage):
             "alignment": alignment,
             "ceiling": ceiling,
             "heldout_loss": self._heldout_loss(model, known, runtime),
-            "memorised": None,
+            "memorized": None,
             "adversary": None,
         }
         if len(known.train) > 0:
             copies = self._copies(known, thresholds["labels"]["threshold"], device)
             again = folder / "parts" / "again"
             results["adversary"] = self._adversary(again, mitigated, table, images, copies, runtime)
-            table, results["memorised"] = copied(table, images, copies)
+            table, results["memorized"] = copied(table, images, copies)
         table.to_csv(folder / "prompts.csv", index=False)
         np.save(folder / "images.npy", images)
         write_json(folder / "results.json", results)
@@ -182,7 +182,7 @@ class Mitigate(Stage):
         from sidepipe.text.groups import GROUPS
         from sidepipe.text.rates import mean
 
-        replayed = table.loc[table["group"] == "memorised", ["row", "nearest"]].to_numpy().ravel()
+        replayed = table.loc[table["group"] == "memorized", ["row", "nearest"]].to_numpy().ravel()
         alignment = Alignment(self.clip, device)
         if self.clip is None:
             alignment = read_from(known, replayed.tolist(), device, self.seed)
@@ -232,7 +232,7 @@ class Mitigate(Stage):
 
         if self.adversary is None:
             return None
-        rows = table["nearest"].where(table["group"] == "memorised", table["row"]).to_numpy()
+        rows = table["nearest"].where(table["group"] == "memorized", table["row"]).to_numpy()
         some = rows >= 0
         asked, rows, images = table[some], rows[some], images[some]
         each = (asked["caption"].tolist(), asked["number"].tolist(), self.num_generations)
@@ -258,13 +258,13 @@ def _known(inputs: Mapping[str, Path]) -> Known:
 
 
 def _headline(results: Mapping[str, Any]) -> dict[str, Any]:
-    aligned = results["alignment"]["memorised"]["mean"]
+    aligned = results["alignment"]["memorized"]["mean"]
     headline = {"alignment": aligned, "evaluations_per_image": results["evaluations_per_image"]}
-    if results["memorised"] is None:
+    if results["memorized"] is None:
         return headline
-    of = results["memorised"]["memorised"]["prompts"]
-    log.info("%s: %d of %d prompts are still memorised", results["method"], of["count"], of["of"])
-    return {"memorised": of["share"], **headline}
+    of = results["memorized"]["memorized"]["prompts"]
+    log.info("%s: %d of %d prompts are still memorized", results["method"], of["count"], of["of"])
+    return {"memorized": of["share"], **headline}
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def load_prompts_asked(folder: Path) -> pd.DataFrame:
-    """A row for each prompt: detect's columns, and its group ("memorised" or "other": held out).
+    """A row for each prompt: detect's columns, and its group ("memorized" or "other": held out).
 
     Besides alignment, nan where it cannot be measured, and, where there are training images, copies
     among its images.

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Original(Stage):
-    """Labelled images of the attacker's own.
+    """Labeled images of the attacker's own.
 
     fraction: share of the images outside the model's training subset that it takes, the worst
     held-out ones; evaluate leaves them out. attributes: those of CelebA's whose combinations are
@@ -54,10 +54,10 @@ class Original(Stage):
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
-        self._labelled(data, dpm.split(data, runtime)[1], runtime)
+        self._labeled(data, dpm.split(data, runtime)[1], runtime)
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        rows, names, classes = self._labelled(inputs["data"], load_unseen(inputs["dpm"]), runtime)
+        rows, names, classes = self._labeled(inputs["data"], load_unseen(inputs["dpm"]), runtime)
         images = load_images(inputs["data"])
         check_disk(folder, len(rows) * images[:1].nbytes)
         np.save(folder / "rows.npy", rows)
@@ -66,7 +66,7 @@ class Original(Stage):
         log.info("%d real images of %d classes, none of them trained on", len(rows), len(names))
         return {"num_images": len(rows), "num_classes": len(names), "classes": names[:50].tolist()}
 
-    def _labelled(
+    def _labeled(
         self, data: Path, unseen: Int64[np.ndarray, "m"], runtime: Runtime
     ) -> tuple[Int64[np.ndarray, "n"], np.ndarray, Int64[np.ndarray, "n"]]:
         """The rows that it takes of the unseen images, the classes' names, each row's class."""

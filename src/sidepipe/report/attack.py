@@ -18,7 +18,7 @@ LARGE_EXCESS = 0.05
 # Of an encoder's transform, by how it begins: gamma in words.
 _GAMMA = {
     "pixels-rms": "RMS pixel difference",
-    "pixels-centred": "correlation of pixels",
+    "pixels-centered": "correlation of pixels",
     "sscd": "SSCD similarity",
     "copydet": "copy-descriptor similarity",
     "dinov2": "DINOv2 similarity",

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sidepipe.report.attack import Attack
-from sidepipe.report.figures import DASHES, GREY, HELDOUT, TRAIN, panels
+from sidepipe.report.figures import DASHES, GRAY, HELDOUT, TRAIN, panels
 
 COLUMNS = 3
 
@@ -18,7 +18,7 @@ COLUMNS = 3
 def scores_figure(attacks: Sequence[Attack], score: str) -> Figure:
     """`score` ("ams" or "ums") at every threshold, on a logarithmic scale.
 
-    The first attack's training curve is repeated in grey in every other panel.
+    The first attack's training curve is repeated in gray in every other panel.
     """
     figure, axes = panels(len(attacks), COLUMNS)
     for axis, attack in zip(axes, attacks, strict=True):
@@ -39,7 +39,7 @@ def _scores(axis: Any, attack: Attack, first: Attack, score: str) -> None:
         axis.plot(curve["thresholds"], np.where(values > 0, values, np.nan), **style)
 
     if attack is not first:
-        line(first, "train", color=GREY, linewidth=0.9)
+        line(first, "train", color=GRAY, linewidth=0.9)
     line(attack, "train", color=TRAIN, linewidth=1.6)
     line(attack, "heldout", color=HELDOUT, linewidth=1.4, linestyle=DASHES)
     axis.set_yscale("log")
@@ -68,7 +68,7 @@ def excess_figure(attacks: Sequence[Attack]) -> Figure:
     for axis, attack in zip(axes, attacks, strict=True):
         curve = attack.results["curve"]
         share, low, high = (100 * np.array(curve["excess"][k]) for k in ("share", "low", "high"))
-        axis.axhline(0, color=GREY, linewidth=0.9)
+        axis.axhline(0, color=GRAY, linewidth=0.9)
         axis.fill_between(
             curve["thresholds"], low, high, facecolor="#c9d8ea", edgecolor=TRAIN, linewidth=0.4
         )
@@ -113,7 +113,7 @@ def _score_handles(attacks: Sequence[Attack]) -> list[Line2D]:
     handles.append(Line2D([], [], color=HELDOUT, linewidth=1.4, linestyle=DASHES, label=label))
     if len(attacks) > 1:
         handles.append(
-            Line2D([], [], color=GREY, linewidth=0.9, label="training images, first attack")
+            Line2D([], [], color=GRAY, linewidth=0.9, label="training images, first attack")
         )
     return [*handles, _threshold_handle(first)]
 

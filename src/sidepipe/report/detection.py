@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from sidepipe.detect.stage import load, load_gallery, load_prompts
 from sidepipe.report import words
-from sidepipe.report.figures import DASHES, GREY, HELDOUT, TRAIN, drawn, handle, legend
+from sidepipe.report.figures import DASHES, GRAY, HELDOUT, TRAIN, drawn, handle, legend
 from sidepipe.report.files import flat
 from sidepipe.report.gallery import sides
 from sidepipe.report.pictures import thumbnail_uri
@@ -117,9 +117,9 @@ def signals_table(found: Detection) -> Table:
     if found.known:
         groups += [("all thresholds (95 % interval)", 2), (f"at {rate} of calibration prompts", 2)]
         columns += ["area under the ROC", f"found at {rate} false positives, %"]
-        columns += ["memorised flagged, %", "others flagged, %"]
+        columns += ["memorized flagged, %", "others flagged, %"]
     rows = [(SIGNALS[row["signal"]], _signal_row(row, found)) for row in found.results["signals"]]
-    caption = "Signals of memorisation, and what they cost"
+    caption = "Signals of memorization, and what they cost"
     return Table("signals_of_prompts", caption, groups, columns, rows, head="signal")
 
 
@@ -135,7 +135,7 @@ def _signal_row(row: Mapping[str, Any], found: Detection) -> list[str]:
 
 
 def memorized_table(found: Detection) -> Table:
-    """Prompts that generation shows to be memorised, by role and by repeats in training."""
+    """Prompts that generation shows to be memorized, by role and by repeats in training."""
     by = found.results["memorized_by"]
     of = {row["role"]: row for row in by["role"]}
     rows = [(name, _memorized_row(of[role])) for role, name in ROLES.items() if role in of]
@@ -144,7 +144,7 @@ def memorized_table(found: Detection) -> Table:
         if row["repeats"] > 1:
             rows.append((f"seen {count(row['repeats'])} times in training", _memorized_row(row)))
     caption = "Prompts that replay a training image, told by what they generate"
-    groups, columns = [("", 1), ("memorised", 2)], ["prompts", "number", "share, % (95 % interval)"]
+    groups, columns = [("", 1), ("memorized", 2)], ["prompts", "number", "share, % (95 % interval)"]
     return Table("memorized", caption, groups, columns, rows, head="prompts")
 
 
@@ -163,16 +163,16 @@ def _figures(found: Detection) -> dict[str, Any]:
 
 
 def distributions_figure(found: Detection) -> Figure:
-    """|| D_t || of memorised and of other prompts, with the threshold and what it was set on."""
+    """|| D_t || of memorized and of other prompts, with the threshold and what it was set on."""
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
-        "memorized": ("memorised", {"color": TRAIN, "linewidth": 1.6}),
+        "memorized": ("memorized", {"color": TRAIN, "linewidth": 1.6}),
         "others": ("others", {"color": HELDOUT, "linewidth": 1.4, "linestyle": DASHES}),
-        "unlabelled": ("not known", {"color": TRAIN, "linewidth": 1.6, "linestyle": "dashdot"}),
-        "calibration": ("calibration", {"color": GREY, "linewidth": 1.2, "linestyle": "dotted"}),
+        "unlabeled": ("not known", {"color": TRAIN, "linewidth": 1.6, "linestyle": "dashdot"}),
+        "calibration": ("calibration", {"color": GRAY, "linewidth": 1.2, "linestyle": "dotted"}),
     }
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axis, shown, handles = figure.subplots(), found.results["distributions"]["norm"], []
-    # Memorised prompts are often few: two bins are drawn as one.
+    # Memorized prompts are often few: two bins are drawn as one.
     starts = np.arange(0, len(shown["edges"]) - 1, 2)
     edges = [*np.array(shown["edges"])[starts], shown["edges"][-1]]
     for kind, (name, style) in kinds.items():
@@ -204,8 +204,8 @@ def signals_roc_figure(found: Detection) -> Figure:
         handles.append(line)
     axis.set_xlim(0, 0.2)
     axis.set_ylim(0, 1.01)
-    axis.set_xlabel("others taken for memorised, share")
-    axis.set_ylabel("memorised prompts found, share")
+    axis.set_xlabel("others taken for memorized, share")
+    axis.set_ylabel("memorized prompts found, share")
     label = f"{100 * found.results['false_positive_rate']:g} % false positives"
     handles.append(Line2D([], [], color="black", linewidth=0.7, label=label))
     legend(figure, handles, loc="outside right upper")
@@ -243,6 +243,6 @@ def _text(found: Detection) -> str:
         f"{said['flagged']} have a mean norm of D_t in the {said['steps']} above "
         f"{decision['threshold']:.3g}, which {found.rate} of calibration prompts exceed"
     )
-    text += f"; {said['memorized']} are memorised." if found.known else "."
+    text += f"; {said['memorized']} are memorized." if found.known else "."
     table = [line.replace(words.NBSP, " ") for line in aligned(names, columns)]
     return "\n".join([*wrapped(text), "", *table]) + "\n"

@@ -20,7 +20,7 @@ from sidepipe.report.words import DASH, count
 
 # Of the explained prompts of a kind, as many stand open; the others unfold.
 OPEN_PROMPTS = 16
-KINDS = {"memorised": "memorised prompts", "other": "other prompts"}
+KINDS = {"memorized": "memorized prompts", "other": "other prompts"}
 TOP = 3
 
 
@@ -46,10 +46,10 @@ def section(folder: Path) -> Section:
     prompts = explained(rows_of(load_prompts_explained(folder)), tokens)
     planted = results["planted_word_on_top"]
     tables = [words_table(prompts)]
-    tables += [planted_table(results)] if planted["memorised"]["of"] else []
+    tables += [planted_table(results)] if planted["memorized"]["of"] else []
     about = {
         "results": results,
-        "planted": planted["memorised"] if planted["memorised"]["of"] else None,
+        "planted": planted["memorized"] if planted["memorized"]["of"] else None,
         "kinds": [(KINDS[kind], [p for p in prompts if p.kind == kind]) for kind in KINDS],
         "open": OPEN_PROMPTS,
     }
@@ -59,7 +59,7 @@ def section(folder: Path) -> Section:
         content={"explanation": about},
         numbers={"tokens": tokens},
         text=_text(results),
-        summary={"planted_word_on_top": planted["memorised"]["share"]},
+        summary={"planted_word_on_top": planted["memorized"]["share"]},
     )
 
 
@@ -83,10 +83,10 @@ def planted_table(results: Mapping[str, Any]) -> Table:
         groups.append((f"planted word on top, by {of}", 2))
         columns += ["number", "share, % (95 % interval)"]
     own, encoded = results["planted_word_on_top"], results["planted_word_on_top_encoded"]
-    pairs = [("all memorised", own["memorised"], encoded["memorised"])]
-    by_repeats = zip(own["memorised_by_repeats"], encoded["memorised_by_repeats"], strict=True)
-    pairs += [(f"memorised, seen {count(a['repeats'])} times", a, b) for a, b in by_repeats]
-    pairs.append(("planted, not memorised", own["other"], encoded["other"]))
+    pairs = [("all memorized", own["memorized"], encoded["memorized"])]
+    by_repeats = zip(own["memorized_by_repeats"], encoded["memorized_by_repeats"], strict=True)
+    pairs += [(f"memorized, seen {count(a['repeats'])} times", a, b) for a, b in by_repeats]
+    pairs.append(("planted, not memorized", own["other"], encoded["other"]))
     rows = [(name, [count(a["of"]), *_counted(a), *_counted(b)]) for name, a, b in pairs]
     caption = "Planted words among the words that matter"
     return Table("planted_words", caption, groups, columns, rows, head="prompts")
@@ -111,7 +111,7 @@ def _words_row(prompt: Explained) -> list[str]:
 
 
 def top_words_figure(prompts: Sequence[Explained]) -> Figure:
-    """How much of a prompt's significance its first word has: memorised prompts, and others."""
+    """How much of a prompt's significance its first word has: memorized prompts, and others."""
     figure = Figure(figsize=(6.4, 3), layout="constrained")
     axis, handles = figure.subplots(), []
     for number, (kind, name) in enumerate(KINDS.items()):
@@ -131,11 +131,11 @@ def top_words_figure(prompts: Sequence[Explained]) -> Figure:
 
 def _text(results: dict[str, Any]) -> str:
     """For a terminal: how often the planted word is on top."""
-    planted = results["planted_word_on_top"]["memorised"]
+    planted = results["planted_word_on_top"]["memorized"]
     if not planted["of"]:
         return "Explanation: no prompt has a planted word; the page shows every word's share.\n"
     text = (
         f"Explanation: the planted word is the most significant one of {planted['count']} of "
-        f"{planted['of']} memorised prompts, {words.share(planted)} %."
+        f"{planted['of']} memorized prompts, {words.share(planted)} %."
     )
     return "\n".join(wrapped(text)) + "\n"

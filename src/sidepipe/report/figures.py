@@ -11,11 +11,11 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-TRAIN, HELDOUT, GREY = "#1b4f8a", "#c2570c", "#8a8f98"
+TRAIN, HELDOUT, GRAY = "#1b4f8a", "#c2570c", "#8a8f98"
 DASHES = (0, (4, 2))
-# Of the attacks in one panel, which differ in colour, mark and dashes: Okabe and Ito's colours,
-# which people with any colour vision tell apart.
-COLOURS = ("#1b4f8a", "#c2570c", "#00805e", "#8c4a86", "#7a5c00", "#2b90c9", "#4d4d4d", "#b0355e")
+# Of the attacks in one panel, which differ in color, mark and dashes: Okabe and Ito's colors,
+# which people with any color vision tell apart.
+COLORS = ("#1b4f8a", "#c2570c", "#00805e", "#8c4a86", "#7a5c00", "#2b90c9", "#4d4d4d", "#b0355e")
 MARKS = "osD^vPX*"
 LINES = ("solid", "dashed", "dashdot", "dotted", (0, (7, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 STYLE: dict[Any, Any] = {
@@ -26,7 +26,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.titlelocation": "left",
     "axes.titlesize": 9,
     "axes.grid": True,
@@ -68,8 +68,8 @@ def save(folder: Path, name: str, files: dict[str, bytes]) -> None:
 
 
 def told_apart(number: int) -> dict[str, Any]:
-    """Colour, mark and dashes of the `number`-th attack of a panel."""
-    styles = {"color": COLOURS, "marker": MARKS, "linestyle": LINES}
+    """Color, mark and dashes of the `number`-th attack of a panel."""
+    styles = {"color": COLORS, "marker": MARKS, "linestyle": LINES}
     return {name: choice[number % len(choice)] for name, choice in styles.items()}
 
 

@@ -42,10 +42,10 @@ class Mitigation:
         return self.manifest["inputs"]["dpm"]
 
     @property
-    def memorised(self) -> dict[str, Any] | None:
-        """Of the memorised prompts those that still are, counted; None without training images."""
-        found = self.results["memorised"]
-        return None if found is None else found["memorised"]["prompts"]
+    def memorized(self) -> dict[str, Any] | None:
+        """Of the memorized prompts those that still are, counted; None without training images."""
+        found = self.results["memorized"]
+        return None if found is None else found["memorized"]["prompts"]
 
     def recovered(self, group: str) -> dict[str, Any] | None:
         """Of the prompts of `group` those whose wanted image the adversary's embedding shows."""
@@ -71,7 +71,7 @@ def section(inputs: Mapping[str, Path]) -> Section:
     draw = {"mitigations": drawn(partial(mitigations_figure, methods))}
     return Section(
         tables=[left_table(methods), price_table(methods)],
-        drawings=draw if methods[0].memorised is not None else {},
+        drawings=draw if methods[0].memorized is not None else {},
         content={"mitigation": _said(methods)},
         numbers={"mitigations": [_numbers(method) for method in methods]},
         text=_text(methods),
@@ -101,28 +101,28 @@ def baseline(methods: Sequence[Mitigation]) -> Mitigation | None:
 
 
 def left_table(methods: Sequence[Mitigation]) -> Table:
-    """Of the memorised prompts those that each method leaves, and what an adversary brings back."""
-    groups = [("memorised prompts that still are", 3), ("brought back by an adversary, %", 2)]
+    """Of the memorized prompts those that each method leaves, and what an adversary brings back."""
+    groups = [("memorized prompts that still are", 3), ("brought back by an adversary, %", 2)]
     columns = ["number", "share, % (95 % interval)", "of those without a method"]
-    columns += ["images of memorised prompts", "images never trained on"]
+    columns += ["images of memorized prompts", "images never trained on"]
     before = baseline(methods)
     rows = [(method.name, _left_row(method, before)) for method in methods]
     return Table("mitigations_left", "What each method leaves", groups, columns, rows, "method")
 
 
 def _left_row(method: Mitigation, before: Mitigation | None) -> list[str]:
-    found, cells = method.memorised, [DASH] * 3
+    found, cells = method.memorized, [DASH] * 3
     if found is not None:
         cells = [f"{count(found['count'])} of {count(found['of'])}", words.share(found)]
-        cells.append(_relative(method, before, lambda m: (m.memorised or {}).get("share")))
-    recovered = [method.recovered(group) for group in ("memorised", "other")]
+        cells.append(_relative(method, before, lambda m: (m.memorized or {}).get("share")))
+    recovered = [method.recovered(group) for group in ("memorized", "other")]
     return [*cells, *(DASH if of is None else words.share(of) for of in recovered)]
 
 
 def price_table(methods: Sequence[Mitigation]) -> Table:
     """What each method costs: alignment, the model's quality, and network evaluations."""
     groups = [("alignment (95 % interval)", 3), ("quality (95 % interval)", 1), ("spent", 1)]
-    columns = ["memorised prompts", "of that without a method", "prompts never trained on"]
+    columns = ["memorized prompts", "of that without a method", "prompts never trained on"]
     columns += ["held-out denoising loss", "evaluations an image"]
     before = baseline(methods)
     rows = [(method.name, _price_row(method, before)) for method in methods]
@@ -130,9 +130,9 @@ def price_table(methods: Sequence[Mitigation]) -> Table:
 
 
 def _price_row(method: Mitigation, before: Mitigation | None) -> list[str]:
-    ours, theirs = (method.results["alignment"][group] for group in ("memorised", "other"))
+    ours, theirs = (method.results["alignment"][group] for group in ("memorized", "other"))
     cells = [words.with_interval(ours["mean"], ours["interval"], 3)]
-    cells.append(_relative(method, before, lambda m: m.results["alignment"]["memorised"]["mean"]))
+    cells.append(_relative(method, before, lambda m: m.results["alignment"]["memorized"]["mean"]))
     cells.append(words.with_interval(theirs["mean"], theirs["interval"], 3))
     loss = method.results["heldout_loss"] or {"mean": None, "interval": None}
     cells.append(words.with_interval(loss["mean"], loss["interval"], 4))
@@ -156,22 +156,22 @@ def _numbers(method: Mitigation) -> dict[str, Any]:
 
 
 def _headline(method: Mitigation) -> dict[str, Any]:
-    found = method.memorised
+    found = method.memorized
     return {
-        "memorised": None if found is None else found["share"],
-        "alignment": method.results["alignment"]["memorised"]["mean"],
+        "memorized": None if found is None else found["share"],
+        "alignment": method.results["alignment"]["memorized"]["mean"],
         "evaluations_per_image": method.results["evaluations_per_image"],
     }
 
 
 def mitigations_figure(methods: Sequence[Mitigation]) -> Figure:
-    """Of each method the memorised prompts that are left, before and after the adversary."""
+    """Of each method the memorized prompts that are left, before and after the adversary."""
     figure = Figure(figsize=(7, 0.9 + 0.42 * len(methods)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.1})
     for place, method in enumerate(methods):
-        _point(left, place - 0.14, method.memorised, TRAIN, "o", TRAIN)
-        _point(left, place + 0.14, method.recovered("memorised"), HELDOUT, "D", "white")
-        said = method.results["alignment"]["memorised"]
+        _point(left, place - 0.14, method.memorized, TRAIN, "o", TRAIN)
+        _point(left, place + 0.14, method.recovered("memorized"), HELDOUT, "D", "white")
+        said = method.results["alignment"]["memorized"]
         if said["mean"] is not None:
             low, high = said["interval"]
             style = {"color": TRAIN, "linewidth": 1.0}
@@ -182,9 +182,9 @@ def mitigations_figure(methods: Sequence[Mitigation]) -> Figure:
         text.set_parse_math(False)
     left.invert_yaxis()
     left.set_xlim(-3, 103)
-    left.set_xlabel("memorised prompts, %")
-    right.set_xlabel("alignment of memorised prompts")
-    marks = (("still memorised", TRAIN, "o", TRAIN), ("with the adversary", HELDOUT, "D", "white"))
+    left.set_xlabel("memorized prompts, %")
+    right.set_xlabel("alignment of memorized prompts")
+    marks = (("still memorized", TRAIN, "o", TRAIN), ("with the adversary", HELDOUT, "D", "white"))
     handles = [
         Line2D([], [], color=c, marker=m, markerfacecolor=face, markersize=5, label=label)
         for label, c, m, face in marks
@@ -194,19 +194,19 @@ def mitigations_figure(methods: Sequence[Mitigation]) -> Figure:
 
 
 def _point(
-    axis: Any, place: float, found: dict[str, Any] | None, colour: str, mark: str, face: str
+    axis: Any, place: float, found: dict[str, Any] | None, color: str, mark: str, face: str
 ) -> None:
     """A share in percent with its interval."""
     if found is None or found["share"] is None:
         return
-    axis.plot([100 * end for end in found["interval"]], [place] * 2, color=colour, linewidth=1.0)
-    axis.plot(100 * found["share"], place, mark, color=colour, markerfacecolor=face, markersize=5)
+    axis.plot([100 * end for end in found["interval"]], [place] * 2, color=color, linewidth=1.0)
+    axis.plot(100 * found["share"], place, mark, color=color, markerfacecolor=face, markersize=5)
 
 
 def _said(methods: Sequence[Mitigation]) -> dict[str, Any]:
     """What the template names."""
     before = baseline(methods)
-    shares = {m.name: m.memorised["share"] for m in methods if m.memorised}
+    shares = {m.name: m.memorized["share"] for m in methods if m.memorized}
     best = min(methods, key=lambda m: shares.get(m.name, 1.0))
     helps = before is not None and shares.get(best.name, 1.0) < shares.get(before.name, 0.0)
     return {
@@ -221,10 +221,10 @@ def _said(methods: Sequence[Mitigation]) -> dict[str, Any]:
 
 
 def _gallery(methods: Sequence[Mitigation]) -> dict[str, Any]:
-    """Of some memorised prompts what every method makes from the same noise, and the image."""
+    """Of some memorized prompts what every method makes from the same noise, and the image."""
     first = methods[0]
     asked = set.intersection(*({row["number"] for row in m.prompts} for m in methods))
-    some = [r for r in first.prompts if r["group"] == "memorised" and r["number"] in asked]
+    some = [r for r in first.prompts if r["group"] == "memorized" and r["number"] in asked]
     rows: Rows = []
     for row in some[:GALLERY_PROMPTS]:
         image = first.training_image(row)
@@ -241,5 +241,5 @@ def _text(methods: Sequence[Mitigation]) -> str:
     columns.append(["alignment", *(cells[0] for _, cells in price.rows)])
     columns.append(["evaluations", *(cells[4] for _, cells in price.rows)])
     lines = aligned(["method", *(method.name for method in methods)], columns)
-    text = "Mitigation: prompts that were memorised without it, and still are."
+    text = "Mitigation: prompts that were memorized without it, and still are."
     return "\n".join([*wrapped(text), "", *(line.replace(NBSP, " ") for line in lines)]) + "\n"

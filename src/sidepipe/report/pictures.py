@@ -36,8 +36,8 @@ def pairs_png(galleries: Sequence[tuple[str, np.ndarray]], columns: int = 16) ->
             axis.set_title(name, parse_math=False)
             axis.grid(False)
             axis.set_xticks([])
-            centres = (np.arange(3) + 0.5) * sheet.shape[0] / 3
-            axis.set_yticks(centres, ["generated", "training", "held-out"])
+            centers = (np.arange(3) + 0.5) * sheet.shape[0] / 3
+            axis.set_yticks(centers, ["generated", "training", "held-out"])
             axis.tick_params(length=0)
             axis.spines[["left", "bottom"]].set_visible(False)
         file = io.BytesIO()
@@ -46,7 +46,7 @@ def pairs_png(galleries: Sequence[tuple[str, np.ndarray]], columns: int = 16) ->
 
 
 def _sheet(triples: np.ndarray, columns: int) -> np.ndarray:
-    """A column a triple, on white; of grey images without the axis of channels."""
+    """A column a triple, on white; of gray images without the axis of channels."""
     _, _, height, width, channels = triples.shape
     pad = max(1, height // 8)
     sheet = np.full((3 * (height + pad), columns * (width + pad), channels), 255, np.uint8)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sidepipe.report.attack import Attack
-from sidepipe.report.figures import GREY, MARKS, TRAIN, handle, legend, panels, told_apart
+from sidepipe.report.figures import GRAY, MARKS, TRAIN, handle, legend, panels, told_apart
 
 
 def rarefaction_figure(attacks: Sequence[Attack]) -> Figure:
@@ -27,8 +27,8 @@ def rarefaction_figure(attacks: Sequence[Attack]) -> Figure:
     handles = [
         handle(attack.name, number, linestyle="solid") for number, attack in enumerate(attacks)
     ]
-    handles.append(Line2D([], [], color=GREY, label="interpolated"))
-    handles.append(Line2D([], [], color=GREY, linestyle="dashed", label="extrapolated"))
+    handles.append(Line2D([], [], color=GRAY, label="interpolated"))
+    handles.append(Line2D([], [], color=GRAY, linestyle="dashed", label="extrapolated"))
     legend(figure, handles, loc="outside right upper")
     return figure
 
@@ -56,7 +56,7 @@ def roc_figure(attacks: Sequence[Attack]) -> Figure:
     """Hits against misses among the candidates ranked blindly, of the attacks that have both."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.9)
+    axis.plot([0, 1], [0, 1], color=GRAY, linewidth=0.9)
     handles = []
     for number, attack in enumerate(attacks):
         roc = attack.results["blind"]["roc"]
@@ -73,7 +73,7 @@ def roc_figure(attacks: Sequence[Attack]) -> Figure:
     axis.set_ylim(0, 1)
     axis.set_xlabel("candidates taken that are no hits, share")
     axis.set_ylabel("candidates taken that are hits, share")
-    handles.append(Line2D([], [], color=GREY, linewidth=0.9, label="a ranking by chance"))
+    handles.append(Line2D([], [], color=GRAY, linewidth=0.9, label="a ranking by chance"))
     legend(figure, handles, loc="outside right upper")
     return figure
 

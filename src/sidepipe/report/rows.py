@@ -8,7 +8,7 @@ _LABELS = {
     "members": "the members of clusters of the model's own images",
     "repeats": "groups of near duplicates among the model's own images",
     "random": "labels dealt at random, a control",
-    "original": "the attacker's own labelled images",
+    "original": "the attacker's own labeled images",
 }
 _SURROGATES = {
     "classifier": "a classifier of {labels} guides sampling",

@@ -1,4 +1,4 @@
-"""Which of detect's prompts are looked at further: memorised ones, and as many others."""
+"""Which of detect's prompts are looked at further: memorized ones, and as many others."""
 
 from collections.abc import Sequence
 
@@ -8,27 +8,27 @@ from jaxtyping import Int64
 
 from sidepipe.stage import NoMaterial
 
-GROUPS = ("memorised", "other")
+GROUPS = ("memorized", "other")
 
 
 def grouped(
     prompts: pd.DataFrame, roles: Sequence[str], most: int | None, seed: int
 ) -> pd.DataFrame:
-    """Memorised prompts, at most so many, and as many others of these roles, by their `group`.
+    """Memorized prompts, at most so many, and as many others of these roles, by their `group`.
 
-    Memorised by what they generated; where nothing could say so, those that the threshold flags.
+    Memorized by what they generated; where nothing could say so, those that the threshold flags.
     Draws are by seed, and in the prompts' order. Raises NoMaterial where none is memorized.
     """
-    labelled = bool(prompts["memorized"].notna().any())
-    memorised = prompts["memorized" if labelled else "flagged"].eq(True)
-    memorised = (memorised & (prompts["role"] != "calibration")).to_numpy(bool)
-    if not memorised.any():
+    labeled = bool(prompts["memorized"].notna().any())
+    memorized = prompts["memorized" if labeled else "flagged"].eq(True)
+    memorized = (memorized & (prompts["role"] != "calibration")).to_numpy(bool)
+    if not memorized.any():
         raise NoMaterial(
             "detect found no memorized prompt; remedy: train longer, plant more repeats, or bring "
             "prompts that are known to be memorized"
         )
-    others = ~memorised & prompts["role"].isin(list(roles)).to_numpy()
-    ours = _drawn(np.flatnonzero(memorised), most, seed)
+    others = ~memorized & prompts["role"].isin(list(roles)).to_numpy()
+    ours = _drawn(np.flatnonzero(memorized), most, seed)
     theirs = _drawn(np.flatnonzero(others), len(ours), seed)
     group = np.repeat(GROUPS, (len(ours), len(theirs)))
     rows = np.concatenate([ours, theirs])

@@ -1,6 +1,6 @@
 """How good a trial is, without the training set.
 
-What a model has memorised it makes again and again, so a setting is better the more of its images
+What a model has memorized it makes again and again, so a setting is better the more of its images
 have a near duplicate among themselves. Whether that is so the report shows beside the true hits.
 """
 

@@ -23,9 +23,9 @@ def style():
 
 
 def line_of(axis, number):
-    """The line of the `number`-th attack's means: the first in its colour."""
-    colour = told_apart(number)["color"]
-    return next(line for line in axis.get_lines() if line.get_color() == colour)
+    """The line of the `number`-th attack's means: the first in its color."""
+    color = told_apart(number)["color"]
+    return next(line for line in axis.get_lines() if line.get_color() == color)
 
 
 def told(outputs, name):

@@ -33,7 +33,7 @@ def test_the_head_says_what_was_swept_and_how_much_is_done(written):
     assert page.headings == [
         "Missing: 1 failed, 1 queued",
         "Hits at 1\N{NO-BREAK SPACE}% held-out false positives",
-        "How much each model has memorised",
+        "How much each model has memorized",
         "Beside the paper",
         "Where the numbers come from",
     ]
@@ -149,7 +149,7 @@ def test_a_single_point_has_no_axis(planted, tmp_path):
     assert f"A single point: {SIZE}=64, seed=0. Finished: 1 of 1 points" in page.text
     assert list(page.tables) == [
         "Every finished run",
-        "How much each model has memorised",
+        "How much each model has memorized",
         "The paper's table and ours, in percent of N_G",
     ]
     assert "Bars are 95 % intervals of the one run" in page.text

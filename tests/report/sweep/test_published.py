@@ -75,7 +75,7 @@ def test_other_data_of_the_paper_has_its_own_rows(sweep_of, source, data):
     rows = paper_table(sweep).rows
     assert {row[0] for name, row in rows if name.endswith("(paper)")} == data
     said = " ".join(differences(comparable(sweep)))
-    side, measure = ("32", "normalised L2") if "CIFAR-10" in data else ("128", "SSCD")
+    side, measure = ("32", "normalized L2") if "CIFAR-10" in data else ("128", "SSCD")
     assert f"Images are 8 pixels a side here, {side} there." in said
     assert f"Gamma is the RMS pixel difference {'' if side == '32' else '('}" in said
     assert measure in said

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from sidepipe.report.figures import GREY, handle, legend, panels, told_apart
+from sidepipe.report.figures import GRAY, handle, legend, panels, told_apart
 from sidepipe.report.sweep.points import Spot, Sweep, value_words
 from sidepipe.report.sweep.quantities import Quantity
 
@@ -177,10 +177,10 @@ def _legend(figure: Figure, sweep: Sweep, quantity: Quantity) -> None:
     ]
     if sweep.repeated:
         hollow = {"marker": "o", "markersize": 3, "markerfacecolor": "none"}
-        handles.append(Line2D([], [], color=GREY, linewidth=0.6, **hollow, label="runs"))
+        handles.append(Line2D([], [], color=GRAY, linewidth=0.6, **hollow, label="runs"))
     elif quantity.interval is not None:
         bar = {"marker": "|", "markersize": 5, "linewidth": 0.7}
-        handles.append(Line2D([], [], color=GREY, **bar, label="95 % interval"))
+        handles.append(Line2D([], [], color=GRAY, **bar, label="95 % interval"))
     columns = 2 if len(sweep.panels) == 1 else 4
     legend(figure, handles, loc="outside upper left", ncols=columns, fontsize=7)
     rows = math.ceil(len(handles) / columns)

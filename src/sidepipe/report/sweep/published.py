@@ -68,7 +68,7 @@ def differences(attacks: Sequence[Attack]) -> list[str]:
         )
     if cifar:
         said.append(
-            f"Gamma is the {first.gamma_in_words} here, a normalised L2 distance there, of which "
+            f"Gamma is the {first.gamma_in_words} here, a normalized L2 distance there, of which "
             "the paper prints no bands: neither the bands nor the percentiles compare."
         )
     elif not first.transform.startswith("sscd"):

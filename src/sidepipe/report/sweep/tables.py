@@ -86,7 +86,7 @@ def runs_in_words(spot: Spot) -> str:
 
 
 def models_table(sweep: Sweep) -> Table:
-    """How much every model under attack has memorised: its losses, and what plain samples hit."""
+    """How much every model under attack has memorized: its losses, and what plain samples hit."""
     found: dict[Path, list[tuple[Point, Attack]]] = {}
     for point, attack in sweep.runs:
         found.setdefault(attack.artifact("dpm"), []).append((point, attack))
@@ -94,7 +94,7 @@ def models_table(sweep: Sweep) -> Table:
     columns = ["images", "epochs", "training", "held-out", "gap, %"]
     columns += ["images", "hits", "held-out hits", "excess over held-out (95 % interval)"]
     rows = [(_model_name(runs, sweep), _model(runs)) for runs in found.values()]
-    caption = "How much each model has memorised"
+    caption = "How much each model has memorized"
     return Table("models", caption, groups, columns, rows, head="model")
 
 
