@@ -74,7 +74,7 @@ sync: $(VENV)/installed
 	$(BIN)/python -m sidepipe.tracking.sync $(WANDB) $(ARGS)
 
 dashboard: $(VENV)/installed
-	$(BIN)/python -m sidepipe.dashboards $(if $(SWEEP),--group $(SWEEP)) $(ARGS)
+	$(BIN)/python -m sidepipe.cli.dashboards $(if $(SWEEP),--group $(SWEEP)) $(ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -15,10 +15,10 @@ from unittest.mock import patch
 import numpy as np
 from sklearn.datasets import load_digits
 
-from sidepipe.evaluate.comparison import Comparison, compare
-from sidepipe.evaluate.results import calibrated, duplicate_groups
-from sidepipe.features.real import Encoded, real_images
-from sidepipe.features.thresholds import threshold_at_false_positive_rate
+from sidepipe.memorization.comparison import Comparison, compare
+from sidepipe.memorization.real import Encoded, real_images
+from sidepipe.memorization.results import calibrated, duplicate_groups
+from sidepipe.memorization.thresholds import threshold_at_false_positive_rate
 
 NUM_TRAIN, NUM_UNSEEN, NUM_IMAGES = 256, 1041, 400
 NOISE = 4.0  # standard deviation of a pixel of 255, about 0.01 RMS after clipping
@@ -150,7 +150,7 @@ def comparison(split: Split, images: Images) -> Comparison:
     train, unseen, queries = (features(x) for x in (split.train, split.unseen, images))
     sets = Encoded(np.arange(len(train)), train), Encoded(np.arange(len(unseen)), unseen)
     # The fifty nearest images are most of the work, and only Carlini et al.'s score needs them.
-    with patch("sidepipe.evaluate.comparison.AROUND", 1):
+    with patch("sidepipe.memorization.comparison.AROUND", 1):
         return compare(queries, queries[:1], real_images(*sets, "l2"), "l2")
 
 

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sidepipe.classifier.resnet import fold_batch_norms
+from sidepipe.base.settings import build
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import sampling_timesteps
-from sidepipe.extract.surrogates import ClassifierSurrogate
-from sidepipe.sampling import Guidance, ImageSampler
-from sidepipe.settings import build
-from sidepipe.speed import has_compiler
+from sidepipe.engine.sampling import Guidance, ImageSampler
+from sidepipe.models.speed import has_compiler
+from sidepipe.stages.classifier.resnet import fold_batch_norms
+from sidepipe.stages.extract.surrogates import ClassifierSurrogate
 
 CONF = Path(__file__).parents[1] / "conf"
 SIDES = {"tiny": 8, "unet16": 16}

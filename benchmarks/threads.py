@@ -27,8 +27,8 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from sidepipe.settings import build
-from sidepipe.threads import ThreadChoice, available
+from sidepipe.base.settings import build
+from sidepipe.engine.threads import ThreadChoice, available
 
 CONF = Path(__file__).parents[1] / "conf/dpm"
 SIDE, SAMPLED, TRAINED = 8, 64, 128  # pixels, and images per step

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from sidepipe.dpm.module import EMA, DenoisingModule
-from sidepipe.progress import quiet_libraries
-from sidepipe.settings import build
-from sidepipe.stage import Runtime
-from sidepipe.training import Training, validation_batches
+from sidepipe.base.settings import build
+from sidepipe.engine.progress import quiet_libraries
+from sidepipe.engine.stage import Runtime
+from sidepipe.engine.training import Training, validation_batches
+from sidepipe.stages.dpm.module import EMA, DenoisingModule
 
 CONF = Path(__file__).parents[1] / "conf/dpm"
 SIDES = {"tiny": 8, "unet16": 16}

@@ -21,10 +21,10 @@ def collected(report: Path, inputs: Mapping[str, Path]) -> dict[str, Any]:
 
     inputs: the evaluate artifact of each row, in the order of the rows.
     """
-    from sidepipe import artifacts
-    from sidepipe.report.comparison import read_attacks
-    from sidepipe.report.origin import made_from
-    from sidepipe.report.rows import described
+    from sidepipe.engine import artifacts
+    from sidepipe.stages.report.comparison import read_attacks
+    from sidepipe.stages.report.origin import made_from
+    from sidepipe.stages.report.rows import described
 
     manifest = artifacts.read_manifest(report)
     assert manifest is not None
@@ -93,8 +93,8 @@ def main() -> None:
     """Reads the report that `make demo` made and writes file, pages and picture."""
     from hydra import compose, initialize_config_dir
 
-    from sidepipe import graph
-    from sidepipe.__main__ import CONF
+    from sidepipe.cli.main import CONF
+    from sidepipe.engine import graph
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         plan = graph.plan(compose("config", ["experiment=demo"]))

@@ -3,8 +3,8 @@
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from sidepipe.__main__ import CONF
-from sidepipe.graph import Plan, check_parts, plan
+from sidepipe.cli.main import CONF
+from sidepipe.engine.graph import Plan, check_parts, plan
 
 
 def composed(*overrides: str) -> DictConfig:

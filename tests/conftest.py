@@ -6,7 +6,7 @@ import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
 import pytest
 import torch
 
-from sidepipe.logs import quiet_libraries
+from sidepipe.engine.logs import quiet_libraries
 
 # The machines that run the tests are shared; spinning threads cost more than they give.
 torch.set_num_threads(1)

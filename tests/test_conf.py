@@ -9,8 +9,8 @@ import yaml
 from hydra.errors import ConfigCompositionException
 from tests.composing import composed, planned
 
-from sidepipe.__main__ import CONF, main
-from sidepipe.graph import STAGES
+from sidepipe.cli.main import CONF, main
+from sidepipe.engine.graph import STAGES
 
 GROUPS = (
     *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "lora", "tune"),
@@ -70,7 +70,10 @@ def _targets(node: Any) -> list[str]:
 def test_targets_of_a_group_lie_in_the_package_of_that_name(path: Path) -> None:
     for target in _targets(yaml.safe_load(path.read_text())):
         if target.startswith("sidepipe."):
-            assert target.startswith(f"sidepipe.{path.parent.name}.")
+            package = (
+                path.parent.name if path.parent.name == "features" else f"stages.{path.parent.name}"
+            )
+            assert target.startswith(f"sidepipe.{package}.")
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from sklearn.datasets import load_digits
 from tests.composing import composed
 from tests.tiny import UNET
 
-from sidepipe import pipeline
-from sidepipe.artifacts import write_json, write_manifest
-from sidepipe.dpm.stage import TrainDPM
-from sidepipe.graph import Plan, plan
-from sidepipe.report.stage import load_table, page_path
-from sidepipe.settings import build
-from sidepipe.shards import write_shard
+from sidepipe.base.files import write_json
+from sidepipe.base.settings import build
+from sidepipe.engine import pipeline
+from sidepipe.engine.artifacts import write_manifest
+from sidepipe.engine.graph import Plan, plan
+from sidepipe.engine.shards import write_shard
+from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.report.stage import load_table, page_path
 
 COST = {"unet_forwards": 600, "surrogate_gradients": 0, "gradient_cost": 0.0}
 COST |= {"network_evaluations": 600}

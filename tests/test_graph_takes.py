@@ -3,8 +3,8 @@
 import pytest
 from tests.composing import composed
 
-from sidepipe import graph
-from sidepipe.graph import Node, Plan, plan
+from sidepipe.engine import graph
+from sidepipe.engine.graph import Node, Plan, plan
 
 TUNED = ("attacks=single", "extract=tuned")
 

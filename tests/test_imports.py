@@ -44,14 +44,14 @@ def heavy(done: subprocess.CompletedProcess[str]) -> list[str]:
 )
 def test_help_status_and_refusals_import_nothing_heavy(arguments, code, says, tmp_path):
     outputs = [] if arguments == ["--help"] else [f"runtime.outputs={tmp_path}"]
-    done = probed("__main__", *arguments, *outputs)
+    done = probed("cli.main", *arguments, *outputs)
     assert says in done.stdout + done.stderr
     assert done.returncode == code
     assert heavy(done) == []
 
 
 def test_the_status_of_a_sweep_imports_nothing_heavy(tmp_path):
-    done = probed("sweep.command", "status", "attack_demo", f"runtime.outputs={tmp_path}")
+    done = probed("cli.sweep.command", "status", "attack_demo", f"runtime.outputs={tmp_path}")
     assert "missing" in done.stdout
     assert heavy(done) == []
 
@@ -59,7 +59,7 @@ def test_the_status_of_a_sweep_imports_nothing_heavy(tmp_path):
 def test_a_part_that_cannot_be_built_is_refused_before_anything_runs(tmp_path):
     """What takes long to import is checked for all stages that are missing, before the first."""
     outputs = tmp_path / "outputs"
-    done = probed("__main__", "+evaluate.features.size=2", f"runtime.outputs={outputs}")
+    done = probed("cli.main", "+evaluate.features.size=2", f"runtime.outputs={outputs}")
     assert "evaluate.features.size is not a setting of" in done.stdout + done.stderr
     assert done.returncode == 1
     assert not list(outputs.glob("data/*"))

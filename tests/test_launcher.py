@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sidepipe.__main__ import CONF
+from sidepipe.cli.main import CONF
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from sidepipe.data.stage import Data
-from sidepipe.stage import Runtime, Stage
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.stages.data.stage import Data
 
 UNET = {
     "_target_": "diffusers.UNet2DModel",
@@ -41,7 +41,7 @@ SETTINGS = {
 }
 RUNTIME = Runtime(accelerator="cpu")
 DIGITS = Data(
-    source={"_target_": "sidepipe.data.sources.Digits"},
+    source={"_target_": "sidepipe.stages.data.sources.Digits"},
     size=8,
     channels=1,
     center_crop=None,

@@ -5,6 +5,6 @@ Diffusion Models", arXiv 2410.02467). Read `graph.py` for the graph of stages, t
 packages in flow order: data, dpm, generate, label, classifier, extract, evaluate, report.
 """
 
-from sidepipe.openmp import spin_briefly
+from sidepipe.base.openmp import spin_briefly
 
 spin_briefly()

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from sidepipe.base.images import to_uint8
 from sidepipe.diffusion.finite import require_finite_eps, watched
 from sidepipe.diffusion.refine import seek_mode
 from sidepipe.diffusion.sampler import SAMPLERS, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0
-from sidepipe.images import to_uint8
 
 ALPHAS_CUMPROD = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
 X_T = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))

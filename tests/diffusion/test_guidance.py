@@ -4,10 +4,10 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sidepipe.base.images import to_model
 from sidepipe.diffusion import guidance
 from sidepipe.diffusion.guidance import Posterior, SeesEps, grad_of, guided
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
-from sidepipe.images import to_model
 
 MEANS = torch.tensor([-2.0, 1.0], dtype=torch.float64)
 STDS = torch.tensor([0.5, 0.3], dtype=torch.float64)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
+from sidepipe.base.images import to_uint8
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import Posterior, conditioned, guided
 from sidepipe.diffusion.refine import seek_mode
 from sidepipe.diffusion.sampler import SAMPLERS, ddim, dpm_solver_pp, require_x_0
 from sidepipe.diffusion.schedule import clip_x_0, eps_from_prediction
 from sidepipe.diffusion.shaping import ThroughPredX0
-from sidepipe.images import to_uint8
 
 TYPES = ["epsilon", "v_prediction", "sample"]
 SPACINGS = ["leading", "linspace", "trailing"]

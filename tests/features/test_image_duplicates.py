@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sidepipe.dpm.subset import split
 from sidepipe.features import image_duplicates
 from sidepipe.features.image_duplicates import RATIO, duplicates, small, typical_distance
+from sidepipe.stages.dpm.subset import split
 
 FACES = Path(__file__).parents[2].parent / "shared/data/faces"
 

@@ -5,13 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from sidepipe.tracking.fragments import (
-    BLOCK_BYTES,
-    Fragment,
-    make_fit,
-    paths_by_run,
-    whole_bytes,
-)
+from sidepipe.tracking.fragments import BLOCK_BYTES, Fragment, make_fit, paths_by_run, whole_bytes
 
 HEADER = b":W&B" + b"\xe1\xbe\x00"
 

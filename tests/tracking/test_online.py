@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 STAGES = """
 import json, logging, os, sys
 logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-from sidepipe.interruption import Preempted
+from sidepipe.base.interruption import Preempted
 from sidepipe.tracking import Content, Tracking
 tracking = Tracking(mode="online", folder="runs", group="sizes", tags=["demo"])
 try:

@@ -8,8 +8,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from tests.composing import composed
 
-from sidepipe.graph import plan
-from sidepipe.interruption import Preempted
+from sidepipe.base.interruption import Preempted
+from sidepipe.engine.graph import plan
 from sidepipe.tracking import Content, MetricsCSV, Tracking
 from sidepipe.tracking.runs import GLOBAL_STEP
 

@@ -8,7 +8,7 @@ import pytest
 import wandb
 from tests.tracking.conftest import NAMES, python
 
-from sidepipe.interruption import Preempted
+from sidepipe.base.interruption import Preempted
 from sidepipe.tracking import Content, Tracking
 from sidepipe.tracking.fragments import read
 

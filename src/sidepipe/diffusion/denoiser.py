@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from sidepipe.base.images import to_uint8
 from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
 from sidepipe.diffusion.schedule import EpsFn, eps_of
-from sidepipe.images import to_uint8
 
 
 class Denoiser(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sidepipe.base.images import finite_images
 from sidepipe.diffusion.schedule import EpsFn
-from sidepipe.images import finite_images
 
 # Of each eps: what predicted it, its t, and which images it is finite in.
 Seen = list[tuple[str, int, Bool[Tensor, "n"]]]

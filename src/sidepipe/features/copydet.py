@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sidepipe.base.pretrained import read_object
+from sidepipe.base.settings import require
+from sidepipe.base.weights import load_exactly
 from sidepipe.features.encoders import Network
-from sidepipe.pretrained import read_object
-from sidepipe.settings import require
-from sidepipe.weights import load_exactly
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "network.json"
 STEM_SIDE = 32  # larger images are brought down to it by the first convolution

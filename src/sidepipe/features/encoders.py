@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from sidepipe.base.pretrained import folder_or_hub_id, one_line, read_object
+from sidepipe.base.settings import require
+from sidepipe.base.weights import require_finite
 from sidepipe.features.search import Metric
-from sidepipe.pretrained import folder_or_hub_id, one_line, read_object
-from sidepipe.settings import require
-from sidepipe.weights import require_finite
 
 Device = str | torch.device
 Batch = UInt8[np.ndarray, "b h w c"]

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
+from sidepipe.base.settings import require
 from sidepipe.features import approximate, exact, pairs
 from sidepipe.features.pairs import METRICS, Metric, blocks
-from sidepipe.settings import require
 
 EXACT_VECTORS = 1_000_000  # beyond them `nearest` is approximate
 MAX_PAIRS = 20_000_000  # of `pairs_within`: 20 bytes each, three times over while they are sorted

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 
-from sidepipe.interruption import Preempted
+from sidepipe.base.interruption import Preempted
 
 log = logging.getLogger(__name__)
 

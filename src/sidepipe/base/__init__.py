@@ -1,0 +1,1 @@
+"""What every part may import: checked settings, whole files, images, downloaded weights."""

@@ -1,0 +1,179 @@
+"""Checks of settings: every message gives name, rule, value and remedy.
+
+Used by stages before anything expensive starts. A stage's dataclass fields are its schema.
+"""
+
+import difflib
+import functools
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+
+# "true" casts the weights of a text model when they are loaded, "mixed" the inputs of operations.
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+
+
+def require(ok: bool, name: str, rule: str, value: object, remedy: str = "") -> None:
+    """Raises ValueError "<name> must be <rule>, got <value>; <remedy>" unless `ok`."""
+    if not ok:
+        raise ValueError(
+            f"{name} must be {rule}, got {value!r}" + (f"; {remedy}" if remedy else "")
+        )
+
+
+def build(config: Any, **arguments: Any) -> Any:
+    """The object of a config with `_target_`; inner configs arrive as plain dicts and lists.
+
+    diffusers and Lightning checkpoints cannot store OmegaConf containers.
+    """
+    return instantiate(config, _convert_="all", **arguments)
+
+
+def tried(where: str, config: Mapping[str, Any]) -> Any:
+    """The object of a config, to be looked at and not used: equal configs give the same one.
+
+    A sweep's points have few networks between them, and building each takes most of a plan's time.
+    Raises ValueError with what the object itself says of its settings.
+    """
+    try:
+        return _tried(json.dumps(config))
+    except InstantiationException as error:
+        raise ValueError(f"{where} cannot be built: {error.__cause__ or error}") from None
+
+
+@functools.cache
+def _tried(config: str) -> Any:
+    return build(json.loads(config))
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """A hint naming the closest of `known`, and all of them."""
+    known = sorted(map(str, known))
+    if not known:
+        return "there are none"
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def require_known(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises ValueError with the closest known value unless `value` is one of `known`."""
+    known = list(known)
+    if value not in known:
+        raise ValueError(f"{name} does not know {value!r}; {did_you_mean(value, known)}")
+
+
+def bind(where: str, target: str, arguments: Mapping[str, Any], partial: bool = False) -> None:
+    """Checks that `arguments` fit the signature of `target`, and so for every `_target_` within."""
+    bind_signature(where, target, arguments, partial)
+    for name, value in arguments.items():
+        bind_nested(f"{where}.{name}", value)
+
+
+def bind_signature(
+    where: str, target: str, arguments: Mapping[str, Any], partial: bool = False
+) -> None:
+    """Checks that `arguments` fit the signature of `target`.
+
+    Errors name the setting as typed on the command line (`where.argument`) and the closest
+    argument that exists. `partial`: the caller supplies the positional rest (`_partial_: true`).
+    """
+    try:
+        function = get_object(target)
+    except Exception as error:
+        raise ValueError(
+            f"{where}._target_ names {target!r}, which cannot be imported: {error}"
+        ) from None
+    parameters = _parameters(function)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    for name in arguments:
+        if name not in known and not takes_any:
+            raise ValueError(
+                f"{where}.{name} is not a setting of {target}; {did_you_mean(name, known)}"
+            )
+    missing = [n for n in known if parameters[n].default is inspect.Parameter.empty]
+    missing = [n for n in missing if n not in arguments]
+    if missing and not partial:
+        raise ValueError(f"{where}.{missing[0]} is required by {target} and is not set")
+
+
+def bind_nested(where: str, value: Any) -> None:
+    """Binds every mapping with a `_target_` inside `value`."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            arguments = {k: v for k, v in value.items() if not k.startswith("_")}
+            bind(where, value["_target_"], arguments, bool(value.get("_partial_")))
+        else:
+            for name, inner in value.items():
+                bind_nested(f"{where}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            bind_nested(f"{where}.{i}", inner)
+
+
+def _parameters(function: Any) -> dict[str, inspect.Parameter]:
+    # inspect follows functools.wraps, with which diffusers decorates constructors.
+    if inspect.isclass(function):
+        if function.__init__ is object.__init__:
+            return {}  # its signature says that it takes anything, and it takes nothing
+        parameters = dict(inspect.signature(function.__init__).parameters)
+        parameters.pop("self", None)
+        return parameters
+    return dict(inspect.signature(function).parameters)
+
+
+def check_field_types(where: str, owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with whole floats made int where the field says int; ValueError on a wrong type.
+
+    Understands the few types settings have: int, float, str, bool, dict, list, Literal, None and
+    unions of them.
+    """
+    hints = typing.get_type_hints(owner)
+    return {name: _fit(f"{where}.{name}", hints[name], value) for name, value in values.items()}
+
+
+def _fit(where: str, hint: Any, value: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        # 1 == 1.0 == True: the choice itself comes back, and a bool is no number.
+        for choice in typing.get_args(hint):
+            if choice == value and isinstance(choice, bool) == isinstance(value, bool):
+                return choice
+        raise ValueError(
+            f"{where} does not know {value!r}; {did_you_mean(value, typing.get_args(hint))}"
+        )
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if value is None and len(options) < len(typing.get_args(hint)):
+            return None
+        of_its_kind = (o for o in options if type(value) is (typing.get_origin(o) or o))
+        option = next(of_its_kind, options[0])
+        choices = typing.get_args(option) if typing.get_origin(option) is typing.Literal else ()
+        if choices and int in options and value not in choices:
+            known = did_you_mean(value, [*choices, _name(int)])
+            raise ValueError(f"{where} does not know {value!r}; {known}")
+        return _fit(where, option, value)
+    kind = origin or hint
+    if kind is Any:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    # bool is an int for Python, never for a person who typed `num_images=true`.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be {_name(hint)}, got {value!r}")
+    return value
+
+
+def _name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names |= {list: "a list, as [a, b]", dict: "a mapping, as {a: 1}"}
+    return names.get(hint, str(hint))

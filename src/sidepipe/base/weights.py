@@ -1,0 +1,204 @@
+"""Weights of other people's models and of our own, put only into networks that they fit exactly.
+
+A key that is missing or left over, a wrong shape and a weight that is not finite are errors:
+a network that is random in part still makes images, and an attack on it finds nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidepipe.base.pretrained import junk_in, one_line, read_object
+from sidepipe.base.settings import require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Names that wrappers put before all others: data parallelism, torch.compile, whole pipelines.
+PREFIXES = ("module.", "_orig_mod.", "unet.", "model.", "vae.", "text_encoder.")
+# Names of attention layers before diffusers 0.12.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+SHOWN = 3
+
+
+def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Every tensor of the files by its name, on the CPU.
+
+    Raises ValueError naming the file where it is damaged or holds something else, and the tensor
+    where it is not finite.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        found = _read(path)
+        require_finite(found, str(path))
+        tensors |= found
+    return tensors
+
+
+def read_shapes(files: Sequence[Path]) -> Shapes | None:
+    """The shape of every tensor, of which only headers are read; None where that is impossible."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        if path.suffix != ".safetensors":
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:  # what safetensors raises is no closed list
+            raise _damaged(path, error) from None
+    return shapes
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch and safetensors raise is no closed list
+        raise _damaged(path, error) from None
+    require(isinstance(found, dict), str(path), "tensors by name", type(found).__name__)
+    others = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    require(not others, str(path), "tensors by name and nothing else", others[:SHOWN])
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    with path.open("rb") as file:
+        junk = junk_in(file.read(512))
+    if junk is not None:
+        return ValueError(f"{path} must hold weights, got {junk[0]}; {junk[1]}")
+    return ValueError(
+        f"{path} cannot be read as weights: {one_line(error)}; remedy: copy it again, or save it "
+        "as safetensors"
+    )
+
+
+def common_prefix(names: Collection[str]) -> str:
+    """The known prefixes that all names have, such as "module._orig_mod."."""
+    prefix = ""
+    while names and (
+        more := [p for p in PREFIXES if all(name.startswith(prefix + p) for name in names)]
+    ):
+        prefix += more[0]
+    return prefix
+
+
+def log_prefix(found: Collection[str], names: Collection[str], where: str) -> None:
+    """Logs what was stripped from all names found."""
+    if prefix := common_prefix(found).removesuffix(common_prefix(names)):
+        log.info("%s: every name begins with %s, which is stripped", where, prefix)
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises ValueError naming the first tensor that holds NaN or infinity."""
+    for name, value in tensors.items():
+        # Of float8 torch has no isfinite.
+        wide = value.float() if value.is_floating_point() and value.itemsize == 1 else value
+        if value.is_floating_point() and not wide.isfinite().all():
+            kind = "NaN" if wide.isnan().any() else "infinity"
+            count = int((~wide.isfinite()).sum())
+            raise ValueError(
+                f"{name} of {where} must be finite, got {kind} ({count} of {value.numel()} values "
+                "are not finite); remedy: an earlier checkpoint of the same training"
+            )
+
+
+def network_names(expected: Shapes, found: Shapes, where: str) -> dict[str, str]:
+    """The network's name of every tensor found; ValueError unless both have the same ones."""
+    prefix = common_prefix(found).removesuffix(common_prefix(expected))
+    names = {name: _present_name(name.removeprefix(prefix), expected) for name in found}
+    missing = [name for name in expected if name not in names.values()]
+    unexpected = [name for name, new in names.items() if new not in expected]
+    shapes = [
+        f"{name} {list(found[name])}, not {list(expected[new])}"
+        for name, new in names.items()
+        if new in expected and tuple(found[name]) != tuple(expected[new])
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    wrong = [f"{len(rows)} {kind} ({_first(rows)})" for kind, rows in kinds.items() if rows]
+    if wrong or len(set(names.values())) < len(names):
+        raise ValueError(
+            f"the weights in {where} must fit the network of its config.json, got "
+            f"{', '.join(wrong) or 'two weights of one name'}; remedy: bring the config and the "
+            "weights of the same model"
+        )
+    return names
+
+
+def _first(rows: Sequence[str]) -> str:
+    return ", ".join(rows[:SHOWN]) + (", ..." if len(rows) > SHOWN else "")
+
+
+def _present_name(name: str, expected: Collection[str]) -> str:
+    """A name as the network has it, where it is one of attention layers of old."""
+    parts = name.split(".")
+    if name in expected or len(parts) < 2 or parts[-2] not in OLD_NAMES:
+        return name
+    new = ".".join([*parts[:-2], OLD_NAMES[parts[-2]], parts[-1]])
+    return new if new in expected else name
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Shapes by name."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def load_exactly(
+    network: nn.Module, files: Sequence[Path], only: Collection[str] | None = None
+) -> None:
+    """Puts the files' tensors into the network, in its own dtype, which they must fit exactly.
+
+    only: names that the files hold where they hold not all. Raises ValueError.
+    """
+    where, tensors = str(files[0]), read_tensors(files)
+    there = network.state_dict()
+    expected = there if only is None else {name: there[name] for name in only}
+    names = network_names(shapes_of(expected), shapes_of(tensors), where)
+    log_prefix(tensors, names.values(), where)
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32", "int64"}
+    if dtypes:
+        log.info("%s: weights of %s are converted", where, " and ".join(sorted(dtypes)))
+    fitting = {new: tensors[name].to(expected[new].dtype) for name, new in names.items()}
+    network.load_state_dict(fitting, strict=only is None, assign=True)
+
+
+def built(kind: Any, config: Mapping[str, Any], where: str) -> Any:
+    """A diffusers network of a config, without memory or weights.
+
+    Raises ValueError naming the config where the network's own constructor refuses it.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors", UserWarning)
+            return kind.from_config(dict(config))
+    except Exception as error:  # what diffusers raises is no closed list
+        raise ValueError(f"{where} cannot be built as {kind.__name__}: {one_line(error)}") from None
+
+
+def read_network(kind: Any, folder: Path, files: Sequence[Path]) -> Any:
+    """The diffusers network that `folder` describes, with the files' weights, in eval mode."""
+    import torch
+
+    config = read_object(folder / "config.json")
+    network = built(kind, config, str(folder / "config.json"))
+    buffers = {name for name, _ in network.named_buffers()} - set(network.state_dict())
+    if buffers:  # computed by the constructor, and not in files
+        with torch.random.fork_rng(devices=[]):
+            network = kind.from_config(config)
+    load_exactly(network, files)
+    return network.eval()

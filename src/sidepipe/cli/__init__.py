@@ -1,0 +1,1 @@
+"""The command lines: sidepipe, sidepipe-sweep and the dashboards."""

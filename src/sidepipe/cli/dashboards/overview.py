@@ -1,0 +1,156 @@
+"""The W&B workspace that shows a sweep: what it draws, and putting it on a server under its name.
+
+`python -m sidepipe.cli.dashboards`. The report says the same offline.
+"""
+
+from typing import Any
+
+import wandb
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces._graphql import execute_graphql
+
+from sidepipe.cli.dashboards import keys as k
+from sidepipe.tracking.runs import GLOBAL_STEP
+
+BANDS = ("high", "mid", "low")
+# The library looks up views by an id that only their address shows, never by the name people see.
+VIEWS = """
+query Views($entity: String, $project: String) {
+  project(name: $project, entityName: $entity) {
+    allViews(viewType: "project-view") { edges { node { name displayName } } }
+  }
+}
+"""
+
+
+def name_of(group: str | None) -> str:
+    """The workspace's name: of one sweep, or of everything in the project."""
+    return f"sidepipe {group}" if group else "sidepipe"
+
+
+def sections() -> list[ws.Section]:
+    """What the workspace draws, the results first; one line or bar an attack."""
+    return [
+        _section(
+            "Hits by subset size and attack",
+            _over_sizes("hits at 0.1 % false positives", k.HITS),
+            _over_sizes("share of images that hit", k.HIT_RATE),
+            _over_sizes("different training images hit", k.UNIQUE),
+            _by_attack("hits at 0.1 % false positives, all sizes", k.HITS, k.HELDOUT_HITS),
+        ),
+        _section(
+            "Excess over held-out images",
+            _over_sizes("excess and its 95 % interval", k.EXCESS, k.EXCESS_LOW, k.EXCESS_HIGH),
+            _line("excess by threshold", k.THRESHOLD, k.CURVE_EXCESS),
+            _line("AMS by threshold", k.THRESHOLD, k.CURVE_AMS_TRAIN, k.CURVE_AMS_HELDOUT),
+        ),
+        _section(
+            "AMS and UMS in bands of similarity",
+            *(
+                _over_sizes(f"{score.upper()}, {band}", k.band_key(band, score))
+                for score in ("ams", "ums")
+                for band in BANDS
+            ),
+        ),
+        _section(
+            "How much there is to extract",
+            _line(
+                "different training images by images generated",
+                k.RAREFACTION_IMAGES,
+                *(k.RAREFACTION_UNIQUE, k.RAREFACTION_LOW, k.RAREFACTION_HIGH),
+            ),
+            _over_sizes("at least so many can be hit, with 95 % confidence", k.AT_LEAST),
+            _over_sizes("share of hits to come already seen", k.COVERAGE),
+        ),
+        _section(
+            "The model under attack",
+            _line("loss", GLOBAL_STEP, k.DPM_LOSS),
+            _line(
+                "loss on training and held-out images",
+                GLOBAL_STEP,
+                *(k.DPM_LOSS_TRAIN, k.DPM_LOSS_HELDOUT),
+            ),
+        ),
+        _section(
+            "The classifier by noise level",
+            _line(
+                "cross-entropy, and of who knows the labels' frequency alone",
+                k.NOISE_LEVEL,
+                *(k.QUALITY_CROSS_ENTROPY, k.LABEL_ENTROPY),
+            ),
+            _line("accuracy", k.NOISE_LEVEL, k.QUALITY_ACCURACY),
+            _line("cross-entropy while training", GLOBAL_STEP, k.CLASSIFIER_CROSS_ENTROPY),
+        ),
+        _section(
+            "Cost in network evaluations",
+            _by_attack(
+                "of the attack, and of synthetic images", k.EVALUATIONS, k.SYNTHETIC_EVALUATIONS
+            ),
+            wr.ScatterPlot(
+                title="hits by cost",
+                x=wr.SummaryMetric(k.EVALUATIONS),
+                y=wr.SummaryMetric(k.HITS),
+                log_x=True,
+            ),
+        ),
+    ]
+
+
+def _section(name: str, *panels: Any) -> ws.Section:
+    return ws.Section(name=name, panels=list(panels), is_open=True)
+
+
+def _line(title: str, x: str, *y: str) -> wr.LinePlot:
+    """A line a run."""
+    return wr.LinePlot(title=title, x=x, y=list(y), title_x=x.rpartition("/")[2])
+
+
+def _over_sizes(title: str, *y: str) -> wr.LinePlot:
+    """A line an attack over the number of training images; each run is one of its points."""
+    return wr.LinePlot(
+        title=title,
+        x=k.TRAIN_IMAGES,
+        y=list(y),
+        title_x="training images",
+        log_x=True,
+        groupby=wr.Config("attack"),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+    )
+
+
+def _by_attack(title: str, *metrics: str) -> wr.BarPlot:
+    return wr.BarPlot(title=title, metrics=list(metrics), groupby=wr.Config("attack"))
+
+
+def workspace(entity: str, project: str, group: str | None) -> ws.Workspace:
+    """The workspace, not yet on any server; group: of one sweep's runs, None for all."""
+    chosen = f"Metric('Group') == {group!r}" if group else ""
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=name_of(group),
+        sections=sections(),
+        settings=ws.WorkspaceSettings(max_runs=100),
+        runset_settings=ws.RunsetSettings(filters=chosen),
+    )
+
+
+def put(entity: str, project: str, group: str | None) -> str:
+    """The address of the workspace, made on the server or, where its name is there, updated.
+
+    What people changed in it beside its panels (colors, runs that are hidden) stays.
+    """
+    new = workspace(entity, project, group)
+    answer = execute_graphql(wandb.Api(), VIEWS, {"entity": entity, "project": project})
+    if answer["project"] is None:
+        raise ValueError(f"{entity} has no project {project}; remedy: upload its runs first")
+    nodes = [edge["node"] for edge in answer["project"]["allViews"]["edges"]]
+    named = [node["name"] for node in nodes if node["displayName"] == new.name]
+    if not named:
+        return new.save().url
+    short = named[0].removeprefix("nw-").removesuffix("-v")
+    old = ws.Workspace.from_url(f"https://any.host/{entity}/{project}?nw={short}")
+    old.sections = new.sections
+    return old.save().url

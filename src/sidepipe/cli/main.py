@@ -1,0 +1,120 @@
+"""The command line: `sidepipe`, `sidepipe stage=evaluate`, `sidepipe --help`."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sidepipe.engine.refusals import told
+
+# In a checkout the configs lie at the top level; an installed wheel carries them in the package.
+_CHECKOUT = Path(__file__).resolve().parents[3] / "conf"
+CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parents[1] / "conf"
+
+# What configs need beyond plain interpolation, most of it for conf/hydra/launcher/slurm.yaml.
+RESOLVERS = {
+    "first_given": lambda *values: next(value for value in values if value is not None),
+    "given": lambda settings: {k: v for k, v in settings.items() if v is not None},
+    "lines": "\n".join,
+    "expanded": os.path.expanduser,  # of a folder
+}
+for _name, _resolver in RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
+
+log = logging.getLogger("sidepipe")
+
+# What a run raises for the user to read: one line, no traceback.
+FAULTS = (ValueError, OSError, RuntimeError, ImportError, HydraException, OmegaConfBaseException)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _hydra_main(cfg: DictConfig) -> None:
+    # Imported here: help and tab completion then answer without loading torch.
+    from sidepipe.engine import ranks
+
+    with ranks.leading() as leads:
+        if leads:
+            _run(cfg)
+
+
+def _run(cfg: DictConfig) -> None:
+    """What the command line asks for; exits with 1 where it fails."""
+    from sidepipe.engine.logs import quiet_libraries
+
+    quiet_libraries()  # before faiss and others are imported and speak
+    from sidepipe.engine import graph, pipeline, status
+
+    try:
+        the_plan = graph.plan(cfg)
+        if cfg.stage == "status":
+            said = [status.table(the_plan)]
+        else:
+            goals = pipeline.run(the_plan, cfg.stage)
+            said = [pipeline.show(node, the_plan) for node in goals]
+    except FAULTS as error:
+        if cfg.debug:
+            raise
+        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+        log.error("%s", told(error, CONF, sys.argv[1:]) if of_hydra else error)
+        log.debug("traceback", exc_info=True)
+        sys.exit(1)
+    print("\n".join([*_of_multirun(), *said]))
+
+
+def _of_multirun() -> list[str]:
+    """The heading of a table that is one of several: the overrides that it is of."""
+    chosen = HydraConfig.get() if HydraConfig.initialized() else None
+    if chosen is None or chosen.mode != RunMode.MULTIRUN:
+        return []
+    return ["", f"{' '.join(chosen.overrides.task)}:"]
+
+
+def options(group: str) -> list[str]:
+    """The files of a folder of `CONF`, by name."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def refuse_null_groups(arguments: Sequence[str]) -> None:
+    """Exits with 1 at `explain=null` and `label=5`, for which Hydra prints a traceback."""
+    for argument in arguments:
+        group, _, choice = argument.lstrip("+").partition("=")
+        is_value = re.fullmatch(r"null|true|false|[-+.\d]+", choice)
+        if is_value and group and (CONF / group).is_dir():
+            remedy = f"~{group} to leave out what the configs choose"
+            sys.exit(f"{group} must be one of {', '.join(options(group))}, got {choice}; {remedy}")
+
+
+def main() -> None:
+    """Entry point of the `sidepipe` command."""
+    refuse_null_groups(sys.argv[1:])
+    # Hugging Face libraries report usage when they fetch a model; nobody asked for that.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Hydra then raises what it would print with a part of a traceback.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        _hydra_main()
+        sys.stdout.flush()
+    except (HydraException, OmegaConfBaseException) as error:  # of composing the config
+        if "debug=true" in sys.argv:
+            raise
+        sys.exit(told(error, CONF, sys.argv[1:]))
+    except BrokenPipeError:  # the reader has what it wanted, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
+    except OSError as error:
+        if error.filename is None:  # standard output, as on a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(f"standard output cannot be written: {error}")
+        # Hydra makes the folder of a multirun.
+        sys.exit(f"runtime.outputs must be a folder or a new name within one: {error}")
+    except KeyboardInterrupt:  # before `ranks.leading` handles signals: nothing has begun
+        sys.exit(130)

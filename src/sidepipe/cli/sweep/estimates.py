@@ -1,0 +1,99 @@
+"""How long artifacts will take, from the manifests of earlier ones that are most like them."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidepipe.cli.sweep.grid import Task
+from sidepipe.engine import artifacts
+from sidepipe.engine.graph import Node
+
+# Seconds grow with the product of those of these that a stage has.
+AMOUNTS = ("max_steps", "batch_size", "num_images", "num_inference_steps")
+NEWEST = 50  # manifests looked at, of a stage
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds: of all devices together, for the whole artifact; device: what earlier runs had."""
+
+    seconds: float
+    device: str
+
+
+def estimates(tasks: Iterable[Task]) -> dict[str, Estimate | None]:
+    """By key; None where no artifact of that stage was ever finished.
+
+    Of the finished artifacts of a stage those count that share most settings with the task, their
+    own and those of what they are made from: their median seconds for each unit of work.
+    """
+    earlier: dict[str, list[_Finished]] = {}
+    found: dict[str, Estimate | None] = {}
+    for task in tasks:
+        stages = task.folder.parent
+        if stages.name not in earlier:
+            earlier[stages.name] = list(_finished(stages))
+        found[task.node.key] = _estimate(task.node, earlier[stages.name])
+    return found
+
+
+@dataclass(frozen=True)
+class _Finished:
+    settings: frozenset[tuple[str, str]]
+    seconds_per_unit: float
+    device: str
+
+
+def _estimate(node: Node, finished: list[_Finished]) -> Estimate | None:
+    if not finished:
+        return None
+    settings = {n.stage.name: n.settings for n in node.upstream().values()}
+    mine = _flat(settings)
+    alike = [len(mine & each.settings) for each in finished]
+    closest = [each for each, n in zip(finished, alike, strict=True) if n == max(alike)]
+    rate = statistics.median(each.seconds_per_unit for each in closest)
+    return Estimate(rate * _work(node.stage.name, settings), closest[-1].device)
+
+
+def _finished(stages: Path) -> Iterator[_Finished]:
+    paths = sorted(stages.glob(f"*/{artifacts.MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    for path in paths[-NEWEST:]:
+        try:
+            manifests = artifacts.lineage(path.parent)
+        except (FileNotFoundError, ValueError):
+            continue  # something it was made from has been deleted, or is damaged
+        manifest = manifests[stages.name]
+        if "empty" in manifest["summary"]:
+            continue  # it did no work
+        settings = {stage: each["settings"] for stage, each in manifests.items()}
+        devices = int(manifest["device"].split(" x ")[0])
+        rate = devices * manifest["seconds"] / _work(stages.name, settings)
+        yield _Finished(_flat(settings), rate, manifest["device"])
+
+
+def _work(stage: str, settings: Mapping[str, Mapping[str, Any]]) -> float:
+    """Units that the seconds of `stage` grow with: steps or images, and pixels."""
+    data = settings.get("data", {})
+    work = float(data.get("size", 1) ** 2 * data.get("channels", 1))
+    own = settings[stage]
+    of_trials = own.get("attack", {})  # of tune, a trial for every point of the grid
+    for name in AMOUNTS:
+        work *= own.get(name) or of_trials.get(name) or 1
+    return work * math.prod(len(values) for values in own.get("grid", {}).values())
+
+
+def _flat(settings: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    """(path, value) of every setting within, as text."""
+
+    def walk(path: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                yield from walk(f"{path}.{name}", inner)
+        else:
+            yield path, json.dumps(value)
+
+    return frozenset(walk("", settings))

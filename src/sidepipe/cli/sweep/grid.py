@@ -1,0 +1,188 @@
+"""The points of a sweep: its grid laid over the config, a plan each; what points share is one node.
+
+A sweep is a file of `conf/sweep`, whose axes are Hydra's own (`hydra.sweeper.params`), so that
+`sidepipe sweep=NAME` runs the same points one after another. Overrides lie over both.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
+
+from sidepipe.base.settings import require, require_known
+from sidepipe.cli.main import CONF, options
+from sidepipe.engine.graph import STAGES, Node, Plan, needed, plan
+from sidepipe.engine.integrity import is_done
+
+
+@dataclass(frozen=True)
+class Point:
+    """One config of the grid.
+
+    axes: the swept settings and their values here. overrides: the command line that composes it.
+    """
+
+    axes: dict[str, Any]
+    overrides: tuple[str, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Task:
+    """A node that the sweep needs, and the points that need it."""
+
+    node: Node
+    points: tuple[Point, ...]
+
+    @property
+    def plan(self) -> Plan:
+        return self.points[0].plan
+
+    @property
+    def title(self) -> str:
+        return self.plan.title(self.node)
+
+    @property
+    def folder(self) -> Path:
+        return self.node.folder(self.plan.runtime)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its artifact is finished and has all its files."""
+        return is_done(self.folder)
+
+    def values(self, axes: Sequence[str]) -> str:
+        """Its values on those axes on which all its points agree, as `seed=0 dpm.lr=0.1`."""
+        shared = [{str(point.axes[axis]) for point in self.points} for axis in axes]
+        pairs = zip(axes, shared, strict=True)
+        return " ".join(f"{axis}={values.pop()}" for axis, values in pairs if len(values) == 1)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All points of a grid; `stage` as on the command line says how far they go."""
+
+    name: str
+    overrides: tuple[str, ...]
+    stage: str
+    points: tuple[Point, ...]
+
+    @property
+    def folder(self) -> Path:
+        return sweep_folder(self.points[0].plan.runtime.outputs, self.name)
+
+    @property
+    def axes(self) -> list[str]:
+        """The settings that differ between points."""
+        first = self.points[0].axes
+        return [axis for axis in first if len({str(p.axes[axis]) for p in self.points}) > 1]
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """Every node that `stage` needs by key, each once, stage by stage in running order."""
+        points: dict[str, list[Point]] = {}
+        nodes: dict[str, Node] = {}
+        for point in self.points:
+            for key, node in needed(point.plan, self.stage).items():
+                nodes[key] = node
+                points.setdefault(key, []).append(point)
+        order = sorted(nodes, key=lambda key: STAGES.index(nodes[key].stage.name))
+        return {key: Task(nodes[key], tuple(points[key])) for key in order}
+
+
+def sweep_folder(outputs: str, name: str) -> Path:
+    """Where a sweep keeps what is its own: its jobs, its log, its report."""
+    return Path(outputs).expanduser().resolve() / "sweeps" / name
+
+
+def folder_of(name: str, overrides: Sequence[str]) -> Path:
+    """Where the sweep keeps what is its own, without planning its points. Errors of `sweep_of`."""
+    require_known("SWEEP", name, options("sweep"))
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        fixed, _ = _axes(name, overrides)
+        return sweep_folder(compose("config", [f"sweep={name}", *fixed]).runtime.outputs, name)
+
+
+def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
+    """The sweep of `conf/sweep/<name>.yaml` under `overrides`, in which `a=1,2` is an axis too.
+
+    Raises ValueError for what any point's stages refuse, and Hydra's errors for what it cannot
+    compose.
+    """
+    require_known("SWEEP", name, options("sweep"))
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        fixed, axes = _axes(name, overrides)
+        choices = itertools.product(*axes.values())
+        composed: dict[tuple[str, ...], DictConfig] = {}
+        made: dict[str, Node] = {}
+        points = [_point([f"sweep={name}", *fixed], each, composed, made) for each in choices]
+    stage = str(next(iter(composed.values())).stage)
+    require_known("stage", stage, ["all", *STAGES])
+    return Sweep(name, tuple(overrides), stage, tuple(points))
+
+
+def point_of(overrides: Sequence[str]) -> Plan:
+    """The plan of one point's overrides, as the job that makes a part of it composes them."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return plan(compose("config", list(overrides)))
+
+
+def _axes(name: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[Override]]]:
+    """The overrides that hold for all points, and each axis with the overrides of its values."""
+    cfg = compose("config", [f"sweep={name}"], return_hydra_config=True)
+    params = cfg.hydra.sweeper.get("params") or {}
+    parser = OverridesParser.create()
+    parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    axes = {each.get_key_element(): _values(parser, each) for each in parsed}
+    fixed = []
+    for each in parser.parse_overrides(list(overrides)):
+        if each.is_sweep_override() or each.get_key_element() in axes:
+            axes[each.get_key_element()] = _values(parser, each)
+        else:
+            fixed.append(str(each.input_line))
+    return fixed, axes
+
+
+def _values(parser: OverridesParser, axis: Override) -> list[Override]:
+    if not axis.is_sweep_override():
+        return [axis]
+    require(axis.is_discrete_sweep(), axis.get_key_element(), "a list of values", axis.input_line)
+    texts = [f"{axis.get_key_element()}={value}" for value in axis.sweep_string_iterator()]
+    return parser.parse_overrides(texts)
+
+
+def _point(
+    fixed: list[str],
+    choice: tuple[Override, ...],
+    composed: dict[tuple[str, ...], DictConfig],
+    made: dict[str, Node],
+) -> Point:
+    """The point of one choice of values.
+
+    A config is composed once for each choice of config files and reused: composing takes ten times
+    as long as setting values in it.
+    """
+    files = tuple(str(each.input_line) for each in choice if not _is_value(each))
+    if files not in composed:
+        composed[files] = compose("config", [*fixed, *files])
+    cfg = composed[files]
+    for each in choice:
+        if _is_value(each):
+            OmegaConf.update(cfg, each.get_key_element(), each.value(), merge=True)
+    axes = {each.get_key_element(): each.value() for each in choice}
+    overrides = (*fixed, *(str(each.input_line) for each in choice))
+    return Point(axes, overrides, plan(cfg, made))
+
+
+def _is_value(override: Override) -> bool:
+    """Whether it sets an existing value, as opposed to choosing a file, adding or removing."""
+    key = str(override.key_or_group)
+    is_group = override.package is not None or (CONF / key).is_dir()
+    return override.type == OverrideType.CHANGE and not is_group

@@ -1,0 +1,125 @@
+"""How far a sweep is: the state of every artifact, from disk and from the cluster, as one table."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidepipe.cli.sweep import cluster
+from sidepipe.cli.sweep.grid import Sweep, Task
+from sidepipe.cli.sweep.jobs import Job, jobs
+from sidepipe.engine.status import State, state
+from sidepipe.stages.report import terminal
+
+KINDS = ("done", "running", "queued", "failed", "damaged", "blocked", "unfinished", "missing")
+# Shown one by one; of the others the count is enough.
+TOLD = ("running", "failed", "damaged", "blocked", "unfinished")
+BLOCKING = ("failed", "damaged", "blocked")
+# `srun --label` begins each line with the rank.
+RANK = re.compile(r"(?: *(\d+): ?)?(.*)")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An artifact's state in a sweep: one of KINDS, and the details for a person."""
+
+    kind: str
+    details: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.details}" if self.details else self.kind
+
+
+def look(sweep: Sweep) -> dict[str, Seen]:
+    """The state of every artifact of the sweep by key, in running order."""
+    latest = {job.key: job for job in jobs(sweep.folder.parent) if job.key in sweep.tasks}
+    queue = cluster.queue() if latest and cluster.is_there() else {}
+    on_disk = {key: state(task.node, task.plan.runtime) for key, task in sweep.tasks.items()}
+    over = [
+        job.id
+        for key, job in latest.items()
+        if job.id not in queue and on_disk[key].kind not in ("done", "running")
+    ]
+    ended = cluster.ended(over)
+    seen: dict[str, Seen] = {}
+    for key, task in sweep.tasks.items():
+        job = latest.get(key)
+        at = _with_job(on_disk[key], job, queue, ended) if job else _plain(on_disk[key])
+        inputs = task.node.inputs.values()
+        bad = [read for read in inputs if seen[read.key].kind in BLOCKING]
+        if at.kind == "failed" and on_disk[key].kind != "failed":  # its job found no input
+            bad += [read for read in inputs if seen[read.key].kind != "done"]
+        if bad and at.kind not in ("done", "running", "queued"):
+            at = Seen("blocked", f"reads {bad[0].stage.name} {bad[0].key}")
+        seen[key] = at
+    return seen
+
+
+def _plain(at: State) -> Seen:
+    return Seen(at.kind, at.details.strip(" ,:"))
+
+
+def _with_job(
+    at: State, job: Job, queue: Mapping[str, cluster.Queued], ended: Mapping[str, str]
+) -> Seen:
+    """What disk and cluster say together of an artifact whose latest job is `job`."""
+    if at.kind in ("done", "running"):
+        return _plain(at)
+    if (queued := queue.get(job.id)) is not None:
+        if queued.state == "RUNNING":
+            return Seen("running", f"job {job.id} starts on {queued.node}; log: {job.log}")
+        return Seen("queued", f"job {job.id}: {queued.reason}")
+    if at.kind in ("failed", "damaged"):
+        return _plain(at)
+    how = ended.get(job.id, "ended")
+    if how.startswith("CANCELLED"):
+        return Seen(at.kind, f"job {job.id} was cancelled{at.details}")
+    said = " | ".join(last_lines(job.log)) or "nothing was logged"
+    return Seen("failed", f"job {job.id} {how}: {said}; log: {job.log}")
+
+
+def last_lines(log: Path) -> list[str]:
+    """The last line of each rank in a job's log, where srun's labels tell them apart."""
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 65536))
+        lines = file.read().decode(errors="replace").splitlines()
+    last: dict[str, str] = {}
+    for line in lines:
+        found = RANK.fullmatch(line)
+        rank, text = found.groups() if found else ("", line)
+        if text.strip():
+            last[rank] = line.strip()
+    return list(last.values())
+
+
+def table(sweep: Sweep, seen: Mapping[str, Seen]) -> str:
+    """Counts by stage, then every artifact that runs, failed, or waits for a failed one."""
+    stages: dict[str, Counter[str]] = {}
+    for key, at in seen.items():
+        stages.setdefault(sweep.tasks[key].node.stage.name, Counter())[at.kind] += 1
+    kinds = [kind for kind in KINDS if any(stage[kind] for stage in stages.values())]
+    rows = [[name, *(count[kind] for kind in kinds)] for name, count in stages.items()]
+    lines = [f"sweep {sweep.name}: {len(sweep.points)} points, {len(seen)} artifacts"]
+    lines += aligned([["stage", *kinds], *rows])
+    for kind in TOLD:
+        keys = [key for key, at in seen.items() if at.kind == kind]
+        lines += [f"{kind}:"] * bool(keys)
+        lines += [f"  {about(sweep.tasks[key], sweep)}: {seen[key].details}" for key in keys]
+    return "\n".join(lines)
+
+
+def about(task: Task, sweep: Sweep) -> str:
+    """A task in words: stage, attacks, key and its place in the grid."""
+    values = task.values(sweep.axes)
+    return f"{task.title} {task.node.key}" + (f" ({values})" if values else "")
+
+
+def aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of a table: the first column to the left, numbers to the right; 0 stays empty."""
+    text = [[str(cell) if cell != 0 else "" for cell in row] for row in rows]
+    names, *columns = zip(*text, strict=True)
+    return [line.rstrip() for line in terminal.aligned(names, columns)]

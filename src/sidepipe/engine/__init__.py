@@ -1,0 +1,1 @@
+"""How stages run: the graph, keyed artifacts, resuming, training, sampling, processes."""

@@ -1,0 +1,231 @@
+"""Running the graph of stages: what is missing is made, in order, under lock, log and manifest."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sidepipe.base import files
+from sidepipe.base.settings import require_known
+from sidepipe.cli.dashboards.measures import LINEAGE, measured, run_config
+from sidepipe.engine import artifacts, integrity
+from sidepipe.engine.attempts import save_seconds, working_seconds
+from sidepipe.engine.graph import STAGES, Node, Plan, check_parts, needed
+from sidepipe.engine.logs import stage_log
+from sidepipe.engine.shards import check_disk
+from sidepipe.engine.stage import NoMaterial
+from sidepipe.stages.report.stage import load_table, page_path
+
+log = logging.getLogger(__name__)
+
+# Beside an artifact's results: what was logged, and why the last try failed.
+LOG, ERROR = "log.txt", "error.json"
+
+
+def run(the_plan: Plan, stage: str) -> list[Node]:
+    """Runs whatever is missing for `stage` (or `all`), and returns the nodes asked for."""
+    require_known("stage", stage, ["all", "status", *STAGES])
+    order = needed(the_plan, stage)
+    missing = [n for n in order.values() if not integrity.is_done(n.folder(the_plan.runtime))]
+    check_parts(missing, the_plan.runtime)
+    _require_room(missing, the_plan)
+    if missing:
+        the_plan.runtime.limit_threads()
+    made = [node for node in order.values() if make(node, the_plan)]
+    if not made:
+        log.info("nothing to do: all %d artifacts are there", len(order))
+    goals = the_plan.goals(stage)
+    for goal in goals:  # its table is printed, and its page is opened
+        integrity.require_unchanged(goal.folder(the_plan.runtime))
+    return goals
+
+
+def make(node: Node, the_plan: Plan) -> bool:
+    """Makes the node's artifact unless it is there; whether it was made now, by us.
+
+    An artifact that has lost files is made again. Raises FileNotFoundError where an artifact that
+    it reads is not finished, and ValueError where one has changed.
+    """
+    folder, title = node.folder(the_plan.runtime), the_plan.title(node)
+    if integrity.is_whole(folder):
+        summary = _checked_summary(node, folder)
+        _check_data(node, the_plan)
+        is_empty = "empty" in summary
+        if not is_empty and (why := node.stage.source_changed(summary, the_plan.runtime)):
+            raise ValueError(f"{title} {node.key}: {why}: {folder}")
+        return False
+
+    def say_wait(owner: artifacts.Owner) -> None:
+        log.info("%s %s: waiting for %s pid %d", title, node.key, owner.host, owner.pid)
+
+    for name, read in node.inputs.items():
+        if not integrity.is_whole(read.folder(the_plan.runtime)):
+            raise FileNotFoundError(f"{title} {node.key} reads {name} {read.key}: not finished")
+    _check_upstream(node, the_plan)
+    _require_room([node], the_plan)
+    _check_data(node, the_plan)
+    there = files.existing(folder)
+    if not os.access(there, os.W_OK):
+        remedy = "set runtime.outputs to a folder of yours"
+        raise PermissionError(f"{there} is not writable, {title} cannot be made; remedy: {remedy}")
+    the_plan.runtime.require_accelerator()
+    with artifacts.locked(folder, say_wait):
+        if integrity.is_whole(folder):  # made by the process we waited for
+            _checked_summary(node, folder)
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).unlink(missing_ok=True)
+        try:
+            earlier = _reopen(folder, f"{title} {node.key}")
+            _compute(node, folder, title, the_plan)
+            _warn_of_changes(folder, earlier, f"{title} {node.key}")
+        except Exception as error:  # being asked to stop is none
+            if files.is_disk_full(error):
+                error = files.cannot_write(folder, error)
+            with suppress(OSError):  # on a full disk
+                files.write_json(folder / ERROR, {"error": str(error) or repr(error)})
+            raise error
+    return True
+
+
+def _checked_summary(node: Node, folder: Path) -> dict[str, Any]:
+    """The summary of the finished artifact in `folder`.
+
+    Raises ValueError where the artifact cannot be used. The summary of an empty artifact holds only
+    the reason, so there is nothing to check.
+    """
+    summary = (artifacts.read_manifest(folder) or {"summary": {}})["summary"]
+    if "empty" not in summary:
+        node.stage.check_artifact(folder, summary)
+    return summary
+
+
+def _check_upstream(node: Node, the_plan: Plan) -> None:
+    """Raises ValueError where a finished artifact that the node is made from cannot be used.
+
+    Sweeps and jobs make only what is not finished, so this is where they check what is.
+    """
+    for read in node.upstream().values():
+        folder = read.folder(the_plan.runtime)
+        if artifacts.read_manifest(folder) is not None:
+            _checked_summary(read, folder)
+
+
+def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
+    """Raises OSError unless the disk has room for the images of the nodes that are not finished."""
+    left: dict[str, int] = {}
+    for node in nodes:
+        folder = node.folder(the_plan.runtime)
+        upstream = {n.stage.name: n.stage for n in node.upstream().values()}
+        num_bytes = node.stage.num_bytes(upstream)
+        if num_bytes > 0 and artifacts.read_manifest(folder) is None:
+            there = sum(path.stat().st_size for path in folder.rglob("*.npy"))
+            left[f"{the_plan.title(node)} {node.key}"] = max(0, num_bytes - there)
+    if left:
+        most = max(left, key=lambda name: left[name])
+        what = f"images, {files.gigabytes(left[most])} of them of {most}"
+        check_disk(the_plan.runtime.outputs_folder, sum(left.values()), what)
+
+
+def _reopen(folder: Path, name: str) -> dict[str, Any]:
+    """Makes a finished artifact that has lost files an unfinished one; the files it had."""
+    manifest = artifacts.read_manifest(folder)
+    if manifest is None:
+        return {}
+    lost = ", ".join(integrity.missing_files(folder, manifest)[:5])
+    integrity.require_unchanged(folder)
+    log.warning("%s has lost %s and is made again", name, lost)
+    save_seconds(folder, manifest["seconds"])
+    (folder / artifacts.MANIFEST).unlink()
+    return manifest["files"]
+
+
+def _warn_of_changes(folder: Path, earlier: Mapping[str, Any], name: str) -> None:
+    """Warns where a stage that ran again gave other arrays, as it may on another device."""
+    made = (artifacts.read_manifest(folder) or {"files": {}})["files"]
+    arrays = [n for n in earlier if n.endswith((".npy", ".safetensors"))]
+    if changed := [n for n in arrays if made.get(n) != earlier[n]]:
+        log.warning(
+            "%s: %s differ from the earlier files, and what was made from those is kept; remedy: "
+            "delete the artifacts that read it to make them again",
+            *(name, ", ".join(changed[:5])),
+        )
+
+
+def _check_data(node: Node, the_plan: Plan) -> None:
+    """Raises ValueError where the node's settings do not fit the images of its finished data.
+
+    With the model, everything that is still to be made from it is checked as well: what does not
+    fit is an error before hours of training.
+    """
+    nodes = [node]
+    if node.stage.name == "dpm":
+        nodes = [n for n in the_plan.nodes.values() if node.key in n.upstream()]
+    for other in nodes:
+        finished = artifacts.read_manifest(other.folder(the_plan.runtime)) is not None
+        if "data" in other.inputs and not finished:
+            data = other.inputs["data"].folder(the_plan.runtime)
+            integrity.require_unchanged(data)
+            other.stage.check_data(data, other.stages_read(), the_plan.runtime)
+
+
+def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
+    content = {
+        "stage": node.stage.name,
+        "version": node.stage.version,
+        "key": node.key,
+        "settings": node.settings,
+        "inputs": {name: n.key for name, n in node.inputs.items()},
+    }
+    files.write_json(folder / "settings.json", content)
+    lineage = node.lineage()
+    files.write_json(folder / LINEAGE, lineage)
+    settings = [(n.stage.name, n.settings) for n in node.upstream().values()]
+    config = run_config(content, the_plan.attacks.get(node.key, []), lineage, settings)
+    tracked_run = the_plan.tracking.run(node.stage.name, node.key, config)
+    with stage_log(folder / LOG), working_seconds(folder) as seconds, tracked_run as tracked:
+        log.info("%s: %s", title, folder)
+        for read in [n for n in node.upstream().values() if n is not node]:
+            integrity.require_unchanged(read.folder(the_plan.runtime))
+        summary = _summary(node, folder, title, the_plan)
+        if "empty" not in summary:
+            integrity.require_complete(folder, summary)
+            tracked.send(partial(measured, node.stage.name, folder, summary))
+        log.info("%s: done in %.1f s", title, seconds())
+        total = round(seconds(), 2)
+    for name in (artifacts.PROGRESS, artifacts.SECONDS):
+        (folder / name).unlink(missing_ok=True)
+    device = the_plan.runtime.device_name()
+    manifest = {**content, "summary": summary, "seconds": total, "device": device}
+    artifacts.write_manifest(folder, manifest)
+
+
+def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, Any]:
+    """What the stage says of its run, or `empty` and why where it has nothing to work on.
+
+    Whatever reads an empty artifact is empty for the same reason; other rows are not affected.
+    """
+    inputs = {name: n.folder(the_plan.runtime) for name, n in node.inputs.items()}
+    empty = [why for path in inputs.values() if (why := artifacts.why_empty(path)) is not None]
+    if empty and not node.stage.takes_empty:
+        log.info("%s: skipped, because it reads a stage without a result", title)
+        return {"empty": empty[0]}
+    try:
+        return node.stage.run(folder, inputs, the_plan.runtime)
+    except NoMaterial as error:
+        log.warning("%s: %s", title, error)
+        return {"empty": str(error)}
+
+
+def show(node: Node, the_plan: Plan) -> str:
+    """What a person wants to see of a finished node: its result and where it lies."""
+    folder = node.folder(the_plan.runtime)
+    if node.stage.name == "report":
+        return f"{load_table(folder)}\nreport: {page_path(folder)}"
+    manifest = artifacts.read_manifest(folder) or {}
+    summary = json.dumps(manifest.get("summary"), indent=2)
+    return f"{the_plan.title(node)} {node.key}: {folder}\n{summary}"

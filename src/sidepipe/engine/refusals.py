@@ -1,0 +1,129 @@
+"""What Hydra and OmegaConf refuse, in one line: the setting, the rule, and the remedy."""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from sidepipe.base.settings import did_you_mean
+
+# Settings without a default: what each is, and an example.
+ASKED = {
+    "data.source.folder": ("a folder of images, below runtime.data_root or absolute", "/my/images"),
+    "data.source.file": (
+        "a list of images and captions, below runtime.data_root or absolute",
+        "/my/pairs.csv",
+    ),
+    "data.size": ("the side of the checkpoint's images in pixels", "64"),
+    "dpm.path": ("a folder written by save_pretrained, or a hub id", "/my/checkpoint"),
+    "detect.prompts": ("a list of prompts with a column `memorized`", "/my/prompts.csv"),
+    "detect.calibration_prompts": ("a list of other prompts, none memorized", "/my/others.csv"),
+}
+# By the class of an encoder, its path.
+WEIGHTS = {
+    "SSCD": ("the file that its authors publish", "/my/sscd_disc_mixup.torchscript.pt"),
+    "DINOv2": ("a folder, or a hub id", "facebook/dinov2-small"),
+    "CLIP": ("a folder, or a hub id", "openai/clip-vit-base-patch32"),
+}
+
+# How Hydra begins where it finds no setting of that name.
+COULD_NOT = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'(\S+?)'")
+
+
+def require_all(cfg: DictConfig) -> None:
+    """Raises ValueError for settings that must be given and are not: what they are, an example."""
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    chosen = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    if asked := [_asked(name, parent, chosen) for name, parent in _without_value(raw, "")]:
+        raise ValueError("; ".join(asked))
+
+
+def _without_value(config: Mapping[str, Any], where: str) -> Iterable[tuple[str, Mapping]]:
+    """The name of each setting without a value, and the mapping that contains it."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _without_value(value, f"{where}{key}.")
+        elif value == "???":
+            yield f"{where}{key}", config
+
+
+def _asked(name: str, parent: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    group, kind = name.partition(".")[0], str(parent.get("_target_")).rpartition(".")[2]
+    by = f" by {group}={choice}" if (choice := chosen.get(group)) else ""
+    meaning, example = ASKED.get(name) or WEIGHTS.get(kind) or ("it has no default", "...")
+    return f"{name} is required{by}: {meaning}; for example {name}={example}"
+
+
+def told(error: Exception, conf: Path, overrides: Iterable[str]) -> str:
+    """The error in one line. conf: the folder of the configs; overrides: of the command line."""
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice} is no choice; {did_you_mean(choice, error.options or [])}"
+    said = " ".join(str(error).split())
+    if found := re.search(r"An item is already at '(\S+)'", said):
+        return f"{found[1]} is set already; remedy: {found[1]}=... in place of +{found[1]}=..."
+    if (found := COULD_NOT.match(said)) and "@" not in found[1]:
+        name = found[1].partition("=")[0]
+        if (closest := _unknown(name, conf, overrides)) is not None:
+            return closest
+    if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", said):
+        name, values = found[1], found[2]
+        text = shlex.quote(f'{name}="{values}"')
+        a_list = shlex.quote(f"{name}=[{values}]")
+        return (
+            f"{name} has several values, {values}; remedy: -m to run one after another, {a_list} "
+            f"for a list, {text} for text with a comma"
+        )
+    name = getattr(error, "full_key", None)
+    return f"{name}: {said.partition(' full_key:')[0]}" if name else said
+
+
+def _unreadable(override: str) -> str:
+    name, equals, value = override.partition("=")
+    if not equals:
+        return f"cannot read {override!r}; a setting is given as name=value, as stage=status"
+    text = value.replace('"', '\\"')
+    return (
+        f"cannot read {override!r}; a value with any of = , ( ) # [ ] ' or a letter beyond ASCII, "
+        "or with a leading ~, goes in double quotes, and the whole in single quotes: "
+        + shlex.quote(f'{name}="{text}"')
+    )
+
+
+def _unknown(name: str, conf: Path, overrides: Iterable[str]) -> str | None:
+    """That a setting is unknown, and the closest that exists; None where it does exist."""
+    cfg = _composed(conf, overrides)
+    known, path = cfg, []
+    for part in name.lstrip("+~").split("."):
+        path.append(part)
+        if not isinstance(known, DictConfig):
+            return f"{'.'.join(path[:-1])} has no settings, so there is no {name}"
+        if part not in known:
+            names = [str(key) for key in known if not str(key).startswith("_")]
+            groups = [p.name for p in conf.iterdir() if p.is_dir()] if len(path) == 1 else []
+            hint = did_you_mean(part, sorted({*names, *groups} - {"hydra"}))
+            row = f"; +{name}={{...}} adds a row" if path[0] in ("attacks", "mitigations") else ""
+            return f"{'.'.join(path)} is not a setting; {hint}{row}"
+        known = known._get_node(part)
+    return None
+
+
+def _composed(conf: Path, overrides: Iterable[str]) -> DictConfig:
+    """The config by the choices of files among the overrides that can be read."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    choices = [each for each in overrides if (conf / each.lstrip("+").partition("=")[0]).is_dir()]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        try:
+            return compose("config", choices)
+        except Exception:  # a wrong choice has an error of its own
+            return compose("config")

@@ -1,0 +1,72 @@
+"""From a trainer's predictions to shards, in the background of the next batches."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from sidepipe.base import interruption
+from sidepipe.base.interruption import Preempted
+from sidepipe.engine.shards import BackgroundShards
+
+
+class ShardWriter(BasePredictionWriter):
+    """Gathers a shard's batches and has it written when its last is there.
+
+    Raises Preempted after a batch when asked to stop.
+    """
+
+    shards: BackgroundShards
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("batch")
+        self.folder = folder
+        self.parts: list[Callable[[], np.ndarray]] = []
+
+    def on_predict_start(self, *args: Any) -> None:
+        self.shards = BackgroundShards(self.folder)  # here: a thread cannot be sent to a process
+
+    def write_on_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        *args: int,
+    ) -> None:
+        self.parts.append(_on_host(prediction))
+        if batch["ends_shard"]:
+            self.shards.write(batch["shard"], self.parts)
+            self.parts = []
+        if interruption.asked():
+            raise Preempted
+
+    def on_predict_end(self, *args: Any) -> None:
+        self.shards.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        # Shards that are whole are worth writing; the error that is known is the one to raise.
+        if hasattr(self, "shards"):
+            self.shards.thread.shutdown(wait=True)
+
+
+def _on_host(images: UInt8[Tensor, "n h w c"]) -> Callable[[], np.ndarray]:
+    """A function that waits for the images; a GPU goes on with the next batch meanwhile."""
+    if not images.is_cuda:
+        return images.cpu().numpy
+    host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)
+    host.copy_(images, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait

@@ -1,0 +1,138 @@
+"""Many images as numbered uint8 files, each written whole or not at all.
+
+`shards/000000.npy` holds images 0 .. shard_size-1 and so on; a killed run leaves whole shards and
+the same command makes the rest.
+"""
+
+import logging
+import shutil
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sidepipe.base.files import existing, gigabytes, whole_file
+
+log = logging.getLogger(__name__)
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """The file of shard number `shard` of the artifact in `folder`."""
+    return folder / "shards" / f"{shard:06d}.npy"
+
+
+def shard_ranges(num_images: int, shard_size: int) -> list[range]:
+    """Image indices of each shard."""
+    starts = range(0, num_images, shard_size)
+    return [range(start, min(start + shard_size, num_images)) for start in starts]
+
+
+def missing_shards(
+    folder: Path, num_images: int, shard_size: int, image_shape: Sequence[int | None]
+) -> list[int]:
+    """Numbers of the shards that are not there yet.
+
+    image_shape: (height, width, channels), None where any will do.
+
+    A shard that is cut short, or holds other images than it should, is removed with a warning.
+    """
+    missing = []
+    for shard, indices in enumerate(shard_ranges(num_images, shard_size)):
+        path = shard_path(folder, shard)
+        if path.exists() and not keep(path, (len(indices), *image_shape), np.uint8):
+            path.unlink()
+        if not path.exists():
+            missing.append(shard)
+    return missing
+
+
+def keep(path: Path, shape: Sequence[int | None], dtype: type[np.generic]) -> bool:
+    """Whether a .npy file of an unfinished stage is whole and of this shape; if not, a warning.
+
+    shape: None for an axis of any length.
+    """
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        log.warning("%s is cut short and is made again: %s", path, error)
+        return False
+    fits = array.ndim == len(shape) and all(
+        want in (None, have) for have, want in zip(array.shape, shape, strict=True)
+    )
+    if fits and array.dtype == dtype:
+        return True
+    log.warning("%s holds %s %s and is made again", path, array.dtype, array.shape)
+    return False
+
+
+def write_shard(folder: Path, shard: int, images: UInt8[np.ndarray, "n h w c"]) -> None:
+    """Writes one shard under a temporary name, flushes it to disk, then renames."""
+    path = shard_path(folder, shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, images)
+
+
+class BackgroundShards:
+    """Writes shards in a thread of its own, one after the other in the order they come.
+
+    At most WAITING shards are in memory here; a caller that is faster waits. An error of the thread
+    is raised by a later `write` or by `close`.
+    """
+
+    WAITING = 2
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: deque[Future[None]] = deque()
+
+    def write(self, shard: int, parts: Sequence[Callable[[], np.ndarray]]) -> None:
+        """Writes one shard soon. parts: give its images when called, in the thread."""
+        while self.pending and (len(self.pending) >= self.WAITING or self.pending[0].done()):
+            self.pending.popleft().result()
+        self.pending.append(self.thread.submit(self._write, shard, parts))
+
+    def _write(self, shard: int, parts: Sequence[Callable[[], np.ndarray]]) -> None:
+        write_shard(self.folder, shard, np.concatenate([part() for part in parts]))
+
+    def close(self) -> None:
+        """Returns when everything is written; raises the first error."""
+        self.thread.shutdown(wait=True)
+        while self.pending:
+            self.pending.popleft().result()
+
+
+def load_shards(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+    """All images of a finished artifact, in index order."""
+    paths = sorted((folder / "shards").glob("*.npy"))
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} holds no shards; remedy: delete the folder and run again"
+        )
+    return np.concatenate([np.load(path, mmap_mode="r") for path in paths])
+
+
+def load_first(folder: Path, count: int) -> UInt8[np.ndarray, "n h w c"]:
+    """The first `count` images, or all of fewer, read from the shards that hold them."""
+    parts: list[np.ndarray] = []
+    for path in sorted((folder / "shards").glob("*.npy")):
+        parts.append(np.load(path, mmap_mode="r")[: count - sum(map(len, parts))])
+        if sum(map(len, parts)) == count:
+            break
+    return np.concatenate(parts)
+
+
+def check_disk(folder: Path, num_bytes: float, what: str = "the images") -> None:
+    """Raises OSError unless the disk of `folder` has room for `num_bytes` and a tenth more."""
+    there = existing(folder)
+    free = shutil.disk_usage(there).free
+    if num_bytes * 1.1 > free:
+        raise OSError(
+            f"the disk of {there} must have {gigabytes(num_bytes * 1.1)} free for {what}, "
+            f"has {gigabytes(free)}; remedy: free space, set runtime.outputs, or lower "
+            "num_images"
+        )

@@ -1,0 +1,239 @@
+"""What every stage is: a frozen dataclass whose fields are its settings, and the runtime it gets.
+
+A stage's settings can change its numbers and enter its key; `Runtime` says only where and how fast
+and never does.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sidepipe.base.settings import require, require_known
+from sidepipe.engine import ranks, threads
+from sidepipe.engine.logs import quiet_libraries
+
+if TYPE_CHECKING:
+    import lightning as L
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how fast: never part of a key.
+
+    sampling_batch_size: per device, None for the size that measures fastest. compile: whether
+    torch.compile makes the networks that sample; "auto" where a run is long enough. Images depend
+    on neither beyond floating-point rounding. attention_slicing: of text-conditional models, less
+    memory for less speed. devices: processes that train or sample together,
+    spawned for it; under srun the tasks of the step do, and devices may stay 1. num_threads: CPU
+    threads of each process; "auto" times all and one. slurm: what jobs ask for (see
+    sidepipe.cli.sweep), None where there is no cluster.
+    """
+
+    outputs: str = "outputs"
+    data_root: str = "datasets"
+    accelerator: str = "auto"
+    devices: int = 1
+    num_threads: Literal["auto"] | int = "auto"
+    sampling_batch_size: int | None = None
+    attention_slicing: bool = False
+    compile: Literal["auto", True, False] = "auto"
+    progress_seconds: float = 30.0
+    slurm: dict | None = None
+
+    def __post_init__(self) -> None:
+        outputs = self.outputs_folder
+        there = next(path for path in [outputs, *outputs.parents] if path.exists())
+        rule = f"a folder or a new name within one, and {there} is a file"
+        require(there.is_dir(), "runtime.outputs", rule, self.outputs, "move that file")
+        require_known(
+            "runtime.accelerator", self.accelerator, ["auto", "cpu", "gpu", "cuda", "mps"]
+        )
+        require(self.devices >= 1, "runtime.devices", ">= 1", self.devices)
+        if ranks.several():
+            each = ranks.tasks_per_node()
+            rule = f"1 or the tasks that srun starts on each node, {each}"
+            remedy = "leave it at 1, or change srun --ntasks-per-node"
+            require(self.devices in (1, each), "runtime.devices", rule, self.devices, remedy)
+        if self.num_threads != "auto":
+            rule = "auto or a whole number >= 1"
+            require(self.num_threads >= 1, "runtime.num_threads", rule, self.num_threads)
+        size = self.sampling_batch_size
+        require(size is None or size >= 1, "runtime.sampling_batch_size", ">= 1 or null", size)
+
+    @property
+    def outputs_folder(self) -> Path:
+        """`outputs` as an absolute path; ~ is the home folder."""
+        return Path(self.outputs).expanduser().resolve()
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes train or sample together: these or, of a plan, those of its jobs."""
+        nodes, devices = self._layout()
+        if nodes * devices == 1 and self.slurm is not None:
+            return self.slurm.get("nodes", 1) * self.slurm.get("tasks_per_node", 1)
+        return nodes * devices
+
+    @property
+    def spawns(self) -> bool:
+        """Whether it is other processes, started for the time, that train and sample."""
+        return self.devices > 1 and not ranks.several()
+
+    def _layout(self) -> tuple[int, int]:
+        """Nodes, and processes on each, that train or sample together from here."""
+        return (ranks.num_nodes(), ranks.tasks_per_node()) if ranks.several() else (1, self.devices)
+
+    def trainer(self, plugins: Sequence[Any] = (), **settings: Any) -> "L.Trainer":
+        """Lightning's Trainer, for a function that `ranks.together` runs.
+
+        Several devices of one process are spawned inside fit or predict, not by running the command
+        again: the other processes then never see the graph, its locks or its manifests.
+        """
+        import lightning as L
+        from lightning.fabric.plugins.environments import LightningEnvironment
+
+        quiet_libraries()  # again: Lightning sets its log level when it is imported
+        nodes, devices = self._layout()
+        trainer = L.Trainer(
+            accelerator=self.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy="ddp_spawn" if self.spawns else "ddp" if nodes * devices > 1 else "auto",
+            # Else Lightning guesses, from variables that every shell within a Slurm job has.
+            plugins=[LightningEnvironment(), *plugins],
+            use_distributed_sampler=False,
+            **settings,
+        )
+        know = trainer.world_size
+        require(know == nodes * devices, "Lightning's processes", f"{nodes} x {devices}", know)
+        # Its handler of SIGTERM waits within for the other processes, which may wait for this one.
+        trainer._signal_connector.register_signal_handlers = _leave_signals_alone
+        return trainer
+
+    def torch_device(self) -> str:
+        """The device for work outside Lightning: encoders."""
+        import torch
+
+        if self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+            return "cuda"
+        mps = self.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
+        return "mps" if mps else "cpu"
+
+    def most_threads(self, processes: int = 1) -> int:
+        """CPU threads of this process, or of each of `processes` that it spawns."""
+        available = threads.available()  # before torch is told another number
+        return max(1, available // processes) if self.num_threads == "auto" else self.num_threads
+
+    def require_accelerator(self) -> None:
+        """Raises ValueError where `accelerator` or `devices` asks for more than is there."""
+        import torch
+
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        there = [kind for kind, is_there in found.items() if is_there]
+        usable = ["auto", "cpu", *there, *(["gpu"] if there else [])]
+        rule = f"one that torch finds on this machine, {', '.join(usable)}"
+        remedy = "runtime.accelerator=auto takes the best of them"
+        require(self.accelerator in usable, "runtime.accelerator", rule, self.accelerator, remedy)
+        if self.torch_device() == "cuda" and not ranks.several():
+            count = torch.cuda.device_count()
+            require(self.devices <= count, "runtime.devices", f"<= {count} GPUs", self.devices)
+
+    def limit_threads(self) -> None:
+        """Sets this process's CPU threads."""
+        import torch
+
+        torch.set_num_threads(self.most_threads())
+
+    def device_name(self) -> str:
+        """What the numbers were made on, for manifests."""
+        import torch
+
+        device = self.torch_device()
+        name = torch.cuda.get_device_name() if device == "cuda" else device
+        nodes, devices = self._layout()
+        return f"{nodes * devices} x {name}, {self.most_threads()} threads"
+
+
+def _leave_signals_alone() -> None:
+    """In the place of Lightning's registering of its signal handlers; picklable."""
+
+
+class NoMaterial(ValueError):
+    """A result, not a fault: with these data there is nothing to work on, such as no repeats.
+
+    Raised by `Stage.run`; the message is the sentence that the report shows.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Base of all stages.
+
+    name: the one word for package, config group, output folder and `stage=`.
+    version: raised when the code's meaning changes, so that old artifacts are not mistaken for new.
+    takes_empty: whether it runs where an artifact that it reads is empty: made with `NoMaterial`.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    takes_empty: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a setting is out of its range."""
+
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the stages whose artifacts this one reads."""
+        return ()
+
+    def unused(self) -> tuple[str, ...]:
+        """Names of the settings that cannot change the result while the others are as they are."""
+        return ()
+
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Those of `settings` that can change the result."""
+        unused = self.unused()
+        return {name: value for name, value in settings.items() if name not in unused}
+
+    def check(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
+        """Raises ValueError or an OSError where these settings cannot work with `upstream`'s."""
+
+    def num_bytes(self, upstream: Mapping[str, "Stage"]) -> int:
+        """Disk space of the images it writes, in bytes, where the settings alone tell it, or 0."""
+        return 0
+
+    def check_parts(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
+        """Raises as `check` does, where a network, a schedule or an encoder cannot be built.
+
+        Called for what is missing, once all settings are checked and before anything runs: to
+        import what these are made of takes seconds, which a refusal or a status can do without.
+        """
+
+    def check_sources(self, runtime: Runtime) -> None:
+        """Raises ValueError or an OSError where what it reads outside the outputs is not there.
+
+        Asked before jobs are submitted, which would find out one after another.
+        """
+
+    def check_data(self, data: Path, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
+        """Raises ValueError where these settings cannot work with the images in `data`.
+
+        data: the folder of the finished artifact. Called before anything is trained or sampled, so
+        that too few images or unknown partitions are an error before hours of training.
+        """
+
+    def check_artifact(self, folder: Path, summary: Mapping[str, Any]) -> None:
+        """Raises ValueError where the finished artifact in `folder` cannot be used as it is.
+
+        Settings that do not enter the key may forbid what others have allowed.
+        """
+
+    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
+        """Why a finished artifact no longer matches what lies outside the outputs, or None."""
+        return None
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        """Writes the artifact into `folder` (which may hold an unfinished one) from `inputs`.
+
+        Returns a JSON-able summary for the manifest.
+        """
+        raise NotImplementedError

@@ -1,0 +1,80 @@
+"""What the trained stages share of their settings; how they are trained is in `training.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sidepipe.base.settings import require
+from sidepipe.engine.stage import Runtime, Stage
+
+if TYPE_CHECKING:
+    import lightning as L
+    from lightning.pytorch.callbacks import Callback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Stage):
+    """Settings that every trained stage has.
+
+    batch_size: global, in images. lr_warmup_steps, max_steps, *_every_steps: in optimizer steps.
+    gradient_clip_val: maximal gradient norm, 0 for none.
+    """
+
+    max_steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    lr_warmup_steps: int
+    gradient_clip_val: float
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    log_every_steps: int
+    checkpoint_every_steps: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("max_steps", "batch_size", "log_every_steps", "checkpoint_every_steps"):
+            require(getattr(self, field) >= 1, f"{self.name}.{field}", ">= 1", getattr(self, field))
+        for field in ("weight_decay", "lr_warmup_steps", "gradient_clip_val"):
+            require(getattr(self, field) >= 0, f"{self.name}.{field}", ">= 0", getattr(self, field))
+        require(self.lr > 0, f"{self.name}.lr", "> 0", self.lr)
+        require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        require(
+            self.batch_size % runtime.num_processes == 0,
+            f"{self.name}.batch_size",
+            f"divisible by the number of devices, {runtime.num_processes}",
+            self.batch_size,
+        )
+
+    def fit(
+        self,
+        module: L.LightningModule,
+        rows: Sequence[np.ndarray],
+        validation: Any,
+        folder: Path,
+        runtime: Runtime,
+        *,
+        validate_every_steps: int,
+        callbacks: Sequence[Callback] = (),
+    ) -> dict[str, float]:
+        """The last metrics of a training by these settings; see `sidepipe.engine.training.fit`."""
+        from sidepipe.engine.training import fit
+
+        every = validate_every_steps
+        return fit(
+            self,
+            module,
+            rows,
+            validation,
+            folder,
+            runtime,
+            validate_every_steps=every,
+            callbacks=callbacks,
+        )

@@ -1,0 +1,1 @@
+"""Measures of memorization: hits, excess, bands, different images. Arrays in, numbers out."""

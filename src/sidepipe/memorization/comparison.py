@@ -1,0 +1,156 @@
+"""One attack's images held against training images, and against others as a control.
+
+gamma is what `sidepipe.features.search` says of two feature vectors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+from sidepipe.features.search import Metric, nearest
+from sidepipe.memorization.excess import HeldoutHits
+from sidepipe.memorization.real import Encoded, RealImages, compared_sets
+
+AROUND = 50  # nearest images that Carlini et al.'s adaptive score looks at
+Gamma = Float32[np.ndarray, "n"]
+MAX_CONTROLS = 100  # held-out sets: more would cost a search each, and hardly move their mean
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Encoded real images, and how near generated ones come to them.
+
+    other_gamma: of each to the nearest other one. around, around_index: each generated image's
+    nearest real images, closest first, up to 50; indices within the m of `rows`. reverse_gamma:
+    each real image's nearest generated one.
+    """
+
+    rows: Int64[np.ndarray, "m"]
+    features: Float32[np.ndarray, "m d"]
+    other_gamma: Float32[np.ndarray, "m"]
+    around: Float32[np.ndarray, "n k"]
+    around_index: Int64[np.ndarray, "n k"]
+    reverse_gamma: Float32[np.ndarray, "m"]
+
+    @property
+    def gamma(self) -> Float32[np.ndarray, "n"]:
+        """gamma to the nearest real image."""
+        return self.around[:, 0]
+
+    @property
+    def index(self) -> Int64[np.ndarray, "n"]:
+        """The nearest real image."""
+        return self.around_index[:, 0]
+
+
+@dataclass(frozen=True)
+class Control:
+    """One held-out set. gamma, index: of each generated image to its nearest image of the set."""
+
+    features: Float32[np.ndarray, "m d"]
+    gamma: Float32[np.ndarray, "n"]
+    index: Int64[np.ndarray, "n"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One attack's images against everything they are compared with.
+
+    queries: features of the generated images. sets: those of `compared_sets`, by name. controls:
+    the disjoint held-out sets that the unseen images allow, each as large as the training set,
+    `heldout` first; one smaller set where there are fewer unseen images. real_gamma: of every real
+    unseen image to its nearest training image. synthetic_*: of every synthetic image, which the
+    attacker had before the attack, to its nearest training image.
+    """
+
+    metric: Metric
+    queries: Float32[np.ndarray, "n d"]
+    sets: dict[str, Compared]
+    controls: list[Control]
+    real_gamma: Float32[np.ndarray, "u"]
+    synthetic_gamma: Float32[np.ndarray, "s"]
+    synthetic_index: Int64[np.ndarray, "s"]
+
+    @property
+    def train(self) -> Compared:
+        return self.sets["train"]
+
+    @property
+    def heldout(self) -> Compared:
+        return self.sets["heldout"]
+
+    @property
+    def equal(self) -> Compared:
+        """As many training images as there are in `heldout`."""
+        return self.sets.get("train_equal", self.train)
+
+    def heldout_hits(self, inside: Callable[[Gamma], Bool[np.ndarray, "n"]]) -> HeldoutHits:
+        """Hits on the held-out sets. inside: which of gamma to the nearest image are hits."""
+        hits = [inside(control.gamma) for control in self.controls]
+        counts = np.concatenate(
+            [np.bincount(one.index[hit]) for one, hit in zip(self.controls, hits, strict=True)]
+        )
+        return HeldoutHits(
+            share=np.mean([hit.astype(np.float64) for hit in hits], axis=0),
+            repeats=int((counts * (counts - 1)).sum()),
+            num_sets=len(self.controls),
+            scale=len(self.train.rows) / len(self.heldout.rows),
+        )
+
+
+def compare(
+    queries: Float32[np.ndarray, "n d"],
+    synthetic: Float32[np.ndarray, "s d"],
+    real: RealImages,
+    metric: Metric,
+    attacker_rows: Int64[np.ndarray, "a"] | None = None,
+) -> Comparison:
+    """Searches that every measure is made of. queries, synthetic: features of generated images.
+
+    attacker_rows: unseen images that the attack learned from, so no control of what it brings out.
+    They are real images all the same, which say how near such come to training images.
+    """
+    sets = {
+        name: _compared(queries, images, real.other_gamma_of(name, images, metric), metric)
+        for name, images in compared_sets(real.train, real.unseen, attacker_rows).items()
+    }
+    unseen = real.unseen if attacker_rows is None else real.unseen.without(attacker_rows)
+    gamma, index = nearest(synthetic, real.train.features, metric)
+    return Comparison(
+        metric,
+        queries,
+        sets,
+        _controls(queries, sets["heldout"], unseen.features, metric),
+        real.real_gamma,
+        gamma[:, 0],
+        index[:, 0],
+    )
+
+
+def _compared(
+    queries: Float32[np.ndarray, "n d"],
+    images: Encoded,
+    other_gamma: Float32[np.ndarray, "m"],
+    metric: Metric,
+) -> Compared:
+    around, index = nearest(queries, images.features, metric, k=min(AROUND, len(images.rows)))
+    reverse_gamma, _ = nearest(images.features, queries, metric)
+    return Compared(images.rows, images.features, other_gamma, around, index, reverse_gamma[:, 0])
+
+
+def _controls(
+    queries: Float32[np.ndarray, "n d"],
+    first: Compared,
+    unseen: Float[np.ndarray, "u d"],
+    metric: Metric,
+) -> list[Control]:
+    """`first`, and as many further sets of its size as there are other unseen images for."""
+    size = len(first.rows)
+    controls = [Control(first.features, first.gamma, first.index)]
+    for start in range(size, min(len(unseen), MAX_CONTROLS * size) - size + 1, size):
+        features = unseen[start : start + size]
+        gamma, index = nearest(queries, features, metric)
+        controls.append(Control(features, gamma[:, 0], index[:, 0]))
+    return controls

@@ -1,0 +1,128 @@
+"""The excess of hits over held-out hits, with an interval, for images that are independent.
+
+A hit is a generated image that comes as close to a training image as a threshold which nearly no
+real, unseen image reaches. The claim is the excess: the share of images that hit a training image
+less the share that would hit one of equally many unseen images. It is a claim about one model and
+one attack. Generated images are then independent of each other, so many copies of one training
+image are many observations of the rate at which it comes out.
+
+| here | Newcombe, Statistics in Medicine 1998 (17, 2635, method 10) | |
+|---|---|---|
+| train, heldout | theta_1, theta_2 | shares of images that hit |
+| correlation | phi | of the two kinds of hits over images |
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64
+from scipy.stats import norm
+
+from sidepipe.memorization.thresholds import LEVEL
+
+Z = float(norm.ppf((1 + LEVEL) / 2))
+
+
+@dataclass(frozen=True)
+class HeldoutHits:
+    """Hits of generated images on disjoint held-out sets.
+
+    share: each image's share of the sets that it hits. repeats: sum of h (h - 1) over held-out
+    images that are hit h times. num_sets: K. scale: how many times as many images the training set
+    has as one of these sets, >= 1.
+    """
+
+    share: Float64[np.ndarray, "n"]
+    repeats: int
+    num_sets: int
+    scale: float
+
+    @property
+    def mean(self) -> float:
+        """The share of images that hit a held-out set, mean over the sets."""
+        return float(self.share.mean())
+
+    @property
+    def scaled(self) -> float:
+        """The share of images that would hit a held-out set as large as the training set."""
+        return at_scale(self.mean, self.scale)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `scaled`, for these held-out sets."""
+        low, high = wilson(self.mean, effective_count(self.share))
+        return at_scale(low, self.scale), at_scale(high, self.scale)
+
+    @property
+    def luck(self) -> float:
+        """Variance of the excess that comes of which images are held out, and which trained on.
+
+        Were false hits spread evenly, no held-out image would be hit often, and there were none. A
+        held-out image that is hit h times adds h^2 to the variance of a set's hits, of which the
+        images themselves account for h. The training set is one draw more, of one set's variance.
+        Where nearly every image hits, another held-out image would be hit instead.
+        """
+        if self.repeats == 0 or self.mean == 1:
+            return 0.0
+        sets = self.num_sets / self.scale  # of the size of the training set
+        spread = (1 / sets + 1 / sets**2) * self.repeats / len(self.share) ** 2
+        slope = (1 - self.scaled) * -math.log1p(-self.mean) / self.mean
+        return spread * slope**2
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95 % score interval of a share of `count` independent images (Wilson, 1927).
+
+    It has a width where no image, or every image, is one that counts.
+    """
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + (Z / count) ** 2 / 4)
+    # Rounding leaves the ends a little inside what was seen where nothing, or everything, counts.
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
+
+
+def effective_count(share: Float64[np.ndarray, "n"]) -> float:
+    """Independent trials whose mean varies as the mean of `share` does: n, or up to n times K.
+
+    share: of K held-out sets, by image. Images that hit a set by chance make nearly K trials each;
+    images that hit every set make one.
+    """
+    # One more image that hits every set: a few hits cannot tell the two cases apart.
+    some = np.append(share, 1.0)
+    variance, mean = float(some.var()), float(some.mean())
+    return len(share) * (mean * (1 - mean) / variance if variance > 0 else 1.0)
+
+
+def at_scale(share: float, scale: float) -> float:
+    """An upper bound of the share of images that hit a set `scale` >= 1 times as large.
+
+    `1 - (1 - share)^scale`, which is exact where every generated image is as likely as any other
+    one to hit a set. Where some are likelier, the share is smaller (Jensen's inequality). It is
+    `scale * share` for few hits.
+    """
+    if scale == 1 or share == 1:
+        return share
+    return -math.expm1(scale * math.log1p(-share))
+
+
+def excess(train: Bool[np.ndarray, "n"], heldout: HeldoutHits) -> tuple[float, tuple[float, float]]:
+    """The share of training hits less the scaled share of held-out hits, and its 95 % interval.
+
+    The interval joins those of the two shares (MOVER: Newcombe, 1998; Zou and Donner, 2008), so it
+    has a width where nothing is hit; the luck of the held-out sets is a third term. It assumes that
+    the images are independent given the model, and that training and held-out images are drawn
+    alike.
+    """
+    a, b = float(train.mean()), heldout.scaled
+    low_a, high_a = wilson(a, len(train))
+    low_b, high_b = heldout.interval
+    varies = train.any() and not train.all() and heldout.share.std() > 0
+    correlation = float(np.corrcoef(train, heldout.share)[0, 1]) if varies else 0.0
+
+    def joined(one: float, other: float) -> float:
+        square = one**2 + other**2 - 2 * correlation * one * other
+        return math.sqrt(max(0.0, square) + Z**2 * heldout.luck)
+
+    low, high = a - b - joined(a - low_a, high_b - b), a - b + joined(high_a - a, b - low_b)
+    return a - b, (max(-1.0, low), min(1.0, high))

@@ -1,0 +1,180 @@
+"""How good generated images are as a set: FID and KID by torchmetrics, and FID marked down for
+copying (MiFID).
+
+All compare features of one encoder. Their scale is that of the features, so values of different
+encoders, or published ones of Inception, cannot be compared.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from sidepipe.base.settings import require
+from sidepipe.features.encoders import Encoder
+from sidepipe.features.search import nearest
+
+Features = Float[np.ndarray, "_ _"]
+
+# The eigenvalues of a d x d matrix take d^3: on one core 0.3 s for d = 512, 6 s for 2048, 13 s for
+# 3072, which 32 x 32 color pixels have; those of 64 x 64 would take a quarter of an hour.
+MAX_DIMENSIONS = 3072
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # as published
+# Of each set, so subsets of 50. On the 8x8 digits noise of RMS 0.2 then raises KID by several times
+# its standard deviation; with 4 images it does not show.
+KID_MIN_IMAGES = 100
+# The published kernel divides x.y by d, for entries of about 1. Our encoders' vectors are unit ones
+# or root mean squares: divided already, and once more would leave hardly more than the means.
+KID_GAMMA = 1.0
+# Of the mean cosine distance; the competition's, for Inception features.
+MIFID_THRESHOLD = 0.1
+
+
+class EncoderFeatures(nn.Module):
+    """An encoder as torchmetrics wants a feature network: uint8 (n, c, h, w) in, (n, d) out.
+
+    image_shape: (c, h, w), all images'. num_features: d. Features come as float64: torchmetrics
+    computes in the type it is given. Give KernelInceptionDistance gamma=`KID_GAMMA`.
+    """
+
+    def __init__(self, encoder: Encoder, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.encoder, self.image_shape = encoder, image_shape
+        # torchmetrics would ask with a 299 x 299 color image, which not every encoder takes.
+        blank = torch.zeros(1, *image_shape, dtype=torch.uint8)
+        self.num_features = self(blank).shape[1]
+
+    def forward(self, images: UInt8[Tensor, "n c h w"]) -> Float64[Tensor, "n d"]:
+        """ValueError unless uint8 and of `image_shape`."""
+        require(images.dtype == torch.uint8, "images", "uint8 in 0 to 255", str(images.dtype))
+        shape = tuple(images.shape)
+        require(shape[1:] == self.image_shape, "images", f"(n, *{self.image_shape})", shape)
+        array = images.permute(0, 2, 3, 1).cpu().numpy()
+        features = self.encoder.encode(array, device=images.device)
+        return torch.from_numpy(features).to(images.device, torch.float64)
+
+
+class _Identity(nn.Module):
+    """Features that are encoded already, where torchmetrics expects a network."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def fid(a: Features, b: Features) -> float:
+    """Frechet distance of the Gaussians fitted to two sets of features, 0 for equal sets.
+
+    a: (n, d), b: (m, d). Biased upwards for small sets: compare only at equal n and m, and better
+    with both well above d. ValueError: fewer than 2 images, different d, d > `MAX_DIMENSIONS`,
+    values that are not finite (Heusel et al., 2017).
+    """
+    a, b = _checked(a, b)
+    require(
+        a.shape[1] <= MAX_DIMENSIONS,
+        "features",
+        f"of at most {MAX_DIMENSIONS} dimensions for FID",
+        a.shape[1],
+        "an encoder of fewer dimensions than pixels have, or KID",
+    )
+    metric = FrechetInceptionDistance(feature=_Identity(a.shape[1]))
+    _update(metric, a, b)
+    # Rounding alone takes the distance of equal sets below 0.
+    return max(0.0, float(metric.compute()))
+
+
+def kid(a: Features, b: Features, seed: int) -> tuple[float, float]:
+    """Kernel distance of two sets of features: mean and deviation over random subsets.
+
+    a: (n, d), b: (m, d). Kernel (x.y + 1)^3, 100 subsets of 1,000 (Binkowski et al., 2018);
+    unbiased, so that it can be negative. Smaller sets give subsets of half the smaller one: of
+    whole sets all subsets would be the same, with a deviation of 0. The deviation is that of a
+    subset, not the mean's error. The global random state is left as it was. ValueError: fewer than
+    `KID_MIN_IMAGES`, and as in `fid`, for any d.
+    """
+    a, b = _checked(a, b)
+    fewest, remedy = min(len(a), len(b)), "generate or hold out more images"
+    rule = f"features of {KID_MIN_IMAGES} or more images each, or KID is noise"
+    require(fewest >= KID_MIN_IMAGES, "a and b", rule, fewest, remedy)
+    size = min(KID_SUBSET_SIZE, fewest // 2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
+        metric = KernelInceptionDistance(
+            feature=_Identity(a.shape[1]), subsets=KID_SUBSETS, subset_size=size, gamma=KID_GAMMA
+        )
+    _update(metric, a, b)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the GPUs as well, which are not restored.
+        torch.default_generator.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def nearest_cosine_distance(generated: Features, training: Features) -> Float64[np.ndarray, "n"]:
+    """Each generated image's 1 - |cosine| to its nearest training image, in [0, 1], for `mifid`.
+
+    generated: (n, d), training: (m, d), of any length: the cosine is taken here. A zero vector is
+    near nothing, 1. ValueError: different d, values that are not finite.
+    """
+    generated, training = (_unit(x) for x in (generated, training))
+    # |cosine| takes the opposite vector for a copy too: as published, for features >= 0.
+    gamma = [nearest(x, training, "cosine")[0][:, 0] for x in (generated, -generated)]
+    return np.clip(1 - np.maximum(*gamma).astype(np.float64), 0, 1)
+
+
+def mifid(
+    fid: float,
+    nearest_cosine_distance: Float[np.ndarray, "n"],
+    threshold: float = MIFID_THRESHOLD,
+) -> float:
+    """FID divided by the mean distance of GENERATED images to training images, if < threshold.
+
+    Bai et al., 2021, with its 1e-14 against division by 0. torchmetrics (1.9) takes the mean over
+    training images instead, and so does not see a few of them copied often. Where it marks down
+    only how many times larger it is than FID has a meaning: copies give a mean of mere rounding.
+    ValueError: no distances, distances outside [0, 1], threshold outside (0, 1].
+    """
+    distance = nearest_cosine_distance
+    require(0 < threshold <= 1, "threshold", "in (0, 1]", threshold)
+    require(distance.size > 0, "nearest_cosine_distance", "one number an image", distance.shape)
+    inside = bool(((distance >= 0) & (distance <= 1)).all())
+    remedy = "use quality.nearest_cosine_distance"
+    require(inside, "nearest_cosine_distance", "in [0, 1]", _range(distance), remedy)
+    mean = float(distance.mean(dtype=np.float64))
+    return fid / (mean + 1e-14) if mean < threshold else fid
+
+
+def _checked(
+    a: Features, b: Features
+) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, "m d"]]:
+    for name, x in (("a", a), ("b", b)):
+        remedy = "generate or hold out more images"
+        require(x.ndim == 2 and len(x) >= 2, name, "features of 2 or more images", x.shape, remedy)
+        finite = bool(np.isfinite(x).all())
+        require(finite, name, "finite", "nan or inf", "look at the encoder's input")
+    remedy = "encode both with the same encoder"
+    require(a.shape[1] == b.shape[1], "b", f"of {a.shape[1]} dimensions", b.shape[1], remedy)
+    return a.astype(np.float64), b.astype(np.float64)
+
+
+def _update(
+    metric: FrechetInceptionDistance | KernelInceptionDistance, a: Features, b: Features
+) -> None:
+    for features, real in ((a, True), (b, False)):
+        metric.update(torch.from_numpy(features), real=real)
+
+
+def _unit(x: Features) -> Float64[np.ndarray, "n d"]:
+    norm = np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    return x / np.where(norm > 0, norm, 1)
+
+
+def _range(x: np.ndarray) -> tuple[float, float]:
+    return float(x.min()), float(x.max())

@@ -1,0 +1,29 @@
+"""Shares and means over prompts with their 95 % intervals, as plain numbers for results."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sidepipe.memorization.thresholds import rate_interval
+
+DRAWS = 2000
+
+
+def rate(hits: Bool[np.ndarray, "n"]) -> dict[str, Any]:
+    """count, of, share and its exact 95 % interval (Clopper and Pearson, 1934); None of nothing."""
+    count, of = int(hits.sum()), len(hits)
+    if of == 0:
+        return {"count": 0, "of": 0, "share": None, "interval": None}
+    interval = list(rate_interval(count, of))
+    return {"count": count, "of": of, "share": count / of, "interval": interval}
+
+
+def mean(values: Float[np.ndarray, "n"], seed: int = 0) -> dict[str, Any]:
+    """of, mean and its 95 % percentile bootstrap interval; None of nothing. nan is left out."""
+    values = values[~np.isnan(values)].astype(np.float64)
+    if len(values) == 0:
+        return {"of": 0, "mean": None, "interval": None}
+    drawn = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
+    interval = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    return {"of": len(values), "mean": float(values.mean()), "interval": interval.tolist()}

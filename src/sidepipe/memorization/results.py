@@ -1,0 +1,257 @@
+"""The parts of results.json, each computed from one `Comparison`; plain numbers, no files.
+
+Different training images are counted by groups: images closer to each other than the threshold of
+a hit are one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from sidepipe.features.duplicates import near_duplicate_groups
+from sidepipe.features.search import Metric, covered, nearest
+from sidepipe.memorization import scores as m
+from sidepipe.memorization.comparison import AROUND, Comparison, Control
+from sidepipe.memorization.excess import HeldoutHits, excess, wilson
+from sidepipe.memorization.rarefaction import rarefaction
+from sidepipe.memorization.thresholds import rate_interval, threshold_at_false_positive_rate
+from sidepipe.memorization.whole import distance_gap, divergence, quality
+
+Bands = Mapping[str, m.Band]
+Groups = Int64[np.ndarray, "_"]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Which generated images are hits, and on what.
+
+    hit, new: of each generated image; a new hit is on a training image of which no synthetic image
+    had hit any duplicate. group: of each training image, the one that stands for its duplicates.
+    """
+
+    hit: Bool[np.ndarray, "n"]
+    new: Bool[np.ndarray, "n"]
+    group: Int64[np.ndarray, "m"]
+
+
+def measured(
+    c: Comparison, rates: Sequence[float], ends: Bands, thresholds: Sequence[float]
+) -> tuple[dict[str, Any], Hits]:
+    """Everything that needs truth, and the hits.
+
+    rates: false positive rates, the first of which defines a hit. thresholds: of the curve.
+    """
+    threshold = threshold_at_false_positive_rate(c.real_gamma, rates[0], c.metric)
+    groups = duplicate_groups(c, threshold)
+    novelty, hits = new_hits(c, threshold, groups["train"])
+    num_different = len(np.unique(groups["train"]))
+    found = {
+        "num_synthetic": len(c.synthetic_gamma),
+        "num_reference": {name: len(some.rows) for name, some in c.sets.items()},
+        "num_different": num_different,
+        "control": {
+            "num_sets": len(c.controls),
+            "scale": len(c.train.rows) / len(c.heldout.rows),
+        },
+        "calibrated": calibrated(c, rates, groups["train"]),
+        "bands": bands(c, ends),
+        "curve": curve(c, thresholds),
+        "tail_percentile": {
+            name: m.tail_percentile(some.gamma, c.metric) for name, some in c.sets.items()
+        },
+        "rules": rules(c, groups),
+        "distance_gap": distance_gap(c),
+        "quality": quality(c),
+        "divergence": divergence(c),
+        "rarefaction": extractable(c, hits, num_different),
+        "novelty": novelty,
+    }
+    return found, hits
+
+
+def duplicate_groups(c: Comparison, threshold: float) -> dict[str, Groups]:
+    """By set, the image that stands for each image's near duplicates at a threshold."""
+    return {
+        name: near_duplicate_groups(r.features, c.metric, threshold, r.other_gamma)
+        for name, r in c.sets.items()
+    }
+
+
+def calibrated(
+    c: Comparison, rates: Sequence[float], group: Int64[np.ndarray, "m"]
+) -> list[dict[str, Any]]:
+    """Hits at the thresholds that these shares of real unseen images reach, first the headline.
+
+    group: of each training image, at the first threshold; it is the same at all of them.
+    """
+    first = threshold_at_false_positive_rate(c.real_gamma, rates[0], c.metric)
+    return [_at_rate(c, rate, group, first) for rate in rates]
+
+
+def _at_rate(
+    c: Comparison, rate: float, group: Int64[np.ndarray, "m"], duplicate: float
+) -> dict[str, Any]:
+    threshold = threshold_at_false_positive_rate(c.real_gamma, rate, c.metric)
+    passing = int(m.closer(c.real_gamma, threshold, c.metric).sum())
+    reached = partial(m.closer, threshold=threshold, metric=c.metric)
+    hit, heldout = reached(c.train.gamma), c.heldout_hits(reached)
+    return {
+        "false_positive_rate": rate,
+        "threshold": threshold,
+        "num_real": len(c.real_gamma),
+        "real_passing": passing,
+        "true_rate_interval": list(rate_interval(passing, len(c.real_gamma))),
+        "train": {
+            **_counted(hit, group[c.train.index]),
+            "ams": float(hit.mean()),
+            "interval": list(wilson(float(hit.mean()), len(hit))),
+        },
+        "heldout": _heldout(c, heldout, threshold, duplicate),
+        "excess": _excess(hit, heldout),
+    }
+
+
+def _heldout(
+    c: Comparison, heldout: HeldoutHits, threshold: float, duplicate: float
+) -> dict[str, Any]:
+    """Means over the held-out sets, each set's hits, and what a set as large as T would have."""
+    hits = [m.closer(control.gamma, threshold, c.metric) for control in c.controls]
+    sets = [int(hit.sum()) for hit in hits]
+    different = map(partial(_different, metric=c.metric, threshold=duplicate), c.controls, hits)
+    return {
+        "count": float(np.mean(sets)),
+        "unique": float(np.mean(list(different))),
+        "ams": heldout.mean,
+        "sets": sets,
+        "scaled": float(np.mean(sets)) if heldout.scale == 1 else len(hits[0]) * heldout.scaled,
+        "interval": list(heldout.interval),
+    }
+
+
+def _excess(hit: Bool[np.ndarray, "n"], heldout: HeldoutHits) -> dict[str, Any]:
+    share, interval = excess(hit, heldout)
+    return {"share": share, "interval": list(interval)}
+
+
+def _different(
+    control: Control, hit: Bool[np.ndarray, "n"], metric: Metric, threshold: float
+) -> int:
+    """The different images of a held-out set that are hit; only these are searched for groups."""
+    images = control.features[np.unique(control.index[hit])]
+    return len(np.unique(near_duplicate_groups(images, metric, threshold))) if len(images) else 0
+
+
+def _counted(hit: Bool[np.ndarray, "n"], group: Int64[np.ndarray, "n"]) -> dict[str, int]:
+    """Hits, and the groups of the images nearest to them."""
+    return {"count": int(hit.sum()), "unique": len(np.unique(group[hit]))}
+
+
+def bands(c: Comparison, ends: Bands) -> dict[str, Any]:
+    """AMS and both readings of UMS in every band, against every set, and the excess there.
+
+    Held-out values but UMS are means over the held-out sets. The excess is left out of a band with
+    two ends where held-out sets are smaller: how many images it holds does not rise with the set.
+    """
+    found: dict[str, Any] = {name: {} for name in ends}
+    for which, reference in c.sets.items():
+        masks = covered(c.queries, reference.features, c.metric, list(ends.values()))
+        pairs = c.controls if which == "heldout" else [reference]
+        for (name, band), mask in zip(ends.items(), masks, strict=True):
+            inside = np.mean([m.in_band(some.gamma, band) for some in pairs], axis=0)
+            found[name][which] = {
+                "count": float(inside.sum()),
+                "ams": float(inside.mean()),
+                "ums": float(mask.sum() / len(c.queries)),
+                "ums_nearest": float(
+                    np.mean([m.ums_nearest(some.gamma, some.index, band) for some in pairs])
+                ),
+            }
+    for name, band in ends.items():
+        inside = partial(m.in_band, band=band)
+        heldout = c.heldout_hits(inside)
+        comparable = heldout.scale == 1 or not np.isfinite(band).all()
+        hit = inside(c.train.gamma)
+        found[name]["excess"] = _excess(hit, heldout) if comparable else None
+    return found
+
+
+def curve(c: Comparison, thresholds: Sequence[float]) -> dict[str, Any]:
+    """Cumulative AMS and UMS at every threshold, and the excess of AMS with its interval.
+
+    The held-out AMS is the mean over the held-out sets, the UMS that of the first.
+    """
+    found: dict[str, Any] = {"thresholds": list(thresholds)}
+    for name, r in c.sets.items():
+        ums = m.cumulative_ums(r.reverse_gamma, len(c.queries), thresholds, c.metric)
+        found[name] = {"ams": m.cumulative_ams(r.gamma, thresholds, c.metric), "ums": ums}
+    found["excess"] = {"share": [], "low": [], "high": []}
+    found["heldout"]["ams"] = []
+    for threshold in thresholds:
+        reached = partial(m.closer, threshold=threshold, metric=c.metric)
+        heldout = c.heldout_hits(reached)
+        share, (low, high) = excess(reached(c.train.gamma), heldout)
+        found["heldout"]["ams"].append(heldout.mean)
+        for name, value in (("share", share), ("low", low), ("high", high)):
+            found["excess"][name].append(value)
+    return found
+
+
+def rules(c: Comparison, groups: Mapping[str, Groups]) -> dict[str, Any]:
+    """Published decision rules against every set; groups: of its near duplicates.
+
+    The adaptive score needs 50 reference images and is left out where a set has fewer.
+    """
+    adaptive: dict[str, Any] = {"rule": "score <= 1"}
+    ratio: dict[str, Any] = {"rule": "nn1 < nn2 / 3"}
+    for name, r in c.sets.items():
+        scores = m.adaptive_scores(m.distance(r.around, c.metric))
+        nearest_group = groups[name][r.index]
+        adaptive[name] = _counted(scores <= 1, nearest_group)
+        unique = np.unique(groups[name])
+        ratio[f"num_unique_{name}"] = len(unique)
+        two = nearest(c.queries, r.features[unique], c.metric, k=2)[0]
+        hit = m.ratio_hits(*m.distance(two, c.metric).T)
+        ratio[name] = _counted(hit, nearest_group)
+    enough = all(len(r.rows) >= AROUND for r in c.sets.values())
+    return {"adaptive": adaptive, "ratio": ratio} if enough else {"ratio": ratio}
+
+
+def extractable(c: Comparison, hits: Hits, num_different: int) -> dict[str, Any]:
+    """Different training images against images made: the curve, its bound and its check."""
+    group, hit = hits.group[c.train.index], hits.hit
+    quarter = np.flatnonzero(hit[: len(hit) // 4])
+    return rarefaction(group[hit], len(hit), group[quarter], num_different)
+
+
+def new_hits(
+    c: Comparison, threshold: float, group: Int64[np.ndarray, "m"]
+) -> tuple[dict[str, Any], Hits]:
+    """How many hits are on training images that no synthetic image had hit; and which these are."""
+    hit = m.closer(c.train.gamma, threshold, c.metric)
+    synthetic_hit = m.closer(c.synthetic_gamma, threshold, c.metric)
+    known = np.unique(group[c.synthetic_index[synthetic_hit]])
+    nearest_group = group[c.train.index]
+    seen = np.isin(nearest_group, known)
+    summary: dict[str, Any] = {
+        "synthetic_unique": len(known),
+        "synthetic_hits": int(synthetic_hit.sum()),
+    }
+    for name, some in (("seen", hit & seen), ("new", hit & ~seen)):
+        summary[name] = _counted(some, nearest_group)
+    return summary, Hits(hit, hit & ~seen, group)
+
+
+def trial(
+    c: Comparison,
+    features: Float32[np.ndarray, "n d"],
+    threshold: float,
+    group: Int64[np.ndarray, "m"],
+) -> dict[str, int]:
+    """The true hits of images that a tuned attack tried: its images, hits, different ones."""
+    gamma, index = (x[:, 0] for x in nearest(features, c.train.features, c.metric))
+    found = _counted(m.closer(gamma, threshold, c.metric), group[index])
+    return {"images": len(gamma), "hits": found["count"], "unique": found["unique"]}

@@ -1,0 +1,1 @@
+"""Checkpoints as models that predict noise: loading, checking, speed."""

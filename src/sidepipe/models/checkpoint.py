@@ -1,0 +1,139 @@
+"""Somebody else's diffusers checkpoint: what it must be, and loading it.
+
+A checkpoint is a folder written by `DDPMPipeline.save_pretrained`, or its copy on a hub. The oldest
+have the network's and the schedule's files at the root, not in `unet/` and `scheduler/`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidepipe.base.pretrained import (
+    DEFAULT,
+    EMA,
+    folder_or_hub_id,
+    network_folder,
+    part_folder,
+    parts_of,
+    read_object,
+    unet_files,
+    weight_files,
+)
+from sidepipe.base.settings import require
+from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
+from sidepipe.models.schedules import log_replaced, read_schedule
+
+log = logging.getLogger(__name__)
+
+MISSING = "dpm.path must name a folder written by DDPMPipeline.save_pretrained"
+SCHEDULER = "scheduler_config.json"
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+
+def check_checkpoint(folder: Path, variant: str | None, size: int, channels: int) -> None:
+    """Raises unless the checkpoint in `folder` is an unconditional model of images of this shape.
+
+    FileNotFoundError where a file is missing, ValueError where one has the wrong content. Weights
+    are compared with the network by name and shape where they are safetensors.
+    """
+    from diffusers import UNet2DModel
+
+    parts = sorted(parts_of(read_object(folder / "model_index.json", MISSING)))
+    # A latent model's network may look like an image model's; its other parts give it away.
+    require(
+        parts == ["scheduler", "unet"],
+        f"the parts of {folder}",
+        "scheduler and unet alone",
+        parts,
+        "latent and conditional pipelines are not supported",
+    )
+    inside = network_folder(folder, variant)
+    config, where = read_object(inside / "config.json", MISSING), str(inside / "config.json")
+    check_kind(config, str(folder))
+    network = built(UNet2DModel, config, where)
+    check_network(network.config, where, size, channels)
+    halved = 2 ** (len(network.config["block_out_channels"]) - 1)
+    rule = f"divisible by {halved}, or its blocks cannot halve images"
+    require(size % halved == 0, f"sample_size of {where}", rule, size)
+    scheduler = part_folder(folder, "scheduler") / SCHEDULER
+    read_schedule(read_object(scheduler, MISSING), str(scheduler))
+    files = unet_files(inside, variant, pickles=True)
+    if (shapes := read_shapes(files)) is not None:
+        network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
+
+
+def check_kind(config: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError unless this is the config of a UNet without conditions."""
+    kind = config.get("_class_name", "UNet2DModel")
+    require(kind == "UNet2DModel", f"the network of {where}", "an unconditional UNet2DModel", kind)
+
+
+def check_network(config: Mapping[str, Any], where: str, size: int, channels: int) -> None:
+    """Raises ValueError unless this built UNet is unconditional and of images of this shape."""
+    classes = config.get("num_class_embeds") or config.get("class_embed_type")
+    require(classes is None, f"the classes of {where}", "none (an unconditional model)", classes)
+    found = config["in_channels"]
+    rule = f"{channels}, as the data are"
+    of_images = f"set data.channels={found}"
+    remedy = of_images if found in (1, 3) else "images have 1 or 3; latent models are not supported"
+    require(found == channels, f"in_channels of {where}", rule, found, remedy)
+    found, remedy = config["out_channels"], "learned-variance outputs are not supported"
+    require(found == channels, f"out_channels of {where}", rule, found, remedy)
+    check_size(config, where, size)
+
+
+def check_size(config: Mapping[str, Any], where: str, size: int) -> None:
+    """Raises ValueError unless the UNet is of square images of `size` pixels."""
+    given, name = config["sample_size"], f"sample_size of {where}"
+    side = side_of(given)
+    rule = f"{size}, as the data are"
+    if side is None:
+        remedy = f'write "sample_size": {size} there if its images have {size} pixels a side'
+        require(given is not None, name, rule, given, remedy)
+        require(False, name, rule, given, "models of images that are not square are not supported")
+    require(side == size, name, rule, given, f"set data.size={side}")
+
+
+def side_of(sample_size: Any) -> int | None:
+    """The side of a config's square images: of 8 and of [8, 8] it is 8; None for no square."""
+    sides = {sample_size} if isinstance(sample_size, int) else set(sample_size or [])
+    return sides.pop() if len(sides) == 1 else None
+
+
+def load_checkpoint(
+    path: str, revision: str | None, variant: str | None, size: int, channels: int
+) -> tuple[UNet2DModel, DDPMScheduler]:
+    """The network and the schedule of a folder or hub id, after `check_checkpoint`."""
+    from diffusers import UNet2DModel
+
+    found = folder_or_hub_id("dpm.path", path)
+    folder = found if isinstance(found, Path) else _fetched(found, revision, variant)
+    check_checkpoint(folder, variant, size, channels)
+    inside = network_folder(folder, variant)
+    files = unet_files(inside, variant, pickles=True)
+    log.info("reading %s", ", ".join(map(str, files)))
+    unet: Any = read_network(UNet2DModel, inside, files)
+    unet.register_to_config(sample_size=size)  # of [8, 8] a number
+    scheduler = part_folder(folder, "scheduler") / SCHEDULER
+    config, where = read_object(scheduler), str(scheduler)
+    log_replaced(config, where)
+    return unet, read_schedule(config, where)
+
+
+def _fetched(hub_id: str, revision: str | None, variant: str | None) -> Path:
+    from diffusers import DDPMPipeline
+
+    named = {} if variant in (None, DEFAULT, EMA) else {"variant": variant}
+    return Path(DDPMPipeline.download(hub_id, revision=revision, **named))
+
+
+def load_unet(folder: Path) -> UNet2DModel:
+    """The network that `save_pretrained` wrote to `folder`, in eval mode."""
+    from diffusers import UNet2DModel
+
+    return read_network(UNet2DModel, folder, weight_files(folder))

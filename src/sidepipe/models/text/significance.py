@@ -1,0 +1,96 @@
+"""Token significance: how much each token moves what a prompt adds to the prediction.
+
+`SS_i = mean over steps of || d L / d e_i ||_2`, `L = || D_t ||_2` of each image over the whole
+latent (Wen et al., 2024, section 4.2). e_i is the embedding of token i, before the text encoder: in
+what it makes of a prompt each position holds what earlier words said. The authors' code takes the
+encoded one, L over the whole batch, and swaps the embeddings with and without the prompt.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
+from sidepipe.diffusion.sampler import ddim
+from sidepipe.diffusion.schedule import clip_x_0
+from sidepipe.models.text.guidance import norms
+from sidepipe.models.text.model import Embeddings, Latents, TextModel
+from sidepipe.models.text.trajectory import prompt_timesteps
+
+# A forward without the prompt, one with it, and a backward, which counts as two.
+EVALUATIONS_A_STEP = 4
+
+OfTokens = Float[Tensor, "n l"]
+
+
+def encoded(model: TextModel, prompts: Sequence[str]) -> tuple[Embeddings, Float[Tensor, "n l _"]]:
+    """The prompts' encoded embeddings and those of their tokens, from which they can be derived."""
+    calls: list[tuple[Any, Any]] = []
+    embeddings: list[Tensor] = []
+
+    def called(encoder: object, args: Any, kwargs: Any) -> None:
+        calls.append((args, kwargs))
+
+    def embedded(embedding: object, args: object, output: Tensor) -> Tensor:
+        embeddings.append(output.detach().requires_grad_())
+        return embeddings[-1]
+
+    encoder = model.text_encoder
+    with encoder.register_forward_pre_hook(called, with_kwargs=True):
+        model.encode(prompts)
+    args, kwargs = calls[0]
+    # Once more, as `encode` keeps no gradients.
+    with encoder.get_input_embeddings().register_forward_hook(embedded), torch.enable_grad():
+        e = encoder(*args, **kwargs)[0].float()
+    return e, embeddings[0]
+
+
+def difference_and_gradient(
+    model: TextModel, x_t: Latents, t: int, e: Embeddings, e_0: Float[Tensor, "1 l d"]
+) -> tuple[Latents, Latents, Embeddings]:
+    """eps(x_t, e_0), D_t, and the gradient of each image's || D_t || by its row of `e`."""
+    with torch.no_grad():
+        eps_0 = model.eps(x_t, t, e_0.expand_as(e))
+    with torch.enable_grad():
+        e = e.detach().clone().requires_grad_()
+        difference = model.eps(x_t, t, e) - eps_0
+        # Images do not see one another, so that each row of the sum's gradient is that row's own.
+        (gradient,) = torch.autograd.grad(norms(difference).sum(), e)
+    return eps_0, difference.detach(), gradient
+
+
+def token_significance(
+    model: TextModel,
+    x_T: Latents,
+    prompts: Sequence[str],
+    guidance_scale: float,
+    num_inference_steps: int,
+    num_steps: int,
+) -> tuple[OfTokens, OfTokens]:
+    """SS_i of each image and position, over the first `num_steps` of its guided trajectory.
+
+    By the embeddings of tokens and, for comparison, by encoded ones.
+    """
+    e, embeddings = encoded(model, prompts)
+    e_0 = model.encode([""])
+    by_token: list[Tensor] = []
+    by_encoded: list[Tensor] = []
+
+    def eps_fn(x_t: Tensor, t: int) -> Tensor:
+        eps_0, difference, gradient = difference_and_gradient(model, x_t, t, e, e_0)
+        (through,) = torch.autograd.grad(e, embeddings, gradient, retain_graph=True)
+        by_token.append(through.float().norm(dim=2))
+        by_encoded.append(gradient.norm(dim=2))
+        return eps_0 + guidance_scale * difference
+
+    seen: Seen = []
+    watched_eps_fn = watched(eps_fn, "the prediction", seen)
+    kept_in_range = clip_x_0(watched_eps_fn, model.alphas_cumprod, model.clip_range)
+    # Where the last of these steps leads is not looked at.
+    timesteps = prompt_timesteps(model, num_inference_steps)[:num_steps]
+    ddim(kept_in_range, x_T, timesteps, model.alphas_cumprod)
+    require_finite_eps(seen, "explain", range(len(x_T)))
+    return torch.stack(by_token).mean(dim=0), torch.stack(by_encoded).mean(dim=0)

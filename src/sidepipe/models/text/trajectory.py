@@ -1,0 +1,59 @@
+"""Images of prompts on the guided trajectory, with what is seen on the way."""
+
+from collections.abc import Sequence
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
+from sidepipe.diffusion.noise import image_noise
+from sidepipe.diffusion.sampler import ddim, require_x_0, sampling_timesteps
+from sidepipe.diffusion.schedule import clip_x_0
+from sidepipe.models.text.guidance import Look, prompt_guided
+from sidepipe.models.text.model import Embeddings, Latents, TextModel
+
+
+def prompt_noise(
+    model: TextModel, seed: int, prompts: Sequence[int], num_generations: int
+) -> Latents:
+    """x_T of every generation of every prompt, prompt by prompt: (prompts * generations, c, h, w).
+
+    prompts: their numbers, which with the seed decide the noise, whatever the batch.
+    """
+    # Room for a million generations each, so that their number can grow without new noise.
+    indices = [p * 1_000_000 + g for p in prompts for g in range(num_generations)]
+    return image_noise(seed, "prompts", indices, model.latent_shape, model.device)()
+
+
+def prompt_timesteps(
+    model: TextModel, num_inference_steps: int, timestep_spacing: str = "leading"
+) -> list[int]:
+    """Timesteps from most to least noise, with the model's own offset where they lead."""
+    steps = len(model.alphas_cumprod)
+    about = (steps, num_inference_steps, timestep_spacing, model.steps_offset)
+    timesteps = sampling_timesteps(*about)
+    require_x_0(model.prediction_type, model.alphas_cumprod, timesteps)
+    return timesteps
+
+
+def sample(
+    model: TextModel,
+    x_T: Latents,
+    e: Embeddings,
+    e_0: Embeddings,
+    guidance_scale: float,
+    num_inference_steps: int,
+    timestep_spacing: str = "leading",
+    look: Look | None = None,
+) -> UInt8[Tensor, "n h w c"]:
+    """Images by DDIM with eta = 0 from x_T, each for its row of `e` (n, l, d).
+
+    pred_x_0 of images is clipped to the model's range at every step; latents have none.
+    """
+    timesteps = prompt_timesteps(model, num_inference_steps, timestep_spacing)
+    seen: Seen = []
+    eps_fn = watched(prompt_guided(model, e, e_0, guidance_scale, look), "the prediction", seen)
+    eps_fn = clip_x_0(eps_fn, model.alphas_cumprod, model.clip_range)
+    x_0 = ddim(eps_fn, x_T, timesteps, model.alphas_cumprod)
+    require_finite_eps(seen, "sampling of prompts", range(len(x_T)))
+    return model.decode(x_0)

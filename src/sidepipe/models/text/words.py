@@ -1,0 +1,41 @@
+"""A word-level tokenizer made from captions, for small models trained here."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from sidepipe.base.settings import require
+
+PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
+
+
+def word_tokenizer(captions: Iterable[str], max_tokens: int) -> Any:
+    """A transformers tokenizer with a token for each word of `captions`, lower-cased.
+
+    max_tokens: start and end token included. Words are runs of letters and digits, and single other
+    signs. Raises ValueError where the longest caption does not fit.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [re.findall(r"\w+|[^\w\s]+", caption.lower()) for caption in captions]
+    longest = max(words, key=len)
+    rule = f">= {len(longest) + 2}, or a caption is cut: {' '.join(longest)!r} and two more tokens"
+    require(max_tokens >= len(longest) + 2, "dpm.max_tokens", rule, max_tokens)
+    known = [PAD, START, END, UNKNOWN, *sorted({word for some in words for word in some})]
+    vocabulary = {word: i for i, word in enumerate(known)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        special_tokens=[(START, vocabulary[START]), (END, vocabulary[END])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        model_max_length=max_tokens,
+    )

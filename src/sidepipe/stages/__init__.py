@@ -1,0 +1,1 @@
+"""One package per stage, in the order of the data: data, dpm, generate, ..., report."""

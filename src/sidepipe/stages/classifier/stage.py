@@ -1,0 +1,276 @@
+"""Stage `classifier`: trains p(y | x_t, t) on labeled synthetic images, and judges it by noise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from sidepipe.base.files import write_json
+from sidepipe.base.images import to_model
+from sidepipe.base.settings import build, require, tried
+from sidepipe.base.weights import load_exactly
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.trained import Training
+from sidepipe.stages.generate.stage import load_denoiser
+from sidepipe.stages.label.stage import load as load_labels
+from sidepipe.stages.label.stage import load_images
+
+if TYPE_CHECKING:
+    import torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from torch import nn
+
+    from sidepipe.diffusion.guidance import Posterior
+
+log = logging.getLogger(__name__)
+
+BEST = "best.ckpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Training):
+    """A time-conditioned classifier of surrogate labels.
+
+    network: a partial config; `in_channels` and `num_classes` are added. noised: train it on noised
+    images, as the paper does, or on clean ones, blind to t, as Carlini's. labels: what it learns of
+    x_t, "hard" the label of the image that was noised, as the paper does, or "posterior" the
+    probabilities of the closed form over all labeled images, which it then stands for at a cost
+    that does not grow with their number. validation_fraction: share of the images kept for judging.
+    The weights with the lowest validation cross-entropy are kept.
+    """
+
+    name: ClassVar[str] = "classifier"
+    network: dict[str, Any]
+    noised: bool
+    labels: Literal["hard", "posterior"]
+    random_flip: bool
+    validation_fraction: float
+    validate_every_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 < self.validation_fraction <= 0.5,
+            "classifier.validation_fraction",
+            "in (0, 0.5]",
+            self.validation_fraction,
+        )
+        every = self.validate_every_steps
+        require(
+            1 <= every <= self.max_steps,
+            "classifier.validate_every_steps",
+            "in [1, max_steps]",
+            every,
+        )
+        require(
+            self.noised or self.labels == "hard",
+            "classifier.labels",
+            "'hard' where classifier.noised is false",
+            self.labels,
+            "the closed form is of noised images",
+        )
+
+    def unused(self) -> tuple[str, ...]:
+        # What is trained as it always was keeps its key.
+        return ("labels",) if self.labels == "hard" else ()
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("dpm", "generate", "label")
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        import torch
+
+        # Without memory or weights: what the network refuses is refused before anything runs.
+        with torch.device("meta"):
+            sizes = {"in_channels": 1, "num_classes": 2}
+            tried("classifier.network", {**self.network, "_partial_": False, **sizes})
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import torch
+        from safetensors.torch import save_file
+
+        from sidepipe.stages.classifier.module import quality_by_noise_level
+
+        denoiser = load_denoiser(inputs["dpm"], "32-true")
+        rule, remedy = "of images, not latents, for a classifier", "extract.surrogate=lora"
+        require(denoiser.has_range, "dpm", rule, "a latent model", remedy)
+        alphas_cumprod = denoiser.alphas_cumprod
+        images = load_images(inputs["label"], inputs["generate"])
+        labels = load_labels(inputs["label"])
+        train, validation = _split(labels, self.validation_fraction, self.seed)
+        network = self._new_network(folder, images.shape[3], int(labels.max()) + 1)
+        log.info(
+            "training %.2f M parameters on %d images of %d labels, %d for validation",
+            sum(p.numel() for p in network.parameters()) / 1e6,
+            *(len(train), labels.max() + 1, len(validation)),
+        )
+        teacher = self._teacher(images, labels, alphas_cumprod)
+        seen, unseen = ([images[rows], labels[rows]] for rows in (train, validation))
+        self._train(network, alphas_cumprod, seen, unseen, teacher, folder, runtime)
+        save_file(network.state_dict(), folder / "model.safetensors")
+        device = runtime.torch_device()
+        judged = to_model(images[validation]).to(device)
+        their = torch.from_numpy(labels[validation]).to(device)
+        network = load(folder).to(device)
+        if teacher is not None:
+            teacher.to(device)
+        rows = quality_by_noise_level(
+            network, judged, their, alphas_cumprod.to(device), self.seed, teacher=teacher
+        )
+        summary = _judge(folder, rows, labels[labels >= 0])
+        return summary if self.noised else {**summary, "clean": _clean(network, judged, their)}
+
+    def _teacher(
+        self, images: np.ndarray, labels: np.ndarray, alphas_cumprod: torch.Tensor
+    ) -> Posterior | None:
+        """The closed form that the network stands for, None where it learns from labels."""
+        import torch
+
+        from sidepipe.diffusion.guidance import Posterior
+
+        if self.labels == "hard":
+            return None
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return Posterior(pixels, torch.from_numpy(labels), alphas_cumprod)
+
+    def _new_network(self, folder: Path, in_channels: int, num_classes: int) -> nn.Module:
+        """A network with seeded weights, described in the folder for `load`."""
+        import lightning as L
+
+        L.seed_everything(self.seed, verbose=False)
+        arguments = {"in_channels": in_channels, "num_classes": num_classes}
+        described = {"network": self.network, "arguments": arguments, "noised": self.noised}
+        write_json(folder / "network.json", described)
+        return build(self.network)(**arguments)
+
+    def _train(
+        self,
+        network: nn.Module,
+        alphas_cumprod: torch.Tensor,
+        seen: list[np.ndarray],
+        unseen: list[np.ndarray],
+        teacher: Posterior | None,
+        folder: Path,
+        runtime: Runtime,
+    ) -> None:
+        """Leaves the best weights in `network`. seen, unseen: images and labels."""
+        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.stages.classifier.module import NoisyClassifierModule
+
+        module = NoisyClassifierModule(
+            network,
+            alphas_cumprod,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            lr_warmup_steps=self.lr_warmup_steps,
+            random_flip=self.random_flip,
+            seed=self.seed,
+            noised=self.noised,
+            teacher=teacher,
+        )
+        self.fit(
+            module,
+            seen,
+            validation_batches(unseen),
+            folder,
+            runtime,
+            validate_every_steps=self.validate_every_steps,
+            callbacks=[_keep_best(folder)],
+        )
+        module.load_state_dict(weights(folder, BEST))
+
+
+def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray) -> dict[str, Any]:
+    """Writes quality.csv beside what chance gives; warns where the classifier knows nothing.
+
+    Chance is an equal probability for every label, ln K', and always naming the most frequent one.
+    Who knows how frequent each label is, and nothing of the image, has the entropy of the labels:
+    a classifier above it misleads.
+    """
+    import pandas as pd
+
+    counts = np.unique(labels, return_counts=True)[1]
+    shares = counts / len(labels)
+    chance = {
+        "chance_cross_entropy": math.log(len(shares)),
+        "chance_accuracy": float(shares.max()),
+        "label_entropy": float(-(shares * np.log(shares)).sum()),
+    }
+    rows = [{**row, **chance} for row in rows]
+    pd.DataFrame(rows).to_csv(folder / "quality.csv", index=False, float_format="%.6f")
+    for row in rows:
+        log.info(
+            "t in [%(t_from)d, %(t_to)d): cross-entropy %(cross_entropy).3f (chance "
+            "%(chance_cross_entropy).3f), accuracy %(accuracy).3f (chance %(chance_accuracy).3f)",
+            row,
+        )
+    useless = [row for row in rows if row["cross_entropy"] >= row["label_entropy"]]
+    if useless:
+        log.warning(
+            "the classifier is no better than chance (%.3f nats from how frequent the labels are; "
+            "ln K' = %.3f) at t in %s: guiding there cannot help and may harm the attack; remedy: "
+            "more synthetic images, fewer clusters, extract.t_min, extract.t_max",
+            *(chance["label_entropy"], chance["chance_cross_entropy"]),
+            ", ".join(
+                f"[{r['t_from']}, {r['t_to']}) ({r['cross_entropy']:.3f} nats)" for r in useless
+            ),
+        )
+    return {"num_labels": len(shares), "quality": rows}
+
+
+def _clean(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    from sidepipe.stages.classifier.module import quality_on_clean_images
+
+    quality = quality_on_clean_images(network, images, labels)
+    log.info("clean: cross-entropy %(cross_entropy).3f, accuracy %(accuracy).3f", quality)
+    return quality
+
+
+def _keep_best(folder: Path) -> ModelCheckpoint:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename=Path(BEST).stem,
+        monitor="val/cross_entropy",
+        mode="min",
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+
+
+def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of labeled images to train on, and to judge by."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
+    count = max(1, round(len(order) * fraction))
+    return order[count:], order[:count]
+
+
+def load(folder: Path) -> nn.Module:
+    """The trained network (x_t, t) -> logits, to evaluate; on clean images, blind to t.
+
+    Its batch norms are folded into its convolutions.
+    """
+    from sidepipe.stages.classifier.module import IgnoresTime
+    from sidepipe.stages.classifier.resnet import fold_batch_norms
+
+    described = json.loads((folder / "network.json").read_text())
+    network = build(described["network"])(**described["arguments"])
+    load_exactly(network, [folder / "model.safetensors"])
+    network = fold_batch_norms(network.eval())
+    return (network if described["noised"] else IgnoresTime(network)).eval()
+
+
+def load_quality(folder: Path) -> list[dict[str, int | float]]:
+    """The rows of quality.csv: equal bins of t, least noise first."""
+    import pandas as pd
+
+    rows: Any = pd.read_csv(folder / "quality.csv").to_dict("records")
+    return rows

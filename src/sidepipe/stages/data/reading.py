@@ -1,0 +1,175 @@
+"""Entries of a source decoded into one uint8 file: orientation, color, crop, size, in that order.
+
+Nothing here knows where images come from: an entry brings its own `read`. Memory stays bounded
+whatever the number of images.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sidepipe.base.files import whole_file
+from sidepipe.base.image_pixels import upright
+from sidepipe.base.settings import require
+
+log = logging.getLogger(__name__)
+
+# As many decoded images as are held at once.
+CHUNK = 256
+# Pillow decodes and resizes outside the interpreter lock; more threads than cores also hide the
+# waiting of network disks.
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a text-conditional model is trained on an image with.
+
+    repeats: how often training sees the pair, where it does; word: of the text, planted there and
+    nowhere else, "" for none; attributes: what the text says of the image, name -> its word.
+    """
+
+    text: str
+    repeats: int = 1
+    word: str = ""
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a source, not yet read.
+
+    id: its place in the source; partition: "train", "val" or "test"; identity: who or what is
+    shown, "" when unknown; file: where it lies, for messages; problem: why it is known to be
+    unreadable before anyone tried, "" when it is not; caption: None of a source without captions.
+    """
+
+    id: str
+    partition: str
+    identity: str
+    read: Callable[[], Image.Image]
+    file: str
+    problem: str = ""
+    caption: Caption | None = None
+
+
+def read_images(
+    entries: Sequence[Entry],
+    path: Path,
+    size: int,
+    channels: Literal[1, 3],
+    center_crop: int | None,
+    on_bad_file: Literal["error", "skip"],
+    progress_seconds: float = 30.0,
+) -> tuple[UInt8[np.ndarray, "n h w c"], list[Entry], list[str], int]:
+    """Images of `entries` at `path` (.npy), memory-mapped; the entries kept; ids of those skipped.
+
+    Last comes the number of files that hold several images, as frames or pages; the first is read.
+    Raises ValueError for the first entry that cannot be read if `on_bad_file` is "error", and if
+    none can be read.
+    """
+    require(len(entries) > 0, "the number of images in data.source", ">= 1", len(entries))
+    if on_bad_file == "error":
+        for entry in entries:  # before the first image is decoded
+            if entry.problem:
+                raise _bad_file(entry, entry.problem)
+    as_asked = partial(convert, size=size, channels=channels, center_crop=center_crop)
+    kept: list[Entry] = []
+    skipped: dict[str, str] = {}
+    num_several = 0
+    with (
+        whole_file(path) as temporary,
+        temporary.open("wb") as file,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
+        _write_header(file, (len(entries), size, size, channels))
+        for chunk in _chunks(entries, progress_seconds):
+            for entry, result in zip(chunk, pool.map(as_asked, chunk), strict=True):
+                image, several = result
+                num_several += several
+                if not isinstance(image, str):
+                    file.write(image.tobytes())
+                    kept.append(entry)
+                elif on_bad_file == "error":
+                    raise _bad_file(entry, image)
+                else:
+                    skipped[entry.id] = image
+        if not kept:
+            raise ValueError(
+                f"none of {len(entries)} images can be read; the first, {entries[0].file}: "
+                f"{skipped[entries[0].id]}; remedy: check data.source"
+            )
+        # NumPy pads headers so that a first axis of any length fits the same bytes.
+        file.seek(0)
+        _write_header(file, (len(kept), size, size, channels))
+    return np.load(path, mmap_mode="r"), kept, list(skipped), num_several
+
+
+def _bad_file(entry: Entry, reason: str) -> ValueError:
+    remedy = "repair or remove it, or data.on_bad_file=skip"
+    return ValueError(f"{entry.file} cannot be read: {reason}; remedy: {remedy}")
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _chunks(entries: Sequence[Entry], seconds: float) -> Iterator[Sequence[Entry]]:
+    # A pool's own map over all entries would hold every result at once.
+    started = said = time.monotonic()
+    for start in range(0, len(entries), CHUNK):
+        if time.monotonic() - said >= seconds:
+            said = time.monotonic()
+            rate = start / (said - started)
+            log.info("image %d/%d, %.1f/s", start, len(entries), rate)
+        yield entries[start : start + CHUNK]
+
+
+def convert(
+    entry: Entry, size: int, channels: int, center_crop: int | None
+) -> tuple[UInt8[np.ndarray, "h w c"] | str, bool]:
+    """The image as an array, or the reason why it cannot be read; whether its file holds several.
+
+    The first frame or page is taken. A JPEG with a preview behind it (MPO) counts as one image.
+    """
+    if entry.problem:
+        return entry.problem, False
+    try:
+        with entry.read() as image:
+            several = getattr(image, "is_animated", False) and image.format != "MPO"
+            square = _crop(upright(image, channels), center_crop)
+            array = np.asarray(_resize(square, size)).reshape(size, size, channels)
+            return array, several
+    except MemoryError:
+        raise
+    except Exception as error:  # on a broken file Pillow's decoders raise nearly anything
+        return f"{type(error).__name__}: {error}", False
+
+
+def _crop(image: Image.Image, center_crop: int | None) -> Image.Image:
+    """The central square: of side `center_crop` where both sides are longer, else the largest."""
+    side = min(image.size)
+    if center_crop is not None:
+        side = min(side, center_crop)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if image.size == (side, side):
+        return image
+    return image.crop((left, top, left + side, top + side))
+
+
+def _resize(image: Image.Image, size: int) -> Image.Image:
+    if image.width == size:
+        return image
+    shrinking = image.width > size
+    method = Image.Resampling.LANCZOS if shrinking else Image.Resampling.BICUBIC
+    return image.resize((size, size), method)

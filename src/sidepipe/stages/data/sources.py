@@ -1,0 +1,269 @@
+"""Where images come from: each source lists its entries and leaves reading them to `reading.py`.
+
+A source is cheap to make and touches no file before `entries()` or `listing()` is called. What is
+missing is an error that names it and the remedy. CIFAR-10, with its own file format, is in
+`cifar10.py`.
+"""
+
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from os import DirEntry
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from sidepipe.base.image_files import (
+    Files,
+    in_words,
+    list_images,
+    open_image,
+    printable,
+    readable_suffixes,
+)
+from sidepipe.base.settings import require, require_known
+from sidepipe.stages.data import celeba_files
+from sidepipe.stages.data.layouts import partitioned
+from sidepipe.stages.data.reading import Entry
+from sidepipe.stages.data.reading import read_images as read_images
+
+log = logging.getLogger(__name__)
+
+CELEBA_PARTITIONS = {"0": "train", "1": "val", "2": "test"}
+
+
+class Source(Protocol):
+    """Any set of images."""
+
+    def entries(self) -> list[Entry]:
+        """All images, in an order that depends on nothing but the files."""
+        ...
+
+    def listing(self) -> str:
+        """A short digest of the names and sizes of the files: differs once they changed."""
+        ...
+
+    def left_out(self) -> Counter[str]:
+        """How many files it has that are not read, by kind, such as ".heic"."""
+        return Counter()
+
+
+@dataclass(frozen=True)
+class Digits(Source):
+    """The 1,797 handwritten digits that scikit-learn carries; identity is the digit."""
+
+    def entries(self) -> list[Entry]:
+        from sklearn.datasets import load_digits  # slow to import, and no other source needs it
+
+        digits: Any = load_digits()
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # they count 0..16
+        return [
+            Entry(f"{i:04d}", "train", str(digit), partial(Image.fromarray, image), f"digit {i}")
+            for i, (image, digit) in enumerate(zip(images, digits.target, strict=True))
+        ]
+
+    def listing(self) -> str:
+        return "the digits of scikit-learn"
+
+
+@dataclass(frozen=True)
+class Nothing(Source):
+    """No images: for attacking a checkpoint without having what it was trained on."""
+
+    def entries(self) -> list[Entry]:
+        return []
+
+    def listing(self) -> str:
+        return "no images"
+
+
+@dataclass(frozen=True)
+class CelebA(Source):
+    """CelebA, in the order of its partition file, which also gives the ids.
+
+    folder: holds img_align_celeba/, list_eval_partition.txt and, perhaps, identity_CelebA.txt, at
+    its top or in folders below it (Img/, Eval/, Anno/); see `celeba_files`. partitions: those to
+    keep of train, val and test, None for all.
+    """
+
+    folder: str
+    partitions: list[str] | None = None
+
+    def entries(self) -> list[Entry]:
+        wanted = self._wanted()
+        images, table = self._images(), self._table()
+        there = _listed(images)
+        numbers = celeba_files.read_pairs(table)
+        if wrong := next((n for n in numbers.items() if n[1] not in CELEBA_PARTITIONS), None):
+            raise ValueError(
+                f"{table} must give 0, 1 or 2 for each image, got {wrong[1]} ({wrong[0]})"
+            )
+        log.info("%s lists %d images, %s holds %d", table, len(numbers), images, len(there))
+        files = celeba_files.located(numbers, there, images, table)
+        if left_out := len(there) - len(files):
+            log.warning(
+                "%d images of %s are left out: %s does not list them", left_out, images, table
+            )
+        people = celeba_files.find_list(Path(self.folder), "identity_CelebA")
+        identities = celeba_files.read_pairs(people) if people else {}
+        entries = []
+        for name, number in numbers.items():
+            partition = CELEBA_PARTITIONS[number]
+            if partition in wanted:
+                problem = "" if name in files else f"{table} lists it, but it is not there"
+                file = f"{images}/{files.get(name, name)}"
+                entries.append(_entry(file, name, partition, identities.get(name, ""), problem))
+        require(
+            len(entries) > 0,
+            f"the number of {' or '.join(wanted)} images in {table}",
+            ">= 1",
+            len(entries),
+            "data.source.partitions=null keeps all",
+        )
+        return entries
+
+    def listing(self) -> str:
+        images, people = (
+            self._images(),
+            celeba_files.find_list(Path(self.folder), "identity_CelebA"),
+        )
+        lists = [file for file in (self._table(), people) if file is not None]
+        return digest(_sizes(list_images(images)[0]), [file.read_bytes() for file in lists])
+
+    def left_out(self) -> Counter[str]:
+        return list_images(self._images())[1]
+
+    def _wanted(self) -> list[str]:
+        known = list(CELEBA_PARTITIONS.values())
+        if self.partitions is None:
+            return known
+        name = "data.source.partitions"
+        require(not isinstance(self.partitions, str), name, "a list as [train]", self.partitions)
+        for partition in self.partitions:
+            require_known(name, partition, known)
+        return list(self.partitions)
+
+    def _images(self) -> Path:
+        return celeba_files.find_images(existing_folder(self.folder))
+
+    def _table(self) -> Path:
+        folder = Path(self.folder)
+        if (file := celeba_files.find_list(folder, "list_eval_partition")) is None:
+            raise FileNotFoundError(
+                f"{folder / 'list_eval_partition.txt'} is missing, found were "
+                f"{celeba_files.content(folder)}; remedy: put CelebA's own there, or use "
+                "data=imagefolder"
+            )
+        return file
+
+
+@dataclass(frozen=True)
+class _Folder(Source):
+    """Images below one folder, whose sub-folders give partition and identity."""
+
+    folder: str
+
+    def listing(self) -> str:
+        return digest(_sizes(list_images(existing_folder(self.folder))[0]))
+
+    def left_out(self) -> Counter[str]:
+        return list_images(existing_folder(self.folder))[1]
+
+    def _in_layout(self) -> list[Entry]:
+        """The entries, sorted by path; the layout found goes to the log."""
+        folder = existing_folder(self.folder)
+        names = list(_listed(folder))
+        places, layout = partitioned([printable(name) for name in names], str(folder))
+        log.info("%s", layout)
+        return [
+            _entry(f"{folder}/{name}", printable(name), *place)
+            for name, place in zip(names, places, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class CelebAHQFI(_Folder):
+    """CelebA-HQ's facial-identity subset: `folder`/train|val|test/<identity>/<image>."""
+
+    def entries(self) -> list[Entry]:
+        entries = self._in_layout()
+        for entry in entries:
+            if not entry.identity or "/" in entry.identity or entry.identity == _parents(entry.id):
+                raise ValueError(
+                    f"{entry.file} must lie in train/, val/ or test/ and there in a folder of "
+                    "its identity; remedy: move it, or use data=imagefolder"
+                )
+        return entries
+
+
+@dataclass(frozen=True)
+class ImageFolder(_Folder):
+    """Every image below `folder`, sorted by path.
+
+    Sub-folders give the partition and the identity, see `layouts.partitioned`.
+    """
+
+    def entries(self) -> list[Entry]:
+        return self._in_layout()
+
+
+def _parents(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def existing_folder(folder: str | Path) -> Path:
+    """`folder` as a path; FileNotFoundError unless it is a folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder; remedy: runtime.data_root=... (where data sets lie) or "
+            "data.source.folder=... (this one)"
+        )
+    return folder
+
+
+def _listed(folder: Path) -> Files:
+    """The image files below `folder` by relative path; ValueError, with what is there, if none."""
+    files, others = list_images(folder)
+    if others and not files:
+        remedy = "install what they need, convert them, or data.source.folder=..."
+        raise ValueError(
+            f"{folder} holds no image that can be read; {in_words(others)}; remedy: {remedy}"
+        )
+    require(
+        len(files) > 0,
+        f"the number of images ({', '.join(readable_suffixes())}) in {folder}",
+        ">= 1",
+        len(files),
+        "put them there, or data.source.folder=...",
+    )
+    return files
+
+
+def _sizes(files: Files) -> dict[str, int]:
+    return {name: _size(item) for name, item in files.items()}
+
+
+def _size(item: DirEntry[str]) -> int:
+    try:
+        return item.stat().st_size
+    except OSError:
+        return -1  # a link to nowhere: reading it says so
+
+
+def digest(files: Mapping[str, int], contents: Iterable[bytes] = ()) -> str:
+    """How many files, their bytes, and a checksum of their names and sizes and of `contents`."""
+    listed = "".join(f"{name} {size}\n" for name, size in files.items())
+    checksum = zlib.crc32(listed.encode(errors="surrogateescape"))
+    for content in contents:
+        checksum = zlib.crc32(content, checksum)
+    return f"{len(files)} files, {sum(files.values())} bytes, crc32 {checksum:08x}"
+
+
+def _entry(file: str, name: str, partition: str, identity: str, problem: str = "") -> Entry:
+    return Entry(name, partition, identity, partial(open_image, file), printable(file), problem)

@@ -1,0 +1,208 @@
+"""Stage `data`: any source of images becomes one memory-mapped uint8 array and a table of ids.
+
+A source of pairs gets a table of captions beside them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sidepipe.base.image_files import in_words
+from sidepipe.base.images import save_grid
+from sidepipe.base.settings import build, require
+from sidepipe.engine.shards import check_disk
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.stages.data.captioned import Captioned
+from sidepipe.stages.data.planted import Planted
+from sidepipe.stages.data.reading import Entry, read_images
+from sidepipe.stages.data.sources import Nothing, Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Stage):
+    """Images of one source, square and of one size.
+
+    source: a `Source` config, see `sources.py`; relative folders and files, those of a source
+    within it too, lie under `runtime.data_root`.
+    size: side in pixels; channels: 1 gray, 3 RGB. center_crop: side of the central square that is
+    kept where an image is larger, None for the largest square. on_duplicates: what the stage dpm
+    does with held-out images that duplicate training images; nothing here depends on it.
+    """
+
+    name: ClassVar[str] = "data"
+    version: ClassVar[int] = 2
+    source: dict[str, Any]
+    size: int
+    channels: Literal[1, 3]
+    center_crop: int | None
+    on_bad_file: Literal["error", "skip"]
+    on_duplicates: Literal["error", "drop", "keep"] = "error"
+
+    def unused(self) -> tuple[str, ...]:
+        return ("on_duplicates",)
+
+    def __post_init__(self) -> None:
+        require("_target_" in self.source, "data.source", "a source, see conf/data", self.source)
+        for name in self.source.keys() & {"folder", "file"}:
+            is_text = isinstance(self.source[name], str)
+            remedy = f"for a name in brackets write 'data.source.{name}=\"[...]\"'"
+            require(is_text, f"data.source.{name}", "text", self.source[name], remedy)
+        require(self.size >= 4, "data.size", ">= 4 pixels", self.size)
+        if self.center_crop is not None:
+            require(self.center_crop >= 1, "data.center_crop", ">= 1 pixel", self.center_crop)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no images, as for who attacks a checkpoint and has none."""
+        return self._is_of(Nothing)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether each image comes with a caption, which `load_captions` reads."""
+        return self._is_of(Captioned, Planted)
+
+    def _is_of(self, *kinds: type) -> bool:
+        return self.source["_target_"] in {f"{k.__module__}.{k.__qualname__}" for k in kinds}
+
+    def _source(self, runtime: Runtime) -> Source:
+        return build(_placed(self.source, Path(runtime.data_root).expanduser()))
+
+    def check_sources(self, runtime: Runtime) -> None:
+        self._source(runtime).listing()
+
+    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
+        """A warning where the source's files are no longer those the artifact was made from."""
+        try:
+            listing = self._source(runtime).listing()
+        except (OSError, ValueError):
+            return None  # the raw data need not be at hand once the artifact is
+        if listing == summary["listing"]:
+            return None
+        return (
+            f"the source's files changed since this artifact was made ({summary['listing']} -> "
+            f"{listing}), and results would be of the old ones; remedy: restore them, or delete "
+            "the artifact's folder to read them again"
+        )
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        source = self._source(runtime)
+        listing = source.listing()  # before reading: a file changed meanwhile is noticed next time
+        images, kept, skipped, several = self._read(source, folder / "images.npy", runtime)
+        with (folder / "ids.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "id", "partition", "identity"])
+            writer.writerows([i, e.id, e.partition, e.identity] for i, e in enumerate(kept))
+        if self.has_captions:
+            _write_captions(folder / "captions.csv", kept)
+        if kept:
+            save_grid(folder / "preview.png", images[:64])
+        if skipped:
+            log.warning("skipped %d unreadable images: %s", len(skipped), ", ".join(skipped[:5]))
+        if left_out := source.left_out():
+            log.warning("%s", in_words(left_out))
+        if several:
+            log.info("%d files hold several images: the first frame or page is read", several)
+        log.info("%d images of %s", len(images), images.shape[1:])
+        return {
+            "num_images": len(images),
+            "shape": list(images.shape[1:]),
+            "partitions": dict(Counter(e.partition for e in kept)),
+            "skipped": skipped,
+            "left_out": sorted(left_out.items()),  # a list, which trackers are not sent
+            "several_images": several,
+            "listing": listing,
+        }
+
+    def _read(
+        self, source: Source, path: Path, runtime: Runtime
+    ) -> tuple[np.ndarray, list[Entry], list[str], int]:
+        """What `read_images` returns, for no images as well."""
+        if self.is_empty:
+            np.save(path, np.empty((0, self.size, self.size, self.channels), np.uint8))
+            return load(path.parent), [], [], 0
+        entries = source.entries()
+        check_disk(path.parent, len(entries) * self.size**2 * self.channels)
+        return read_images(
+            entries,
+            path,
+            self.size,
+            self.channels,
+            self.center_crop,
+            self.on_bad_file,
+            runtime.progress_seconds,
+        )
+
+
+def _placed(source: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """A source's settings, its folder or file and those of a source within it below `root`."""
+    placed = dict(source)
+    for name in placed.keys() & {"folder", "file"}:
+        placed[name] = str(root / Path(placed[name]).expanduser())
+    if "source" in placed:
+        placed["source"] = _placed(placed["source"], root)
+    return placed
+
+
+def _write_captions(path: Path, entries: Sequence[Entry]) -> None:
+    captions = [entry.caption for entry in entries if entry.caption is not None]
+    rows = [
+        [i, c.text, c.repeats, c.word, json.dumps(c.attributes)] for i, c in enumerate(captions)
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["index", "caption", "repeats", "word", "attributes"], *rows])
+
+
+def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+    """The images, memory-mapped."""
+    return np.load(folder / "images.npy", mmap_mode="r")
+
+
+def load_partitions(folder: Path) -> np.ndarray:
+    """Each image's partition ("train", "val", "test"), as an array of text."""
+    return np.array([row["partition"] for row in _rows(folder)])
+
+
+def load_ids(folder: Path) -> np.ndarray:
+    """Each image's id (its file name or place in the source), as an array of text."""
+    return np.array([row["id"] for row in _rows(folder)])
+
+
+def load_identities(folder: Path) -> np.ndarray:
+    """Each image's identity, or the class its source gives it, as an array of text; "" for none."""
+    return np.array([row["identity"] for row in _rows(folder)])
+
+
+def load_captions(folder: Path) -> pd.DataFrame:
+    """Each image's caption, repeats, word ("" for none) and attributes (a dict), see `Caption`.
+
+    Raises FileNotFoundError where the data have none.
+    """
+    path = folder / "captions.csv"
+    if not path.exists():
+        raise FileNotFoundError("the data have no captions; remedy: data=captioned or data=planted")
+    import pandas as pd
+
+    # A caption may well be "NA".
+    table = pd.read_csv(path, index_col="index", keep_default_na=False)
+    kinds = {"caption": str, "repeats": int, "word": str}
+    return table.astype(kinds).assign(attributes=[json.loads(a) for a in table["attributes"]])
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "ids.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

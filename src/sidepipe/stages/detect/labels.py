@@ -1,0 +1,105 @@
+"""Stage `detect` for surrogate labels: which of them a model without prompts has memorized.
+
+D_t is what a label changes: its guided eps at scale 1 less the plain one. (Wen et al., 2024, for
+prompts.) The report sets it beside what each label's cluster yields.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from sidepipe.base.settings import Precision, require
+from sidepipe.engine.parts import in_parts
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.stages.generate.stage import load_denoiser
+from sidepipe.stages.label.stage import load_cohesion, load_images, load_sizes
+from sidepipe.stages.lora.stage import Lora
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectLabels(Stage):
+    """|| D_t || of every surrogate label, its mean over images from noise and their first steps.
+
+    surrogate: as of extract. num_generations: n, images a label. num_steps: first steps of
+    num_inference_steps, at which it is measured. guidance_scale: of the trajectory; 0 for the plain
+    one.
+    """
+
+    name: ClassVar[str] = "detect"
+    surrogate: Literal["classifier", "posterior", "lora"]
+    num_generations: int
+    num_inference_steps: int
+    num_steps: int
+    guidance_scale: float
+    timestep_spacing: Literal["leading", "trailing"]
+    precision: Precision
+    seed: int
+
+    def __post_init__(self) -> None:
+        for field in ("num_generations", "num_inference_steps"):
+            require(getattr(self, field) >= 1, f"detect.{field}", ">= 1", getattr(self, field))
+        rule = f"in [1, detect.num_inference_steps = {self.num_inference_steps}]"
+        in_range = 1 <= self.num_steps <= self.num_inference_steps
+        require(in_range, "detect.num_steps", rule, self.num_steps)
+        scale = self.guidance_scale
+        require(scale >= 0, "detect.guidance_scale", ">= 0", scale)
+        require(0 <= self.seed < 2**32, "detect.seed", "in [0, 2**32)", self.seed)
+
+    def inputs(self) -> tuple[str, ...]:
+        trained = () if self.surrogate == "posterior" else (self.surrogate,)
+        return ("dpm", "generate", "label", *trained)
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        if isinstance(lora := upstream.get("lora"), Lora):
+            lora.check_peft()
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import pandas as pd
+
+        from sidepipe.models.speed import CPU_BATCH_SIZE
+        from sidepipe.stages.detect.label_signals import label_signals
+        from sidepipe.stages.extract.surrogates import load_surrogate
+
+        denoiser, device = load_denoiser(inputs["dpm"], self.precision), runtime.torch_device()
+        label = inputs["label"]
+        about = (inputs, denoiser, self.precision, load_images(label, inputs["generate"]), label)
+        surrogate = load_surrogate(self.surrogate, *about).to(device)
+        denoiser.to(device)
+        sizes, cohesion = load_sizes(label), load_cohesion(label)
+        at_once = max(1, (runtime.sampling_batch_size or CPU_BATCH_SIZE) // self.num_generations)
+
+        def make(labels: range) -> dict[str, np.ndarray]:
+            return {"signal": label_signals(self, denoiser, surrogate, labels).cpu().numpy()}
+
+        signal = in_parts(
+            *(folder / "parts", len(sizes), at_once, make, "label", runtime.progress_seconds)
+        )["signal"]
+        table = pd.DataFrame({"size": sizes, "cohesion": cohesion, "signal": signal})
+        table.to_csv(folder / "labels.csv", index_label="label", float_format="%.6f")
+        quantiles = np.quantile(signal, [0, 0.25, 0.5, 0.75, 1]).round(3).tolist()
+        log.info("|| D_t || of %d labels: quantiles %s", len(signal), quantiles)
+        asked = len(sizes) * self.num_generations * self.num_steps
+        return {
+            "num_labels": len(sizes),
+            "signal_quantiles": quantiles,
+            "unet_forwards": asked,
+            "surrogate_gradients": asked,
+        }
+
+
+def load_labels(folder: Path) -> pd.DataFrame:
+    """A row for each label: label, size and cohesion of its cluster, signal (mean || D_t ||)."""
+    import pandas as pd
+
+    return pd.read_csv(folder / "labels.csv")

@@ -1,0 +1,145 @@
+"""Training a diffusion model: the Lightning module and its validation."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sidepipe.base.images import save_grid, to_uint8
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
+from sidepipe.diffusion.noise import image_noise
+from sidepipe.diffusion.sampler import ddim, sampling_timesteps
+from sidepipe.diffusion.schedule import clip_x_0, eps_of, training_target
+from sidepipe.engine.training import (
+    Noised,
+    adamw_with_warmup,
+    noised,
+    require_finite,
+    step_generator,
+)
+
+PREVIEW_IMAGES, PREVIEW_STEPS = 64, 50
+
+
+class DenoisingModule(L.LightningModule):
+    """Minimizes |target - network(x_t, t)|^2 over uniform t (DDPM, eq. 14).
+
+    unet: a diffusers UNet2DModel. alphas_cumprod: (T,). prediction_type: "epsilon",
+    "v_prediction" or "sample". lr_warmup_steps: linear from 0. clip_range: of pred_x_0 in previews.
+    Raises RuntimeError naming the step when a loss is not finite.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        alphas_cumprod: Tensor,
+        prediction_type: str,
+        *,
+        lr: float,
+        weight_decay: float,
+        lr_warmup_steps: int,
+        random_flip: bool,
+        seed: int,
+        preview_folder: Path,
+        image_shape: tuple[int, int, int],
+        clip_range: float | None = 1.0,
+    ) -> None:
+        super().__init__()
+        self.unet, self.prediction_type = unet, prediction_type
+        self.lr, self.weight_decay, self.lr_warmup_steps = lr, weight_decay, lr_warmup_steps
+        self.random_flip, self.seed = random_flip, seed
+        self.preview_folder, self.image_shape = preview_folder, image_shape
+        self.clip_range = clip_range
+        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+
+    def loss(
+        self,
+        images: UInt8[Tensor, "n h w c"],
+        generator: torch.Generator,
+        share: tuple[int, int] = (0, 1),
+    ) -> Float[Tensor, "n"]:
+        """Each image's squared error at a random t; share: rank and number of ranks."""
+        x = self.noised(images, generator, share)
+        return self.squared_error(x, self.unet(x.x_t, x.t).sample)
+
+    def noised(
+        self, images: UInt8[Tensor, "n h w c"], generator: torch.Generator, share: tuple[int, int]
+    ) -> Noised:
+        """The images at uniform t, in training mirrored where that is asked for."""
+        flip = self.random_flip and self.training
+        return noised(images, self.alphas_cumprod, generator, share, flip)
+
+    def squared_error(self, x: Noised, prediction: Tensor) -> Float[Tensor, "n"]:
+        """|target - prediction|^2 of each image, its mean over pixels."""
+        target = training_target(self.prediction_type, x.x_0, x.eps, x.t, self.alphas_cumprod)
+        return F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        generator = step_generator(self.seed, self.global_step, self.device)
+        share = (self.global_rank, self.trainer.world_size)
+        loss = self.loss(*batch, generator=generator, share=share).mean()
+        require_finite(loss, "dpm", self.global_step)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss on training and held-out images with the same noise; their gap is memorization."""
+        # Lightning has put the EMA weights in place. The batch's number takes the step's place.
+        generator = step_generator(self.seed, batch_idx, self.device)
+        name = ("val/loss_train", "val/loss_heldout")[dataloader_idx]
+        loss = self.loss(*batch, generator=generator).mean()
+        self.log(name, loss, add_dataloader_idx=False, batch_size=len(batch[0]), sync_dist=True)
+
+    def on_validation_epoch_start(self) -> None:
+        # The EMA callback's hooks run before the module's: at the start its weights are in place,
+        # at the end they are gone.
+        if self.trainer.is_global_zero:
+            self.preview_folder.mkdir(exist_ok=True)
+            save_grid(self.preview_folder / f"step_{self.global_step:07d}.png", self.preview())
+
+    def preview(self) -> np.ndarray:
+        """A few samples of the present weights by DDIM, uint8 NHWC."""
+        steps = len(self.alphas_cumprod)
+        timesteps = sampling_timesteps(steps, min(PREVIEW_STEPS, steps), "leading")
+        noise = image_noise(
+            self.seed, "generate", range(PREVIEW_IMAGES), self.image_shape, self.device
+        )
+        seen: Seen = []
+        eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
+        eps_fn = watched(eps_fn, "the preview's prediction", seen)
+        clipped = clip_x_0(eps_fn, self.alphas_cumprod, self.clip_range)
+        x_0 = ddim(clipped, noise(), timesteps, self.alphas_cumprod)
+        require_finite_eps(seen, f"dpm at step {self.global_step}", range(PREVIEW_IMAGES))
+        return to_uint8(x_0).cpu().numpy()
+
+    def configure_optimizers(self) -> Any:
+        return adamw_with_warmup(self, self.lr, self.weight_decay, self.lr_warmup_steps)
+
+
+class EMA(WeightAveraging):
+    """Moving average of the weights: from its first step on, average += (1 - decay) (w - average).
+
+    In place of the weights during validation, and in checkpoints. Lightning's own
+    EMAWeightAveraging holds a closure, which cannot be sent to spawned processes.
+    """
+
+    def __init__(self, decay: float, start_step: int) -> None:
+        average = partial(_toward, share=1 - decay)
+        super().__init__(use_buffers=False, avg_fn=average)
+        self.start_step = start_step
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx >= self.start_step
+
+
+def _toward(average: Tensor, w: Tensor, num_averaged: Any, share: float) -> Tensor:
+    return torch.lerp(average, w, share)

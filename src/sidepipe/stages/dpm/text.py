@@ -1,0 +1,272 @@
+"""Stage `dpm` with a condition: trains a text-conditional model, or takes somebody else's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sidepipe.base.pretrained import fingerprint
+from sidepipe.base.settings import Precision, bind, build, require
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.models.schedules import clip_range
+from sidepipe.stages.data.stage import Data, load_captions
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.dpm.stage import Pretrained, TrainedDPM
+
+if TYPE_CHECKING:
+    from sidepipe.features.encoders import Encoder
+    from sidepipe.models.text.model import TextModel
+    from sidepipe.stages.dpm.captioned import CaptionedModule
+
+log = logging.getLogger(__name__)
+
+MAX_VALIDATION = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTextDPM(TrainedDPM):
+    """A UNet2DConditionModel of images and its text encoder, trained on pairs.
+
+    text_encoder: settings of a transformers CLIPTextConfig; words and their number come from the
+    training captions. max_tokens: positions of an embedding. caption_dropout: share of captions
+    left out. random_tokens: random words added to each caption. memorization_filter: None, or
+    percentile, num_bins and every_steps of a `MemorizationFilter`. deduplicate: None, or features
+    and threshold: of training pairs whose images are near duplicates the first is kept, once.
+    """
+
+    text_encoder: dict[str, Any]
+    max_tokens: int
+    caption_dropout: float
+    random_tokens: int
+    memorization_filter: dict[str, Any] | None
+    deduplicate: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_tokens >= 3, "dpm.max_tokens", ">= 3", self.max_tokens)
+        drop = self.caption_dropout
+        rule = "in (0, 1), or there is nothing to guide away from"
+        require(0 < drop < 1, "dpm.caption_dropout", rule, drop)
+        require(self.random_tokens >= 0, "dpm.random_tokens", ">= 0", self.random_tokens)
+        self._check_parts("memorization_filter", ("percentile", "num_bins", "every_steps"))
+        self._check_parts("deduplicate", ("features", "threshold"))
+        if (of := self.memorization_filter) is not None:
+            where, share = "dpm.memorization_filter", of["percentile"]
+            require(0 < share < 100, f"{where}.percentile", "in (0, 100)", share)
+            for name in ("num_bins", "every_steps"):
+                require(of[name] >= 1, f"{where}.{name}", ">= 1", of[name])
+
+    def _check_parts(self, name: str, parts: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        rule = f"null, or a mapping of {', '.join(parts)}"
+        fits = value is None or set(value) == set(parts)
+        require(fits, f"dpm.{name}", rule, None if value is None else list(value))
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        data = upstream["data"]
+        assert isinstance(data, Data)
+        require_captions(data)
+        super().check(upstream, runtime)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        bind("dpm.text_encoder", "transformers.CLIPTextConfig", self.text_encoder)
+        super().check_parts(upstream, runtime)
+        if self.deduplicate is not None:
+            build(self.deduplicate["features"]).check()
+
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check_data(data, upstream, runtime)
+        if self.memorization_filter is not None and len(self.split(data, runtime)[1]) == 0:
+            raise ValueError(
+                "dpm.memorization_filter needs held-out pairs to calibrate on, and there are none; "
+                "remedy: lower dpm.num_train_images, or set 'dpm.train_partitions=[train]'"
+            )
+
+    def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
+        from sidepipe.models.text.pipeline import check_network
+
+        check_network(config, "dpm.unet")
+        wanted = {
+            "in_channels": data.channels,
+            "sample_size": data.size,
+            "cross_attention_dim": self.text_encoder["hidden_size"],
+        }
+        for name, value in wanted.items():
+            rule = f"{value}, as data and text encoder are"
+            require(config[name] == value, f"dpm.unet.{name}", rule, config[name])
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import lightning as L
+
+        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.models.text.pipeline import save_model
+        from sidepipe.stages.dpm.captioned import token_ids
+        from sidepipe.stages.dpm.module import EMA
+
+        images, table = load_images(inputs["data"]), load_captions(inputs["data"])
+        train, heldout, about = self._write_split(folder, inputs["data"], runtime)
+        captions = table["caption"].to_numpy(str)
+        kept, repeats = self._taken(images, train, table["repeats"].to_numpy(), runtime)
+        L.seed_everything(self.seed, verbose=False)
+        scheduler = build(self.noise_schedule)
+        model = self._model(captions[train], scheduler)
+        ids = token_ids(model, list(captions)).numpy()
+        rows = np.repeat(kept, repeats)
+        validation = [
+            validation_batches([images[p[:MAX_VALIDATION]], ids[p[:MAX_VALIDATION]]])
+            for p in (train, heldout)
+            if len(p)
+        ]
+        module = self._module(model, folder, captions[kept], images[heldout], ids[heldout])
+        log.info(
+            "training %.2f M parameters on %d pairs of %d images, %d held out",
+            *(_parameters(model) / 1e6, len(rows), len(kept), len(heldout)),
+        )
+        metrics = self.fit(
+            module,
+            [images[rows], ids[rows]],
+            validation,
+            folder,
+            runtime,
+            validate_every_steps=self.preview_every_steps,
+            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
+        )
+        module.load_state_dict(weights(folder))
+        save_model(model, scheduler, folder / "model")
+        return {
+            **about,
+            "num_parameters": _parameters(model),
+            "num_train_pairs": len(rows),
+            "epochs": self.max_steps * self.batch_size / len(rows),
+            **metrics,
+        }
+
+    def _taken(
+        self, images: np.ndarray, train: np.ndarray, repeats: np.ndarray, runtime: Runtime
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that are trained on, and how often each comes in an epoch."""
+        from sidepipe.features.duplicates import near_duplicate_groups
+
+        if self.deduplicate is None:
+            return train, repeats[train]
+        encoder: Encoder = build(self.deduplicate["features"])
+        features = encoder.encode(images[train], device=runtime.torch_device())
+        center = near_duplicate_groups(features, encoder.metric, self.deduplicate["threshold"])
+        kept = train[np.unique(center)]
+        log.info("%d of %d training images are near duplicates", len(train) - len(kept), len(train))
+        return kept, np.ones(len(kept), np.int64)
+
+    def _model(self, captions: np.ndarray, scheduler: Any) -> TextModel:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        from sidepipe.models.text.model import TextModel
+        from sidepipe.models.text.words import word_tokenizer
+
+        tokenizer = word_tokenizer(captions.tolist(), self.max_tokens)
+        config = CLIPTextConfig(
+            **self.text_encoder,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=self.max_tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        kind = scheduler.config["prediction_type"]
+        parts = build(self.unet), CLIPTextModel(config), tokenizer
+        about = (scheduler.alphas_cumprod, kind)
+        return TextModel(*parts, None, *about, clip_range=clip_range(scheduler))
+
+    def _module(
+        self,
+        model: TextModel,
+        folder: Path,
+        captions: np.ndarray,
+        heldout_images: np.ndarray,
+        heldout_ids: np.ndarray,
+    ) -> CaptionedModule:
+        import torch
+
+        from sidepipe.stages.dpm.captioned import CaptionedModule, MemorizationFilter
+
+        of = self.memorization_filter
+        heldout = torch.from_numpy(np.array(heldout_images)), torch.from_numpy(heldout_ids)
+        return CaptionedModule(
+            model,
+            caption_dropout=self.caption_dropout,
+            random_tokens=self.random_tokens,
+            preview_captions=captions.tolist(),
+            memorization_filter=None if of is None else MemorizationFilter(*heldout, **of),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            lr_warmup_steps=self.lr_warmup_steps,
+            random_flip=self.random_flip,
+            seed=self.seed,
+            preview_folder=folder / "previews",
+            image_shape=model.latent_shape,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedTextDPM(Pretrained):
+    """Somebody else's StableDiffusionPipeline (1.x or 2.x), or one of a model trained here."""
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        self._local_folder()  # raises where there can be none
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        from sidepipe.models.text.pipeline import check_pipeline
+
+        if (folder := self._local_folder()) is not None:
+            check_pipeline(folder, self.variant)
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.models.text.pipeline import (
+            check_pipeline,
+            found_folder,
+            load_model,
+            load_schedule,
+            save_model,
+        )
+
+        about = self._write_split(folder, inputs["data"], runtime)[2]
+        source = found_folder(self.path, self.revision, self.variant)
+        check_pipeline(source, self.variant)
+        model = load_model(source, variant=self.variant)
+        save_model(model, load_schedule(source), folder / "model")
+        return {
+            **about,
+            "num_parameters": _parameters(model),
+            "files": fingerprint(source),
+        }
+
+
+def require_captions(data: Data) -> None:
+    """Raises ValueError unless the data have captions."""
+    remedy = "choose data=captioned (your pairs) or data=planted (made from any images)"
+    require(data.has_captions, "data", "images with captions", "none", remedy)
+
+
+def _parameters(model: TextModel) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def load_placed_model(folder: Path, precision: Precision, runtime: Runtime) -> TextModel:
+    """The model of a stage whose `check` has seen that it takes text, on the runtime's device."""
+    model = load_text_model(folder, precision)
+    assert model is not None
+    if runtime.attention_slicing:
+        model.unet.set_attention_slice("auto")
+    return model.to(runtime.torch_device())
+
+
+def load_text_model(folder: Path, precision: Precision = "32-true") -> TextModel | None:
+    """The text-conditional model, in eval mode on the CPU; None where it takes no text."""
+    from sidepipe.models.text.pipeline import load_model
+
+    model = folder / "model"
+    return load_model(model, precision) if (model / "text_encoder").is_dir() else None

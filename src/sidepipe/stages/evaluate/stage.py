@@ -1,0 +1,302 @@
+"""Stage `evaluate`: scores an attack's images against the training subset and a held-out set.
+
+The only stage that looks at the training images; nothing upstream of it may be tuned on its output.
+With `truth: none` it does not look either, and ranks the images as an attacker would.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from sidepipe.base.files import write_json
+from sidepipe.base.settings import build, require
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.features.choice import is_of_this_run
+from sidepipe.memorization.collapse import collapse
+from sidepipe.memorization.thresholds import warn_of_rates
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.data.stage import load_ids
+from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.dpm.stage import DPM
+from sidepipe.stages.evaluate.cost import behind, cost
+from sidepipe.stages.evaluate.headline import headline
+from sidepipe.stages.extract.stage import Extract, load_cohesion, load_targets
+from sidepipe.stages.extract.stage import load as load_extracted
+from sidepipe.stages.generate.stage import load as load_synthetic
+from sidepipe.stages.original.stage import load_rows as load_original_rows
+from sidepipe.stages.reference.stage import NO_HELDOUT, Reference, load_near_duplicates
+from sidepipe.stages.reference.stage import load as load_reference
+from sidepipe.stages.tune.stage import load_trials
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sidepipe.features.encoders import Encoder
+    from sidepipe.features.search import Metric
+    from sidepipe.memorization import scores as m
+    from sidepipe.memorization.blind import Candidates
+    from sidepipe.memorization.comparison import Comparison
+    from sidepipe.memorization.real import RealImages
+    from sidepipe.memorization.results import Hits
+
+log = logging.getLogger(__name__)
+
+MIN_IMAGES = 20  # of an attack: the 5th and 95th percentiles need them
+# A search among the images themselves: more would take hours, and the best bets are among these.
+BLIND_IMAGES = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Memorization metrics of one attack.
+
+    features: an encoder; it decides what gamma is. truth: "train", or "none" for a blind ranking
+    alone. bands: name -> [low, high) of gamma, null for no end, `high` the closest; its edge is
+    also what makes two generated images near duplicates. curve: start, stop and number of
+    thresholds. false_positive_rates: shares of real held-out images that calibrated thresholds let
+    pass, the first of which defines a hit. gallery_pairs: how many pairs and candidates are kept
+    for the report.
+    """
+
+    name: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 4
+    features: dict[str, Any]
+    truth: Literal["train", "none"]
+    bands: dict[str, Any]
+    curve: list
+    false_positive_rates: list
+    gallery_pairs: int
+
+    def __post_init__(self) -> None:
+        require(
+            "high" in self.bands, "evaluate.bands", "named with `high` among them", list(self.bands)
+        )
+        for name, band in self.bands.items():
+            rule = "[low, high) with low < high, null for no end"
+            is_pair = isinstance(band, list | tuple) and len(band) == 2
+            require(is_pair, f"evaluate.bands.{name}", rule, band)
+            low, high = self.bands_of_gamma()[name]
+            require(low < high, f"evaluate.bands.{name}", rule, band)
+        rule = "[start, stop, count] with start < stop and count >= 2"
+        require(len(self.curve) == 3, "evaluate.curve", rule, self.curve)
+        start, stop, count = self.curve
+        require(start < stop and count >= 2, "evaluate.curve", rule, self.curve)
+        rates = self.false_positive_rates
+        require(len(rates) > 0, "evaluate.false_positive_rates", "one rate at least", rates)
+        for rate in rates:
+            require(0 < rate < 1, "evaluate.false_positive_rates", "in (0, 1)", rate)
+        require(self.gallery_pairs >= 0, "evaluate.gallery_pairs", ">= 0", self.gallery_pairs)
+
+    def bands_of_gamma(self) -> dict[str, m.Band]:
+        """The bands with their open ends at infinity."""
+        return {
+            name: (-np.inf if low is None else low, np.inf if high is None else high)
+            for name, (low, high) in self.bands.items()
+        }
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return build(self.features)
+
+    def inputs(self) -> tuple[str, ...]:
+        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
+        if self.truth == "none":
+            return (*descriptor, "extract")
+        # In this order: too few unseen images are an error before an attack is sampled.
+        return ("data", "generate", *descriptor, "reference", "extract")
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        extract = upstream["extract"]
+        assert isinstance(extract, Extract)
+        rule = f">= {MIN_IMAGES}, or evaluate has no percentiles"
+        require(extract.num_images >= MIN_IMAGES, "extract.num_images", rule, extract.num_images)
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        needs_heldout = self.truth == "train" or is_of_this_run(self.features)
+        if needs_heldout and dpm.num_train_images is None and dpm.train_partitions is None:
+            raise ValueError(NO_HELDOUT)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        self._encoder.check()
+        self._check_high(self._encoder)
+
+    def _check_high(self, encoder: Encoder) -> None:
+        bands, similar = self.bands_of_gamma(), encoder.metric == "cosine"
+        closest = (max if similar else min)(bands.values(), key=lambda band: band[0])
+        require(
+            bands["high"] == closest,
+            "evaluate.bands.high",
+            f"the closest band of {encoder.transform} ({encoder.metric})",
+            self.bands,
+            "evaluate=l2 for pixels_l2, evaluate=cosine for the others",
+        )
+        # The cosine of a vector with itself can come out as 1.0000001.
+        low, high = bands["high"]
+        require(
+            high > 1 if similar else low <= 0,
+            "evaluate.bands.high",
+            "a band that exact copies lie in",
+            self.bands["high"],
+            f"set its {'second' if similar else 'first'} end to null",
+        )
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.memorization import results as r
+        from sidepipe.memorization.blind import ranking_quality
+        from sidepipe.memorization.comparison import compare
+        from sidepipe.stages.evaluate import tables
+
+        # Before anything is encoded: too few unseen images are an error.
+        encoder = load_descriptor(inputs["descriptor"]) if "descriptor" in inputs else self._encoder
+        real = load_reference(inputs["reference"]) if self.truth == "train" else None
+        rates = [] if real is None else self._rates(real, encoder.metric, inputs["data"])
+        encode = partial(encoder.encode, device=runtime.torch_device())
+        extract = inputs["extract"]
+        generated, table = load_extracted(extract), None
+        queries = encode(generated)
+        ranking = self._rank(queries, encoder)
+        results = self._about(encoder, generated, ranking, extract)
+        if real is not None:
+            synthetic = encode(load_synthetic(inputs["generate"]))
+            c = compare(queries, synthetic, real, encoder.metric, _attacker_rows(extract))
+            measured, hits = self._measured(c, rates)
+            measured["asked_false_positive_rates"] = self.false_positive_rates
+            measured["near_duplicates"] = load_near_duplicates(inputs["reference"])
+            threshold = measured["calibrated"][0]["threshold"]
+            trial = partial(r.trial, c, threshold=threshold, group=hits.group)
+            results |= {**measured, "trials": _trials(trial, extract, encode)}
+            results["blind"] |= ranking_quality(hits.hit[ranking.index])
+            ids, data = load_ids(inputs["data"]), load_images(inputs["data"])
+            table = tables.nearest_table(c, ids, load_targets(extract), hits)
+            tables.save(folder / "nearest.csv", table)
+            tables.save_gallery(folder, table, generated, data, self.gallery_pairs, c.metric)
+        tables.save_candidates(folder, ranking, generated, self.gallery_pairs, table)
+        self._save_labels(folder, extract, table)
+        write_json(folder / "results.json", results)
+        return headline(results)
+
+    def _rates(self, real: RealImages, metric: Metric, data: Path) -> list[float]:
+        """The false positive rates that the unseen images allow; ValueError where none is."""
+        rates = Reference.require_thresholds(real, self.false_positive_rates, metric, data)
+        warn_of_rates(self.false_positive_rates, rates, len(real.unseen.rows))
+        return rates
+
+    def _about(
+        self, encoder: Encoder, generated: np.ndarray, ranking: Candidates, extract: Path
+    ) -> dict[str, Any]:
+        """What is known without truth."""
+        groups = ranking.size > 1
+        blind = {
+            "threshold": self._duplicate_threshold(encoder.metric),
+            "num_candidates": len(ranking.index),
+            "groups": int(groups.sum()),
+            "largest": int(ranking.size.max()),
+        }
+        return {
+            "truth": self.truth,
+            "metric": encoder.metric,
+            "transform": encoder.transform,
+            "num_images": len(generated),
+            "num_synthetic": 0,
+            "collapse": collapse(generated, ranking.size),
+            "cost": cost(extract),
+            "blind": blind,
+        }
+
+    def _measured(self, c: Comparison, rates: list[float]) -> tuple[dict[str, Any], Hits]:
+        """Everything that needs truth, and the hits."""
+        from sidepipe.memorization import results as r
+
+        start, stop, count = self.curve
+        thresholds = np.linspace(start, stop, int(count)).round(6).tolist()
+        measured, hits = r.measured(c, rates, self.bands_of_gamma(), thresholds)
+        for name, band in measured["bands"].items():
+            band["band"] = list(self.bands[name])
+        return measured, hits
+
+    def _save_labels(self, folder: Path, extract: Path, table: pd.DataFrame | None) -> None:
+        from sidepipe.stages.evaluate import tables
+
+        label = behind(extract, "label")
+        if label is not None:
+            cohesion = load_cohesion(extract, label)
+            tables.save_labels(folder, load_targets(extract), cohesion, table)
+
+    def _duplicate_threshold(self, metric: Metric) -> float:
+        """gamma of two generated images that are near duplicates: the edge of the closest band.
+
+        Nothing calibrated on real images: who ranks blindly has none.
+        """
+        low, high = self.bands_of_gamma()["high"]
+        return float(low if metric == "cosine" else high)
+
+    def _rank(self, queries: np.ndarray, encoder: Encoder) -> Candidates:
+        from sidepipe.memorization.blind import candidates
+
+        if len(queries) > BLIND_IMAGES:
+            log.info("ranked blindly are the first %d of %d images", BLIND_IMAGES, len(queries))
+        threshold = self._duplicate_threshold(encoder.metric)
+        return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold)
+
+
+def _attacker_rows(extract: Path) -> Int64[np.ndarray, "a"] | None:
+    """Places of the real images that the attack learned from; None where it did from none."""
+    original = behind(extract, "label", "original")
+    return None if original is None else load_original_rows(original)
+
+
+def _trials(
+    trial: Callable[[np.ndarray], dict[str, int]],
+    extract: Path,
+    encode: Callable[[np.ndarray], np.ndarray],
+) -> list[dict[str, Any]]:
+    """What a tuned attack tried, and the true hits of the images; none of another attack."""
+    tune = behind(extract, "tune")
+    tried = [] if tune is None else load_trials(tune)
+    return [{**row, **trial(encode(images))} for row, images in tried]
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The results as written to results.json."""
+    return json.loads((folder / "results.json").read_text())
+
+
+def load_nearest(folder: Path) -> pd.DataFrame:
+    """A row per generated image: its target, nearest images, and whether it is a hit, and new."""
+    from sidepipe.stages.evaluate import tables
+
+    return tables.read(folder / "nearest.csv")
+
+
+def load_gallery(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """uint8 (n, 3, h, w, c): generated, nearest training, nearest held-out; and their rows."""
+    from sidepipe.stages.evaluate import tables
+
+    rows: Any = tables.read(folder / "gallery.csv").to_dict("records")
+    return np.load(folder / "gallery.npy"), rows
+
+
+def load_candidates(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """uint8 (n, h, w, c): the best bets of the blind ranking, best first; and their rows."""
+    from sidepipe.stages.evaluate import tables
+
+    rows: Any = tables.read(folder / "candidates.csv").to_dict("records")
+    return np.load(folder / "candidates.npy"), rows
+
+
+def load_labels(folder: Path) -> list[dict[str, Any]]:
+    """What each target label gave; none for an attack without targets."""
+    from sidepipe.stages.evaluate import tables
+
+    path = folder / "labels.csv"
+    rows: Any = tables.read(path).to_dict("records") if path.exists() else []
+    return rows

@@ -1,0 +1,217 @@
+"""Stage `generate`: N_syn plain samples of the model, the attacker's only data (SIDE, step 1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sidepipe.base.images import save_grid
+from sidepipe.base.settings import Precision, require, tried
+from sidepipe.engine.shards import load_first, load_shards
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.models.schedules import clip_range
+from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
+from sidepipe.stages.dpm.stage import load as load_dpm
+from sidepipe.stages.dpm.text import load_text_model
+
+if TYPE_CHECKING:
+    from sidepipe.diffusion.denoiser import Denoiser
+    from sidepipe.diffusion.timesteps import Guidance
+
+log = logging.getLogger(__name__)
+
+# Captions of the data; other values of `prompts` name a file.
+OF_DATA = ("train", "heldout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Stage):
+    """Settings that every sampling stage has.
+
+    num_images: how many. sampler: "ddim", or "dpm_solver_pp", of second order, for few steps.
+    num_inference_steps: network evaluations an image. eta: 0 DDIM, 1 ancestral. timestep_spacing:
+    as in diffusers. prompts: of a text-conditional model, None for the empty one, "train" or
+    "heldout" for captions of the data, or a file's under `runtime.data_root`; each image's is drawn
+    from them at random.
+    prompt_guidance_scale: s of classifier-free guidance by them; 1 for the prompt alone, at half
+    the cost. precision: "true" of 16 bits is for text-conditional models. shard_size: images a
+    file. refine_steps: how often a finished sample moves toward a mode of the model, which brings
+    out what it has memorized; each costs a network evaluation. refine_t: the noise at which, in
+    timesteps; at more of it samples that are alike merge.
+    """
+
+    num_images: int
+    sampler: Literal["ddim", "dpm_solver_pp"]
+    num_inference_steps: int
+    eta: float
+    timestep_spacing: Literal["leading", "trailing"]
+    refine_steps: int
+    refine_t: int
+    prompts: str | None
+    prompt_guidance_scale: float
+    precision: Precision
+    shard_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for field in ("num_images", "num_inference_steps", "shard_size"):
+            require(getattr(self, field) >= 1, f"{self.name}.{field}", ">= 1", getattr(self, field))
+        require(0 <= self.eta <= 1, f"{self.name}.eta", "in [0, 1]", self.eta)
+        if self.sampler != "ddim":
+            require(self.eta == 0, f"{self.name}.eta", f"0 for {self.sampler}", self.eta)
+        for field in ("refine_steps", "refine_t"):
+            require(getattr(self, field) >= 0, f"{self.name}.{field}", ">= 0", getattr(self, field))
+        scale = self.prompt_guidance_scale
+        require(scale >= 0, f"{self.name}.prompt_guidance_scale", ">= 0", scale)
+        require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("dpm", "data") if self.prompts in OF_DATA else ("dpm",)
+
+    def unused(self) -> tuple[str, ...]:
+        # What is sampled as it always was keeps its key.
+        unused = ("sampler",) if self.sampler == "ddim" else ()
+        if self.refine_steps == 0:
+            unused = (*unused, "refine_steps", "refine_t")
+        if self.prompts is None:
+            unused = (*unused, "prompts", "prompt_guidance_scale")
+        return unused
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        if isinstance(dpm, TrainDPM | PretrainedDPM):
+            remedy = "this model knows no text"
+            require(self.prompts is None, f"{self.name}.prompts", "null", self.prompts, remedy)
+            known, rule = ("32-true", "bf16-mixed", "16-mixed"), "32-true or mixed"
+            require(self.precision in known, f"{self.name}.precision", rule, self.precision, remedy)
+        if isinstance(dpm, TrainedDPM):
+            steps = dpm.noise_schedule["num_train_timesteps"]
+            require(
+                self.num_inference_steps <= steps,
+                f"{self.name}.num_inference_steps",
+                f"<= diffusion.num_train_timesteps = {steps}",
+                self.num_inference_steps,
+            )
+            if self.refine_steps > 0:
+                rule = f"< diffusion.num_train_timesteps = {steps}"
+                require(self.refine_t < steps, f"{self.name}.refine_t", rule, self.refine_t)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        if isinstance(dpm, TrainedDPM) and dpm.noise_schedule.get("rescale_betas_zero_snr"):
+            self._check_x_0(dpm.noise_schedule)
+
+    def _check_x_0(self, noise_schedule: Mapping[str, Any]) -> None:
+        """Raises ValueError where a model is asked for the eps of an x_t that is noise alone."""
+        from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
+
+        scheduler = tried("diffusion", noise_schedule)
+        alphas_cumprod, count = scheduler.alphas_cumprod, self.num_inference_steps
+        offset = scheduler.config["steps_offset"]
+        timesteps = sampling_timesteps(len(alphas_cumprod), count, self.timestep_spacing, offset)
+        refined = [self.refine_t] if self.refine_steps > 0 else []
+        kind = scheduler.config["prediction_type"]
+        require_x_0(kind, alphas_cumprod, [*timesteps, *refined])
+
+    def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
+        data: Any = upstream["data"]
+        return self.num_images * data.size**2 * data.channels
+
+    def sample(
+        self,
+        folder: Path,
+        inputs: Mapping[str, Path],
+        runtime: Runtime,
+        surrogate: Any = None,
+        guidance: Guidance | None = None,
+        targets: np.ndarray | None = None,
+        first: int = 0,
+    ) -> dict[str, Any]:
+        """Writes the images' shards; returns what was spent, in evaluations.
+
+        first: how many images an earlier call made, and accounted for.
+        """
+        import pandas as pd
+
+        from sidepipe.engine.sampling import ImageSampler, sample_to_shards
+        from sidepipe.stages.generate.prompts import draw_prompts, prompts_of
+
+        prompts = (
+            None if self.prompts is None else prompts_of(self.prompts, inputs, runtime.data_root)
+        )
+        if prompts is not None:
+            targets = draw_prompts(len(prompts), self.num_images, self.seed)
+            of_each = pd.DataFrame({"prompt": [prompts[i] for i in targets]})
+            of_each.to_csv(folder / "prompts.csv", index_label="image")
+        denoiser = load_denoiser(inputs["dpm"], self.precision, prompts, self.prompt_guidance_scale)
+        timesteps = denoiser.timesteps(self.num_inference_steps, self.timestep_spacing)
+        sampler = ImageSampler(
+            denoiser,
+            seed=self.seed,
+            stream=self.name,
+            sampler=self.sampler,
+            timesteps=timesteps,
+            eta=self.eta,
+            surrogate=surrogate,
+            guidance=guidance,
+            refine_steps=self.refine_steps,
+            refine_t=self.refine_t,
+        )
+        sample_to_shards(
+            sampler, folder, self.num_images, self.shard_size, self.precision, runtime, targets
+        )
+        save_grid(folder / "preview.png", load_first(folder, 64))
+        count, guided = self.num_images - first, sampler.guided_timesteps
+        plain = len(timesteps) - (len(guided) if sampler.label_alone else 0) + self.refine_steps
+        return {
+            "num_images": count,
+            "unet_forwards": count * plain * denoiser.evaluations,
+            "surrogate_gradients": count * len(guided),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Sampling):
+    """N_syn plain samples of the model."""
+
+    name: ClassVar[str] = "generate"
+    version: ClassVar[int] = 2
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        return self.sample(folder, inputs, runtime)
+
+
+def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+    """The synthetic images, in index order."""
+    return load_shards(folder)
+
+
+def load_denoiser(
+    dpm: Path,
+    precision: Precision,
+    prompts: Sequence[str] | None = None,
+    prompt_guidance_scale: float = 1.0,
+) -> Denoiser:
+    """The model of a dpm artifact as samplers see it, on the CPU.
+
+    prompts: what a text-conditional one is asked for by their numbers; None for the empty one.
+    """
+    from sidepipe.diffusion.denoiser import Denoiser
+    from sidepipe.models.text.denoiser import PromptedDenoiser
+
+    model = load_text_model(dpm, precision)
+    if model is not None:
+        return PromptedDenoiser(model, prompts, prompt_guidance_scale)
+    unet, scheduler = load_dpm(dpm)
+    side, channels = unet.config["sample_size"], unet.config["in_channels"]
+    kind = scheduler.config["prediction_type"]
+    denoiser = Denoiser(unet, scheduler.alphas_cumprod, kind, (channels, side, side))
+    denoiser.clip_range = clip_range(scheduler)
+    denoiser.steps_offset = scheduler.config["steps_offset"]
+    return denoiser

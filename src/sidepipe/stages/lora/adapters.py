@@ -1,0 +1,129 @@
+"""Frozen networks with LoRA (Hu et al., 2022) and what labels add: called with (x_t, t, y).
+
+All that is trained begins at zero effect, so before training the network is the one under attack,
+to the bit, whatever the label.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.schedule import EpsFn, eps_from_prediction, for_each
+from sidepipe.models.text.denoiser import PromptedDenoiser
+
+
+class LabeledUNet(nn.Module):
+    """What a UNet2DModel predicts for a label: a learned vector is added to its time embedding.
+
+    rank: of LoRA. target_modules: ends of the names of linear and convolution layers that get it.
+    """
+
+    def __init__(
+        self, unet: Any, num_labels: int, rank: int, target_modules: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.unet = with_lora(unet, rank, target_modules)
+        unet.class_embedding = nn.Embedding(num_labels, unet.time_embedding.linear_2.out_features)
+        nn.init.zeros_(unet.class_embedding.weight)
+
+    def forward(self, x_t: Tensor, t: Int64[Tensor, "n"], y: Int64[Tensor, "n"]) -> Tensor:
+        return self.unet(x_t, t, class_labels=y).sample
+
+
+class LabeledTextUNet(nn.Module):
+    """What a text model's UNet predicts for a label: a learned change of the empty prompt's e_0.
+
+    e_0: that embedding, to every position of which a label adds its own.
+    """
+
+    e_0: Tensor
+
+    def __init__(
+        self,
+        unet: Any,
+        e_0: Float[Tensor, "1 l d"],
+        num_labels: int,
+        rank: int,
+        target_modules: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.unet = with_lora(unet, rank, target_modules)
+        self.register_buffer("e_0", e_0, persistent=False)
+        self.pseudo_tokens = nn.Parameter(torch.zeros(num_labels, *e_0.shape[1:]))
+
+    def forward(self, x_t: Tensor, t: Int64[Tensor, "n"], y: Int64[Tensor, "n"]) -> Tensor:
+        e, dtype = self.e_0 + self.pseudo_tokens[y], self.unet.dtype
+        return self.unet(x_t.to(dtype), t, encoder_hidden_states=e.to(dtype)).sample
+
+
+def with_lora(unet: Any, rank: int, target_modules: Sequence[str]) -> Any:
+    """The frozen network, in place, its layers of those names with LoRA of zero effect.
+
+    Raises ValueError naming the ends that no layer has.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = [name for name, module in unet.named_modules() if not list(module.children())]
+    missing = [end for end in target_modules if not any(_ends(name, end) for name in names)]
+    if missing:
+        raise ValueError(
+            f"lora.target_modules names {missing}, which no layer of the network ends with; its "
+            f"layers end with {sorted({name.split('.')[-1] for name in names})}"
+        )
+    unet.requires_grad_(False)
+    # alpha = rank: what LoRA adds is its product of matrices as it is.
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(target_modules))
+    return inject_adapter_in_model(config, unet)
+
+
+def _ends(name: str, end: str) -> bool:
+    """As peft compares them."""
+    return name == end or name.endswith(f".{end}")
+
+
+def trained_weights(network: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by name: LoRA's matrices and what labels add."""
+    return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+
+
+def merged(denoiser: "LabeledDenoiser") -> "LabeledDenoiser":
+    """It with LoRA added to the weights, in place: a step then costs what the model's does."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(denoiser.network.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            denoiser.network.set_submodule(name, layer.get_base_layer())
+    return denoiser
+
+
+class LabeledDenoiser(Denoiser):
+    """The model under attack, adapted: a condition y is a label.
+
+    base: the model, whose network becomes the adapted one. Seed torch's generator first.
+    """
+
+    def __init__(
+        self, base: Denoiser, num_labels: int, rank: int, target_modules: Sequence[str]
+    ) -> None:
+        super().__init__(base.unet, base.alphas_cumprod, base.prediction_type, base.shape)
+        self.has_range, self.clip_range = base.has_range, base.clip_range
+        self.steps_offset = base.steps_offset
+        of_lora = (num_labels, rank, target_modules)
+        if isinstance(base, PromptedDenoiser):
+            e_0 = base.model.encode([""])
+            self.network: nn.Module = LabeledTextUNet(base.unet, e_0, *of_lora)
+        else:
+            self.network = LabeledUNet(base.unet, *of_lora)
+
+    def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
+        @torch.no_grad()
+        def eps_fn(x_t: Tensor, t: int) -> Tensor:
+            found = self.network(x_t, for_each(t, x_t), y).float()
+            return eps_from_prediction(self.prediction_type, found, x_t, t, self.alphas_cumprod)
+
+        return eps_fn

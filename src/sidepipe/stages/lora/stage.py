@@ -1,0 +1,181 @@
+"""Stage `lora`: adapts the model itself to the surrogate labels (SIDE, for large models)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from sidepipe.base.files import write_json
+from sidepipe.base.settings import Precision, require
+from sidepipe.base.weights import load_exactly
+from sidepipe.engine.stage import Runtime
+from sidepipe.engine.trained import Training
+from sidepipe.stages.generate.stage import load_denoiser
+from sidepipe.stages.label.stage import load as load_labels
+from sidepipe.stages.label.stage import load_images
+
+if TYPE_CHECKING:
+    from sidepipe.stages.lora.adapters import LabeledDenoiser
+    from sidepipe.stages.lora.module import LabeledDenoisingModule
+
+log = logging.getLogger(__name__)
+
+# Forward and backward of a training step, for each image, in forwards.
+TRAINING_COST = 3
+# Images that an autoencoder encodes at once.
+ENCODED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Training):
+    """The frozen model with LoRA and what labels add, trained on the labeled synthetic images.
+
+    rank: of LoRA; the paper has 512, and low ranks find more different images. target_modules: ends
+    of the names of layers that get it. validation_fraction: share of the images kept for judging
+    whether labels tell anything. Images of no label are left out.
+    """
+
+    name: ClassVar[str] = "lora"
+    rank: int
+    target_modules: list
+    validation_fraction: float
+    validate_every_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.rank >= 1, "lora.rank", ">= 1", self.rank)
+        names = self.target_modules
+        require(len(names) >= 1, "lora.target_modules", "names of layers", names)
+        share, every = self.validation_fraction, self.validate_every_steps
+        require(0 < share <= 0.5, "lora.validation_fraction", "in (0, 0.5]", share)
+        rule = "in [1, max_steps]"
+        require(1 <= every <= self.max_steps, "lora.validate_every_steps", rule, every)
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("dpm", "generate", "label")
+
+    def check_peft(self) -> None:
+        """Raises ImportError where what this stage needs is not installed.
+
+        Not in `check`: a config has the stage whether or not an attack reads it.
+        """
+        if find_spec("peft") is None:
+            raise ImportError("lora needs peft; remedy: pip install 'sidepipe[text]'")
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        import lightning as L
+        from safetensors.torch import save_file
+
+        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.stages.lora.adapters import trained_weights
+        from sidepipe.stages.lora.module import LabeledDenoisingModule
+
+        labels, device = load_labels(inputs["label"]), runtime.torch_device()
+        rows = self._rows(inputs, device)
+        num_labels = int(labels.max()) + 1
+        described = {
+            "num_labels": num_labels,
+            "rank": self.rank,
+            "target_modules": self.target_modules,
+            "training_evaluations": TRAINING_COST * self.max_steps * self.batch_size,
+        }
+        write_json(folder / "adapter.json", described)
+        L.seed_everything(self.seed, verbose=False)
+        denoiser = _adapted(described, inputs["dpm"], "32-true")
+        train, validation = _split(labels, self.validation_fraction, self.seed)
+        log.info(
+            "training %.2f M parameters on %d images of %d labels, %d for validation",
+            sum(w.numel() for w in trained_weights(denoiser).values()) / 1e6,
+            *(len(train), num_labels, len(validation)),
+        )
+        module = LabeledDenoisingModule(
+            denoiser,
+            num_labels,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            lr_warmup_steps=self.lr_warmup_steps,
+            seed=self.seed,
+        )
+        judged = [rows[validation], labels[validation]]
+        without = _loss_without_labels(module, judged, device)
+        metrics = self.fit(
+            module,
+            [rows[train], labels[train]],
+            validation_batches(judged),
+            folder,
+            runtime,
+            validate_every_steps=self.validate_every_steps,
+        )
+        module.load_state_dict(weights(folder), strict=False)
+        save_file(trained_weights(denoiser.network), folder / "adapter.safetensors")
+        return {**described, "loss_without_labels": without, **metrics}
+
+    def _rows(self, inputs: Mapping[str, Path], device: str) -> np.ndarray:
+        """What the labels are of, as the model has it: images, or the latents of images."""
+        import torch
+
+        from sidepipe.models.text.denoiser import PromptedDenoiser
+
+        images = load_images(inputs["label"], inputs["generate"])
+        denoiser = load_denoiser(inputs["dpm"], "32-true")
+        if not isinstance(denoiser, PromptedDenoiser) or denoiser.has_range:
+            return images
+        model = denoiser.model.to(device)
+        parts = torch.from_numpy(images).split(ENCODED)
+        return np.concatenate([model.to_latents(part).cpu().numpy() for part in parts])
+
+
+def _loss_without_labels(
+    module: LabeledDenoisingModule, rows: list[np.ndarray], device: str
+) -> float:
+    """Of the model as it is, which an adapter before its training equals; at validation's noise."""
+    from sidepipe.engine.training import validation_batches
+
+    module.to(device)
+    batches = list(validation_batches(rows))
+    total = sum(
+        module.losses([part.to(device) for part in batch], i)["loss"].item() * len(batch[0])
+        for i, batch in enumerate(batches)
+    )
+    module.cpu()  # not on a device: it may be sent to other processes
+    return total / sum(len(batch[0]) for batch in batches)
+
+
+def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of labeled images to train on, and to judge by."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
+    count = max(1, round(len(order) * fraction))
+    return order[count:], order[:count]
+
+
+def _adapted(described: Mapping[str, Any], dpm: Path, precision: Precision) -> LabeledDenoiser:
+    from sidepipe.stages.lora.adapters import LabeledDenoiser
+
+    sizes = (described["num_labels"], described["rank"], described["target_modules"])
+    return LabeledDenoiser(load_denoiser(dpm, precision), *sizes)
+
+
+def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabeledDenoiser:
+    """The adapted model, whose conditions are labels, on the CPU; dpm: what it was made from.
+
+    Its `network` takes (x_t, t, y).
+    """
+    from sidepipe.stages.lora.adapters import merged, trained_weights
+
+    described = json.loads((folder / "adapter.json").read_text())
+    denoiser = _adapted(described, dpm, precision)
+    network = denoiser.network
+    load_exactly(network, [folder / "adapter.safetensors"], only=trained_weights(network))
+    return merged(denoiser).requires_grad_(False)
+
+
+def load_training_evaluations(folder: Path) -> int:
+    """What its training cost, in forwards of the network for one image."""
+    return json.loads((folder / "adapter.json").read_text())["training_evaluations"]

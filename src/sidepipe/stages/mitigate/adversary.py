@@ -1,0 +1,57 @@
+"""Who wants an image back: embeddings led to where the model denoises that very image best.
+
+Mitigation at inference hides what the weights still hold; this asks the weights. With enough steps
+an embedding may also describe an image that was never trained on, so that only what is recovered
+beyond such images says anything.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidepipe.diffusion.noise import generator
+from sidepipe.diffusion.schedule import add_noise
+from sidepipe.models.text.model import Embeddings, Latents, TextModel
+
+EVALUATIONS_A_STEP = 3  # a forward, and a backward, which counts as two
+
+
+def denoising_errors(
+    model: TextModel, x_0: Latents, e: Embeddings, t: Tensor, eps: Latents
+) -> Tensor:
+    """The mean squared error of the noise predicted in each x_t: (n,)."""
+    x_t = add_noise(x_0, eps, t, model.alphas_cumprod)
+    return (model.eps(x_t, t, e) - eps).square().flatten(1).mean(1)
+
+
+def noise_of(streams: Sequence[np.random.Generator], model: TextModel) -> tuple[Tensor, Latents]:
+    """The next t, uniform over all timesteps, and noise of each stream."""
+    steps, shape = len(model.alphas_cumprod), model.latent_shape
+    t = torch.tensor([int(rng.integers(steps)) for rng in streams], device=model.device)
+    eps = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in streams])
+    return t, torch.from_numpy(eps).to(model.device)
+
+
+def recovering(
+    model: TextModel,
+    x_0: Latents,
+    e: Embeddings,
+    seed: int,
+    numbers: Sequence[int],
+    num_steps: int,
+    lr: float,
+) -> Embeddings:
+    """`e` led by Adam to lower E || eps(x_t, e) - eps ||^2 over t and eps, x_0 being wanted.
+
+    numbers: of the prompts, which with the seed decide t and eps, whatever the batch.
+    """
+    streams = [generator(seed, "prompts", number * 1_000_000 + 999_999) for number in numbers]
+    e = e.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([e], lr=lr)
+    for _ in range(num_steps):
+        errors = denoising_errors(model, x_0, e, *noise_of(streams, model))
+        (e.grad,) = torch.autograd.grad(errors.sum(), e)
+        optimizer.step()
+    return e.detach()

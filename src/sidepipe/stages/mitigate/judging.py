@@ -1,0 +1,150 @@
+"""What generated images are held against: training images, and what their captions say."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+
+from sidepipe.features.encoders import Encoder
+from sidepipe.features.pairs import exact_losses, gamma_of
+from sidepipe.features.search import closer, nearest
+from sidepipe.memorization.rates import mean, rate
+from sidepipe.stages.detect.groups import GROUPS
+from sidepipe.stages.mitigate.alignment import CLIPScore, attribute_readers, reading, shares_right
+
+Generated = UInt8[np.ndarray, "p n h w c"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The data: all images, their captions (None where they have none), and the split in rows."""
+
+    data: UInt8[np.ndarray, "m h w c"]
+    captions: pd.DataFrame | None
+    train: Int64[np.ndarray, "t"]
+    unseen: Int64[np.ndarray, "u"]
+
+    def attributes(self, rows: Iterable[int]) -> list[dict[str, str]]:
+        """What the captions of these rows say of their images; {} where nobody knows."""
+        if self.captions is None:
+            return [{} for _ in rows]
+        own = self.captions["attributes"].tolist()
+        return [own[row] if row >= 0 else {} for row in rows]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Tells copies as `detect` does: as close to a training image as hardly any real one comes.
+
+    data: all images. train: the features of the training images among them. share: of a prompt's
+    images; where so many are copies it is memorized.
+    """
+
+    data: UInt8[np.ndarray, "m h w c"]
+    train: Float32[np.ndarray, "t d"]
+    encoder: Encoder
+    threshold: float
+    share: float
+    device: str
+
+    def of_any(self, images: Generated) -> Bool[np.ndarray, "p n"]:
+        """Which images are as close to any training image as the threshold."""
+        gamma, _ = nearest(self._encoded(images), self.train, self.encoder.metric)
+        return self._close(gamma[:, 0]).reshape(images.shape[:2])
+
+    def of(self, images: Generated, rows: Int64[np.ndarray, "p"]) -> Bool[np.ndarray, "p n"]:
+        """Which images are as close to the image that lies in their prompt's row of the data."""
+        wanted = self.encoder.encode(self.data[rows], device=self.device)
+        i = np.arange(images.shape[0] * images.shape[1])
+        pairs = (i, i // images.shape[1])
+        metric = self.encoder.metric
+        gamma = gamma_of(exact_losses(self._encoded(images), wanted, *pairs, metric), metric)
+        return self._close(gamma).reshape(images.shape[:2])
+
+    def rates(self, copied: Bool[np.ndarray, "p n"]) -> dict[str, Any]:
+        """The share of memorized prompts, and that of copies among a prompt's images.
+
+        Intervals are over prompts, which are the units: images of one are not independent.
+        """
+        return {"prompts": rate(self.memorized(copied)), "images": mean(copied.mean(axis=1))}
+
+    def memorized(self, copied: Bool[np.ndarray, "p n"]) -> Bool[np.ndarray, "p"]:
+        """Which prompts have copies enough among their images."""
+        # Rounded: 0.7 * 10 copies are 7.
+        return copied.sum(axis=1) >= np.ceil(round(self.share * copied.shape[1], 9))
+
+    def _encoded(self, images: Generated) -> Float32[np.ndarray, "_ d"]:
+        return self.encoder.encode(images.reshape(-1, *images.shape[2:]), device=self.device)
+
+    def _close(self, gamma: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+        return closer(gamma, self.threshold, self.encoder.metric)
+
+
+def copied(
+    table: pd.DataFrame, images: Generated, copies: Copies
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table with each prompt's number of copies, and the rates of copies.
+
+    Of either group, and of memorized prompts by how often training saw their pair.
+    """
+    found = copies.of_any(images)
+    group, repeats = table["group"].to_numpy(), table["repeats"].to_numpy()
+    ours = group == "memorized"
+    rows = [
+        {"repeats": int(r), **copies.rates(found[ours & (repeats == r)])}
+        for r in np.unique(repeats[ours])
+    ]
+    rates = {name: copies.rates(found[group == name]) for name in GROUPS}
+    return table.assign(copies=found.sum(axis=1)), {**rates, "by_repeats": rows}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How well images show what their captions say, from 0 on; higher is better.
+
+    clip: a CLIP model's folder or hub id, or None: the share of the caption's attributes that
+    `readers` read off the image. ceiling: what they read of real images that they never saw.
+    """
+
+    clip: str | None
+    device: str
+    readers: dict[str, Any] = field(default_factory=dict)
+    ceiling: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def measure(self) -> str | None:
+        """What is measured; None where nothing can be."""
+        return "clip" if self.clip is not None else "attributes" if self.readers else None
+
+    def of(
+        self, images: Generated, captions: Sequence[str], attributes: Sequence[dict[str, str]]
+    ) -> Float[np.ndarray, "p"]:
+        """Of each prompt the mean over its images; nan where its caption has no attribute."""
+        count, each = images.shape[:2]
+        flat = images.reshape(count * each, *images.shape[2:])
+        if self.clip is not None:
+            said = [caption for caption in captions for _ in range(each)]
+            found = CLIPScore(self.clip).of(flat, said, self.device)
+        elif self.readers:
+            has = [own for own in attributes for _ in range(each)]
+            found = shares_right(self.readers, flat, has)
+        else:
+            return np.full(count, np.nan)
+        return found.reshape(count, each).mean(axis=1)
+
+
+def read_from(known: Known, left_out: Sequence[int], device: str, seed: int) -> Alignment:
+    """Alignment by the attributes of captions: readers of training images, and their ceiling.
+
+    left_out: rows that prompts replay, or copies of these would be read too well.
+    """
+    train = np.setdiff1d(known.train, left_out)
+    readers = attribute_readers(known.data[train], known.attributes(train), seed)
+    if not readers or len(known.unseen) == 0:
+        return Alignment(None, device, readers)
+    right = reading(readers, known.data[known.unseen], known.attributes(known.unseen))
+    ceiling = {name: float(np.nanmean(values)) for name, values in right.items()}
+    return Alignment(None, device, readers, ceiling)

@@ -1,0 +1,93 @@
+"""Mitigation at inference: what a prompt is turned into before it is sampled.
+
+Each image is mitigated for itself, as if it were asked for alone. Attention scaling changes the
+network and not the prompt: see `attention.py`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sidepipe.models.text.guidance import norms
+from sidepipe.models.text.model import Embeddings, Latents, TextModel
+
+
+def lowered(
+    model: TextModel,
+    x_T: Latents,
+    t: int,
+    e: Embeddings,
+    e_0: Float[Tensor, "1 l d"],
+    target: float,
+    lr: float,
+    max_iterations: int,
+) -> tuple[Embeddings, Int64[Tensor, "n"]]:
+    """Embeddings with || D_T || <= `target`, or as near as they came, and each image's evaluations.
+
+    AdamW on the embedding of every position but the first (Wen et al., 2024, section 5.1), t being
+    the first step's. An image whose norm is low enough is left as it is while others go on. A
+    forward counts as one evaluation, a backward as two. The authors' code takes one norm over the
+    whole batch, with a target for four images; here both are an image's.
+    """
+    with torch.no_grad():
+        eps_0 = model.eps(x_T, t, e_0.expand_as(e))
+    e = e.detach().clone().requires_grad_()
+    optimizer = torch.optim.AdamW([e], lr=lr)
+    evaluations = torch.ones(len(e), dtype=torch.int64, device=e.device)
+    left = torch.ones_like(evaluations, dtype=torch.bool)
+    for _ in range(max_iterations):
+        losses = norms(model.eps(x_T, t, e) - eps_0)
+        evaluations += left  # also of those that the forward finds low enough
+        left = losses.detach() > target
+        if not left.any():
+            break
+        before = e.detach().clone()
+        (e.grad,) = torch.autograd.grad(losses.sum(), e)
+        optimizer.step()
+        # Momentum and decay move what has no gradient as well.
+        still = ~left[:, None, None] | (torch.arange(e.shape[1], device=e.device) == 0)[:, None]
+        e.data.copy_(torch.where(still, before, e.data))
+        evaluations += 2 * left
+    return e.detach(), evaluations
+
+
+def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
+    """Words that are one token each, of ASCII letters, none of the unwanted; in order.
+
+    unwanted: such as the words planted to find images again: adding those would be an attack.
+    """
+    special, unwanted = set(tokenizer.all_special_tokens), set(unwanted)
+    tokens = [token for token in tokenizer.get_vocab() if token not in special]
+    # Of byte-pair encodings as CLIP's these end a word; others may be parts of one.
+    ends = [token.removesuffix("</w>") for token in tokens if token.endswith("</w>")]
+    words = sorted(word for word in (ends or tokens) if word.isascii() and word.isalpha())
+    return [word for word in words if word not in unwanted]
+
+
+def with_random_words(
+    prompt: str, words: Sequence[str], count: int, rng: np.random.Generator
+) -> str:
+    """The prompt with `count` random words at random places, its own words in their order.
+
+    (Somepalli et al., 2023.)
+    """
+    spoken = prompt.split()
+    for word in rng.choice(list(words), count):
+        spoken.insert(int(rng.integers(len(spoken) + 1)), str(word))
+    return " ".join(spoken)
+
+
+def without_word(tokenizer: Any, prompt: str, position: int) -> str:
+    """The prompt without the word, as spaces part it, that the token at `position` is of."""
+    inputs = tokenizer(
+        prompt, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True
+    )
+    start, end = inputs["offset_mapping"][position]
+    before, after = prompt[:start], prompt[end:]
+    kept = before.rsplit(maxsplit=1)[:-1] if before and not before[-1].isspace() else [before]
+    rest = after.split(maxsplit=1)[1:] if after and not after[0].isspace() else [after]
+    return " ".join(" ".join([*kept, *rest]).split())

@@ -1,0 +1,291 @@
+"""Stage `mitigate`: one way to stop a model from replaying images, and what it gives and costs.
+
+Mitigation in training is another model, here without a method; `mitigations` are the rows that are
+compared. All are asked the prompts that `detect` calls memorized, and as many that were never
+trained on, from the noise that `detect` used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from sidepipe.base.files import write_json
+from sidepipe.base.settings import Precision, build, require
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.data.stage import load_captions
+from sidepipe.stages.detect.stage import DetectPrompts, load_prompts, load_thresholds
+from sidepipe.stages.dpm.stage import load_subset
+from sidepipe.stages.dpm.text import load_placed_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sidepipe.models.text.model import TextModel
+    from sidepipe.stages.mitigate.judging import Copies, Generated, Known
+    from sidepipe.stages.mitigate.requests import Mitigated
+
+log = logging.getLogger(__name__)
+
+Method = Literal["none", "embedding", "random_tokens", "drop_word", "attention"]
+
+MAX_HELDOUT = 512  # images whose denoising loss is taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mitigate(Stage):
+    """A mitigation method, measured.
+
+    method: none, embedding, random_tokens, drop_word or attention. num_prompts: most of either
+    kind, drawn by seed; None for all that are memorized. num_generations: images of a prompt, the
+    first of detect's. copied_share: of a prompt's images, at least that many copies make it
+    memorized.
+
+    Of embedding: lr and max_iterations of the optimizer; target, the norm to reach, None for the
+    median of detect's calibration prompts. Of random_tokens: num_random_tokens. Of drop_word:
+    num_word_steps, first ones of the trajectory over which significance is taken. Of attention:
+    start_scale, what the start token's logits are multiplied by.
+
+    adversary: None, or num_steps and lr of who wants the images back. clip: a CLIP model (folder or
+    hub id) to measure alignment with, None for the captions' attributes. features: an encoder, that
+    of detect.
+    """
+
+    name: ClassVar[str] = "mitigate"
+    method: Method
+    num_prompts: int | None
+    num_generations: int
+    copied_share: float
+    lr: float
+    max_iterations: int
+    target: float | None
+    num_random_tokens: int
+    num_word_steps: int
+    start_scale: float
+    adversary: dict[str, Any] | None
+    clip: str | None
+    features: dict[str, Any]
+    num_inference_steps: int
+    guidance_scale: float
+    precision: Precision
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_prompts is not None:
+            require(self.num_prompts >= 1, "mitigate.num_prompts", ">= 1 or null", self.num_prompts)
+        for name in ("num_generations", "max_iterations", "num_random_tokens", "num_word_steps"):
+            require(getattr(self, name) >= 1, f"mitigate.{name}", ">= 1", getattr(self, name))
+        for name in ("lr", "start_scale"):
+            require(getattr(self, name) > 0, f"mitigate.{name}", "> 0", getattr(self, name))
+        require(self.target is None or self.target > 0, "mitigate.target", "> 0", self.target)
+        if self.adversary is not None:
+            rule = "null, or num_steps and lr"
+            names = sorted(self.adversary)
+            require(names == ["lr", "num_steps"], "mitigate.adversary", rule, names)
+
+    def inputs(self) -> tuple[str, ...]:
+        return ("data", "dpm", "detect")
+
+    def unused(self) -> tuple[str, ...]:
+        of_methods = {
+            "none": (),
+            "embedding": ("lr", "max_iterations", "target"),
+            "random_tokens": ("num_random_tokens",),
+            "drop_word": ("num_word_steps",),
+            "attention": ("start_scale",),
+        }
+        own = of_methods[self.method]
+        return tuple(n for names in of_methods.values() for n in names if n not in own)
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        DetectPrompts.require_in(upstream)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        from sidepipe.stages.mitigate.alignment import CLIPScore
+
+        if self.clip is not None:
+            CLIPScore(self.clip).check()
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.stages.detect.groups import grouped
+        from sidepipe.stages.mitigate.judging import copied
+        from sidepipe.stages.mitigate.requests import generate, requests
+
+        device, known = runtime.torch_device(), _known(inputs)
+        thresholds = load_thresholds(inputs["detect"])
+        table = grouped(load_prompts(inputs["detect"]), ["test"], self.num_prompts, self.seed)
+        model = load_placed_model(inputs["dpm"], self.precision, runtime)
+        mitigated = self._mitigated(model, known, thresholds["median_first_step"])
+        asked = requests(table["caption"].tolist(), table["number"].tolist(), self.num_generations)
+        images, spent = generate(folder / "parts" / "images", mitigated, asked, runtime)
+        images = images.reshape(len(table), self.num_generations, *images.shape[1:])
+        table, alignment, ceiling = self._aligned(table, images, known, device)
+        results: dict[str, Any] = {
+            "method": self.method,
+            "num_prompts": table["group"].value_counts().to_dict(),
+            "num_generations": self.num_generations,
+            "evaluations_per_image": float(spent.mean()),
+            "alignment": alignment,
+            "ceiling": ceiling,
+            "heldout_loss": self._heldout_loss(model, known, runtime),
+            "memorized": None,
+            "adversary": None,
+        }
+        if len(known.train) > 0:
+            copies = self._copies(known, thresholds["labels"]["threshold"], device)
+            again = folder / "parts" / "again"
+            results["adversary"] = self._adversary(again, mitigated, table, images, copies, runtime)
+            table, results["memorized"] = copied(table, images, copies)
+        table.to_csv(folder / "prompts.csv", index=False)
+        np.save(folder / "images.npy", images)
+        write_json(folder / "results.json", results)
+        shutil.rmtree(folder / "parts")
+        return _headline(results)
+
+    def _mitigated(self, model: TextModel, known: Known, median: float) -> Mitigated:
+        """The model with the method; median: the norm that embeddings are led to by default."""
+        from sidepipe.stages.mitigate.methods import ordinary_words
+        from sidepipe.stages.mitigate.requests import Mitigated
+
+        words: list[str] = []
+        if self.method == "random_tokens":
+            planted = [] if known.captions is None else known.captions["word"].unique().tolist()
+            words = ordinary_words(model.tokenizer, planted)
+        return Mitigated(
+            model=model,
+            method=self.method,
+            guidance_scale=self.guidance_scale,
+            num_inference_steps=self.num_inference_steps,
+            target=median if self.target is None else self.target,
+            lr=self.lr,
+            max_iterations=self.max_iterations,
+            words=words,
+            num_random_tokens=self.num_random_tokens,
+            num_word_steps=self.num_word_steps,
+            start_scale=self.start_scale,
+            seed=self.seed,
+        )
+
+    def _aligned(
+        self, table: pd.DataFrame, images: Generated, known: Known, device: str
+    ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, float]]:
+        """The table with each prompt's alignment, that of both groups, and the readers' ceiling."""
+        from sidepipe.memorization.rates import mean
+        from sidepipe.stages.detect.groups import GROUPS
+        from sidepipe.stages.mitigate.judging import Alignment, read_from
+
+        replayed = table.loc[table["group"] == "memorized", ["row", "nearest"]].to_numpy().ravel()
+        alignment = Alignment(self.clip, device)
+        if self.clip is None:
+            alignment = read_from(known, replayed.tolist(), device, self.seed)
+        values = alignment.of(images, table["caption"].tolist(), known.attributes(table["row"]))
+        about: dict[str, Any] = {"measure": alignment.measure}
+        about |= {group: mean(values[table["group"] == group]) for group in GROUPS}
+        return table.assign(alignment=values), about, alignment.ceiling
+
+    def _copies(self, known: Known, threshold: float, device: str) -> Copies:
+        from sidepipe.memorization.real import encode_rows
+        from sidepipe.stages.mitigate.judging import Copies
+
+        encoder = build(self.features)
+        train = encode_rows(encoder, known.data, known.train, device)
+        return Copies(known.data, train, encoder, threshold, self.copied_share, device)
+
+    def _heldout_loss(
+        self, model: TextModel, known: Known, runtime: Runtime
+    ) -> dict[str, Any] | None:
+        """Of the model, which methods at inference leave as it is: None for them."""
+        from sidepipe.memorization.rates import mean
+        from sidepipe.models.text.memory import images_at_once
+        from sidepipe.stages.mitigate.quality import heldout_losses
+
+        if self.method != "none" or known.captions is None or len(known.unseen) == 0:
+            return None
+        captions = known.captions["caption"].tolist()
+        rows = known.unseen[:MAX_HELDOUT]
+        size = images_at_once(model, runtime.sampling_batch_size)
+        return mean(heldout_losses(model, known.data, captions, rows, self.seed, size))
+
+    def _adversary(
+        self,
+        folder: Path,
+        mitigated: Mitigated,
+        table: pd.DataFrame,
+        images: Generated,
+        copies: Copies,
+        runtime: Runtime,
+    ) -> dict[str, Any] | None:
+        """What comes back of the images that prompts replayed, and of others never trained on.
+
+        The others, the held-out images of test prompts, say what embeddings can do by themselves.
+        """
+        from sidepipe.stages.detect.groups import GROUPS
+        from sidepipe.stages.mitigate.requests import recover, requests
+
+        if self.adversary is None:
+            return None
+        rows = table["nearest"].where(table["group"] == "memorized", table["row"]).to_numpy()
+        some = rows >= 0
+        asked, rows, images = table[some], rows[some], images[some]
+        each = (asked["caption"].tolist(), asked["number"].tolist(), self.num_generations)
+        how = (self.adversary["num_steps"], float(self.adversary["lr"]), runtime)
+        made = recover(folder, mitigated, requests(*each), copies.data[rows], *how)
+        shown = {"before": images, "after": made.reshape(images.shape)}
+        return {
+            group: {
+                when: copies.rates(copies.of(their, rows)[(asked["group"] == group).to_numpy()])
+                for when, their in shown.items()
+            }
+            for group in GROUPS
+        }
+
+
+def _known(inputs: Mapping[str, Path]) -> Known:
+    from sidepipe.stages.mitigate.judging import Known
+
+    captions = None
+    if (inputs["data"] / "captions.csv").exists():
+        captions = load_captions(inputs["data"])
+    return Known(load_images(inputs["data"]), captions, *load_subset(inputs["dpm"]))
+
+
+def _headline(results: Mapping[str, Any]) -> dict[str, Any]:
+    aligned = results["alignment"]["memorized"]["mean"]
+    headline = {"alignment": aligned, "evaluations_per_image": results["evaluations_per_image"]}
+    if results["memorized"] is None:
+        return headline
+    of = results["memorized"]["memorized"]["prompts"]
+    log.info("%s: %d of %d prompts are still memorized", results["method"], of["count"], of["of"])
+    return {"memorized": of["share"], **headline}
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The results as written to results.json."""
+    return json.loads((folder / "results.json").read_text())
+
+
+def load_prompts_asked(folder: Path) -> pd.DataFrame:
+    """A row for each prompt: detect's columns, and its group ("memorized" or "other": held out).
+
+    Besides alignment, nan where it cannot be measured, and, where there are training images, copies
+    among its images.
+    """
+    import pandas as pd
+
+    text: Any = dict.fromkeys(("id", "caption", "word", "cut"), str)
+    unknown: Any = {name: [""] for name in ("alignment", "memorized")}
+    path = folder / "prompts.csv"
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=unknown)
+
+
+def load_generated(folder: Path) -> Generated:
+    """The images of every prompt, in the order of `load_prompts_asked`."""
+    return np.load(folder / "images.npy", mmap_mode="r")

@@ -1,0 +1,65 @@
+"""Features of many images in one file that is filled block by block, and resumed."""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from sidepipe.base.files import whole_file
+from sidepipe.engine.shards import check_disk, keep
+from sidepipe.engine.stage import Runtime
+from sidepipe.features.encoders import Encoder
+from sidepipe.features.pairs import blocks
+from sidepipe.memorization.real import ENCODE_IMAGES, encode_rows
+
+log = logging.getLogger(__name__)
+
+
+def encode_into(
+    path: Path,
+    encoder: Encoder,
+    data: UInt8[np.ndarray, "n h w c"],
+    rows: Int64[np.ndarray, "m"],
+    runtime: Runtime,
+) -> Float32[np.ndarray, "m d"]:
+    """The features of the images in `rows`, memory-mapped from `path`, a .npy file.
+
+    Blocks that a killed run has encoded are kept, so `path` must belong to these images alone.
+    Raises OSError without room on the disk.
+    """
+    device = runtime.torch_device()
+    if path.exists() and not keep(path, (len(rows), None), np.float32):
+        path.unlink()
+    if not path.exists():
+        dimensions = encoder.encode(data[rows[:1]], device=device).shape[1]
+        _write_unknown(path, len(rows), dimensions)
+    features = np.load(path, mmap_mode="r+")
+    missing = [some for some in blocks(len(rows), ENCODE_IMAGES) if _is_unknown(features[some])]
+    said = time.monotonic()
+    for some in missing:
+        features[some] = encode_rows(encoder, data, rows[some], device)
+        if time.monotonic() - said >= runtime.progress_seconds:
+            said = time.monotonic()
+            log.info("%d of %d images of %s", some.stop, len(rows), path.stem)
+    features.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def _write_unknown(path: Path, count: int, dimensions: int) -> None:
+    """An array of nan, by rename: a file that has its name has no row that only seems encoded.
+
+    It is written and not mapped: where the disk is full that is an error, and not a crash.
+    """
+    check_disk(path.parent, 4 * count * dimensions, "the features")
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimensions)}
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for some in blocks(count, ENCODE_IMAGES):
+            np.full((some.stop - some.start, dimensions), np.nan, np.float32).tofile(file)
+
+
+def _is_unknown(features: Float32[np.ndarray, "b d"]) -> bool:
+    """Whether a block was not, or not wholly, written: a killed run stops anywhere."""
+    return bool(np.isnan(features).any())

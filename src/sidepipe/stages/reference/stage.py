@@ -1,0 +1,182 @@
+"""Stage `reference`: the training images and unseen ones, encoded once for all attacks.
+
+An attack's images are held against them by `evaluate`, whose encoder it takes. What no attack
+changes is measured here: how near real unseen images come to training images, and each image to
+the others of its set.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int64
+
+from sidepipe.base.files import write_json
+from sidepipe.base.settings import build
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.features.choice import is_of_this_run
+from sidepipe.memorization.thresholds import (
+    allowed,
+    threshold_at_false_positive_rate,
+    usable_rates,
+    warn_of_rates,
+)
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.data.stage import load_ids
+from sidepipe.stages.descriptor.stage import Descriptor, load_rows
+from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.dpm.stage import DPM, load_subset
+
+if TYPE_CHECKING:
+    from sidepipe.features.encoders import Encoder
+    from sidepipe.features.search import Metric
+    from sidepipe.memorization.real import Encoded, RealImages
+
+log = logging.getLogger(__name__)
+
+NO_HELDOUT = (
+    "evaluate needs held-out images, and the model is trained on all of data; remedy: lower "
+    "dpm.num_train_images, or bring images outside the training set and set "
+    "'dpm.train_partitions=[train]', or evaluate.truth=none for a blind ranking alone"
+)
+# The files of an artifact, by what is in them.
+ROWS, FEATURES, OTHER_GAMMA = "{}_rows.npy", "{}.npy", "other_gamma_{}.npy"
+REAL_GAMMA, NEAR_DUPLICATES = "real_gamma.npy", "near_duplicates.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference(Stage):
+    """Real images as evaluate's encoder sees them.
+
+    features, false_positive_rates: evaluate's. The rates change no file; thresholds at which no
+    image could be a hit are an error before an attack is sampled.
+    """
+
+    name: ClassVar[str] = "reference"
+    features: dict[str, Any]
+    false_positive_rates: list
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return build(self.features)
+
+    def inputs(self) -> tuple[str, ...]:
+        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
+        return ("data", "dpm", *descriptor)
+
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {"features": settings["features"]}
+
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm, descriptor = upstream["dpm"], upstream.get("descriptor")
+        assert isinstance(dpm, DPM)
+        unseen = dpm.split(data, runtime)[1]
+        if len(unseen) == 0:
+            raise ValueError(NO_HELDOUT)
+        if isinstance(descriptor, Descriptor):
+            unseen = unseen[~np.isin(unseen, descriptor.rows(unseen))]
+        used = usable_rates(self.false_positive_rates, len(unseen))
+        warn_of_rates(self.false_positive_rates, used, len(unseen))
+        dpm.require_few_copies(data, unseen, self.false_positive_rates, runtime)
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.memorization.real import near_duplicates, real_images
+        from sidepipe.stages.reference.encoding import encode_into
+
+        rows = self._rows(inputs)
+        encoder = load_descriptor(inputs["descriptor"]) if "descriptor" in inputs else self._encoder
+        data = load_images(inputs["data"])
+        for name, some in rows.items():
+            np.save(folder / ROWS.format(name), some)
+            encode_into(folder / FEATURES.format(name), encoder, data, some, runtime)
+        real = real_images(*_encoded(folder), encoder.metric)
+        self.require_thresholds(real, self.false_positive_rates, encoder.metric, inputs["data"])
+        near = near_duplicates(real, encoder.metric)
+        self._warn_of(near, real)
+        write_json(folder / NEAR_DUPLICATES, near)
+        np.save(folder / REAL_GAMMA, real.real_gamma)
+        for name, gamma in real.other_gamma.items():
+            np.save(folder / OTHER_GAMMA.format(name), gamma)
+        return {
+            "num_train": len(real.train.rows),
+            "num_unseen": len(real.unseen.rows),
+            "transform": encoder.transform,
+            "dimensions": real.train.features.shape[1],
+            "near_duplicates": near,
+        }
+
+    def _rows(self, inputs: Mapping[str, Path]) -> dict[str, Int64[np.ndarray, "_"]]:
+        """Training images, and unseen ones that nothing was trained on; the best control first."""
+        train, unseen = load_subset(inputs["dpm"])
+        if "descriptor" in inputs:
+            unseen = unseen[~np.isin(unseen, load_rows(inputs["descriptor"]))]
+        if len(unseen) == 0:
+            raise ValueError(NO_HELDOUT)
+        usable_rates(self.false_positive_rates, len(unseen))
+        return {"train": train, "unseen": unseen}
+
+    def _warn_of(self, near: Mapping[str, float], real: RealImages) -> None:
+        rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
+        if near["count"] > allowed(len(real.unseen.rows), rate):
+            log.warning(
+                "%d of %d unseen images are near duplicates of training images to this encoder: "
+                "they set the threshold of a hit, and copies that are less close are missed",
+                *(near["count"], len(real.unseen.rows)),
+            )
+
+    @staticmethod
+    def require_thresholds(
+        real: RealImages, rates: Sequence[float], metric: Metric, data: Path
+    ) -> list[float]:
+        """The rates of `usable_rates`; ValueError where one has a threshold that no copy reaches.
+
+        data: the folder of the images, whose closest pair the error names.
+        """
+        from sidepipe.memorization.real import closest_pair
+
+        used = usable_rates(rates, len(real.unseen.rows))
+        for rate in used:
+            try:
+                threshold_at_false_positive_rate(real.real_gamma, rate, metric)
+            except ValueError as error:
+                unseen, train = load_ids(data)[list(closest_pair(real, metric))]
+                raise ValueError(f"{error}; the closest pair is {unseen} and {train}") from None
+        return used
+
+
+def _encoded(folder: Path) -> tuple[Encoded, Encoded]:
+    """Training and unseen images, their features memory-mapped."""
+    from sidepipe.memorization.real import Encoded
+
+    train, unseen = (
+        Encoded(
+            np.load(folder / ROWS.format(name)),
+            np.load(folder / FEATURES.format(name), mmap_mode="r"),
+        )
+        for name in ("train", "unseen")
+    )
+    return train, unseen
+
+
+def load(folder: Path) -> RealImages:
+    """The real images, their features memory-mapped."""
+    from sidepipe.memorization.real import RealImages
+
+    other = {
+        name: np.load(path)
+        for name in ("train", "heldout", "train_equal")
+        if (path := folder / OTHER_GAMMA.format(name)).exists()
+    }
+    return RealImages(*_encoded(folder), np.load(folder / REAL_GAMMA), other)
+
+
+def load_near_duplicates(folder: Path) -> dict[str, Any]:
+    """`near_duplicates` of the real images."""
+    return json.loads((folder / NEAR_DUPLICATES).read_text())

@@ -1,0 +1,202 @@
+"""A row of the comparison: what one evaluate artifact and its lineage say, without any formatting.
+
+Everything the report shows of an attack is asked of `Attack`. Without the truth (`has_truth` false)
+an attack has candidates and cost, and nothing about hits may be asked.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sidepipe.stages.evaluate.stage import load_nearest
+
+# A share of images: a model of which so many are copies is taken to have memorized a lot.
+LARGE_EXCESS = 0.05
+# Of an encoder's transform, by how it begins: gamma in words.
+_GAMMA = {
+    "pixels-rms": "RMS pixel difference",
+    "pixels-centered": "correlation of pixels",
+    "sscd": "SSCD similarity",
+    "copydet": "copy-descriptor similarity",
+    "dinov2": "DINOv2 similarity",
+    "clip": "CLIP similarity",
+}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack. manifests: of every artifact it was made from, by stage."""
+
+    name: str
+    folder: Path
+    results: dict[str, Any]
+    manifests: dict[str, dict[str, Any]]
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the images were compared with the training images."""
+        return self.results["truth"] == "train"
+
+    @property
+    def metric(self) -> str:
+        return self.results["metric"]
+
+    @property
+    def transform(self) -> str:
+        return self.results["transform"]
+
+    @property
+    def num_images(self) -> int:
+        return self.results["num_images"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the extract stage, with those that it chose by trials."""
+        manifest = self.manifests["extract"]
+        return manifest["settings"] | manifest["summary"].get("tuned", {})
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """Trials of a tuned attack: what was tried, its blind score, and its true hits."""
+        return self.results.get("trials", [])
+
+    @property
+    def guided(self) -> bool:
+        return self.settings["surrogate"] != "none"
+
+    @property
+    def gamma_in_words(self) -> str:
+        known = [words for prefix, words in _GAMMA.items() if self.transform.startswith(prefix)]
+        kind = "similarity" if self.metric == "cosine" else "distance"
+        return known[0] if known else f"{kind} of {self.transform}"
+
+    @property
+    def band_names(self) -> list[str]:
+        """The bands, the closest first."""
+        ends = {name: band["band"] for name, band in self.results["bands"].items()}
+        if self.metric == "cosine":
+            return sorted(ends, key=lambda name: -_low(ends[name]))
+        return sorted(ends, key=lambda name: _low(ends[name]))
+
+    @property
+    def scale(self) -> float:
+        """How many times as many images were trained on as are in a held-out set; >= 1."""
+        return self.results["control"]["scale"]
+
+    @property
+    def num_sets(self) -> int:
+        """Disjoint held-out sets."""
+        return self.results["control"]["num_sets"]
+
+    @property
+    def collapse(self) -> str | None:
+        """How the images are nearly all alike, in words; None where they are not."""
+        found = self.results["collapse"]
+        return found["said"] if found else None
+
+    @property
+    def headline(self) -> dict[str, Any]:
+        """The first calibrated threshold and what reaches it: it defines a hit."""
+        return self.results["calibrated"][0]
+
+    @property
+    def threshold(self) -> float:
+        """The gamma that a hit reaches."""
+        return self.headline["threshold"]
+
+    def hits(self) -> int:
+        """Images whose nearest training image is at least as close as the threshold."""
+        return self.headline["train"]["count"]
+
+    @property
+    def heldout_hits(self) -> float:
+        """The same for as many held-out images: a mean over sets, scaled where they are smaller."""
+        return self.headline["heldout"]["scaled"]
+
+    def share(self, which: str = "train") -> float:
+        """Hits on `train` or `heldout` images as a share of the generated images."""
+        hits = self.hits() if which == "train" else self.heldout_hits
+        return hits / self.num_images
+
+    def share_interval(self, which: str = "train") -> tuple[float, float]:
+        """The 95 % interval of the share that ever more images of this attack would have."""
+        low, high = self.headline[which]["interval"]
+        return low, high
+
+    @property
+    def unique(self) -> int:
+        """Different training images among the hits' nearest."""
+        return self.headline["train"]["unique"]
+
+    @property
+    def num_different(self) -> int:
+        """Training images, near duplicates of each other counted once."""
+        return self.results["num_different"]
+
+    @property
+    def unique_interval(self) -> tuple[float, float]:
+        """The 95 % interval of `unique`, of other images of the same number."""
+        found = self.results["rarefaction"]
+        at = found["num_images"].index(self.num_images)
+        return found["low"][at], found["high"][at]
+
+    @property
+    def new_unique(self) -> int:
+        """Of the different training images, those that no synthetic image hits."""
+        return self.results["novelty"]["new"]["unique"]
+
+    @property
+    def excess(self) -> float:
+        """Hits on training images above those on an equal number of held-out images."""
+        return self.num_images * self.excess_share
+
+    @property
+    def excess_share(self) -> float:
+        """The excess as a share of the generated images."""
+        return self.headline["excess"]["share"]
+
+    @property
+    def excess_interval(self) -> tuple[float, float]:
+        """The excess share's 95 % interval, of independent images."""
+        low, high = self.headline["excess"]["interval"]
+        return low, high
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether neither no excess nor a large one can be ruled out."""
+        low, high = self.excess_interval
+        return low <= 0 and high > LARGE_EXCESS
+
+    @cached_property
+    def hit_images(self) -> frozenset[int]:
+        """Places of the different training images that some generated image hits."""
+        table = load_nearest(self.folder)
+        return frozenset(table.loc[table["hit"] == 1, "train_group"].tolist())
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """`network_evaluations`: UNet forwards, and gradients by their counted operations."""
+        return self.results["cost"]
+
+    @property
+    def network_evaluations(self) -> int:
+        return self.cost["network_evaluations"]
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        return self.manifests[stage]["summary"]
+
+    def artifact(self, stage: str) -> Path:
+        """The folder of the artifact of `stage` that this attack was made from."""
+        return self.folder.parents[1] / stage / self.manifests[stage]["key"]
+
+    def classifier_quality(self) -> list[dict[str, float]]:
+        """Cross-entropy and accuracy by noise level, with those of chance."""
+        with (self.artifact("classifier") / "quality.csv").open(newline="") as file:
+            return [{name: float(v) for name, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _low(band: Sequence[float | None]) -> float:
+    return float("-inf") if band[0] is None else band[0]

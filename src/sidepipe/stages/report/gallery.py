@@ -1,0 +1,95 @@
+"""The pictures that a reader looks at: pairs of all attacks, and candidates ranked blindly."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sidepipe.stages.evaluate.stage import load_candidates, load_gallery
+from sidepipe.stages.report.attack import Attack
+from sidepipe.stages.report.pictures import shown_pixels, thumbnail_uri
+
+LARGE, SMALL = 96, 64
+SHOWN_FIRST = 3  # pairs beside the answer
+# Of each attack's candidates, as many stand open; the others unfold.
+OPEN_CANDIDATES = 24
+
+
+def pairs(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
+    """Every kept pair with its three thumbnails: the closest of each attack, then the second ones.
+
+    rank: the place of the pair among those of its attack, 0 for the closest.
+    """
+    sign = -1 if attacks[0].metric == "cosine" else 1
+    found = [
+        _pair(number, attack, rank, triple, row)
+        for number, attack in enumerate(attacks)
+        for rank, (triple, row) in enumerate(zip(*load_gallery(attack.folder), strict=True))
+    ]
+    return sorted(found, key=lambda pair: (pair["rank"], sign * pair["train_gamma"]))
+
+
+def _pair(
+    number: int, attack: Attack, rank: int, triple: np.ndarray, row: Mapping[str, Any]
+) -> dict[str, Any]:
+    train, heldout = float(row["train_gamma"]), float(row["heldout_gamma"])
+    return {
+        "attack": number,
+        "rank": rank,
+        "index": int(row["index"]),
+        "hit": bool(row["hit"]),
+        "new": bool(row["new"]),
+        "train_id": str(row["train_id"]),
+        "train_gamma": train,
+        "heldout_id": str(row["heldout_id"]),
+        "heldout_gamma": heldout,
+        "heldout_closer": heldout > train if attack.metric == "cosine" else heldout < train,
+        "shots": list(map(thumbnail_uri, triple)),
+    }
+
+
+def first_pairs(
+    shown: Sequence[Mapping[str, Any]], attacks: Sequence[Attack], best: Attack
+) -> list[Mapping[str, Any]]:
+    """The closest hits of the best attack, at most three, to stand beside the answer."""
+    of_best = [pair for pair in shown if attacks[pair["attack"]] is best and pair["hit"]]
+    return of_best[:SHOWN_FIRST]
+
+
+def data(attacks: Sequence[Attack], shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page's script knows of the pairs; their order is that on the page."""
+    names = ("attack", "rank", "index", "hit", "new", "train_id", "train_gamma", "heldout_id")
+    names += ("heldout_gamma",)
+    return {
+        "attacks": [attack.name for attack in attacks],
+        "closerIsLarger": attacks[0].metric == "cosine",
+        "gamma": attacks[0].gamma_in_words,
+        "pairs": [{name: pair[name] for name in names} for pair in shown],
+    }
+
+
+def slider(attacks: Sequence[Attack], shown: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The ends of the similarity slider, on its grid of thousandths, and where it hides nothing."""
+    gammas = [pair["train_gamma"] for pair in shown]
+    low, high = np.floor(1000 * min(gammas)) / 1000, np.ceil(1000 * max(gammas)) / 1000
+    return {"min": low, "max": high, "start": low if attacks[0].metric == "cosine" else high}
+
+
+def sides(side: int) -> dict[str, Any]:
+    """At which sides images of `side` pixels are shown, and whether as plain pixels."""
+    large = shown_pixels(side, LARGE)
+    small = large // 2 if side >= 48 else shown_pixels(side, SMALL)
+    return {"large": large, "small": small, "kind": "pixels" if side < 64 else "smooth"}
+
+
+def candidates(attack: Attack) -> dict[str, Any]:
+    """The attack's best bets: thumbnails and rows of candidates.csv."""
+    images, rows = load_candidates(attack.folder)
+    return {
+        "attack": attack,
+        "found": [
+            {**row, "shot": thumbnail_uri(image)} for image, row in zip(images, rows, strict=True)
+        ],
+        "open": OPEN_CANDIDATES,
+        "sides": sides(images.shape[1]),
+    }

@@ -1,0 +1,245 @@
+"""The report's section on mitigation: what each method stops, what it costs, whether it holds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.mitigate.stage import load, load_generated, load_prompts_asked
+from sidepipe.stages.report import words
+from sidepipe.stages.report.figures import HELDOUT, TRAIN, drawn, legend
+from sidepipe.stages.report.files import flat
+from sidepipe.stages.report.gallery import sides
+from sidepipe.stages.report.origin import made_from
+from sidepipe.stages.report.pictures import thumbnail_uri
+from sidepipe.stages.report.section import Rows, Section, rows_of
+from sidepipe.stages.report.tables import Table
+from sidepipe.stages.report.terminal import aligned, wrapped
+from sidepipe.stages.report.words import DASH, NBSP, count
+
+GALLERY_PROMPTS, GALLERY_IMAGES = 12, 2
+PREFIX = "mitigate "
+
+
+@dataclass(frozen=True)
+class Mitigation:
+    """What one mitigate artifact says. name: of its row. manifest: its own; data: of its images."""
+
+    name: str
+    folder: Path
+    results: dict[str, Any]
+    manifest: dict[str, Any]
+    prompts: Rows
+
+    @property
+    def dpm(self) -> str:
+        """The key of the model, which methods in training change."""
+        return self.manifest["inputs"]["dpm"]
+
+    @property
+    def memorized(self) -> dict[str, Any] | None:
+        """Of the memorized prompts those that still are, counted; None without training images."""
+        found = self.results["memorized"]
+        return None if found is None else found["memorized"]["prompts"]
+
+    def recovered(self, group: str) -> dict[str, Any] | None:
+        """Of the prompts of `group` those whose wanted image the adversary's embedding shows."""
+        found = self.results["adversary"]
+        return None if found is None else found[group]["after"]["prompts"]
+
+    def shots(self, number: int) -> list[str]:
+        """Thumbnails of the first images of the prompt of this number."""
+        place = [row["number"] for row in self.prompts].index(number)
+        return [thumbnail_uri(i) for i in load_generated(self.folder)[place][:GALLERY_IMAGES]]
+
+    def training_image(self, row: Mapping[str, Any]) -> str | None:
+        """A thumbnail of the training image that a prompt replayed without mitigation."""
+        if row["nearest"] < 0:
+            return None
+        data = self.folder.parents[1] / "data" / self.manifest["inputs"]["data"]
+        return thumbnail_uri(load_images(data)[row["nearest"]])
+
+
+def section(inputs: Mapping[str, Path]) -> Section:
+    """Everything that the report says of mitigation; inputs: mitigate artifacts by row."""
+    methods = [read(name, folder) for name, folder in inputs.items()]
+    draw = {"mitigations": drawn(partial(mitigations_figure, methods))}
+    return Section(
+        tables=[left_table(methods), price_table(methods)],
+        drawings=draw if methods[0].memorized is not None else {},
+        content={"mitigation": _said(methods)},
+        numbers={"mitigations": [_numbers(method) for method in methods]},
+        text=_text(methods),
+        summary={method.name: _headline(method) for method in methods},
+    )
+
+
+def read(name: str, folder: Path) -> Mitigation:
+    """One row; FileNotFoundError where its artifact is not finished."""
+    manifest = made_from(folder)[-1]
+    return Mitigation(
+        name.removeprefix(PREFIX),
+        folder,
+        load(folder),
+        manifest,
+        rows_of(load_prompts_asked(folder)),
+    )
+
+
+def baseline(methods: Sequence[Mitigation]) -> Mitigation | None:
+    """The row without a method on the model that detect looked at; None without one."""
+    found_on = {m["inputs"]["dpm"] for m in made_from(methods[0].folder) if m["stage"] == "detect"}
+    for method in methods:
+        if method.results["method"] == "none" and method.dpm in found_on:
+            return method
+    return None
+
+
+def left_table(methods: Sequence[Mitigation]) -> Table:
+    """Of the memorized prompts those that each method leaves, and what an adversary brings back."""
+    groups = [("memorized prompts that still are", 3), ("brought back by an adversary, %", 2)]
+    columns = ["number", "share, % (95 % interval)", "of those without a method"]
+    columns += ["images of memorized prompts", "images never trained on"]
+    before = baseline(methods)
+    rows = [(method.name, _left_row(method, before)) for method in methods]
+    return Table("mitigations_left", "What each method leaves", groups, columns, rows, "method")
+
+
+def _left_row(method: Mitigation, before: Mitigation | None) -> list[str]:
+    found, cells = method.memorized, [DASH] * 3
+    if found is not None:
+        cells = [f"{count(found['count'])} of {count(found['of'])}", words.share(found)]
+        cells.append(_relative(method, before, lambda m: (m.memorized or {}).get("share")))
+    recovered = [method.recovered(group) for group in ("memorized", "other")]
+    return [*cells, *(DASH if of is None else words.share(of) for of in recovered)]
+
+
+def price_table(methods: Sequence[Mitigation]) -> Table:
+    """What each method costs: alignment, the model's quality, and network evaluations."""
+    groups = [("alignment (95 % interval)", 3), ("quality (95 % interval)", 1), ("spent", 1)]
+    columns = ["memorized prompts", "of that without a method", "prompts never trained on"]
+    columns += ["held-out denoising loss", "evaluations an image"]
+    before = baseline(methods)
+    rows = [(method.name, _price_row(method, before)) for method in methods]
+    return Table("mitigations_price", "What each method costs", groups, columns, rows, "method")
+
+
+def _price_row(method: Mitigation, before: Mitigation | None) -> list[str]:
+    ours, theirs = (method.results["alignment"][group] for group in ("memorized", "other"))
+    cells = [words.with_interval(ours["mean"], ours["interval"], 3)]
+    cells.append(_relative(method, before, lambda m: m.results["alignment"]["memorized"]["mean"]))
+    cells.append(words.with_interval(theirs["mean"], theirs["interval"], 3))
+    loss = method.results["heldout_loss"] or {"mean": None, "interval": None}
+    cells.append(words.with_interval(loss["mean"], loss["interval"], 4))
+    return [*cells, f"{method.results['evaluations_per_image']:,.1f}"]
+
+
+def _relative(
+    method: Mitigation,
+    before: Mitigation | None,
+    value: Callable[[Mitigation], float | None],
+) -> str:
+    """A value as a share of that without a method: `24 %`."""
+    was, now = None if before is None else value(before), value(method)
+    if method is before or not was or now is None:
+        return DASH
+    return f"{100 * now / was:.0f}{NBSP}%"
+
+
+def _numbers(method: Mitigation) -> dict[str, Any]:
+    return {"row": method.name, "key": method.manifest["key"], **flat(method.results)}
+
+
+def _headline(method: Mitigation) -> dict[str, Any]:
+    found = method.memorized
+    return {
+        "memorized": None if found is None else found["share"],
+        "alignment": method.results["alignment"]["memorized"]["mean"],
+        "evaluations_per_image": method.results["evaluations_per_image"],
+    }
+
+
+def mitigations_figure(methods: Sequence[Mitigation]) -> Figure:
+    """Of each method the memorized prompts that are left, before and after the adversary."""
+    figure = Figure(figsize=(7, 0.9 + 0.42 * len(methods)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.1})
+    for place, method in enumerate(methods):
+        _point(left, place - 0.14, method.memorized, TRAIN, "o", TRAIN)
+        _point(left, place + 0.14, method.recovered("memorized"), HELDOUT, "D", "white")
+        said = method.results["alignment"]["memorized"]
+        if said["mean"] is not None:
+            low, high = said["interval"]
+            style = {"color": TRAIN, "linewidth": 1.0}
+            right.plot([low, high], [place, place], **style)
+            right.plot(said["mean"], place, "o", color=TRAIN, markersize=5)
+    left.set_yticks(range(len(methods)), [method.name for method in methods])
+    for text in left.get_yticklabels():
+        text.set_parse_math(False)
+    left.invert_yaxis()
+    left.set_xlim(-3, 103)
+    left.set_xlabel("memorized prompts, %")
+    right.set_xlabel("alignment of memorized prompts")
+    marks = (("still memorized", TRAIN, "o", TRAIN), ("with the adversary", HELDOUT, "D", "white"))
+    handles = [
+        Line2D([], [], color=c, marker=m, markerfacecolor=face, markersize=5, label=label)
+        for label, c, m, face in marks
+    ]
+    legend(figure, handles, loc="outside upper left", ncols=2)
+    return figure
+
+
+def _point(
+    axis: Any, place: float, found: dict[str, Any] | None, color: str, mark: str, face: str
+) -> None:
+    """A share in percent with its interval."""
+    if found is None or found["share"] is None:
+        return
+    axis.plot([100 * end for end in found["interval"]], [place] * 2, color=color, linewidth=1.0)
+    axis.plot(100 * found["share"], place, mark, color=color, markerfacecolor=face, markersize=5)
+
+
+def _said(methods: Sequence[Mitigation]) -> dict[str, Any]:
+    """What the template names."""
+    before = baseline(methods)
+    shares = {m.name: m.memorized["share"] for m in methods if m.memorized}
+    best = min(methods, key=lambda m: shares.get(m.name, 1.0))
+    helps = before is not None and shares.get(best.name, 1.0) < shares.get(before.name, 0.0)
+    return {
+        "methods": methods,
+        "before": before,
+        "best": best if helps else None,
+        "gallery": _gallery(methods),
+        "measure": methods[0].results["alignment"]["measure"],
+        "ceiling": methods[0].results["ceiling"],
+        "adversary": any(method.results["adversary"] is not None for method in methods),
+    }
+
+
+def _gallery(methods: Sequence[Mitigation]) -> dict[str, Any]:
+    """Of some memorized prompts what every method makes from the same noise, and the image."""
+    first = methods[0]
+    asked = set.intersection(*({row["number"] for row in m.prompts} for m in methods))
+    some = [r for r in first.prompts if r["group"] == "memorized" and r["number"] in asked]
+    rows: Rows = []
+    for row in some[:GALLERY_PROMPTS]:
+        image = first.training_image(row)
+        shots = [method.shots(row["number"]) for method in methods]
+        rows.append({**row, "training": image, "shots": shots})
+    return {"rows": rows, "sides": sides(load_generated(first.folder).shape[2])}
+
+
+def _text(methods: Sequence[Mitigation]) -> str:
+    """For a terminal: a line a method."""
+    left, price = left_table(methods), price_table(methods)
+    columns = [["still", *(cells[0] for _, cells in left.rows)]]
+    columns.append(["% (95 % interval)", *(cells[1] for _, cells in left.rows)])
+    columns.append(["alignment", *(cells[0] for _, cells in price.rows)])
+    columns.append(["evaluations", *(cells[4] for _, cells in price.rows)])
+    lines = aligned(["method", *(method.name for method in methods)], columns)
+    text = "Mitigation: prompts that were memorized without it, and still are."
+    return "\n".join([*wrapped(text), "", *(line.replace(NBSP, " ") for line in lines)]) + "\n"

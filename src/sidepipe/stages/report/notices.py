@@ -1,0 +1,123 @@
+"""What a reader must see before any number: everything that limits or forbids a conclusion.
+
+Each notice is one sentence, shown at the top of the page and above the table of the terminal. A
+stage that finds such a limit writes it into its summary or its results; this module alone puts it
+into words.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from sidepipe.base.image_files import in_words
+from sidepipe.stages.report.attack import Attack
+from sidepipe.stages.report.words import count, excess_interval, rate
+
+Manifest = Mapping[str, Any]
+
+
+def notices(
+    data: Manifest,
+    dpm: Manifest,
+    attacks: Sequence[Attack],
+    labels: Mapping[str, Any] | None = None,
+    empty: Mapping[str, str] = MappingProxyType({}),
+) -> list[str]:
+    """Sentences on the data, on the model, on each attack, on prompts and on empty rows.
+
+    data, dpm: manifests of the stages that the first row was made from. labels: how detect judged
+    the images of prompts; None for no prompts. empty: rows with nothing to work on, and why.
+    """
+    found = [*_of_data(data["summary"]), *_of_model(dpm["summary"]), *_of_attacks(attacks)]
+    rows: dict[str, list[str]] = {}
+    for name, why in empty.items():
+        rows.setdefault(why, []).append(name)
+    without = [
+        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no result: {why}."
+        for why, names in rows.items()
+    ]
+    return [*found, *_of_labels(labels or {}), *without]
+
+
+def _of_data(summary: Mapping[str, Any]) -> list[str]:
+    found = []
+    if skipped := summary.get("skipped"):
+        files = _many(len(skipped), "image file")
+        one = len(skipped) == 1
+        found.append(f"{files} could not be read and {'is' if one else 'are'} left out.")
+    if left_out := summary.get("left_out"):
+        found.append(f"{in_words(dict(left_out))}.")
+    return found
+
+
+def _of_model(summary: Mapping[str, Any]) -> list[str]:
+    found = summary.get("duplicates")
+    if found is None:
+        return []
+    kept = found["across"] - found["dropped"]
+    dropped, within = found["dropped"], found["within"]
+    numbers = count(summary["num_heldout_images"]), count(summary["num_train_images"])
+    sentences = {
+        f"{count(kept)} of {numbers[0]} held-out images {_duplicate(kept)} training images and "
+        f"{'was' if kept == 1 else 'were'} kept: thresholds set on them miss copies, "
+        "and hits on them are counted as held-out hits.": kept,
+        f"{_many(dropped, 'held-out image')} {_duplicate(dropped)} training images and "
+        f"{'is' if dropped == 1 else 'are'} left out.": dropped,
+        f"{count(within)} of {numbers[1]} training images {_duplicate(within)} other training "
+        "images; they are counted once where they are as close as a hit.": within,
+    }
+    return [sentence for sentence, number in sentences.items() if number]
+
+
+def _duplicate(number: int) -> str:
+    return "duplicates" if number == 1 else "duplicate"
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
+    collapsed = [f"{a.name}: the model {a.collapse}." for a in attacks if a.collapse]
+    vague = [
+        f"{a.name}: {_many(a.num_images, 'image')} {'is' if a.num_images == 1 else 'are'} too few "
+        "to say anything, since the 95 % "
+        f"interval of the excess is {excess_interval(a)} %."
+        for a in attacks
+        if a.has_truth and not a.collapse and a.says_nothing
+    ]
+    with_truth = [attack.results for attack in attacks if attack.has_truth]
+    found = [sentence for results in with_truth for sentence in _of_calibration(results)]
+    return [*collapsed, *dict.fromkeys(found), *vague]
+
+
+def _of_calibration(results: Mapping[str, Any]) -> list[str]:
+    """On the false positive rates and on what sets their thresholds."""
+    at, num_real = results["calibrated"], count(results["calibrated"][0]["num_real"])
+    used = [row["false_positive_rate"] for row in at]
+    found = _of_rates(results.get("asked_false_positive_rates", used), used, num_real)
+    near = results.get("near_duplicates", {"count": 0})["count"]
+    if near > at[0]["real_passing"]:
+        are, sets = ("is a near duplicate", "sets") if near == 1 else ("are near duplicates", "set")
+        found.append(
+            f"{count(near)} of {num_real} held-out images {are} of training images "
+            f"({results['transform']}) and {sets} the threshold of a hit: copies that are less "
+            "close are missed."
+        )
+    return found
+
+
+def _of_labels(labels: Mapping[str, Any]) -> list[str]:
+    """On the false positive rate of copies among the images of prompts."""
+    if "asked_false_positive_rate" not in labels:
+        return []
+    asked, used = labels["asked_false_positive_rate"], labels["false_positive_rate"]
+    return _of_rates([asked], [used], count(labels["num_real"]))
+
+
+def _of_rates(asked: Sequence[float], used: Sequence[float], num_real: str) -> list[str]:
+    if list(asked) == list(used):
+        return []
+    rates = (" and ".join(map(rate, some)) for some in (asked, used))
+    sentence = "{} held-out images are too few for a false positive rate of {}: {} is used instead."
+    return [sentence.format(num_real, *rates)]

@@ -1,0 +1,96 @@
+"""Rows of the comparison in plain words, from their settings: which attack a name stands for."""
+
+from sidepipe.stages.report.attack import Attack
+from sidepipe.stages.report.words import count, rate
+
+_LABELS = {
+    "all": "clusters of the model's own images",
+    "members": "the members of clusters of the model's own images",
+    "repeats": "groups of near duplicates among the model's own images",
+    "random": "labels dealt at random, a control",
+    "original": "the attacker's own labeled images",
+}
+_SURROGATES = {
+    "classifier": "a classifier of {labels} guides sampling",
+    "posterior": "the closed-form posterior of {labels} guides sampling, without training",
+    "lora": "the model is adapted by LoRA to {labels}",
+}
+
+
+def described(attack: Attack) -> str:
+    """How the attack makes its images, as one sentence that starts in lower case."""
+    parts = [_guidance(attack), *_aims(attack), *_afterwards(attack)]
+    return f"{'SIDE as published: ' if is_side(attack) else ''}{'; '.join(parts)}"
+
+
+def is_side(attack: Attack) -> bool:
+    """Whether this is SIDE's attack: its classifier of clusters at every step, uniform labels."""
+    settings = attack.settings
+    return (
+        settings["surrogate"] == "classifier"
+        and _assigned(attack) == "all"
+        and _classifier(attack, "noised", True) is True
+        and _classifier(attack, "labels", "hard") == "hard"
+        and settings["guide_through"] == "x_t"
+        and settings["guidance_schedule"] == "constant"
+        and settings["targets"] == "uniform"
+        and not (settings["t_min"] or settings["t_max"] or settings.get("tuned"))
+        and settings.get("rounds", 1) == 1
+        and not settings.get("refine_steps")
+    )
+
+
+def _guidance(attack: Attack) -> str:
+    if not attack.guided:
+        prompts = attack.settings.get("prompts")
+        text = f"plain sampling with the prompts {prompts}" if prompts else "plain sampling"
+        steps = attack.settings.get("num_inference_steps")
+        return f"{text} in {count(steps)} steps" if steps else text
+    labels = _LABELS.get(_assigned(attack), "labels")
+    text = _SURROGATES[attack.settings["surrogate"]].format(labels=labels)
+    if _classifier(attack, "noised", True) is False:
+        text = text.replace("a classifier", "a classifier of clean images, trained on")
+    if _classifier(attack, "labels", "hard") == "posterior":
+        text = text.replace("a classifier", "a classifier that learns the posterior")
+    return text
+
+
+def _aims(attack: Attack) -> list[str]:
+    """How guidance differs from SIDE's: its targets, its timesteps, its strength."""
+    if not attack.guided:
+        return []
+    settings, parts = attack.settings, []
+    if settings["targets"] == "top_cohesion":
+        parts.append(f"it aims at the {rate(settings['target_fraction'])} most cohesive labels")
+    if settings["targets"] == "weighted":
+        parts.append("it aims at cohesive, large clusters more often")
+    if settings["guide_through"] == "pred_x_0":
+        parts.append("the surrogate sees the predicted clean image")
+    if settings["guidance_schedule"] != "constant":
+        parts.append("its strength depends on t")
+    if settings["t_min"] or settings["t_max"]:
+        end = settings["t_max"]
+        parts.append(f"it guides at t >= {settings['t_min']}" + (f" and t <= {end}" if end else ""))
+    return parts
+
+
+def _afterwards(attack: Attack) -> list[str]:
+    settings, parts = attack.settings, []
+    if settings.get("tuned"):
+        parts.append("trials choose its settings without the training images")
+    if settings.get("rounds", 1) > 1:
+        parts.append(f"it works in {count(settings['rounds'])} rounds")
+    if steps := settings.get("refine_steps"):
+        level = f"t = {settings['refine_t']}"
+        parts.append(f"then refinement: each finished image is denoised {steps} times from {level}")
+    return parts
+
+
+def _assigned(attack: Attack) -> str:
+    label = attack.manifests.get("label")
+    return label["settings"].get("assign", "all") if label else "all"
+
+
+def _classifier(attack: Attack, name: str, default: object) -> object:
+    classifier = attack.manifests.get("classifier")
+    return classifier["settings"].get(name, default) if classifier else default

@@ -1,0 +1,106 @@
+"""Stage `report`: what was found as one page, a table for the terminal, and files.
+
+Everything is computed from the artifacts of evaluate, detect, explain and mitigate, and what they
+were made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sidepipe.base.settings import require
+from sidepipe.engine.artifacts import why_empty
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.stages.report.document import load_table as load_table
+from sidepipe.stages.report.document import page_path as page_path
+from sidepipe.stages.report.document import write
+from sidepipe.stages.report.notices import notices
+from sidepipe.stages.report.origin import made_from, origin
+
+if TYPE_CHECKING:
+    from sidepipe.stages.report.section import Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Stage):
+    """A section for each kind of input; their order is that of the rows.
+
+    Inputs: evaluate artifacts by attack, `detect`, `explain`, and mitigate artifacts by row. title:
+    the page's heading.
+    """
+
+    name: ClassVar[str] = "report"
+    version: ClassVar[int] = 3
+    takes_empty: ClassVar[bool] = True
+    title: str
+
+    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+        from sidepipe.stages.report.terminal import wrapped
+
+        require(bool(inputs), "attacks", "at least one row", 0, "attacks=compare or detect=prompts")
+        empty = {name: why for name, path in inputs.items() if (why := why_empty(path))}
+        parts = sections({name: path for name, path in inputs.items() if name not in empty})
+        numbers = _joined(part.numbers for part in parts.values())
+        page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(inputs)}
+        page |= _joined(part.content for part in parts.values())
+        labels = page["detection"]["found"].results["labels"] if "detection" in page else None
+        page["notices"] = notices(page["data"], page["dpm"], page["attacks"], labels, empty)
+        warned = [line for notice in page["notices"] for line in wrapped(f"warning: {notice}")]
+        text = [*warned, ""] if warned else []
+        write(
+            folder,
+            "page.html.j2",
+            tables=[table for part in parts.values() for table in part.tables],
+            drawings=_joined(part.drawings for part in parts.values()),
+            numbers=numbers,
+            text="\n".join([*text, *(part.text for part in parts.values())]),
+            content=page,
+        )
+        for name, picture in _joined(part.pictures for part in parts.values()).items():
+            (folder / "figures" / f"{name}.png").write_bytes(picture)
+        summary = {name: dict(part.summary) for name, part in parts.items()}
+        return {**summary, "no_material": empty} if empty else summary
+
+
+def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
+    """What each kind of input has to say, in the order of the page."""
+    from sidepipe.stages.report import content, detection, explanation, labels, mitigation
+    from sidepipe.stages.report.comparison import read_attacks
+
+    of: dict[str, dict[str, Path]] = {}
+    for name, folder in inputs.items():
+        of.setdefault(folder.parent.name, {})[name] = folder
+    found: dict[str, Section] = {}
+    attacks = read_attacks(of["evaluate"]) if "evaluate" in of else []
+    _require_one_model(inputs)
+    if attacks:
+        found["attacks"] = content.section(attacks)
+    for folder in of.get("detect", {}).values():
+        of_labels = labels.is_of_labels(folder)
+        found["detect"] = (
+            labels.section(folder, attacks) if of_labels else detection.section(folder)
+        )
+    for folder in of.get("explain", {}).values():
+        found["explain"] = explanation.section(folder)
+    if "mitigate" in of:
+        found["mitigate"] = mitigation.section(of["mitigate"])
+    return found
+
+
+def _require_one_model(inputs: Mapping[str, Path]) -> None:
+    """Raises ValueError unless attacks and prompts are of one model; mitigation may change it."""
+    models = {
+        name: next(made["key"] for made in made_from(folder) if made["stage"] == "dpm")
+        for name, folder in inputs.items()
+        if folder.parent.name != "mitigate"
+    }
+    remedy = "attack the model that detect looks at"
+    one = len(set(models.values())) <= 1
+    require(one, "the model of attacks and detect", "one and the same", models, remedy)
+
+
+def _joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for part in parts for name, value in part.items()}

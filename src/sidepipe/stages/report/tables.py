@@ -1,0 +1,206 @@
+"""The tables of the comparison, a row an attack, as the page shows them and a paper prints them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidepipe.stages.extract.stage import load_gradient_seconds
+from sidepipe.stages.report import words
+from sidepipe.stages.report.attack import Attack
+from sidepipe.stages.report.comparison import only_here
+from sidepipe.stages.report.words import COLLAPSED, DASH, count
+
+
+@dataclass(frozen=True)
+class Table:
+    """name: of its files. groups: (heading, number of columns). rows: (name, cells).
+
+    head: of the column of the rows' names.
+    """
+
+    name: str
+    caption: str
+    groups: list[tuple[str, int]]
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+    head: str = "attack"
+
+    @property
+    def starts(self) -> list[bool]:
+        """Of each column, whether it is the first of its group."""
+        return [i == 0 for _, span in self.groups for i in range(span)]
+
+
+def hits_table(attacks: Sequence[Attack]) -> Table:
+    """Hits on training and held-out images at every calibrated threshold."""
+    first = attacks[0]
+    columns = [
+        "images",
+        f"hits on {count(first.results['num_reference']['train'])} training images",
+        f"hits on {words.heldout_head(first)}",
+        "excess over held-out (95 % interval)",
+        "different training images hit",
+    ]
+    rule = f"{words.rate(first.headline['false_positive_rate'])} false positives"
+    groups = [("", 1), (f"hit, at {rule}: {words.hit_rule(first)}", len(columns) - 1)]
+    for row in first.results["calibrated"][1:]:
+        rule = words.threshold_rule(first, row["threshold"])
+        groups.append((f"at {words.rate(row['false_positive_rate'])}: {rule}", 3))
+        columns += ["training", "held-out", "different"]
+    rows = [(attack.name, _hits_row(attack)) for attack in attacks]
+    return Table("hits", "Generated images that match a training image", groups, columns, rows)
+
+
+def _hits_row(attack: Attack) -> list[str]:
+    cells = [count(attack.num_images), *(words.hits(attack, name) for name in ("train", "heldout"))]
+    cells += [COLLAPSED if attack.collapse else words.excess(attack), count(attack.unique)]
+    for row in attack.results["calibrated"][1:]:
+        cells += [count(row["train"]["count"]), words.average(row["heldout"]["scaled"])]
+        cells.append(count(row["train"]["unique"]))
+    return cells
+
+
+def rarefaction_table(attacks: Sequence[Attack]) -> Table:
+    """How many different training images there are to extract, as far as the hits tell."""
+    groups = [("hits found", 4), ("training images within reach", 2)]
+    groups.append(("check: all, predicted from a quarter", 4))
+    columns = ["hits", "different", "seen once", "seen twice", "at least (95 % confidence)"]
+    columns += ["coverage, %", "from images", "predicted (95 % interval)", "found", "error, %"]
+    rows = [(attack.name, _rarefaction_row(attack)) for attack in attacks]
+    return Table(
+        "rarefaction", "What was found, and what it says of the rest", groups, columns, rows
+    )
+
+
+def _rarefaction_row(attack: Attack) -> list[str]:
+    found = attack.results["rarefaction"]
+    seen, check = found["observed"], found["check"]
+    cells = [count(seen[name]) for name in ("hits", "unique", "singletons", "doubletons")]
+    cells.append(words.at_least(attack))
+    cells.append(_percent(found["coverage"]))
+    cells += [
+        count(check["num_images"]),
+        words.with_interval(check["predicted"], check["interval"]),
+    ]
+    return [*cells, count(check["observed"]), _percent(check["relative_error"])]
+
+
+def _percent(share: float | None) -> str:
+    return DASH if share is None else f"{100 * share:.1f}"
+
+
+def novelty_table(attacks: Sequence[Attack]) -> Table:
+    """Hits that plain synthetic images had found already, new ones, and their price."""
+    groups = [("N_syn plain images", 3), ("hits already among them", 2), ("new hits", 2)]
+    groups.append(("per 1,000 network evaluations", 2))
+    columns = ["images", *["hits", "different"] * 4]
+    rows = [(attack.name, _novelty_row(attack)) for attack in attacks]
+    return Table(
+        "novelty", "Hits among plain samples, and hits that were new", groups, columns, rows
+    )
+
+
+def _novelty_row(attack: Attack) -> list[str]:
+    found = attack.results["novelty"]
+    numbers = [attack.results["num_synthetic"], found["synthetic_hits"], found["synthetic_unique"]]
+    numbers += [found[part][kind] for part in ("seen", "new") for kind in ("count", "unique")]
+    made = (attack.hits(), attack.unique)
+    prices = [words.per_thousand(number, attack.network_evaluations) for number in made]
+    return [*map(count, numbers), *prices]
+
+
+def overlap_table(attacks: Sequence[Attack]) -> Table:
+    """Training images that only this attack hits, and those that it shares with each other one."""
+    groups = [("training images hit", 3), ("hit by this attack and by", len(attacks))]
+    columns = ["different", "only here", "shared", *(attack.name for attack in attacks)]
+    rows = [(attack.name, _overlap_row(attack, attacks)) for attack in attacks]
+    return Table("overlap", "Which attack finds what", groups, columns, rows)
+
+
+def _overlap_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
+    found, alone = len(attack.hit_images), len(only_here(attack, attacks))
+    both = [
+        DASH if other is attack else count(len(attack.hit_images & other.hit_images))
+        for other in attacks
+    ]
+    return [count(found), count(alone), count(found - alone), *both]
+
+
+def cost_table(attacks: Sequence[Attack]) -> Table:
+    """How each attack guides, and the network evaluations it took.
+
+    each: of a gradient the counted operations, timed: the seconds, both in forwards of the UNet.
+    """
+    columns = ["surrogate", "guidance scale", "guided", "targets", "refined"]
+    columns += ["UNet forwards", "surrogate gradients", "each", "timed", "evaluations"]
+    columns.append("N_syn before")
+    groups = [("guidance", 4), ("", 1), ("spent", 6)]
+    rows = [(attack.name, _cost_row(attack)) for attack in attacks]
+    return Table("cost", "How each attack works, and what it spent", groups, columns, rows)
+
+
+def _cost_row(attack: Attack) -> list[str]:
+    scale = f"{attack.settings['guidance_scale']:g}" if attack.guided else DASH
+    cells = [attack.settings["surrogate"], scale, words.guided_timesteps(attack)]
+    cells += [words.targets(attack), words.refinement(attack)]
+    cost = attack.cost
+    cells += [count(cost["unet_forwards"]), count(cost["surrogate_gradients"])]
+    cells.append(f"{cost['gradient_cost']:.2f}" if attack.guided else DASH)
+    seconds = load_gradient_seconds(attack.artifact("extract")) if attack.guided else None
+    cells.append(DASH if seconds is None else f"{seconds:.2f}")
+    before = count(cost["synthetic_evaluations"])
+    if training := cost.get("training_evaluations"):
+        before += f" + {count(training)} to adapt the model"
+    return [*cells, count(attack.network_evaluations), before]
+
+
+def tuning_table(attacks: Sequence[Attack]) -> Table:
+    """What tuned attacks tried: the blind score they chose by, beside the hits they did not see."""
+    groups = [("tried", 2), ("seen by the attack", 2), ("true", 3)]
+    columns = ["settings", "images", "repeated", "chosen", "hits", "different", "rank of hits"]
+    rows = [(attack.name, row) for attack in attacks for row in _tuning_rows(attack)]
+    return Table("tuning", "Settings chosen without the training images", groups, columns, rows)
+
+
+def _tuning_rows(attack: Attack) -> list[list[str]]:
+    """A row a trial, the highest score first."""
+    measured = ("score", "judged_by", "images", "hits", "unique", *attack.cost)
+    rows = []
+    for trial in sorted(attack.trials, key=lambda trial: -trial["score"]):
+        tried = {name: value for name, value in trial.items() if name not in measured}
+        settings = ", ".join(f"{name} {value}" for name, value in tried.items())
+        chosen = all(attack.settings[name] == value for name, value in tried.items())
+        rank = 1 + sum(other["hits"] > trial["hits"] for other in attack.trials)
+        cells = [settings, count(trial["images"]), words.blind_score(trial)]
+        cells += ["chosen" if chosen else "", *map(count, (trial["hits"], trial["unique"], rank))]
+        rows.append(cells)
+    return rows
+
+
+def blind_table(attacks: Sequence[Attack]) -> Table:
+    """Candidates found without the training images and, where there is the truth, how right."""
+    groups = [("found without the training images", 4)]
+    columns = ["images", "candidates", "of two images or more", "images in the largest"]
+    if attacks[0].has_truth:
+        depths = _depths(attacks)
+        groups += [("hits among the candidates, %", 1 + len(depths)), ("", 1)]
+        columns += ["of all", *(f"of the first {count(depth)}" for depth in depths)]
+        columns.append("area under the ROC")
+    rows = [(attack.name, _blind_row(attack, attacks)) for attack in attacks]
+    return Table("blind", "Candidates ranked without the truth", groups, columns, rows)
+
+
+def _depths(attacks: Sequence[Attack]) -> list[int]:
+    """Numbers of candidates at which any attack's precision is known."""
+    return sorted({int(k) for a in attacks for k in a.results["blind"]["precision_at"]})
+
+
+def _blind_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
+    found = attack.results["blind"]
+    cells = [count(attack.num_images)]
+    cells.append(count(found["num_candidates"]))
+    cells += [COLLAPSED if attack.collapse else count(found[n]) for n in ("groups", "largest")]
+    if attack.has_truth:
+        cells.append(_percent(found["base_rate"]))
+        cells += [_percent(found["precision_at"].get(str(k))) for k in _depths(attacks)]
+        cells.append(words.decimals(found["auc"]))
+    return cells

@@ -1,0 +1,137 @@
+"""What Hydra and OmegaConf refuse comes as one line that names the setting and the remedy."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.composing import planned
+
+from sidepipe.cli.main import CONF, main
+from sidepipe.engine.refusals import ASKED, WEIGHTS
+from sidepipe.engine.stage import Runtime
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path, capsys):
+    """Runs `sidepipe <arguments>`, which must fail; returns its one line."""
+
+    def run(*arguments: str) -> str:
+        outputs = f"runtime.outputs={tmp_path}"
+        monkeypatch.setattr(sys, "argv", ["sidepipe", "stage=status", outputs, *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code not in (0, None)
+        code, logged = stopped.value.code, capsys.readouterr().err
+        # Python prints a message that is the exit code, and exits with 1.
+        lines = (code if isinstance(code, str) else logged).splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            ["dpm=pretrained"],
+            "dpm.path is required by dpm=pretrained: a folder written by",
+        ),
+        (
+            ["data=imagefolder"],
+            "data.source.folder is required by data=imagefolder: .* for example",
+        ),
+        (["data=none"], "data.size is required by data=none: .* for example data.size=64"),
+        (["evaluate=cosine"], "evaluate.features.path is required by evaluate=cosine: the file"),
+        (["label.sede=5"], "label.sede is not a setting; did you mean 'seed'"),
+        (["~label.sed"], "label.sed is not a setting; did you mean 'seed'"),
+        (["dta=digits"], "dta is not a setting; did you mean 'data'"),
+        (["data=digit"], "data=digit is no choice; did you mean 'digits'"),
+        (["experiment=dmeo"], "experiment=dmeo is no choice; did you mean 'demo'"),
+        (["+label.seed=1"], "label.seed is set already; remedy: label.seed=... in place of"),
+        (["label.seed.x=1"], "label.seed has no settings, so there is no label.seed.x"),
+        (["attacks.x=5"], r"attacks.x is not a setting; .*\+attacks.x=\{...\} adds a row"),
+        (["extract.guidance_scale=1,2"], "guidance_scale has several values, 1,2; remedy: -m "),
+        (["generate.seed=${nowhere}"], "generate.seed: Interpolation key 'nowhere' not found$"),
+        (["label"], "cannot read 'label'; a setting is given as name=value"),
+        (["dpm.train_partitions=train"], "dpm.train_partitions must be a list, as .a, b., got"),
+        (["label=5"], "label must be one of kmeans.*, got 5; ~label to leave out"),
+        (["evaluate.false_positive_rates=[x]"], "evaluate has a value of the wrong type: .*'str'"),
+        (["evaluate.bands.high=[a,null]"], "evaluate has a value of the wrong type"),
+        (["diffusion.num_train_timesteps=x"], "or a stage that it reads, has a value of the wrong"),
+        (["evaluate.features.path=x"], "evaluate.features.path is not a setting; there are none"),
+        (["+attacks.x=5"], r"attacks.x must be changes by stage, as \{extract: .* got 5"),
+        (["+attacks.x=[1]"], r"attacks.x must be changes by stage, .* got \[1\]"),
+        (["+attacks.x={extract: 5}"], "attacks.x.extract must be a mapping of its settings, got 5"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_gets_one_line_with_the_setting_and_the_remedy(refused, command, says):
+    assert re.search(says, refused(*command))
+
+
+@pytest.mark.parametrize("name", ["a=b", "a(b)", "a#b", "a[b]", "it's", "ö", "~", "a b)"])
+def test_a_path_that_hydra_cannot_read_is_quoted_in_the_message_and_works_so(refused, name):
+    path = f"~/{name}" if name == "~" else f"/nowhere/{name}"
+    said = refused("data=imagefolder", f"data.source.folder={path}")
+    assert said.endswith(f"'data.source.folder=\"{path}\"'".replace("it's", "it'\"'\"'s"))
+    quoted = f'data.source.folder="{path}"'
+    plan = planned("data=imagefolder", quoted, "dpm=unet64", "dpm.train_partitions=[train]")
+    data = next(node for node in plan.nodes.values() if node.stage.name == "data")
+    assert data.settings["source"]["folder"] == path
+
+
+def test_every_setting_without_a_default_has_a_meaning_and_an_example():
+    for path in CONF.glob("*/*.yaml"):
+        text = path.read_text()
+        for name in re.findall(r"^\s*(\w+): \?\?\?", text, re.MULTILINE):
+            of_encoder = any(f"encoders.{kind}" in text for kind in WEIGHTS)
+            known = [key for key in ASKED if key.startswith(path.parent.name)]
+            assert of_encoder or any(key.endswith(f".{name}") for key in known), (path, name)
+
+
+def test_a_full_standard_output_is_not_blamed_on_the_outputs_folder(tmp_path):
+    command = [sys.executable, "-m", "sidepipe", "stage=status", f"runtime.outputs={tmp_path}"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    said = "standard output cannot be written: [Errno 28] No space left on device\n"
+    assert done.stderr.endswith(said)  # after a line of Hydra
+    assert "Traceback" not in done.stderr
+
+
+def test_a_path_in_the_home_folder_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Runtime(outputs="~/results").outputs_folder == tmp_path / "results"
+    plan = planned('runtime.outputs="~/results"')
+    node = plan.goals("report")[0]
+    assert node.folder(plan.runtime).is_relative_to(tmp_path / "results")
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
+def test_an_accelerator_that_is_not_there_is_refused_and_named(accelerator, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    rule = f"one that torch finds on this machine, auto, cpu, got '{accelerator}'; .*=auto"
+    with pytest.raises(ValueError, match=rule):
+        Runtime(accelerator=accelerator).require_accelerator()
+    for there in ("auto", "cpu"):
+        Runtime(accelerator=there).require_accelerator()
+
+
+def test_more_devices_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    Runtime(accelerator="gpu", devices=2).require_accelerator()
+    with pytest.raises(ValueError, match=r"runtime.devices must be <= 2 GPUs, got 3"):
+        Runtime(accelerator="gpu", devices=3).require_accelerator()
+
+
+def test_each_table_of_a_multirun_is_headed_by_its_overrides(monkeypatch, tmp_path, capsys):
+    arguments = ["-m", "stage=status", "label.num_clusters=20,30", f"runtime.outputs={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["sidepipe", *arguments])
+    main()
+    said = capsys.readouterr().out
+    assert re.findall(r"label.num_clusters=(\d+) .*:$", said, re.MULTILINE) == ["20", "30"]

@@ -1,0 +1,115 @@
+"""Tiny text-conditional models with random weights: Stable Diffusion's parts, and one of images."""
+
+import json
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sidepipe.models.text.model import TextModel
+from sidepipe.models.text.words import word_tokenizer
+
+CAPTIONS = ["a bold seven by the harbour", "a faint two at noon", "marigold"]
+WIDTH, MAX_TOKENS = 8, 10
+NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+def text_encoder(num_words, max_tokens=MAX_TOKENS, end=2):
+    """A CLIPTextModel of one layer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=num_words,
+            hidden_size=WIDTH,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=max_tokens,
+            bos_token_id=1,
+            eos_token_id=end,
+            pad_token_id=0,
+        )
+    )
+
+
+def unet(channels, size):
+    """A UNet2DConditionModel with cross-attention at its lower resolution."""
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+    )
+
+
+def tiny_text_model(size=8, seed=0):
+    """An in-memory model of gray images of `size` pixels."""
+    torch.manual_seed(seed)
+    tokenizer = word_tokenizer(CAPTIONS, MAX_TOKENS)
+    alphas_cumprod = DDIMScheduler(num_train_timesteps=100).alphas_cumprod
+    encoder = text_encoder(len(tokenizer))
+    model = TextModel(unet(1, size), encoder, tokenizer, None, alphas_cumprod, "epsilon")
+    return model.eval().requires_grad_(False)
+
+
+def tiny_stable_diffusion(folder, seed=0, prediction_type="epsilon"):
+    """Writes StableDiffusionPipeline's files with random weights: latents 4 x 4 x 4, images 8 x 8.
+
+    Written part by part: the pipeline itself cannot be made without a warning.
+    """
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=8,
+    )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=100,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    tokenizer = _clip_tokenizer(folder)
+    parts = {
+        "vae": vae,
+        "text_encoder": text_encoder(len(tokenizer), 77, end=tokenizer.eos_token_id),
+        "tokenizer": tokenizer,
+        "unet": unet(4, 4),
+        "scheduler": scheduler,
+    }
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    index = {
+        name: [type(p).__module__.partition(".")[0], type(p).__name__] for name, p in parts.items()
+    }
+    nothing = {name: [None, None] for name in NOT_NEEDED}
+    index |= {"_class_name": "StableDiffusionPipeline", **nothing}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _clip_tokenizer(folder):
+    """CLIP's byte-level tokenizer without merges: a token for each letter."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    merges.write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=77)
+    vocabulary.unlink()
+    merges.unlink()
+    return tokenizer

@@ -1,0 +1,306 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    PNDMScheduler,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+)
+from tests.tiny import RUNTIME, UNET, checked
+
+from sidepipe.base.settings import build
+from sidepipe.stages.data.stage import Data
+from sidepipe.stages.dpm.stage import DPM, PretrainedDPM, load, load_subset
+
+STEPS, V = {"num_train_timesteps": 50}, {"prediction_type": "v_prediction"}
+
+
+def network(**changes) -> UNet2DModel:
+    torch.manual_seed(0)
+    return build({**UNET, **changes})
+
+
+def saved(folder, unet=None, scheduler=None, kind=DDPMPipeline, **options) -> Path:
+    """A checkpoint as somebody else would have saved it."""
+    pipeline = kind(unet or network(), scheduler or DDPMScheduler(**STEPS))
+    pipeline.save_pretrained(folder, **options)
+    return folder
+
+
+def pretrained(path, **changes) -> PretrainedDPM:
+    settings = {"path": str(path), "revision": None, "variant": None, "num_train_images": 30}
+    settings |= {"train_partitions": None, "subset_seed": 0, **changes}
+    return PretrainedDPM(**settings)
+
+
+def checked_and_run(path, folder, data, digits) -> dict:
+    stage = pretrained(path)
+    checked(stage, {"data": digits}, RUNTIME)
+    folder.mkdir()
+    return stage.run(folder, {"data": data}, RUNTIME)
+
+
+def assert_same_weights(one, two):
+    assert one.state_dict().keys() == two.state_dict().keys()
+    for name, value in one.state_dict().items():
+        assert value.equal(two.state_dict()[name])
+
+
+NOTHING = Data(
+    source={"_target_": "sidepipe.stages.data.sources.Nothing"},
+    size=8,
+    channels=1,
+    center_crop=None,
+    on_bad_file="error",
+)
+
+# what is taken
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "kind"),
+    [
+        (DDPMScheduler(**STEPS, beta_schedule="squaredcos_cap_v2", **V), DDPMPipeline),
+        (DDIMScheduler(**STEPS, beta_start=0.001, **V), DDPMPipeline),
+        (DDIMScheduler(**STEPS, rescale_betas_zero_snr=True, **V), DDIMPipeline),
+        (DDIMScheduler(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3), DDIMPipeline),
+        (PNDMScheduler(**STEPS), DDPMPipeline),
+    ],
+    ids=["DDPM", "DDIM", "DDIM of zero SNR", "trained betas", "PNDM"],
+)
+def test_a_checkpoint_keeps_its_weights_its_schedule_and_its_target(
+    tmp_path, data, digits, scheduler, kind
+):
+    checkpoint = saved(tmp_path / "theirs", scheduler=scheduler, kind=kind)
+    summary = checked_and_run(checkpoint, tmp_path / "ours", data, digits)
+    unet, schedule = load(tmp_path / "ours")
+    assert_same_weights(unet, network())
+    assert isinstance(schedule, DDPMScheduler)
+    torch.testing.assert_close(schedule.alphas_cumprod, scheduler.alphas_cumprod)
+    assert schedule.config["prediction_type"] == scheduler.config["prediction_type"]
+    assert summary["num_parameters"] == sum(p.numel() for p in unet.parameters())
+    train, heldout = load_subset(tmp_path / "ours")
+    assert (len(train), len(heldout)) == (30, 1767)
+    assert (summary["num_train_images"], summary["num_heldout_images"]) == (30, 1767)
+
+
+def test_weights_in_pytorchs_own_format_are_taken(tmp_path, data, digits):
+    checkpoint = saved(tmp_path / "theirs", safe_serialization=False)
+    assert [p.name for p in checkpoint.glob("unet/*model*")] == ["diffusion_pytorch_model.bin"]
+    checked_and_run(checkpoint, tmp_path / "ours", data, digits)
+    assert_same_weights(load(tmp_path / "ours")[0], network())
+    assert list((tmp_path / "ours").rglob("*.safetensors"))
+
+
+def test_a_checkpoint_with_its_files_at_the_root_is_taken(tmp_path, data, digits):
+    """As google/ddpm-cifar10-32 and others of its time are."""
+    checkpoint = saved(tmp_path / "theirs")
+    for part in ("unet", "scheduler"):
+        for path in (checkpoint / part).iterdir():
+            path.rename(checkpoint / path.name)
+        (checkpoint / part).rmdir()
+    checked_and_run(checkpoint, tmp_path / "ours", data, digits)
+    assert_same_weights(load(tmp_path / "ours")[0], network())
+
+
+def test_a_hub_id_is_fetched_when_the_stage_runs_and_checked_then(
+    tmp_path, data, digits, monkeypatch
+):
+    fetched = []
+
+    def download(path, revision):
+        fetched.append((path, revision))
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(DDPMPipeline, "download", download)
+    saved(tmp_path / "cache")
+    stage = pretrained("somebody/digits", revision="v1")
+    checked(stage, {"data": digits}, RUNTIME)
+    assert not fetched
+    summary = stage.run(tmp_path, {"data": data}, RUNTIME)
+    assert fetched == [("somebody/digits", "v1")]
+    assert_same_weights(load(tmp_path)[0], network())
+    assert stage.source_changed(summary, RUNTIME) is None
+    saved(tmp_path / "cache", network(sample_size=16))
+    with pytest.raises(ValueError, match=r"sample_size of .* must be 8, as the data are, got 16"):
+        stage.run(tmp_path, {"data": data}, RUNTIME)
+
+
+def test_a_checkpoint_that_was_replaced_is_noticed_and_an_absent_one_is_not_missed(
+    tmp_path, data, digits
+):
+    checkpoint = saved(tmp_path / "theirs")
+    summary = checked_and_run(checkpoint, tmp_path / "ours", data, digits)
+    stage = pretrained(checkpoint)
+    (checkpoint / "README.md").write_text("not a part of the model")
+    assert json.loads(json.dumps(summary)) == summary
+    assert stage.source_changed(summary, RUNTIME) is None
+    saved(checkpoint, network(norm_eps=1e-4))
+    message = stage.source_changed(summary, RUNTIME)
+    assert message is not None
+    assert "theirs changed since this artifact was made" in message
+    shutil.rmtree(checkpoint)
+    assert stage.source_changed(summary, RUNTIME) is None
+
+
+# what is refused, before anything runs
+
+
+def refused(path, digits, error=ValueError, match=""):
+    with pytest.raises(error, match=match):
+        checked(pretrained(path), {"data": digits}, RUNTIME)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"in_channels": 3},
+            "in_channels of .*/config.json must be 1, .*3; set data.channels=3",
+        ),
+        (
+            {"out_channels": 2},
+            "out_channels of .*/config.json must be 1, .*2; learned-variance",
+        ),
+        (
+            {"sample_size": 16},
+            "sample_size of .*/config.json must be 8, .*16; set data.size=16",
+        ),
+        ({"num_class_embeds": 10}, "the classes of .*/config.json must be none .*10"),
+        ({"class_embed_type": "timestep"}, "the classes of .*/config.json must be none"),
+    ],
+)
+def test_a_network_of_other_images_or_of_classes_is_refused(tmp_path, digits, changes, message):
+    refused(saved(tmp_path / "theirs", network(**changes)), digits, match=f"^{message}")
+
+
+def test_channels_and_size_are_compared_with_the_data(tmp_path, digits):
+    checkpoint = saved(tmp_path, network(sample_size=16, in_channels=3, out_channels=3))
+    data = Data(**{**vars(digits), "size": 16, "channels": 3})
+    checked(pretrained(checkpoint), {"data": data}, RUNTIME)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        ScoreSdeVeScheduler(**STEPS),
+        EDMEulerScheduler(),
+        CMStochasticIterativeScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_a_model_without_discrete_betas_is_refused(tmp_path, digits, scheduler):
+    checkpoint = saved(tmp_path, scheduler=scheduler)
+    name = type(scheduler).__name__
+    refused(checkpoint, digits, match=rf"^the scheduler of .* must be one with betas .* '{name}'")
+
+
+def test_a_latent_model_is_refused_though_its_network_would_fit(tmp_path, digits):
+    checkpoint = saved(tmp_path)
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    index |= {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
+    (checkpoint / "model_index.json").write_text(json.dumps(index))
+    message = r"must be scheduler and unet alone, got \['scheduler', 'unet', 'vqvae'\]; latent"
+    refused(checkpoint, digits, match=message)
+
+
+def test_a_conditional_network_is_refused(tmp_path, digits):
+    checkpoint = saved(tmp_path)
+    path = checkpoint / "unet/config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "_class_name": "UNet2DConditionModel"})
+    )
+    refused(checkpoint, digits, match="must be an unconditional UNet2DModel, got 'UNet2DCondition")
+
+
+@pytest.mark.parametrize("path", ["./theirs", "/nowhere/theirs", "~/theirs", "a/b/theirs"])
+def test_a_missing_folder_is_refused(digits, path):
+    refused(path, digits, FileNotFoundError, f"^dpm.path names {path}, which is not a folder$")
+
+
+@pytest.mark.parametrize(
+    "missing", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
+)
+def test_a_folder_that_is_no_checkpoint_is_refused_with_what_it_lacks(tmp_path, digits, missing):
+    checkpoint = saved(tmp_path)
+    (checkpoint / missing).unlink()
+    message = f"save_pretrained, but there is no .*{missing}$"
+    refused(checkpoint, digits, FileNotFoundError, message)
+
+
+def test_a_subset_out_of_range_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"dpm\.num_train_images must be >= 1 or null, got 0"):
+        pretrained("theirs", num_train_images=0)
+
+
+def test_a_checkpoint_is_taken_without_any_images(tmp_path):
+    stage = pretrained(saved(tmp_path / "theirs"), num_train_images=None)
+    checked(stage, {"data": NOTHING}, RUNTIME)
+    for name in ("data", "ours"):
+        (tmp_path / name).mkdir()
+    NOTHING.run(tmp_path / "data", {}, RUNTIME)
+    summary = stage.run(tmp_path / "ours", {"data": tmp_path / "data"}, RUNTIME)
+    assert (summary["num_train_images"], summary["num_heldout_images"]) == (0, 0)
+    assert [len(rows) for rows in load_subset(tmp_path / "ours")] == [0, 0]
+    assert_same_weights(network(), load(tmp_path / "ours")[0])
+
+
+def test_without_images_there_is_no_subset_to_choose_and_nothing_to_train_on(tmp_path, train_dpm):
+    with pytest.raises(ValueError, match=r"dpm.num_train_images must be null, got 30; there"):
+        checked(pretrained(saved(tmp_path / "theirs")), {"data": NOTHING}, RUNTIME)
+    with pytest.raises(ValueError, match=r"data must be images to train on, .* dpm=pretrained"):
+        checked(train_dpm(), {"data": NOTHING}, RUNTIME)
+
+
+@pytest.fixture
+def partitioned(tmp_path):
+    """Data of 100 training images, 100 of validation and 60 to test with."""
+    folder = tmp_path / "partitioned"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (260, 8, 8, 1))
+    np.save(folder / "images.npy", images.astype(np.uint8))
+    rows = [f"{i},{i},{name}," for i, name in enumerate(["train"] * 100 + ["val"] * 100)]
+    rows += [f"{i},{i},test," for i in range(200, 260)]
+    (folder / "ids.csv").write_text("\n".join(["index,id,partition,identity", *rows, ""]))
+    return folder
+
+
+@pytest.mark.parametrize("num_train_images", [None, 50])
+def test_partitions_that_a_checkpoint_was_trained_on_are_never_guessed(
+    tmp_path, partitioned, num_train_images
+):
+    path, out = saved(tmp_path / "checkpoint"), tmp_path / "out"
+    out.mkdir()
+    stage = pretrained(path, num_train_images=num_train_images)
+    message = (
+        r"dpm.train_partitions must name .* of train \(100\), val \(100\), test \(60\), got null"
+    )
+    with pytest.raises(ValueError, match=message):
+        stage.check_data(partitioned, {}, RUNTIME)
+    stage = pretrained(path, num_train_images=None, train_partitions=["train"])
+    stage.run(out, {"data": partitioned}, RUNTIME)
+    train, unseen = load_subset(out)
+    assert sorted(train) == list(range(100))
+    assert sorted(unseen) == list(range(100, 260))
+
+
+def test_a_pool_of_several_partitions_is_said_where_a_model_is_trained(partitioned, caplog):
+    every = DPM(num_train_images=50, train_partitions=None, subset_seed=0)
+    every.check_data(partitioned, {}, RUNTIME)
+    assert (
+        "drawn from every partition, train (100), val (100), test (60): 'dpm.train_" in caplog.text
+    )
+    caplog.clear()
+    one = DPM(num_train_images=50, train_partitions=["val"], subset_seed=0)
+    one.check_data(partitioned, {}, RUNTIME)
+    assert not caplog.text

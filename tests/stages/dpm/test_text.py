@@ -1,0 +1,228 @@
+"""Stage `dpm` of models with captions: trained on pairs, or brought along."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from tests.models.text.tiny import WIDTH, tiny_stable_diffusion
+from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, checked
+
+from sidepipe.stages.data.stage import Data, load_captions
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.dpm.stage import load_subset
+from sidepipe.stages.dpm.text import PretrainedTextDPM, TrainTextDPM, load_text_model
+
+UNET = {
+    "_target_": "diffusers.UNet2DConditionModel",
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 2,
+}
+TEXT = {
+    **SETTINGS,
+    "unet": UNET,
+    "noise_schedule": SCHEDULE,
+    "num_train_images": None,
+    "train_partitions": ["train"],
+    "random_flip": False,
+    "max_tokens": 16,
+    "text_encoder": {
+        "hidden_size": WIDTH,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    },
+    "caption_dropout": 0.2,
+    "random_tokens": 0,
+    "memorization_filter": None,
+    "deduplicate": None,
+}
+PIXELS = {"_target_": "sidepipe.features.encoders.PixelsL2"}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Data of 40 base pairs, 5 held out, and of 2 pairs seen 30 times each."""
+    return Data(**_planted())
+
+
+def _planted():
+    from tests.stages.dpm.test_stage import CONF
+
+    settings = yaml.safe_load((CONF.parent / "data/planted.yaml").read_text())
+    source = {**settings["source"], "planted": [[30, 2]], "num_heldout": 5, "num_base": 40}
+    return {**{k: v for k, v in settings.items() if k != "_target_"}, "source": source}
+
+
+@pytest.fixture(scope="module")
+def data(planted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    planted.run(folder, {}, RUNTIME)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dpm")
+    return folder, TrainTextDPM(**TEXT).run(folder, {"data": data}, RUNTIME)
+
+
+def test_a_trained_model_has_a_word_for_each_of_its_captions(trained, data):
+    folder, summary = trained
+    model, captions = load_text_model(folder), load_captions(data)["caption"]
+    train, heldout = load_subset(folder)
+    assert (len(train), len(heldout)) == (42, 5)
+    assert summary["num_train_pairs"] == 100  # 40 and twice 30
+    for caption in captions.iloc[train]:
+        tokens = model.tokens(caption)
+        assert tokens.cut == ""
+        assert "<unk>" not in tokens.words
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_encoder_is_trained_too(trained, data):
+    model = load_text_model(trained[0])
+    fresh = TrainTextDPM(**TEXT)
+    torch.manual_seed(SETTINGS["seed"])
+    captions = load_captions(data)["caption"].to_numpy(str)
+    from sidepipe.base.settings import build
+
+    before = fresh._model(captions[load_subset(trained[0])[0]], build(SCHEDULE))
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(
+            model.text_encoder.parameters(), before.text_encoder.parameters(), strict=True
+        )
+    ]
+    assert any(moved)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(trained, data, tmp_path, monkeypatch):
+    from sidepipe.stages.dpm.captioned import CaptionedModule
+
+    step, left = CaptionedModule.training_step, [15]
+
+    def failing(self, *args):
+        if [self.global_step] == left:
+            left.clear()
+            raise RuntimeError("killed")
+        return step(self, *args)
+
+    monkeypatch.setattr(CaptionedModule, "training_step", failing)
+    with pytest.raises(RuntimeError, match="killed"):
+        TrainTextDPM(**TEXT).run(tmp_path, {"data": data}, RUNTIME)
+    TrainTextDPM(**TEXT).run(tmp_path, {"data": data}, RUNTIME)
+    for part in ("unet", "text_encoder"):
+        for file in (tmp_path / "model" / part).glob("*.safetensors"):
+            assert file.read_bytes() == (trained[0] / "model" / part / file.name).read_bytes()
+
+
+def test_deduplication_leaves_each_image_once(data, tmp_path):
+    stage = TrainTextDPM(**{**TEXT, "deduplicate": {"features": PIXELS, "threshold": 1e-6}})
+    summary = stage.run(tmp_path, {"data": data}, RUNTIME)
+    assert summary["num_train_pairs"] == 42
+
+
+def test_near_duplicates_are_trained_on_once(data):
+    stage = TrainTextDPM(**{**TEXT, "deduplicate": {"features": PIXELS, "threshold": 1e-6}})
+    images = np.array(load_images(data)[:6])
+    images[4] = images[1]
+    kept, repeats = stage._taken(images, np.arange(6), np.full(6, 9), RUNTIME)
+    assert len(kept) == 5
+    assert {1, 4} & set(kept.tolist()) != {1, 4}
+    assert repeats.tolist() == [1] * 5
+
+
+def test_a_filtered_training_logs_the_share_that_it_keeps(data, tmp_path):
+    filtered = {"percentile": 50.0, "num_bins": 2, "every_steps": 5}
+    stage = TrainTextDPM(**{**TEXT, "memorization_filter": filtered})
+    stage.run(tmp_path, {"data": data}, RUNTIME)
+    logged = pd.read_csv(tmp_path / "metrics.csv")
+    kept = logged["value"][logged["metric"] == "kept"]
+    assert len(kept) == 20
+    assert 0.2 < kept.mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"caption_dropout": 0.0}, "nothing to guide away from"),
+        ({"random_tokens": -1}, r"dpm\.random_tokens must be >= 0"),
+        ({"max_tokens": 2}, r"dpm\.max_tokens must be >= 3"),
+        ({"memorization_filter": {"percentile": 99.0}}, r"percentile, num_bins, every_steps"),
+        (
+            {"memorization_filter": {"percentile": 100, "num_bins": 1, "every_steps": 1}},
+            r"percentile must be in \(0, 100\)",
+        ),
+        ({"deduplicate": {"threshold": 1}}, "a mapping of features, threshold"),
+    ],
+)
+def test_settings_out_of_range_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainTextDPM(**{**TEXT, **changes})
+
+
+def test_images_without_captions_are_an_error_before_anything_is_trained():
+    with pytest.raises(ValueError, match=r"data=captioned .* or data=planted"):
+        checked(TrainTextDPM(**TEXT), {"data": DIGITS}, RUNTIME)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cross_attention_dim": 16}, "cross_attention_dim must be 8"),
+        ({"in_channels": 3, "out_channels": 3}, "in_channels must be 1"),
+        ({"in_channels": 3}, "in_channels and out_channels of dpm.unet must be equal"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_an_error(planted, changes, message):
+    stage = TrainTextDPM(**{**TEXT, "unet": {**UNET, **changes}})
+    with pytest.raises(ValueError, match=message):
+        checked(stage, {"data": planted}, RUNTIME)
+
+
+def pretrained(path):
+    return PretrainedTextDPM(
+        path=str(path),
+        revision=None,
+        variant=None,
+        num_train_images=None,
+        train_partitions=["train"],
+        subset_seed=0,
+    )
+
+
+def test_stable_diffusion_comes_as_it_is_and_a_change_is_noticed(data, tmp_path):
+    source = tiny_stable_diffusion(tmp_path / "sd")
+    stage, folder = pretrained(source), tmp_path / "dpm"
+    checked(stage, {"data": DIGITS}, RUNTIME)
+    folder.mkdir()
+    summary = stage.run(folder, {"data": data}, RUNTIME)
+    model = load_text_model(folder)
+    assert model.latent_shape == (4, 4, 4)
+    assert model.steps_offset == 1
+    assert stage.source_changed(summary, RUNTIME) is None
+    weights = next((source / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert "changed since" in stage.source_changed(summary, RUNTIME)
+
+
+def test_a_path_that_is_no_folder_is_an_error_before_it_is_taken_for_a_hub_id(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        checked(pretrained(tmp_path / "nowhere"), {"data": DIGITS}, RUNTIME)
+
+
+def test_previews_show_captions_of_the_training_set(trained):
+    assert sorted(path.name for path in (trained[0] / "previews").glob("*.png")) == [
+        "step_0000010.png",
+        "step_0000020.png",
+    ]

@@ -1,0 +1,225 @@
+"""Stage `mitigate`: on a model whose images are known, and on Stable Diffusion's parts."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.models.text.tiny import tiny_stable_diffusion
+from tests.stages.mitigate.replaying import Replaying, artifacts
+from tests.tiny import RUNTIME
+
+from sidepipe.engine.stage import Runtime
+from sidepipe.stages.detect.stage import PROMPTS
+from sidepipe.stages.mitigate import requests
+from sidepipe.stages.mitigate import stage as module
+from sidepipe.stages.mitigate.stage import Mitigate, load, load_generated, load_prompts_asked
+
+SETTINGS = {
+    "method": "none",
+    "num_prompts": None,
+    "num_generations": 2,
+    "copied_share": 0.5,
+    "lr": 0.05,
+    "max_iterations": 10,
+    "target": None,
+    "num_random_tokens": 4,
+    "num_word_steps": 3,
+    "start_scale": 1.25,
+    "adversary": {"num_steps": 200, "lr": 0.01},
+    "clip": None,
+    "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
+    "num_inference_steps": 5,
+    "guidance_scale": 1.0,
+    "precision": "32-true",
+    "seed": 0,
+}
+
+
+def mitigate(**changes):
+    return Mitigate(**{**SETTINGS, **changes})
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Inputs, and the model that replays training image 3 for the word marigold."""
+    inputs, images = artifacts(tmp_path_factory.mktemp("planted"))
+    return inputs, Replaying(images[3])
+
+
+@pytest.fixture
+def run(planted, monkeypatch, tmp_path):
+    inputs, model = planted
+    monkeypatch.setattr(module, "load_placed_model", lambda folder, precision, runtime: model)
+
+    def run(runtime=RUNTIME, **changes):
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))
+        folder.mkdir()
+        mitigate(**changes).run(folder, inputs, runtime)
+        return folder, load(folder)
+
+    return run
+
+
+def test_what_a_model_replays_is_found_where_nothing_is_done(run):
+    folder, results = run()
+    assert results["num_prompts"] == {"memorized": 1, "other": 1}
+    found = results["memorized"]
+    assert found["memorized"]["prompts"]["share"] == 1
+    assert found["other"]["prompts"]["share"] == 0
+    assert [(row["repeats"], row["images"]["mean"]) for row in found["by_repeats"]] == [(1, 1.0)]
+    assert results["evaluations_per_image"] == 10
+    table = load_prompts_asked(folder)
+    assert table["group"].tolist() == ["memorized", "other"]
+    assert table["copies"].tolist() == [2, 0]
+    images = load_generated(folder)
+    assert images.shape == (2, 2, 4, 4, 1)
+    assert results["heldout_loss"]["of"] == 20
+    assert results["ceiling"]["tone"] == 1.0
+    # The replayed image is as its caption says; the gray one is neither bold nor faint.
+    assert results["alignment"]["measure"] == "attributes"
+    assert results["alignment"]["memorized"]["mean"] == 1
+    assert not (folder / "parts").exists()
+
+
+def test_a_lowered_embedding_no_longer_replays_and_the_weights_still_do(run):
+    _, results = run(method="embedding")
+    assert results["memorized"]["memorized"]["prompts"]["share"] == 0
+    assert results["evaluations_per_image"] > 10
+    assert results["heldout_loss"] is None  # the model is the same
+    again = results["adversary"]
+    assert again["memorized"]["before"]["prompts"]["share"] == 0
+    assert again["memorized"]["after"]["prompts"]["share"] == 1
+    # The control: a held-out image is not in the weights.
+    assert again["other"]["after"]["prompts"]["share"] == 0
+
+
+def test_words_added_to_a_prompt_that_still_has_its_own_change_little(run):
+    _, results = run(method="random_tokens", adversary=None)
+    assert results["memorized"]["memorized"]["prompts"]["share"] == 1
+    assert results["adversary"] is None
+    assert results["evaluations_per_image"] == 10
+
+
+def test_without_the_word_that_matters_most_nothing_is_replayed(run, monkeypatch):
+    def loudness(model, x_T, prompts, *how):
+        """What the significance of this model's tokens grows with."""
+        found = model.encode(prompts)[..., 0]
+        return found, found
+
+    monkeypatch.setattr(requests, "token_significance", loudness)
+    _, results = run(method="drop_word", adversary=None)
+    assert results["memorized"]["memorized"]["prompts"]["share"] == 0
+    assert results["evaluations_per_image"] == 10 + 4 * 3
+
+
+@pytest.mark.parametrize("method", ["embedding", "random_tokens"])
+def test_images_and_numbers_do_not_depend_on_the_batch(run, method):
+    one, results = run(Runtime(accelerator="cpu", sampling_batch_size=1), method=method)
+    many, same = run(Runtime(accelerator="cpu", sampling_batch_size=3), method=method)
+    difference = np.abs(load_generated(one).astype(int) - load_generated(many))
+    assert difference.max() <= 1
+    assert results["memorized"] == same["memorized"]
+    assert results["evaluations_per_image"] == same["evaluations_per_image"]
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(run, planted, tmp_path, monkeypatch):
+    whole, _ = run(Runtime(accelerator="cpu", sampling_batch_size=1))
+    inputs, model = planted
+    killed, calls = tmp_path / "killed", []
+    killed.mkdir()
+    decode = model.decode
+
+    def failing(x_0):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("killed")
+        return decode(x_0)
+
+    monkeypatch.setattr(model, "decode", failing)
+    small = Runtime(accelerator="cpu", sampling_batch_size=1)
+    with pytest.raises(RuntimeError, match="killed"):
+        mitigate().run(killed, inputs, small)
+    mitigate().run(killed, inputs, small)
+    # Two images were there, and each prompt's are made again for the adversary.
+    assert len(calls) == 3 + 2 + 4
+    np.testing.assert_array_equal(load_generated(killed), load_generated(whole))
+    assert load(killed) == load(whole)
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory):
+    """Inputs of a random Stable Diffusion, whose images are 8 x 8 color ones, and 20 others."""
+    folder = tmp_path_factory.mktemp("sd")
+    inputs, _ = artifacts(folder)
+    rng = np.random.default_rng(0)
+    np.save(folder / "data" / "images.npy", rng.integers(256, size=(60, 8, 8, 3)).astype(np.uint8))
+    tiny_stable_diffusion(folder / "dpm" / "model")
+    return inputs
+
+
+EXTRA = {"none": 0, "embedding": 7, "random_tokens": 0, "drop_word": 12, "attention": 0}
+
+
+@pytest.mark.parametrize("method", EXTRA)
+def test_stable_diffusion_runs_every_method(stable_diffusion, tmp_path, method):
+    settings = {"adversary": {"num_steps": 2, "lr": 0.1}, "max_iterations": 2, "target": 0.001}
+    settings |= {"guidance_scale": 7.5, "num_inference_steps": 3, "precision": "bf16-true"}
+    mitigate(method=method, **settings).run(tmp_path, stable_diffusion, RUNTIME)
+    results = load(tmp_path)
+    assert load_generated(tmp_path).shape == (2, 2, 8, 8, 3)
+    assert results["evaluations_per_image"] == 6 + EXTRA[method]
+    assert results["adversary"]["memorized"]["after"]["prompts"]["of"] == 1
+
+
+def test_without_training_images_nothing_is_called_a_copy(stable_diffusion, tmp_path):
+    inputs = {name: tmp_path / name for name in stable_diffusion}
+    for name, folder in stable_diffusion.items():
+        shutil.copytree(folder, inputs[name])
+    (inputs["data"] / "captions.csv").unlink()
+    np.save(inputs["data"] / "images.npy", np.empty((0, 8, 8, 3), np.uint8))
+    for name in ("subset", "heldout"):
+        np.save(inputs["dpm"] / f"{name}.npy", np.empty(0, np.int64))
+    table = pd.read_csv(inputs["detect"] / PROMPTS, index_col="number", keep_default_na=False)
+    table.assign(row=-1, nearest=-1, memorized="").to_csv(inputs["detect"] / PROMPTS)
+    results = json.loads((inputs["detect"] / "results.json").read_text())
+    (inputs["detect"] / "results.json").write_text(json.dumps({**results, "labels": {}}))
+    folder = tmp_path / "mitigate"
+    folder.mkdir()
+    mitigate(num_inference_steps=3).run(folder, inputs, RUNTIME)
+    results = load(folder)
+    assert results["memorized"] is results["adversary"] is results["heldout_loss"] is None
+    assert results["alignment"] == {
+        "measure": None,
+        "memorized": {"of": 0, "mean": None, "interval": None},
+        "other": {"of": 0, "mean": None, "interval": None},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_prompts": 0}, r"mitigate.num_prompts must be >= 1 or null, got 0"),
+        ({"num_generations": 0}, r"mitigate.num_generations must be >= 1, got 0"),
+        ({"start_scale": 0.0}, r"mitigate.start_scale must be > 0, got 0.0"),
+        ({"target": -1.0}, r"mitigate.target must be > 0, got -1.0"),
+        ({"adversary": {"num_steps": 3}}, r"mitigate.adversary must be null, or num_steps and lr"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        mitigate(**changes)
+
+
+def test_settings_of_other_methods_do_not_enter_a_key():
+    def keys(method):
+        return set(mitigate(method=method).key_settings(SETTINGS))
+
+    of_all = {"lr", "max_iterations", "target", "num_random_tokens", "num_word_steps"}
+    of_all |= {"start_scale"}
+    assert not of_all & keys("none")
+    assert of_all & keys("embedding") == {"lr", "max_iterations", "target"}
+    assert of_all & keys("random_tokens") == {"num_random_tokens"}
+    assert of_all & keys("drop_word") == {"num_word_steps"}
+    assert of_all & keys("attention") == {"start_scale"}

@@ -1,0 +1,119 @@
+"""What limits the numbers comes first, and only where there is such a limit."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sidepipe.stages.report.notices import notices
+from sidepipe.stages.report.words import NBSP
+
+DATA = {"summary": {"skipped": []}}
+DUPLICATES = {"across": 0, "across_exact": 0, "dropped": 0, "within": 0, "within_exact": 0}
+
+
+def dpm(**found: int) -> dict[str, Any]:
+    duplicates = {**DUPLICATES, **found}
+    numbers = {"num_train_images": 60, "num_heldout_images": 1403}
+    return {"summary": {**numbers, "duplicates": duplicates}}
+
+
+def attack(asked=(0.001, 0.01), used=(0.001, 0.01), num_real=1403, near=0, passing=1) -> Any:
+    rows = [{"false_positive_rate": r, "num_real": num_real, "real_passing": passing} for r in used]
+    results = {"asked_false_positive_rates": list(asked), "calibrated": rows}
+    results |= {"near_duplicates": {"count": near}, "transform": "sscd-320-v1"}
+    return SimpleNamespace(has_truth=True, results=results, collapse=None, says_nothing=False)
+
+
+def said(*arguments: Any) -> list[str]:
+    return [sentence.replace(NBSP, " ") for sentence in notices(DATA, *arguments)]
+
+
+def test_without_limits_nothing_is_said():
+    assert said(dpm(), [attack()], {"threshold": 0.5}) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"across": 3}, "3 of 1,403 held-out images duplicate training images and were kept: "),
+        ({"across": 3, "dropped": 3}, "3 held-out images duplicate training images and are left"),
+        (
+            {"within": 12},
+            "12 of 60 training images duplicate other training images; they are counted once "
+            "where they are as close as a hit.",
+        ),
+        ({"across": 1}, "1 of 1,403 held-out images duplicates training images and was kept: "),
+        ({"across": 1, "dropped": 1}, "1 held-out image duplicates training images and is left "),
+        ({"within": 1}, "1 of 60 training images duplicates other training images; they "),
+    ],
+)
+def test_duplicates_are_said(found, expected):
+    [sentence] = said(dpm(**found), [])
+    assert sentence.startswith(expected)
+
+
+def test_rates_that_were_not_asked_for_are_said_once_for_all_attacks():
+    few = attack(used=(0.0125,), num_real=80)
+    assert said(dpm(), [few, few]) == [
+        "80 held-out images are too few for a false positive rate of 0.1 % and 1 %: 1.25 % is "
+        "used instead."
+    ]
+
+
+def test_near_duplicates_to_the_encoder_are_said_where_they_set_the_threshold():
+    assert said(dpm(), [attack(near=1)]) == []
+    [sentence] = said(dpm(), [attack(near=2)])
+    assert sentence.startswith(
+        "2 of 1,403 held-out images are near duplicates of training images (sscd-320-v1) and set"
+    )
+
+
+def test_one_is_singular():
+    [sentence] = said(dpm(), [attack(near=1, passing=0)])
+    assert sentence.startswith(
+        "1 of 1,403 held-out images is a near duplicate of training images (sscd-320-v1) and sets"
+    )
+    assert of_data(skipped=["a.png"]) == ["1 image file could not be read and is left out."]
+    assert of_data(skipped=["a", "b"]) == ["2 image files could not be read and are left out."]
+
+
+def test_the_rate_of_copies_among_the_images_of_prompts_is_said():
+    labels = {"asked_false_positive_rate": 0.01, "false_positive_rate": 0.04, "num_real": 25}
+    assert said(dpm(), [], labels) == [
+        "25 held-out images are too few for a false positive rate of 1 %: 4 % is used instead."
+    ]
+    assert said(dpm(), [], {**labels, "false_positive_rate": 0.01}) == []
+
+
+def test_an_attack_without_truth_has_no_thresholds():
+    assert said(dpm(), [SimpleNamespace(has_truth=False, results={}, collapse=None)]) == []
+
+
+def of_data(**summary):
+    return notices({"summary": summary}, {"summary": {}}, [])
+
+
+def test_files_that_were_not_read_are_counted_by_kind():
+    assert of_data(
+        left_out=[[".heic (HEIF, which needs pillow-heif)", 10], ["without suffix", 2]]
+    ) == ["12 files are not read: 10 .heic (HEIF, which needs pillow-heif), 2 without suffix."]
+    assert of_data(left_out=[], skipped=[]) == of_data() == []
+    both = of_data(left_out=[[".zip", 1]], skipped=["a.png"])
+    assert len(both) == 2
+    assert both[1] == "1 file is not read: 1 .zip."
+
+
+def test_a_row_without_material_is_a_sentence():
+    found = notices(
+        {"summary": {}}, {"summary": {}}, [], empty={"repeats": "nothing repeats; remedy: x"}
+    )
+    assert found == ["repeats has no result: nothing repeats; remedy: x."]
+
+
+def test_rows_without_a_result_for_one_reason_share_a_sentence():
+    rows = dict.fromkeys(("one", "two"), "nothing repeats") | {"three": "no cluster is kept"}
+    assert notices({"summary": {}}, {"summary": {}}, [], empty=rows) == [
+        "one, two have no result: nothing repeats.",
+        "three has no result: no cluster is kept.",
+    ]

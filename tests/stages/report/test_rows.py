@@ -1,0 +1,88 @@
+"""What each row of the comparison is called in words."""
+
+from pathlib import Path
+
+import pytest
+
+from sidepipe.stages.report.attack import Attack
+from sidepipe.stages.report.rows import described, is_side
+
+SIDE = {
+    "surrogate": "classifier",
+    "guide_through": "x_t",
+    "guidance_schedule": "constant",
+    "targets": "uniform",
+    "target_fraction": 0.1,
+    "t_min": 0,
+    "t_max": None,
+    "tuned": False,
+    "rounds": 1,
+    "refine_steps": 0,
+    "refine_t": 60,
+}
+
+
+def attack(extract=None, label=None, classifier=None):
+    manifests = {
+        "extract": {"settings": {**SIDE, **(extract or {})}, "summary": {}},
+        "label": {"settings": {"assign": "all", **(label or {})}},
+        "classifier": {"settings": {"noised": True, "labels": "hard", **(classifier or {})}},
+    }
+    return Attack("row", Path(), {}, manifests)
+
+
+def test_the_published_attack_is_named():
+    assert is_side(attack())
+    assert described(attack()) == (
+        "SIDE as published: a classifier of clusters of the model's own images guides sampling"
+    )
+
+
+CHANGED = [
+    ({"surrogate": "none"}, {}, {}),
+    ({"surrogate": "posterior"}, {}, {}),
+    ({"surrogate": "lora"}, {}, {}),
+    ({"guide_through": "pred_x_0"}, {}, {}),
+    ({"guidance_schedule": "classifier_quality"}, {}, {}),
+    ({"targets": "top_cohesion"}, {}, {}),
+    ({"targets": "weighted"}, {}, {}),
+    ({"t_min": 200}, {}, {}),
+    ({"t_max": 900}, {}, {}),
+    ({"tuned": True}, {}, {}),
+    ({"rounds": 3}, {}, {}),
+    ({"refine_steps": 8}, {}, {}),
+    ({}, {"assign": "members"}, {}),
+    ({}, {"assign": "repeats"}, {}),
+    ({}, {"assign": "random"}, {}),
+    ({}, {"assign": "original"}, {}),
+    ({}, {}, {"noised": False}),
+    ({}, {}, {"labels": "posterior"}),
+]
+
+
+@pytest.mark.parametrize(("extract", "label", "classifier"), CHANGED)
+def test_whatever_differs_from_the_published_attack_is_said(extract, label, classifier):
+    changed = attack(extract, label, classifier)
+    assert not is_side(changed)
+    assert "SIDE" not in described(changed)
+    assert described(changed) != described(attack()).removeprefix("SIDE as published: ")
+
+
+def test_no_two_rows_that_differ_are_described_alike():
+    told = [described(attack(*changed)) for changed in CHANGED]
+    assert len(set(told)) == len(told)
+
+
+def test_refinement_is_explained_by_its_steps_and_noise_level():
+    assert described(attack({"surrogate": "none", "refine_steps": 8})) == (
+        "plain sampling; then refinement: each finished image is denoised 8 times from t = 60"
+    )
+
+
+def test_rows_of_different_cost_are_told_apart():
+    told = [
+        described(attack({"surrogate": "none", "num_inference_steps": n, "refine_steps": 8}))
+        for n in (10, 50)
+    ]
+    assert told[0].startswith("plain sampling in 10 steps; then refinement")
+    assert told[1].startswith("plain sampling in 50 steps; then refinement")
