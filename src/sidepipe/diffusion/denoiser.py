@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from sidepipe.base.images import to_uint8
+from sidepipe.base.images import to_model, to_uint8
 from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
 from sidepipe.diffusion.schedule import EpsFn, eps_of
 
@@ -58,3 +58,7 @@ class Denoiser(nn.Module):
     def decode(self, x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
         """The images of x_0."""
         return to_uint8(x_0)
+
+    def as_saved(self, x_0: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """x_0 rounded to the levels of uint8 images; latents, which no image gives, as they are."""
+        return to_model(self.decode(x_0)) if self.has_range else x_0

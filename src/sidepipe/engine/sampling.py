@@ -118,10 +118,12 @@ class ImageSampler(L.LightningModule):
         with cast_once(self.device), once or nullcontext():
             about = (self.timesteps, alphas_cumprod, self.eta, noise_fn)
             x_0 = self.sampler(eps_fn, noise_fn(), *about)
-            x_0 = seek_mode(
-                self._in_range(plain), x_0, self.refine_t, self.refine_steps, alphas_cumprod
-            )
             require_finite_eps(seen, self.stream, batch["indices"].tolist())
+            if self.refine_steps > 0:
+                x_0 = self.denoiser.as_saved(x_0)  # so that saved images can be refined alike
+                in_range = self._in_range(plain)
+                x_0 = seek_mode(in_range, x_0, self.refine_t, self.refine_steps, alphas_cumprod)
+                require_finite_eps(seen, self.stream, batch["indices"].tolist())
             return self.denoiser.decode(x_0)
 
     def _guided(self, plain: EpsFn, targets: Int64[Tensor, "n"]) -> EpsFn:

@@ -53,6 +53,7 @@ def test_of_latents_it_decodes_with_the_autoencoder_and_says_the_images_shape(tm
     assert denoiser.image_shape == (3, 8, 8)
     assert denoiser.shape == (4, 4, 4)
     assert not denoiser.has_range
+    assert denoiser.as_saved(x_0) is x_0
     assert (images.int() - model.decode(x_0).int()).abs().max() <= 1
     assert denoiser.timesteps(10, "leading") == list(range(91, 0, -10))
 

@@ -58,7 +58,7 @@ class Extract(GuidedSampling):
     images that it takes for near duplicates, by which rounds are judged.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     targets: Literal["uniform", "top_cohesion", "weighted"]
     target_fraction: float
     tuned: bool

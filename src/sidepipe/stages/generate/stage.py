@@ -181,7 +181,7 @@ class Generate(Sampling):
     """N_syn plain samples of the model."""
 
     name: ClassVar[str] = "generate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
         return self.sample(folder, inputs, runtime)
