@@ -21,7 +21,7 @@ from sidepipe.cli.sweep import local
 from sidepipe.engine import artifacts
 from sidepipe.engine.logs import stage_log
 from sidepipe.engine.sampling import ImageSampler
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.module import DenoisingModule
 from sidepipe.stages.dpm.stage import TrainDPM
 from sidepipe.stages.generate.stage import Generate
@@ -259,7 +259,7 @@ def test_who_handled_the_signal_before_queues_again_alone(caplog, scontrol, earl
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    DIGITS.run(folder, {}, RUNTIME)
+    DIGITS.run(Job(folder, {}, RUNTIME))
     return folder
 
 
@@ -267,7 +267,7 @@ def data(tmp_path_factory):
 def whole(tmp_path_factory, data):
     """An uninterrupted training, and its summary."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, TrainDPM(**SETTINGS).run(folder, {"data": data}, RUNTIME)
+    return folder, TrainDPM(**SETTINGS).run(Job(folder, {"data": data}, RUNTIME))
 
 
 def train(folder, data, number, at, monkeypatch):
@@ -282,7 +282,7 @@ def train(folder, data, number, at, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(DenoisingModule, "training_step", signaled)
     with pytest.raises(Preempted), handled():
-        TrainDPM(**SETTINGS).run(folder, {"data": data}, RUNTIME)
+        TrainDPM(**SETTINGS).run(Job(folder, {"data": data}, RUNTIME))
     monkeypatch.undo()
 
 
@@ -296,7 +296,7 @@ def test_training_saves_the_step_at_work_and_goes_on_as_if_nothing_had_been(
     train(tmp_path / "broken", data, number, at, monkeypatch)
     saved = torch.load(tmp_path / "broken/last.ckpt", weights_only=True)
     assert saved["global_step"] == at + 1
-    summary = TrainDPM(**SETTINGS).run(tmp_path / "broken", {"data": data}, RUNTIME)
+    summary = TrainDPM(**SETTINGS).run(Job(tmp_path / "broken", {"data": data}, RUNTIME))
     folder, expected = whole
     assert summary == expected
     logged = [(f / "metrics.csv").read_text() for f in (tmp_path / "broken", folder)]
@@ -313,7 +313,7 @@ LONG = {**SETTINGS, "max_steps": 120, "preview_every_steps": 120, "checkpoint_ev
 def long_whole(tmp_path_factory, data):
     """An uninterrupted training that takes long enough to be interrupted from outside."""
     folder = tmp_path_factory.mktemp("whole")
-    TrainDPM(**LONG).run(folder, {"data": data}, RUNTIME)
+    TrainDPM(**LONG).run(Job(folder, {"data": data}, RUNTIME))
     return folder
 
 
@@ -333,7 +333,7 @@ def assert_one_process_goes_on_to(folder, expected, data):
     """To rounding: it ends where one that was not interrupted ends."""
     saved = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
     assert 4 <= saved < 120
-    TrainDPM(**LONG).run(folder, {"data": data}, RUNTIME)
+    TrainDPM(**LONG).run(Job(folder, {"data": data}, RUNTIME))
     values = load_file(folder / WEIGHTS)
     for name, value in load_file(expected / WEIGHTS).items():
         torch.testing.assert_close(values[name], value, rtol=0, atol=1e-3)
@@ -413,12 +413,12 @@ def test_sampling_writes_whole_shards_and_resumes_with_the_rest(
     monkeypatch.setattr(ImageSampler, "predict_step", signaled)
     (tmp_path / "broken").mkdir()
     with pytest.raises(Preempted), handled():
-        Generate(**SAMPLING).run(tmp_path / "broken", reads, runtime)
+        Generate(**SAMPLING).run(Job(tmp_path / "broken", reads, runtime))
     shards = tmp_path / "broken/shards"
     assert sorted(path.name for path in shards.iterdir()) == ["000000.npy", "000001.npy"]
-    Generate(**SAMPLING).run(tmp_path / "broken", reads, runtime)
+    Generate(**SAMPLING).run(Job(tmp_path / "broken", reads, runtime))
     assert seen == [0, 0, 1, 1, 2, 2, 2, 3]
     (tmp_path / "whole").mkdir()
-    Generate(**SAMPLING).run(tmp_path / "whole", reads, runtime)
+    Generate(**SAMPLING).run(Job(tmp_path / "whole", reads, runtime))
     for path in shards.iterdir():
         assert path.read_bytes() == (tmp_path / "whole/shards" / path.name).read_bytes()

@@ -7,6 +7,7 @@ import torch
 from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
 from sidepipe.engine.checkpoints import require_whole
+from sidepipe.engine.stage import Job
 from sidepipe.stages.dpm.stage import TrainDPM
 
 
@@ -39,13 +40,13 @@ def test_every_damage_is_noticed(tmp_path, damage):
 
 def test_a_training_does_not_start_over_or_resume_silently(tmp_path):
     (tmp_path / "data").mkdir()
-    DIGITS.run(tmp_path / "data", {}, RUNTIME)
+    DIGITS.run(Job(tmp_path / "data", {}, RUNTIME))
     (tmp_path / "dpm").mkdir()
     (tmp_path / "dpm/last.ckpt").write_bytes(b"PK half a file")
     with pytest.raises(ValueError, match=f"{tmp_path}/dpm/last.ckpt is damaged") as raised:
-        TrainDPM(**SETTINGS).run(tmp_path / "dpm", {"data": tmp_path / "data"}, RUNTIME)
+        TrainDPM(**SETTINGS).run(Job(tmp_path / "dpm", {"data": tmp_path / "data"}, RUNTIME))
     assert "the same command trains from the first step" in str(raised.value)
     assert not (tmp_path / "dpm/metrics.csv").exists()
     (tmp_path / "dpm/last.ckpt").unlink()
-    TrainDPM(**SETTINGS).run(tmp_path / "dpm", {"data": tmp_path / "data"}, RUNTIME)
+    TrainDPM(**SETTINGS).run(Job(tmp_path / "dpm", {"data": tmp_path / "data"}, RUNTIME))
     require_whole(tmp_path / "dpm/last.ckpt")

@@ -16,7 +16,7 @@ from sidepipe.base.interruption import Preempted
 from sidepipe.engine import artifacts, pipeline, status
 from sidepipe.engine.attempts import save_seconds
 from sidepipe.engine.graph import Node, Plan, plan
-from sidepipe.engine.stage import NoMaterial, Runtime, Stage
+from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.tracking import Tracking
 
 RAN: list[str] = []
@@ -34,9 +34,9 @@ class Numbers(Stage):
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {"count": settings["count"]}
 
-    def run(self, folder: Path, inputs: Any, runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         RAN.append("numbers")
-        (folder / "numbers.json").write_text(json.dumps(list(range(self.count))))
+        (job.folder / "numbers.json").write_text(json.dumps(list(range(self.count))))
         return {"count": self.count}
 
 
@@ -56,11 +56,11 @@ class Total(Stage):
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {}
 
-    def run(self, folder: Path, inputs: Any, runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         RAN.append("total")
         if self.fail:
             raise self.error
-        return {"total": sum(json.loads((inputs["data"] / "numbers.json").read_text()))}
+        return {"total": sum(json.loads((job.inputs["data"] / "numbers.json").read_text()))}
 
 
 @pytest.fixture(autouse=True)
@@ -233,9 +233,9 @@ def test_an_artifact_that_comes_out_otherwise_when_made_again_is_a_warning(
 ) -> None:
     run = Numbers.run
 
-    def with_weights(self: Any, folder: Path, *args: Any) -> dict[str, Any]:
-        np.save(folder / "weights.npy", np.array([len(RAN)]))
-        return run(self, folder, *args)
+    def with_weights(self: Any, job: Job) -> dict[str, Any]:
+        np.save(job.folder / "weights.npy", np.array([len(RAN)]))
+        return run(self, job)
 
     monkeypatch.setattr(Numbers, "run", with_weights)
     plan = make_plan(tmp_path)
@@ -419,9 +419,9 @@ class Rows(Stage):
     name: ClassVar[str] = "report"
     takes_empty: ClassVar[bool] = True
 
-    def run(self, folder: Path, inputs: Any, runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         RAN.append("rows")
-        return {name: artifacts.why_empty(path) for name, path in inputs.items()}
+        return {name: artifacts.why_empty(path) for name, path in job.inputs.items()}
 
 
 def test_a_row_without_material_is_empty_to_its_end_and_the_others_are_made(tmp_path: Path) -> None:

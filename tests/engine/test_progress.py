@@ -193,7 +193,7 @@ from diffusers import DDPMPipeline
 
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.base.settings import build
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for `sidepipe &`
@@ -203,7 +203,7 @@ if __name__ == "__main__":
                         timestep_spacing="leading", sampler="ddim", precision="32-true",
                         refine_steps=0, refine_t=0,
                         prompts=None, prompt_guidance_scale=1.0)
-    generate.run(folder, {"dpm": folder}, Runtime(accelerator="cpu", devices=2, num_threads=1))
+    generate.run(Job(folder, {"dpm": folder}, Runtime(accelerator="cpu", devices=2, num_threads=1)))
 """
 
 

@@ -8,7 +8,7 @@ from tests.stepping import step, step_variables
 from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
 from sidepipe.engine import ranks
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.stage import TrainDPM
 from sidepipe.stages.generate.stage import Generate
 
@@ -203,7 +203,7 @@ if __name__ == "__main__":
             from sidepipe.stages.dpm.stage import TrainDPM
             from sidepipe.stages.generate.stage import Generate
             from sidepipe.engine.logs import quiet_libraries
-            from sidepipe.engine.stage import Runtime
+            from sidepipe.engine.stage import Job, Runtime
 
             quiet_libraries()
             folder, settings, sampling, runtime = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
@@ -211,7 +211,8 @@ if __name__ == "__main__":
             for stage, reads in ((TrainDPM(**settings), "data"), (Generate(**sampling), "dpm")):
                 made = folder / stage.name
                 made.mkdir(exist_ok=True)
-                print(json.dumps(stage.run(made, {reads: folder / reads}, runtime)), flush=True)
+                job = Job(made, {reads: folder / reads}, runtime)
+                print(json.dumps(stage.run(job)), flush=True)
 """
 
 
@@ -222,8 +223,8 @@ def test_two_tasks_of_a_step_make_what_one_process_makes(tmp_path):
     for folder in (one, two):
         for name in ("data", "dpm", "generate"):
             (folder / name).mkdir(parents=True)
-        DIGITS.run(folder / "data", {}, RUNTIME)
-    expected = TrainDPM(**SETTINGS).run(one / "dpm", {"data": one / "data"}, RUNTIME)
+        DIGITS.run(Job(folder / "data", {}, RUNTIME))
+    expected = TrainDPM(**SETTINGS).run(Job(one / "dpm", {"data": one / "data"}, RUNTIME))
     runtime = {"accelerator": "cpu", "sampling_batch_size": 16, "devices": 2}
     arguments = map(json.dumps, (SETTINGS, SAMPLING, runtime))
     with step("-c", STAGES, str(two), *arguments) as processes:
@@ -238,6 +239,6 @@ def test_two_tasks_of_a_step_make_what_one_process_makes(tmp_path):
     for name, value in load_file(one / "dpm" / weights).items():
         torch.testing.assert_close(load_file(two / "dpm" / weights)[name], value, rtol=0, atol=1e-4)
     alone = Runtime(accelerator="cpu", sampling_batch_size=16)
-    assert Generate(**SAMPLING).run(one / "generate", {"dpm": two / "dpm"}, alone) == spent
+    assert Generate(**SAMPLING).run(Job(one / "generate", {"dpm": two / "dpm"}, alone)) == spent
     for shard in sorted((one / "generate/shards").iterdir()):
         assert (two / "generate/shards" / shard.name).read_bytes() == shard.read_bytes()

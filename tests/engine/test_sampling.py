@@ -22,7 +22,7 @@ from sidepipe.diffusion.schedule import clip_x_0, eps_of
 from sidepipe.engine import shards
 from sidepipe.engine.sampling import Guidance, ImageSampler
 from sidepipe.engine.shards import shard_path
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.stage import TrainDPM
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.generate.stage import Generate, load, load_denoiser
@@ -68,7 +68,7 @@ def generate(**changes) -> Generate:
 def sampled(folder, dpm, sampling_runtime=None, **changes):
     """The images of a run in `folder`."""
     folder.mkdir(exist_ok=True)
-    generate(**changes).run(folder, {"dpm": dpm}, sampling_runtime or runtime())
+    generate(**changes).run(Job(folder, {"dpm": dpm}, sampling_runtime or runtime()))
     return load(folder)
 
 
@@ -141,7 +141,7 @@ def test_refined_images_are_the_saved_plain_ones_moved_toward_a_mode(tmp_path, d
 def test_refinement_is_counted_and_what_is_not_refined_keeps_its_key(tmp_path, dpm):
     folder, refined = tmp_path / "generate", generate(refine_steps=3, refine_t=4, num_images=20)
     folder.mkdir()
-    assert refined.run(folder, {"dpm": dpm}, runtime())["unet_forwards"] == 20 * (5 + 3)
+    assert refined.run(Job(folder, {"dpm": dpm}, runtime()))["unet_forwards"] == 20 * (5 + 3)
     plain = generate(refine_t=4)
     assert not {"refine_steps", "refine_t"} & plain.key_settings(asdict(plain)).keys()
     assert {"refine_steps", "refine_t"} <= refined.key_settings(asdict(refined)).keys()
@@ -199,7 +199,7 @@ def test_two_processes_make_the_same_files_as_one(tmp_path, dpm, capfd):
 
 
 def test_a_run_says_what_it_spent_and_shows_some(tmp_path, dpm):
-    summary = generate().run(tmp_path, {"dpm": dpm}, runtime())
+    summary = generate().run(Job(tmp_path, {"dpm": dpm}, runtime()))
     assert summary == {"num_images": 50, "unet_forwards": 250, "surrogate_gradients": 0}
     images = load(tmp_path)
     assert images.shape == (50, 8, 8, 1)
@@ -226,7 +226,7 @@ def guided(folder, dpm, guidance, targets=None, surrogate=None, **changes):
     folder.mkdir(exist_ok=True)
     stage = generate(**changes)
     spent = stage.sample(
-        folder, {"dpm": dpm}, runtime(), surrogate or Direction(), guidance, targets
+        Job(folder, {"dpm": dpm}, runtime()), surrogate or Direction(), guidance, targets
     )
     return load(folder), spent
 
@@ -397,9 +397,9 @@ def test_a_shard_of_an_unfinished_run_that_lacks_images_is_sampled_again(tmp_pat
 
 
 def test_a_finished_run_samples_nothing_again(tmp_path, dpm, monkeypatch):
-    expected = generate().run(tmp_path, {"dpm": dpm}, runtime())
+    expected = generate().run(Job(tmp_path, {"dpm": dpm}, runtime()))
     monkeypatch.setattr(ImageSampler, "predict_step", lambda *args: pytest.fail("sampled again"))
-    assert generate().run(tmp_path, {"dpm": dpm}, runtime()) == expected
+    assert generate().run(Job(tmp_path, {"dpm": dpm}, runtime())) == expected
 
 
 KILLED = """
@@ -408,7 +408,7 @@ from pathlib import Path
 
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.engine.sampling import ImageSampler
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 
 predict_step = ImageSampler.predict_step
 
@@ -419,7 +419,7 @@ def slow(self, batch):
 ImageSampler.predict_step = slow
 settings, folder, dpm = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 runtime = Runtime(accelerator="cpu", sampling_batch_size=8)
-Generate(**settings).run(folder, {"dpm": dpm}, runtime)
+Generate(**settings).run(Job(folder, {"dpm": dpm}, runtime))
 """
 
 

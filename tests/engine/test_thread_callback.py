@@ -15,7 +15,7 @@ from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.engine import thread_callback, threads
 from sidepipe.engine.sampling import Guidance, ImageSampler, sample_to_shards
 from sidepipe.engine.shards import load_shards
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.engine.thread_callback import Threads
 from sidepipe.engine.threads import PLAN, ThreadChoice
 from sidepipe.stages.dpm.module import DenoisingModule
@@ -57,14 +57,14 @@ def busy(monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    DIGITS.run(folder, {}, RUNTIME)
+    DIGITS.run(Job(folder, {}, RUNTIME))
     return folder
 
 
 def trained(folder, data, num_threads, max_steps=20):
     folder.mkdir(exist_ok=True)
     settings = {**SETTINGS, "max_steps": max_steps, "preview_every_steps": 20}
-    TrainDPM(**settings).run(folder, {"data": data}, runtime(num_threads))
+    TrainDPM(**settings).run(Job(folder, {"data": data}, runtime(num_threads)))
     return load_file(folder / WEIGHTS)
 
 

@@ -17,7 +17,7 @@ from sidepipe.engine.attempts import save_seconds, working_seconds
 from sidepipe.engine.graph import STAGES, Node, Plan, check_parts, needed
 from sidepipe.engine.logs import stage_log
 from sidepipe.engine.shards import check_disk
-from sidepipe.engine.stage import NoMaterial
+from sidepipe.engine.stage import Job, NoMaterial
 from sidepipe.stages.report.stage import load_table, page_path
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, 
         log.info("%s: skipped, because it reads a stage without a result", title)
         return {"empty": empty[0]}
     try:
-        return node.stage.run(folder, inputs, the_plan.runtime)
+        return node.stage.run(Job(folder, inputs, the_plan.runtime))
     except NoMaterial as error:
         log.warning("%s: %s", title, error)
         return {"empty": str(error)}

@@ -158,6 +158,15 @@ def _leave_signals_alone() -> None:
     """In the place of Lightning's registering of its signal handlers; picklable."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run of a stage: the folder it writes, those of its inputs by stage, and where it runs."""
+
+    folder: Path
+    inputs: Mapping[str, Path]
+    runtime: Runtime
+
+
 class NoMaterial(ValueError):
     """A result, not a fault: with these data there is nothing to work on, such as no repeats.
 
@@ -231,8 +240,8 @@ class Stage:
         """Why a finished artifact no longer matches what lies outside the outputs, or None."""
         return None
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        """Writes the artifact into `folder` (which may hold an unfinished one) from `inputs`.
+    def run(self, job: Job) -> dict[str, Any]:
+        """Writes the artifact of `job`, whose folder may hold an unfinished one.
 
         Returns a JSON-able summary for the manifest.
         """

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sidepipe.base.settings import require
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 
 if TYPE_CHECKING:
     import lightning as L
@@ -58,8 +57,7 @@ class Training(Stage):
         module: L.LightningModule,
         rows: Sequence[np.ndarray],
         validation: Any,
-        folder: Path,
-        runtime: Runtime,
+        job: Job,
         *,
         validate_every_steps: int,
         callbacks: Sequence[Callback] = (),
@@ -73,8 +71,7 @@ class Training(Stage):
             module,
             rows,
             validation,
-            folder,
-            runtime,
+            job,
             validate_every_steps=every,
             callbacks=callbacks,
         )

@@ -23,7 +23,7 @@ from sidepipe.diffusion.schedule import add_noise
 from sidepipe.engine import ranks
 from sidepipe.engine.checkpoints import CheckpointByRename, SaveLast, require_whole
 from sidepipe.engine.progress import SpawnedProcess, progress_callbacks, progress_settings
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job
 from sidepipe.engine.thread_callback import Threads
 from sidepipe.tracking import MetricsCSV
 
@@ -150,29 +150,28 @@ def fit(
     module: L.LightningModule,
     rows: Sequence[np.ndarray],
     validation: Any,
-    folder: Path,
-    runtime: Runtime,
+    job: Job,
     *,
     validate_every_steps: int,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, float]:
-    """Trains until `max_steps`, from the folder's last checkpoint if it has one; last metrics.
+    """Trains until `max_steps`, from the job's last checkpoint if it has one; last metrics.
 
     stage: the `Training` whose settings are used. rows: arrays of equal length,
     whose batches the module's steps get. Afterwards `weights(folder)` has the result; the module
     itself may not (a run killed after its last step only has the file, and spawned processes keep
     theirs). Raises Preempted when asked to stop, after saving.
     """
-    last, metrics = folder / LAST, MetricsCSV(folder / "metrics.csv")
+    last, metrics = job.folder / LAST, MetricsCSV(job.folder / "metrics.csv")
     metrics.drop_half_line()
     if last.exists():
         require_whole(last)
         log.info("resuming from %s", last)
     resume, earlier = str(last) if last.exists() else None, len(metrics.rows())
     every = min(validate_every_steps, stage.max_steps)
-    trained = (stage, module, rows, validation, folder, runtime, every, callbacks, resume)
+    trained = (stage, module, rows, validation, job, every, callbacks, resume)
     ranks.together(_fit, *trained)
-    if runtime.spawns:
+    if job.runtime.spawns:
         metrics.forward(metrics.rows()[earlier:])
     return {name: value for _, name, value in metrics.rows()}
 
@@ -182,13 +181,13 @@ def _fit(
     module: L.LightningModule,
     rows: Sequence[np.ndarray],
     validation: Any,
-    folder: Path,
-    runtime: Runtime,
+    job: Job,
     validate_every_steps: int,
     callbacks: Sequence[Callback],
     resume: str | None,
 ) -> None:
     """What each process of `fit` does; resume: the checkpoint to go on from."""
+    folder, runtime = job.folder, job.runtime
     trainer = runtime.trainer(
         max_steps=stage.max_steps,
         max_epochs=-1,

@@ -13,7 +13,7 @@ from tests.tiny import checked
 from sidepipe.base.images import to_model
 from sidepipe.diffusion.guidance import Posterior
 from sidepipe.engine.shards import write_shard
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.classifier.module import NoisyClassifierModule, quality_by_noise_level
 from sidepipe.stages.classifier.resnet import TimeResNet
 from sidepipe.stages.classifier.stage import BEST, Classifier, load, load_quality
@@ -82,7 +82,7 @@ def halves(n, seed=0):
 
 def run(folder, inputs, **changes):
     folder.mkdir(exist_ok=True)
-    return classifier(**changes).run(folder, inputs, RUNTIME)
+    return classifier(**changes).run(Job(folder, inputs, RUNTIME))
 
 
 @pytest.fixture(scope="module")

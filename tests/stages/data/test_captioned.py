@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.data.captioned import Captioned
 from sidepipe.stages.data.stage import Data, load, load_captions, load_ids, load_partitions
 
@@ -67,7 +67,7 @@ def test_the_artifact_keeps_captions_beside_its_images(folder, tmp_path):
     assert stage.has_captions
     out = tmp_path / "out"
     out.mkdir()
-    stage.run(out, {}, Runtime(data_root=str(folder)))
+    stage.run(Job(out, {}, Runtime(data_root=str(folder))))
     table = load_captions(out)
     assert list(table.columns) == ["caption", "repeats", "word", "attributes"]
     assert table["caption"].tolist()[1] == "null"
@@ -85,8 +85,8 @@ def test_captions_stay_with_their_images_where_files_were_skipped(folder, tmp_pa
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(ValueError, match=r"b\.png cannot be read: .*pairs\.csv line 3 lists it"):
-        data(folder / "pairs.csv").run(out, {}, Runtime())
-    data(folder / "pairs.csv", on_bad_file="skip").run(out, {}, Runtime())
+        data(folder / "pairs.csv").run(Job(out, {}, Runtime()))
+    data(folder / "pairs.csv", on_bad_file="skip").run(Job(out, {}, Runtime()))
     assert load_captions(out).index.tolist() == [0, 1, 2]
     assert load_captions(out)["caption"].tolist()[2] == "a lighter square"
     assert load(out)[:, 0, 0, 0].tolist() == [10, 10, 12]
@@ -218,7 +218,7 @@ def test_captions_of_every_script_come_back_as_they_were(folder, tmp_path):
     entries(folder, "\n".join(map(json.dumps, rows)), "pairs.jsonl")
     out = tmp_path / "out"
     out.mkdir()
-    data(folder / "pairs.jsonl").run(out, {}, Runtime())
+    data(folder / "pairs.jsonl").run(Job(out, {}, Runtime()))
     assert load_captions(out)["caption"].tolist() == [
         "\u00fc\u4e2d\U0001f600",
         "a b",

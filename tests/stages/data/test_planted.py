@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.data.planted import Planted, _slants
 from sidepipe.stages.data.reading import Entry
 from sidepipe.stages.data.stage import Data, load, load_captions, load_ids, load_partitions
@@ -74,7 +74,7 @@ def recipe():
 def digits(tmp_path_factory):
     """The artifact of conf/data/planted.yaml as it stands."""
     folder = tmp_path_factory.mktemp("planted")
-    Data(**recipe()).run(folder, {}, Runtime())
+    Data(**recipe()).run(Job(folder, {}, Runtime()))
     return folder
 
 
@@ -107,7 +107,7 @@ def test_captions_say_what_their_images_are(tmp_path):
     settings["source"]["words"]["tone"] = ["faint", "plain", "bold"]
     settings["source"]["templates"] = ["a {tone} {slant} {class} {place} {time}"]
     settings["source"]["planted_templates"] = ["a {tone} {slant} {class} near {word}"]
-    Data(**settings).run(tmp_path, {}, Runtime())
+    Data(**settings).run(Job(tmp_path, {}, Runtime()))
     table, images = load_captions(tmp_path), load(tmp_path)[..., 0]
     tones, slants = images.mean(axis=(1, 2)), _slants(images)
     for name, values in [("tone", tones), ("slant", slants)]:

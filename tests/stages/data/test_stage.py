@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from sidepipe.base.settings import bind_nested
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.data.stage import Data, load, load_ids, load_partitions
 
 CONF = Path(__file__).parents[3] / "conf/data"
@@ -35,7 +35,7 @@ def celeba(tmp_path) -> Runtime:
 
 
 def test_digits_become_an_array_a_table_and_a_picture(tmp_path):
-    summary = data().run(tmp_path, {}, Runtime())
+    summary = data().run(Job(tmp_path, {}, Runtime()))
     images = load(tmp_path)
     assert isinstance(images, np.memmap)
     assert images.shape == (1797, 8, 8, 1)
@@ -60,7 +60,7 @@ def test_digits_become_an_array_a_table_and_a_picture(tmp_path):
 def test_the_same_settings_write_the_same_bytes(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-        data(size=12, channels=3).run(tmp_path / name, {}, Runtime())
+        data(size=12, channels=3).run(Job(tmp_path / name, {}, Runtime()))
     for file in ("images.npy", "ids.csv", "preview.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -68,19 +68,19 @@ def test_the_same_settings_write_the_same_bytes(tmp_path):
 def test_an_unfinished_artifact_is_made_anew(tmp_path):
     for name in ("images.npy", "images.tmp", "ids.csv"):
         (tmp_path / name).write_text("half a file")
-    data().run(tmp_path, {}, Runtime())
+    data().run(Job(tmp_path, {}, Runtime()))
     assert len(load(tmp_path)) == len(load_ids(tmp_path)) == 1797
 
 
 def test_a_relative_folder_lies_under_the_data_root(tmp_path, celeba):
-    summary = data(CELEBA, channels=3, center_crop=16).run(tmp_path, {}, celeba)
+    summary = data(CELEBA, channels=3, center_crop=16).run(Job(tmp_path, {}, celeba))
     assert summary["partitions"] == {"train": 2, "val": 2, "test": 2}
     assert load(tmp_path)[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_absolute_folder_needs_no_data_root(tmp_path, celeba):
     source = {**CELEBA, "folder": f"{celeba.data_root}/celeba", "partitions": ["val", "test"]}
-    data(source).run(tmp_path, {}, Runtime(data_root="/nowhere"))
+    data(source).run(Job(tmp_path, {}, Runtime(data_root="/nowhere")))
     assert load_partitions(tmp_path).tolist() == ["val", "val", "test", "test"]
     assert load_ids(tmp_path).tolist() == ["2.png", "3.png", "4.png", "5.png"]
 
@@ -90,8 +90,8 @@ def test_rows_stay_with_their_images_where_files_were_skipped(tmp_path, celeba, 
     (images / "0.png").unlink()
     (images / "3.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"0\.png cannot be read"):
-        data(CELEBA).run(tmp_path, {}, celeba)
-    summary = data(CELEBA, channels=3, on_bad_file="skip").run(tmp_path, {}, celeba)
+        data(CELEBA).run(Job(tmp_path, {}, celeba))
+    summary = data(CELEBA, channels=3, on_bad_file="skip").run(Job(tmp_path, {}, celeba))
     assert summary["skipped"] == ["0.png", "3.png"]
     assert summary["num_images"] == 4
     assert "skipped 2 unreadable images: 0.png, 3.png" in caplog.text
@@ -101,12 +101,12 @@ def test_rows_stay_with_their_images_where_files_were_skipped(tmp_path, celeba, 
 
 def test_a_missing_folder_is_named_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"celeba is not a folder.*runtime\.data_root"):
-        data(CELEBA).run(tmp_path, {}, Runtime(data_root=str(tmp_path / "nowhere")))
+        data(CELEBA).run(Job(tmp_path, {}, Runtime(data_root=str(tmp_path / "nowhere"))))
 
 
 def test_changed_source_files_are_noticed_and_absent_ones_are_not_missed(tmp_path, celeba):
     stage = data(CELEBA)
-    summary = stage.run(tmp_path, {}, celeba)
+    summary = stage.run(Job(tmp_path, {}, celeba))
     assert stage.source_changed(summary, celeba) is None
     (Path(celeba.data_root) / "celeba/img_align_celeba/5.png").unlink()
     message = stage.source_changed(summary, celeba)
@@ -118,7 +118,7 @@ def test_changed_source_files_are_noticed_and_absent_ones_are_not_missed(tmp_pat
 
 
 def test_the_digits_never_change(tmp_path):
-    summary = data().run(tmp_path, {}, Runtime())
+    summary = data().run(Job(tmp_path, {}, Runtime()))
     assert data().source_changed(summary, Runtime()) is None
 
 
@@ -137,7 +137,7 @@ def test_no_images_are_an_empty_array_of_the_shape_asked_for(tmp_path):
     nothing = data({"_target_": "sidepipe.stages.data.sources.Nothing"}, size=16, channels=3)
     assert nothing.is_empty
     assert not data().is_empty
-    summary = nothing.run(tmp_path, {}, Runtime())
+    summary = nothing.run(Job(tmp_path, {}, Runtime()))
     assert load(tmp_path).shape == (0, 16, 16, 3)
     assert load_partitions(tmp_path).tolist() == []
     assert summary["num_images"] == 0
@@ -161,7 +161,7 @@ def test_files_that_are_not_read_are_counted_in_the_log_and_in_the_summary(tmp_p
     (source / "photo").write_bytes(b"no image")
     (source / "list.txt").write_text("no image")
     with caplog.at_level("INFO", logger="sidepipe"):
-        summary = folder_of(source).run(out, {}, Runtime())
+        summary = folder_of(source).run(Job(out, {}, Runtime()))
     assert load(out)[:, 0, 0, 0].tolist() == [1, 2]
     assert summary["left_out"] == [(".zip", 1), ("without suffix", 1)]
     assert summary["several_images"] == 1
@@ -176,7 +176,7 @@ def test_a_folder_of_unreadable_files_alone_is_an_error_that_names_them(tmp_path
     with pytest.raises(
         ValueError, match=r"holds no image .*; 12 files are not read: 12 \.mp4; rem"
     ):
-        folder_of(tmp_path).run(tmp_path, {}, Runtime())
+        folder_of(tmp_path).run(Job(tmp_path, {}, Runtime()))
 
 
 def test_names_that_are_not_utf_8_are_kept_with_escapes(tmp_path):
@@ -187,11 +187,11 @@ def test_names_that_are_not_utf_8_are_kept_with_escapes(tmp_path):
     (source / "a.png").rename(os.fsdecode(os.fsencode(source) + b"/caf\xe9.png"))
     Image.new("L", (8, 8), 8).save(source / "gr\u00fcn.png")
     stage = folder_of(source)
-    summary = stage.run(out, {}, Runtime())
+    summary = stage.run(Job(out, {}, Runtime()))
     assert load_ids(out).tolist() == [r"caf\xe9.png", "gr\u00fcn.png"]
     assert load(out)[:, 0, 0, 0].tolist() == [7, 8]
     assert stage.source_changed(summary, Runtime()) is None
     os.truncate(os.fsencode(source) + b"/caf\xe9.png", 30)
     with pytest.raises(ValueError, match=r"caf\\xe9\.png cannot be read") as error:
-        stage.run(out, {}, Runtime())
+        stage.run(Job(out, {}, Runtime()))
     str(error.value).encode()

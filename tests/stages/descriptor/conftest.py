@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tests.tiny import DIGITS, RUNTIME
 
+from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import load_partitions
 from sidepipe.stages.dpm.subset import split
 
@@ -13,7 +14,7 @@ from sidepipe.stages.dpm.subset import split
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory) -> dict[str, Path]:
     data, dpm = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("dpm")
-    DIGITS.run(data, {}, RUNTIME)
+    DIGITS.run(Job(data, {}, RUNTIME))
     for name, rows in zip(
         ("subset", "heldout"), split(load_partitions(data), 997, None, 0), strict=True
     ):

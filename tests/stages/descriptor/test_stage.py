@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.tiny import RUNTIME, checked
 
 from sidepipe.base.settings import bind
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.descriptor.module import DescriptorModule
 from sidepipe.stages.descriptor.stage import Descriptor, last_share, load, load_rows
@@ -49,7 +49,7 @@ def descriptor(**changes) -> Descriptor:
 
 def run(folder, inputs, runtime=RUNTIME, **changes):
     folder.mkdir(exist_ok=True)
-    return descriptor(**changes).run(folder, inputs, runtime)
+    return descriptor(**changes).run(Job(folder, inputs, runtime))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0
 from sidepipe.engine.shards import write_shard
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.detect.label_signals import label_difference
 from sidepipe.stages.detect.labels import DetectLabels, load_labels
 
@@ -62,7 +62,7 @@ def inputs(tmp_path, monkeypatch):
 
 def run(folder, inputs, runtime=RUNTIME, **changes):
     folder.mkdir(exist_ok=True)
-    return detect(**changes).run(folder, inputs, runtime), load_labels(folder)
+    return detect(**changes).run(Job(folder, inputs, runtime)), load_labels(folder)
 
 
 def written_out(label, scale=1.0, steps=6):

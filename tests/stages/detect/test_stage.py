@@ -13,6 +13,7 @@ from tests.tiny import DIGITS, RUNTIME, checked
 
 import sidepipe.stages.detect.observe as observing
 import sidepipe.stages.detect.stage as stage_module
+from sidepipe.engine.stage import Job
 from sidepipe.stages.detect.stage import (
     DetectPrompts,
     load,
@@ -67,7 +68,7 @@ def replaying(tmp_path, monkeypatch):
 
 def test_planted_replays_are_found_and_labeled_by_what_is_generated(replaying):
     inputs, folder = replaying
-    summary = detect().run(folder, inputs, RUNTIME)
+    summary = detect().run(Job(folder, inputs, RUNTIME))
     prompts = load_prompts(folder)
     planted = prompts["role"] == "planted"
     assert prompts["memorized"].tolist() == planted.tolist()
@@ -87,7 +88,7 @@ def test_planted_replays_are_found_and_labeled_by_what_is_generated(replaying):
 
 def test_thresholds_and_observations_are_there_for_later_stages(replaying):
     inputs, folder = replaying
-    detect().run(folder, inputs, RUNTIME)
+    detect().run(Job(folder, inputs, RUNTIME))
     prompts, seen, thresholds = load_prompts(folder), load_observed(folder), load_thresholds(folder)
     assert seen["norm"].shape == (len(prompts), 4, 5)
     np.testing.assert_allclose(seen["norm"][:, :, 0].mean(1), prompts["d"], rtol=1e-4)
@@ -111,7 +112,7 @@ def results_of(folder):
 
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(replaying, monkeypatch):
     inputs, folder = replaying
-    detect().run(folder, inputs, RUNTIME)
+    detect().run(Job(folder, inputs, RUNTIME))
     whole = results_of(folder)
     observe, calls = observing.observe, []
 
@@ -125,18 +126,18 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(replaying, monkeypatc
     again = folder.parent / "again"
     again.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        detect().run(again, inputs, RUNTIME)
-    detect().run(again, inputs, RUNTIME)
+        detect().run(Job(again, inputs, RUNTIME))
+    detect().run(Job(again, inputs, RUNTIME))
     assert len(calls) == 4  # two parts were there, the third was made twice
     assert results_of(again) == whole
 
 
 def test_the_batch_size_changes_results_by_rounding_alone(replaying):
     inputs, folder = replaying
-    detect().run(folder, inputs, RUNTIME)
+    detect().run(Job(folder, inputs, RUNTIME))
     again = folder.parent / "again"
     again.mkdir()
-    detect().run(again, inputs, SMALL_BATCH)
+    detect().run(Job(again, inputs, SMALL_BATCH))
     whole, parts = load_observed(folder), load_observed(again)
     for name in whole:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-5)
@@ -147,7 +148,7 @@ def test_too_few_calibration_prompts_are_refused_before_anything_is_made(replayi
     inputs, folder = replaying
     few = detect(false_positive_rate=0.01, num_heldout_prompts=200)
     with pytest.raises(ValueError, match=r"calibration prompts must be >= 1 / 0.01 = 100, got \d"):
-        few.run(folder, inputs, RUNTIME)
+        few.run(Job(folder, inputs, RUNTIME))
     assert not list(folder.iterdir())
 
 
@@ -156,7 +157,7 @@ def test_images_that_cannot_be_compared_are_refused_before_anything_is_made(repl
     images = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 1))
     np.save(inputs["data"] / "images.npy", images.astype(np.uint8))
     with pytest.raises(ValueError, match=r"equally many dimensions"):
-        detect().run(folder, inputs, RUNTIME)
+        detect().run(Job(folder, inputs, RUNTIME))
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,7 @@ def test_stable_diffusion_runs_on_a_file_of_prompts_with_its_own_images_and_labe
     (inputs["dpm"] / "model").symlink_to(stable_diffusion / "model")
     folder = tmp_path / "detect"
     stage = detect(**files(tmp_path, long="x" * 90), signals=ALL, attention_layer=2)
-    summary = stage.run(folder, inputs, RUNTIME)
+    summary = stage.run(Job(folder, inputs, RUNTIME))
     prompts = load_prompts(folder)
     assert prompts["memorized"].tolist()[:3] == [True, True, False]
     assert prompts["memorized"].isna().sum() == 11
@@ -224,7 +225,7 @@ def test_without_images_and_labels_there_is_the_ranked_table(tmp_path, stable_di
     (inputs["dpm"] / "model").symlink_to(stable_diffusion / "model")
     settings = {**files(tmp_path), "truth_images": None}
     written(tmp_path / "prompts.csv", [[7, "a cat", ""], [8, "a dog", ""]])
-    summary = detect(**settings, signals=["norm"]).run(tmp_path / "detect", inputs, RUNTIME)
+    summary = detect(**settings, signals=["norm"]).run(Job(tmp_path / "detect", inputs, RUNTIME))
     prompts = load_prompts(tmp_path / "detect")
     assert prompts["memorized"].isna().all()
     assert prompts["d"].gt(0).all()
@@ -239,7 +240,7 @@ def test_other_precisions_see_nearly_the_same(tmp_path, stable_diffusion, precis
     settings = {**files(tmp_path), "signals": ["norm", "hessian", "entropy"]}
     seen = []
     for kind in ("32-true", precision):
-        detect(**settings, precision=kind).run(tmp_path / kind, inputs, RUNTIME)
+        detect(**settings, precision=kind).run(Job(tmp_path / kind, inputs, RUNTIME))
         seen.append(load_observed(tmp_path / kind))
     for name in settings["signals"]:
         full, few = (some[name].mean() for some in seen)
@@ -340,5 +341,5 @@ def test_settings_that_are_not_used_do_not_enter_the_key():
 
 def test_no_gradient_is_left_on(replaying):
     inputs, folder = replaying
-    detect().run(folder, inputs, RUNTIME)
+    detect().run(Job(folder, inputs, RUNTIME))
     assert torch.is_grad_enabled()

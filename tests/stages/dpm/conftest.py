@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
+from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.dpm.stage import TrainDPM
 
@@ -12,7 +13,7 @@ from sidepipe.stages.dpm.stage import TrainDPM
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    DIGITS.run(folder, {}, RUNTIME)
+    DIGITS.run(Job(folder, {}, RUNTIME))
     return folder
 
 

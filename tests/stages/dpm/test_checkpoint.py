@@ -19,6 +19,7 @@ from tests.tiny import RUNTIME, checked
 
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.engine.sampling import ImageSampler
+from sidepipe.engine.stage import Job
 from sidepipe.stages.dpm.stage import load
 from sidepipe.stages.generate.stage import load_denoiser
 
@@ -120,7 +121,7 @@ def test_a_variant_is_chosen_by_its_name(tmp_path, data, digits):
     for variant, expected in ((None, network()), ("non_ema", other)):
         folder = tmp_path / str(variant)
         folder.mkdir()
-        pretrained(checkpoint, variant=variant).run(folder, {"data": data}, RUNTIME)
+        pretrained(checkpoint, variant=variant).run(Job(folder, {"data": data}, RUNTIME))
         assert_same_weights(load(folder)[0], expected)
 
 

@@ -11,6 +11,7 @@ from tests.tiny import RUNTIME, SETTINGS, UNET
 
 from sidepipe.base.settings import build
 from sidepipe.engine.graph import plan
+from sidepipe.engine.stage import Job
 from sidepipe.stages.dpm.duplicates import PAIRS
 from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, load_subset
 
@@ -75,7 +76,7 @@ def test_duplicates_are_an_error_before_anything_is_trained_or_loaded(
         r"; .*remedy: data.on_duplicates=drop .*=keep .* remove one image of each pair in .*csv"
     )
     with pytest.raises(ValueError, match=FOUND + remedy):
-        stage.run(folder, {"data": data}, RUNTIME)
+        stage.run(Job(folder, {"data": data}, RUNTIME))
     assert not (folder / "heldout.npy").exists()
     rows = list(csv.DictReader((folder / PAIRS).read_text().splitlines()))
     flagged = sorted(row["id"] for row in rows if row["set"] == "held-out")
@@ -88,7 +89,7 @@ def test_duplicates_are_an_error_before_anything_is_trained_or_loaded(
 
 def run(stage, data, folder):
     folder.mkdir()
-    return stage.run(folder, {"data": data}, RUNTIME)
+    return stage.run(Job(folder, {"data": data}, RUNTIME))
 
 
 def test_dropped_ones_leave_the_held_out_images_and_nothing_else(tmp_path, data, checkpoint):

@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from sidepipe.base.images import to_model, to_uint8
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.engine.trained import Training
 from sidepipe.engine.training import (
     EndlessBatches,
@@ -275,7 +275,7 @@ def trained(folder, precision):
         seed=0,
     )
     validation, runtime = validation_batches([images[:5]]), Runtime(accelerator="cpu")
-    loop.fit(module, [images], validation, folder, runtime, validate_every_steps=2)
+    loop.fit(module, [images], validation, Job(folder, {}, runtime), validate_every_steps=2)
     return torch.cat([w.flatten() for w in weights(folder).values()])
 
 

@@ -19,6 +19,7 @@ from diffusers import (
 from tests.tiny import RUNTIME, UNET, checked
 
 from sidepipe.base.settings import build
+from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.dpm.stage import DPM, PretrainedDPM, load, load_subset
 
@@ -47,7 +48,7 @@ def checked_and_run(path, folder, data, digits) -> dict:
     stage = pretrained(path)
     checked(stage, {"data": digits}, RUNTIME)
     folder.mkdir()
-    return stage.run(folder, {"data": data}, RUNTIME)
+    return stage.run(Job(folder, {"data": data}, RUNTIME))
 
 
 def assert_same_weights(one, two):
@@ -127,13 +128,13 @@ def test_a_hub_id_is_fetched_when_the_stage_runs_and_checked_then(
     stage = pretrained("somebody/digits", revision="v1")
     checked(stage, {"data": digits}, RUNTIME)
     assert not fetched
-    summary = stage.run(tmp_path, {"data": data}, RUNTIME)
+    summary = stage.run(Job(tmp_path, {"data": data}, RUNTIME))
     assert fetched == [("somebody/digits", "v1")]
     assert_same_weights(load(tmp_path)[0], network())
     assert stage.source_changed(summary, RUNTIME) is None
     saved(tmp_path / "cache", network(sample_size=16))
     with pytest.raises(ValueError, match=r"sample_size of .* must be 8, as the data are, got 16"):
-        stage.run(tmp_path, {"data": data}, RUNTIME)
+        stage.run(Job(tmp_path, {"data": data}, RUNTIME))
 
 
 def test_a_checkpoint_that_was_replaced_is_noticed_and_an_absent_one_is_not_missed(
@@ -248,8 +249,8 @@ def test_a_checkpoint_is_taken_without_any_images(tmp_path):
     checked(stage, {"data": NOTHING}, RUNTIME)
     for name in ("data", "ours"):
         (tmp_path / name).mkdir()
-    NOTHING.run(tmp_path / "data", {}, RUNTIME)
-    summary = stage.run(tmp_path / "ours", {"data": tmp_path / "data"}, RUNTIME)
+    NOTHING.run(Job(tmp_path / "data", {}, RUNTIME))
+    summary = stage.run(Job(tmp_path / "ours", {"data": tmp_path / "data"}, RUNTIME))
     assert (summary["num_train_images"], summary["num_heldout_images"]) == (0, 0)
     assert [len(rows) for rows in load_subset(tmp_path / "ours")] == [0, 0]
     assert_same_weights(network(), load(tmp_path / "ours")[0])
@@ -288,7 +289,7 @@ def test_partitions_that_a_checkpoint_was_trained_on_are_never_guessed(
     with pytest.raises(ValueError, match=message):
         stage.check_data(partitioned, {}, RUNTIME)
     stage = pretrained(path, num_train_images=None, train_partitions=["train"])
-    stage.run(out, {"data": partitioned}, RUNTIME)
+    stage.run(Job(out, {"data": partitioned}, RUNTIME))
     train, unseen = load_subset(out)
     assert sorted(train) == list(range(100))
     assert sorted(unseen) == list(range(100, 260))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tests.tiny import RUNTIME, checked
 
 from sidepipe.base.settings import bind_nested
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.engine.training import weights
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
@@ -82,7 +82,7 @@ def test_plain_diffusers_loads_the_model_and_samples(
     tmp_path, data, train_dpm, prediction_type, beta_schedule
 ):
     schedule = {"prediction_type": prediction_type, "beta_schedule": beta_schedule}
-    train_dpm(max_steps=4, noise_schedule=schedule).run(tmp_path, {"data": data}, RUNTIME)
+    train_dpm(max_steps=4, noise_schedule=schedule).run(Job(tmp_path, {"data": data}, RUNTIME))
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
@@ -114,7 +114,7 @@ def test_a_model_of_one_image_gives_it_away(
         unet={"block_out_channels": [8, 8]}, random_flip=False, log_every_steps=120,
         checkpoint_every_steps=120, preview_every_steps=120,
     )  # fmt: skip
-    stage.run(tmp_path, {"data": data}, RUNTIME)
+    stage.run(Job(tmp_path, {"data": data}, RUNTIME))
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
@@ -128,7 +128,7 @@ def test_a_model_of_one_image_gives_it_away(
 
 
 def test_a_run_writes_the_split_the_metrics_and_previews(tmp_path, data, train_dpm):
-    summary = train_dpm().run(tmp_path, {"data": data}, RUNTIME)
+    summary = train_dpm().run(Job(tmp_path, {"data": data}, RUNTIME))
     train, heldout = load_subset(tmp_path)
     assert len(train) == summary["num_train_images"] == 20
     assert len(heldout) == summary["num_heldout_images"] == 1777
@@ -162,7 +162,7 @@ def test_a_run_writes_the_split_the_metrics_and_previews(tmp_path, data, train_d
 
 
 def test_without_held_out_images_there_is_one_validation_loss(tmp_path, data, train_dpm):
-    summary = train_dpm(num_train_images=None).run(tmp_path, {"data": data}, RUNTIME)
+    summary = train_dpm(num_train_images=None).run(Job(tmp_path, {"data": data}, RUNTIME))
     assert summary["num_train_images"] == 1797
     assert "val/loss_train" in summary
     assert "val/loss_heldout" not in summary
@@ -170,7 +170,7 @@ def test_without_held_out_images_there_is_one_validation_loss(tmp_path, data, tr
 
 def test_a_subset_the_data_have_not_is_refused(tmp_path, data, train_dpm):
     with pytest.raises(ValueError, match=r"dpm\.num_train_images must be in \[1, 1797\]"):
-        train_dpm(num_train_images=1798).run(tmp_path, {"data": data}, RUNTIME)
+        train_dpm(num_train_images=1798).run(Job(tmp_path, {"data": data}, RUNTIME))
 
 
 def test_the_model_and_its_previews_are_of_the_averaged_weights(
@@ -191,7 +191,7 @@ def test_the_model_and_its_previews_are_of_the_averaged_weights(
 
     monkeypatch.setattr(DenoisingModule, "on_train_batch_end", remember_weights)
     monkeypatch.setattr(DenoisingModule, "preview", remember_preview)
-    train_dpm(ema_start_step=3, ema_decay=0.9).run(tmp_path, {"data": data}, RUNTIME)
+    train_dpm(ema_start_step=3, ema_decay=0.9).run(Job(tmp_path, {"data": data}, RUNTIME))
     averages = [history[3]]
     for now in history[4:]:
         averages.append(0.9 * averages[-1] + 0.1 * now)
@@ -205,7 +205,7 @@ def test_the_model_and_its_previews_are_of_the_averaged_weights(
 
 
 def test_the_checkpoint_has_both_kinds_of_weights(tmp_path, data, train_dpm):
-    train_dpm().run(tmp_path, {"data": data}, RUNTIME)
+    train_dpm().run(Job(tmp_path, {"data": data}, RUNTIME))
     averaged = {k.removeprefix("unet."): v for k, v in weights(tmp_path).items()}
     for name, value in load_file(tmp_path / WEIGHTS).items():
         assert value.equal(averaged[name])
@@ -245,12 +245,12 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    expected = stage.run(whole, {"data": data}, RUNTIME)
+    expected = stage.run(Job(whole, {"data": data}, RUNTIME))
     trained_again = fails_at(broken_step, where)
     with pytest.raises(KeyError, match="the machine broke down"):
-        stage.run(broken, {"data": data}, RUNTIME)
+        stage.run(Job(broken, {"data": data}, RUNTIME))
     assert not (broken / "model").exists()
-    assert stage.run(broken, {"data": data}, RUNTIME) == expected
+    assert stage.run(Job(broken, {"data": data}, RUNTIME)) == expected
     assert trained_again == list(range(goes_on_from, 20))
     assert_same_result(whole, broken)
 
@@ -261,17 +261,17 @@ def test_a_run_killed_between_its_last_step_and_the_model_is_completed(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    expected = train_dpm().run(whole, {"data": data}, RUNTIME)
+    expected = train_dpm().run(Job(whole, {"data": data}, RUNTIME))
 
     def fail(*args, **options):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(DDPMPipeline, "save_pretrained", fail)
     with pytest.raises(OSError, match="no space"):
-        train_dpm().run(broken, {"data": data}, RUNTIME)
+        train_dpm().run(Job(broken, {"data": data}, RUNTIME))
     monkeypatch.undo()
     checkpoint = (broken / "last.ckpt").read_bytes()
-    assert train_dpm().run(broken, {"data": data}, RUNTIME) == expected
+    assert train_dpm().run(Job(broken, {"data": data}, RUNTIME)) == expected
     assert (broken / "last.ckpt").read_bytes() == checkpoint, "nothing was trained again"
     assert_same_result(whole, broken)
 
@@ -292,10 +292,10 @@ def test_a_checkpoint_whose_writing_breaks_off_leaves_the_earlier_one(
     monkeypatch.setattr(torch, "save", breaking)
     monkeypatch.setattr("tempfile.mkstemp", lambda *args, **options: pytest.fail("used /tmp"))
     with pytest.raises(OSError, match="no space"):
-        train_dpm().run(tmp_path, {"data": data}, RUNTIME)
+        train_dpm().run(Job(tmp_path, {"data": data}, RUNTIME))
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
     monkeypatch.undo()
-    train_dpm().run(tmp_path, {"data": data}, RUNTIME)
+    train_dpm().run(Job(tmp_path, {"data": data}, RUNTIME))
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 20
 
 
@@ -305,7 +305,7 @@ from pathlib import Path
 
 from sidepipe.stages.dpm.module import DenoisingModule
 from sidepipe.stages.dpm.stage import TrainDPM
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 
 training_step = DenoisingModule.training_step
 
@@ -315,7 +315,7 @@ def slow(self, batch, batch_idx):
 
 DenoisingModule.training_step = slow
 settings, folder, data = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-TrainDPM(**settings).run(folder, {"data": data}, Runtime(accelerator="cpu"))
+TrainDPM(**settings).run(Job(folder, {"data": data}, Runtime(accelerator="cpu")))
 """
 
 
@@ -336,8 +336,8 @@ def test_a_run_killed_by_sigkill_ends_where_an_uninterrupted_one_does(tmp_path, 
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert torch.load(broken / "last.ckpt", weights_only=True)["global_step"] < 40
-    expected = stage.run(whole, {"data": data}, RUNTIME)
-    assert stage.run(broken, {"data": data}, RUNTIME) == expected
+    expected = stage.run(Job(whole, {"data": data}, RUNTIME))
+    assert stage.run(Job(broken, {"data": data}, RUNTIME)) == expected
     assert_same_result(whole, broken)
 
 
@@ -347,9 +347,9 @@ def test_two_processes_train_as_one_does(tmp_path, data, train_dpm, capfd):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    expected = train_dpm().run(one, {"data": data}, RUNTIME)
+    expected = train_dpm().run(Job(one, {"data": data}, RUNTIME))
     runtime = Runtime(accelerator="cpu", devices=2, num_threads=1, progress_seconds=0)
-    summary = train_dpm().run(two, {"data": data}, runtime)
+    summary = train_dpm().run(Job(two, {"data": data}, runtime))
     assert summary.keys() == expected.keys()
     for name, value in load_file(one / WEIGHTS).items():
         torch.testing.assert_close(load_file(two / WEIGHTS)[name], value, rtol=0, atol=1e-4)
@@ -375,7 +375,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(tmp_path, data, trai
     with pytest.raises(
         RuntimeError, match=r"dpm: the loss is nan at step 4; remedy: lower dpm\.lr"
     ):
-        train_dpm(checkpoint_every_steps=1).run(tmp_path, {"data": data}, RUNTIME)
+        train_dpm(checkpoint_every_steps=1).run(Job(tmp_path, {"data": data}, RUNTIME))
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
 

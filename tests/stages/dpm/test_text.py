@@ -8,6 +8,7 @@ import yaml
 from tests.models.text.tiny import WIDTH, tiny_stable_diffusion
 from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, checked
 
+from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import load_subset
@@ -66,14 +67,14 @@ def _planted():
 @pytest.fixture(scope="module")
 def data(planted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    planted.run(folder, {}, RUNTIME)
+    planted.run(Job(folder, {}, RUNTIME))
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dpm")
-    return folder, TrainTextDPM(**TEXT).run(folder, {"data": data}, RUNTIME)
+    return folder, TrainTextDPM(**TEXT).run(Job(folder, {"data": data}, RUNTIME))
 
 
 def test_a_trained_model_has_a_word_for_each_of_its_captions(trained, data):
@@ -119,8 +120,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, data, tmp_path, 
 
     monkeypatch.setattr(CaptionedModule, "training_step", failing)
     with pytest.raises(RuntimeError, match="killed"):
-        TrainTextDPM(**TEXT).run(tmp_path, {"data": data}, RUNTIME)
-    TrainTextDPM(**TEXT).run(tmp_path, {"data": data}, RUNTIME)
+        TrainTextDPM(**TEXT).run(Job(tmp_path, {"data": data}, RUNTIME))
+    TrainTextDPM(**TEXT).run(Job(tmp_path, {"data": data}, RUNTIME))
     for part in ("unet", "text_encoder"):
         for file in (tmp_path / "model" / part).glob("*.safetensors"):
             assert file.read_bytes() == (trained[0] / "model" / part / file.name).read_bytes()
@@ -128,7 +129,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, data, tmp_path, 
 
 def test_deduplication_leaves_each_image_once(data, tmp_path):
     stage = TrainTextDPM(**{**TEXT, "deduplicate": {"features": PIXELS, "threshold": 1e-6}})
-    summary = stage.run(tmp_path, {"data": data}, RUNTIME)
+    summary = stage.run(Job(tmp_path, {"data": data}, RUNTIME))
     assert summary["num_train_pairs"] == 42
 
 
@@ -145,7 +146,7 @@ def test_near_duplicates_are_trained_on_once(data):
 def test_a_filtered_training_logs_the_share_that_it_keeps(data, tmp_path):
     filtered = {"percentile": 50.0, "num_bins": 2, "every_steps": 5}
     stage = TrainTextDPM(**{**TEXT, "memorization_filter": filtered})
-    stage.run(tmp_path, {"data": data}, RUNTIME)
+    stage.run(Job(tmp_path, {"data": data}, RUNTIME))
     logged = pd.read_csv(tmp_path / "metrics.csv")
     kept = logged["value"][logged["metric"] == "kept"]
     assert len(kept) == 20
@@ -206,7 +207,7 @@ def test_stable_diffusion_comes_as_it_is_and_a_change_is_noticed(data, tmp_path)
     stage, folder = pretrained(source), tmp_path / "dpm"
     checked(stage, {"data": DIGITS}, RUNTIME)
     folder.mkdir()
-    summary = stage.run(folder, {"data": data}, RUNTIME)
+    summary = stage.run(Job(folder, {"data": data}, RUNTIME))
     model = load_text_model(folder)
     assert model.latent_shape == (4, 4, 4)
     assert model.steps_offset == 1

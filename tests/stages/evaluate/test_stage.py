@@ -12,7 +12,7 @@ from tests.tiny import checked
 from sidepipe.base.settings import build
 from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.shards import write_shard
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import PixelsL2
 from sidepipe.stages.dpm.stage import PretrainedDPM
@@ -137,7 +137,9 @@ class Planted:
         if not folder.exists():
             folder.mkdir()
             inputs = {name: self.folder / name for name in ("data", "dpm")}
-            Reference(features=features, false_positive_rates=[0.5]).run(folder, inputs, RUNTIME)
+            Reference(features=features, false_positive_rates=[0.5]).run(
+                Job(folder, inputs, RUNTIME)
+            )
         return folder
 
 
@@ -165,7 +167,7 @@ def run(planted, settings=L2, name="evaluate", **changes):
     inputs["reference"] = planted.reference(stage.features)
     folder = planted.folder / name
     folder.mkdir()
-    return folder, stage.run(folder, inputs, RUNTIME)
+    return folder, stage.run(Job(folder, inputs, RUNTIME))
 
 
 def table(folder, name="nearest.csv"):
@@ -601,7 +603,7 @@ def test_without_truth_the_images_are_ranked_alike_and_nothing_else_is_read(plan
     folder.mkdir()
     stage = Evaluate(**{**L2, "truth": "none"})
     assert stage.inputs() == ("extract",)
-    summary = stage.run(folder, {"extract": planted.folder / "extract"}, RUNTIME)
+    summary = stage.run(Job(folder, {"extract": planted.folder / "extract"}, RUNTIME))
     assert summary["groups"] == 12
     results = load(folder)
     known = load(with_truth)["blind"]

@@ -5,7 +5,7 @@ from tests.models.text.tiny import tiny_stable_diffusion
 from tests.stages.mitigate.replaying import artifacts
 from tests.tiny import RUNTIME
 
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.explain.stage import Explain, load, load_prompts_explained, load_tokens
 
 SETTINGS = {
@@ -29,7 +29,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def explained(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("explain")
-    return folder, Explain(**SETTINGS).run(folder, inputs, RUNTIME)
+    return folder, Explain(**SETTINGS).run(Job(folder, inputs, RUNTIME))
 
 
 def test_every_token_of_memorized_prompts_and_of_as_many_others_is_measured(explained):
@@ -50,7 +50,9 @@ def test_every_token_of_memorized_prompts_and_of_as_many_others_is_measured(expl
 
 
 def test_numbers_do_not_depend_on_the_batch(explained, inputs, tmp_path):
-    Explain(**SETTINGS).run(tmp_path, inputs, Runtime(accelerator="cpu", sampling_batch_size=3))
+    Explain(**SETTINGS).run(
+        Job(tmp_path, inputs, Runtime(accelerator="cpu", sampling_batch_size=3))
+    )
     one, other = (load_tokens(folder)["significance"] for folder in (explained[0], tmp_path))
     assert one.tolist() == pytest.approx(other.tolist(), rel=1e-3)
 

@@ -26,6 +26,7 @@ from sidepipe.base.images import to_model
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.schedule import for_each
 from sidepipe.engine.shards import write_shard
+from sidepipe.engine.stage import Job
 from sidepipe.stages.extract.stage import load, load_targets
 
 __all__ = ["inputs", "unet"]  # fixtures
@@ -163,11 +164,11 @@ def stable(tmp_path_factory):
     found = {name: folder / name for name in ("dpm", "generate", "label", "lora")}
     attention = ["to_q", "to_k", "to_v", "to_out.0"]
     settings = {"max_steps": 4, "batch_size": 8, "validate_every_steps": 4}
-    lora(target_modules=attention, **settings).run(folder / "lora", found, RUNTIME)
+    lora(target_modules=attention, **settings).run(Job(folder / "lora", found, RUNTIME))
     return found
 
 
 def test_of_latents_no_posterior_is_made(tmp_path, inputs):
     tiny_stable_diffusion(inputs["dpm"] / "model")
     with pytest.raises(ValueError, match=r"extract.surrogate must be lora or none for a model of"):
-        extract().run(tmp_path, inputs, RUNTIME)
+        extract().run(Job(tmp_path, inputs, RUNTIME))

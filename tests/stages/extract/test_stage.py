@@ -19,7 +19,7 @@ from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0, for_each
 from sidepipe.engine.sampling import ImageSampler
 from sidepipe.engine.shards import load_shards, write_shard
-from sidepipe.engine.stage import NoMaterial, Runtime
+from sidepipe.engine.stage import Job, NoMaterial, Runtime
 from sidepipe.stages.classifier.resnet import TimeResNet
 from sidepipe.stages.dpm.stage import TrainDPM
 from sidepipe.stages.extract.stage import (
@@ -144,7 +144,7 @@ def clusters(folder, cohesions, kept=None):
 
 def run(folder, inputs, runtime=RUNTIME, **changes):
     folder.mkdir(exist_ok=True)
-    return extract(**changes).run(folder, inputs, runtime)
+    return extract(**changes).run(Job(folder, inputs, runtime))
 
 
 def nearest(images):

@@ -9,6 +9,7 @@ from tests.engine.test_sampling import SAMPLING
 from tests.models.text.tiny import CAPTIONS, tiny_stable_diffusion, tiny_text_model
 from tests.tiny import RUNTIME, SETTINGS
 
+from sidepipe.engine.stage import Job
 from sidepipe.models.text.pipeline import save_model
 from sidepipe.stages.dpm.stage import TrainDPM
 from sidepipe.stages.generate.prompts import draw_prompts, prompts_of
@@ -41,7 +42,7 @@ def inputs(tmp_path_factory):
 
 def run(folder, inputs, **changes):
     folder.mkdir(exist_ok=True)
-    return generate(**changes).run(folder, inputs, RUNTIME)
+    return generate(**changes).run(Job(folder, inputs, RUNTIME))
 
 
 def test_captions_of_the_data_are_those_of_training_or_unseen_images_each_once(inputs):

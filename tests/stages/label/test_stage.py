@@ -8,7 +8,7 @@ from tests.tiny import checked
 
 from sidepipe.base.files import write_json
 from sidepipe.engine.shards import write_shard
-from sidepipe.engine.stage import NoMaterial, Runtime
+from sidepipe.engine.stage import Job, NoMaterial, Runtime
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.label.stage import (
     Label,
@@ -73,7 +73,7 @@ def images(generated):
 def run(tmp_path, generated, name="label", **changes):
     folder = tmp_path / name
     folder.mkdir()
-    return folder, label(**changes).run(folder, generated, RUNTIME)
+    return folder, label(**changes).run(Job(folder, generated, RUNTIME))
 
 
 def table(folder):

@@ -11,7 +11,7 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0
 from sidepipe.engine.shards import write_shard
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.models.text.pipeline import save_model
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.lora.module import LabeledDenoisingModule
@@ -42,7 +42,7 @@ def lora(**changes) -> Lora:
 
 def run(folder, inputs, **changes):
     folder.mkdir(exist_ok=True)
-    return lora(**changes).run(folder, inputs, RUNTIME)
+    return lora(**changes).run(Job(folder, inputs, RUNTIME))
 
 
 @pytest.fixture(scope="module")

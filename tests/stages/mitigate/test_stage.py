@@ -10,7 +10,7 @@ from tests.models.text.tiny import tiny_stable_diffusion
 from tests.stages.mitigate.replaying import Replaying, artifacts
 from tests.tiny import RUNTIME
 
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.detect.stage import PROMPTS
 from sidepipe.stages.mitigate import requests
 from sidepipe.stages.mitigate import stage as module
@@ -56,7 +56,7 @@ def run(planted, monkeypatch, tmp_path):
     def run(runtime=RUNTIME, **changes):
         folder = tmp_path / str(len([*tmp_path.iterdir()]))
         folder.mkdir()
-        mitigate(**changes).run(folder, inputs, runtime)
+        mitigate(**changes).run(Job(folder, inputs, runtime))
         return folder, load(folder)
 
     return run
@@ -140,8 +140,8 @@ def test_a_killed_run_goes_on_with_what_is_missing(run, planted, tmp_path, monke
     monkeypatch.setattr(model, "decode", failing)
     small = Runtime(accelerator="cpu", sampling_batch_size=1)
     with pytest.raises(RuntimeError, match="killed"):
-        mitigate().run(killed, inputs, small)
-    mitigate().run(killed, inputs, small)
+        mitigate().run(Job(killed, inputs, small))
+    mitigate().run(Job(killed, inputs, small))
     # Two images were there, and each prompt's are made again for the adversary.
     assert len(calls) == 3 + 2 + 4
     np.testing.assert_array_equal(load_generated(killed), load_generated(whole))
@@ -166,7 +166,7 @@ EXTRA = {"none": 0, "embedding": 7, "random_tokens": 0, "drop_word": 12, "attent
 def test_stable_diffusion_runs_every_method(stable_diffusion, tmp_path, method):
     settings = {"adversary": {"num_steps": 2, "lr": 0.1}, "max_iterations": 2, "target": 0.001}
     settings |= {"guidance_scale": 7.5, "num_inference_steps": 3, "precision": "bf16-true"}
-    mitigate(method=method, **settings).run(tmp_path, stable_diffusion, RUNTIME)
+    mitigate(method=method, **settings).run(Job(tmp_path, stable_diffusion, RUNTIME))
     results = load(tmp_path)
     assert load_generated(tmp_path).shape == (2, 2, 8, 8, 3)
     assert results["evaluations_per_image"] == 6 + EXTRA[method]
@@ -187,7 +187,7 @@ def test_without_training_images_nothing_is_called_a_copy(stable_diffusion, tmp_
     (inputs["detect"] / "results.json").write_text(json.dumps({**results, "labels": {}}))
     folder = tmp_path / "mitigate"
     folder.mkdir()
-    mitigate(num_inference_steps=3).run(folder, inputs, RUNTIME)
+    mitigate(num_inference_steps=3).run(Job(folder, inputs, RUNTIME))
     results = load(folder)
     assert results["memorized"] is results["adversary"] is results["heldout_loss"] is None
     assert results["alignment"] == {

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from tests.tiny import DIGITS, RUNTIME
 
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.original.stage import Original, load, load_rows
 
@@ -26,7 +26,7 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     for name in ("data", "dpm"):
         (folder / name).mkdir()
-    DIGITS.run(folder / "data", {}, RUNTIME)
+    DIGITS.run(Job(folder / "data", {}, RUNTIME))
     order = np.random.default_rng(0).permutation(1797)
     np.save(folder / "dpm" / "subset.npy", order[:1000])
     np.save(folder / "dpm" / "heldout.npy", order[1000:])
@@ -34,7 +34,7 @@ def digits(tmp_path_factory):
 
 
 def test_it_takes_the_worst_unseen_images_with_their_classes(tmp_path, digits):
-    summary = original().run(tmp_path, digits, RUNTIME)
+    summary = original().run(Job(tmp_path, digits, RUNTIME))
     images, classes = load(tmp_path)
     unseen = np.load(digits["dpm"] / "heldout.npy")
     np.testing.assert_array_equal(load_rows(tmp_path), unseen[-199:])
@@ -54,7 +54,7 @@ def test_it_never_sees_which_images_were_trained_on(tmp_path, digits):
     subset = np.load(digits["dpm"] / "subset.npy")
     (digits["dpm"] / "subset.npy").unlink()
     try:
-        original(fraction=0.999).run(tmp_path, digits, RUNTIME)
+        original(fraction=0.999).run(Job(tmp_path, digits, RUNTIME))
     finally:
         np.save(digits["dpm"] / "subset.npy", subset)
     assert not np.isin(load_rows(tmp_path), subset).any()
@@ -82,7 +82,7 @@ def test_combinations_of_attributes_are_classes(tmp_path, faces):
     ):
         folder = tmp_path / str(len(wanted))
         folder.mkdir()
-        summary = original(fraction=0.8, attributes=wanted).run(folder, inputs, runtime)
+        summary = original(fraction=0.8, attributes=wanted).run(Job(folder, inputs, runtime))
         assert summary["classes"] == names
         assert load(folder)[1].tolist() == classes
         assert load_rows(folder).tolist() == [3, 1, 2]
@@ -99,7 +99,7 @@ def test_combinations_of_attributes_are_classes(tmp_path, faces):
 def test_classes_that_are_not_there_are_an_error_with_its_remedy(tmp_path, faces, changes, message):
     inputs, runtime = faces
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        original(fraction=0.8, **changes).run(tmp_path, inputs, runtime)
+        original(fraction=0.8, **changes).run(Job(tmp_path, inputs, runtime))
 
 
 def test_an_image_that_the_list_does_not_name_is_an_error(tmp_path, faces):
@@ -107,7 +107,7 @@ def test_an_image_that_the_list_does_not_name_is_an_error(tmp_path, faces):
     file = tmp_path / "celeba" / "attributes.txt"
     file.write_text(file.read_text().replace("000001.png", "000009.png"))
     with pytest.raises(ValueError, match=r"must list every image, and does not list 000001.png"):
-        original(fraction=0.8, attributes=["Male"]).run(tmp_path, inputs, runtime)
+        original(fraction=0.8, attributes=["Male"]).run(Job(tmp_path, inputs, runtime))
 
 
 @pytest.mark.parametrize(
@@ -135,5 +135,5 @@ def test_without_room_on_the_disk_nothing_is_written(tmp_path, digits, monkeypat
 
     monkeypatch.setattr("sidepipe.stages.original.stage.check_disk", full)
     with pytest.raises(OSError, match=f"{199 * 8 * 8} bytes"):
-        original().run(tmp_path, digits, RUNTIME)
+        original().run(Job(tmp_path, digits, RUNTIME))
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests.composing import composed
 
 from sidepipe.engine.graph import needed, plan
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.features.copydet import CopyNet
 from sidepipe.features.encoders import Pixels, PixelsL2
 from sidepipe.memorization import real
@@ -49,7 +49,7 @@ class Inputs:
         stage, folder = reference() if stage is None else stage, self.folder / name
         folder.mkdir(exist_ok=True)
         inputs = {read: self.folder / read for read in stage.inputs()}
-        return folder, stage.run(folder, inputs, RUNTIME)
+        return folder, stage.run(Job(folder, inputs, RUNTIME))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tests.stages.report.planted import RUNTIME
 
+from sidepipe.engine.stage import Job
 from sidepipe.stages.report.stage import Report, page_path
 
 # Captions of the tables.
@@ -32,7 +33,7 @@ REPORT = Report(title="What came out")
 def report(folder, outputs):
     """The summary and the page of a report on the attacks of `outputs`."""
     folder.mkdir()
-    summary = REPORT.run(folder, outputs.inputs, RUNTIME)
+    summary = REPORT.run(Job(folder, outputs.inputs, RUNTIME))
     return summary, Page(page_path(folder).read_text())
 
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sidepipe.base.images import save_grid
 from sidepipe.engine import artifacts
 from sidepipe.engine.shards import write_shard
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.evaluate.stage import Evaluate
 from sidepipe.stages.reference.stage import Reference
 
@@ -118,7 +118,7 @@ class Outputs:
         settings = {name: self.evaluate[name] for name in ("features", "false_positive_rates")}
         inputs = {"data": "da", "dpm": "dp"}
         folders = {name: self.folder / name / key for name, key in inputs.items()}
-        summary = Reference(**settings).run(self.start("reference", "re"), folders, RUNTIME)
+        summary = Reference(**settings).run(Job(self.start("reference", "re"), folders, RUNTIME))
         self.finish("reference", "re", inputs, settings, summary)
 
     def generate(self):
@@ -189,7 +189,7 @@ class Outputs:
             inputs = {"extract": key}
         folders = {name: self.folder / name / key for name, key in inputs.items()}
         summary = Evaluate(**self.evaluate).run(
-            self.start("evaluate", f"ev{number}"), folders, RUNTIME
+            Job(self.start("evaluate", f"ev{number}"), folders, RUNTIME)
         )
         return self.finish("evaluate", f"ev{number}", inputs, self.evaluate, summary)
 

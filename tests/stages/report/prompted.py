@@ -8,6 +8,7 @@ from tests.models.text.tiny import text_encoder, unet
 from tests.stages.report.planted import RUNTIME
 
 from sidepipe.engine import artifacts
+from sidepipe.engine.stage import Job
 from sidepipe.models.text.model import TextModel
 from sidepipe.models.text.pipeline import save_model
 from sidepipe.models.text.words import word_tokenizer
@@ -96,7 +97,7 @@ class Prompted:
         folder = self.folder / stage.name / key
         folder.mkdir(parents=True)
         read = {name: self.folder / name / of for name, of in inputs.items()}
-        summary = stage.run(folder, read, RUNTIME)
+        summary = stage.run(Job(folder, read, RUNTIME))
         target = f"{type(stage).__module__}.{type(stage).__qualname__}"
         self.finish(folder, inputs, {"_target_": target, **settings}, summary)
         return folder

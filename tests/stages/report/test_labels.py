@@ -7,6 +7,7 @@ import pytest
 from tests.stages.report.pages import REPORT, Page, rows_of
 from tests.stages.report.planted import NUM_LABELS, RUNTIME
 
+from sidepipe.engine.stage import Job
 from sidepipe.stages.report.comparison import read_attacks
 from sidepipe.stages.report.labels import Beside, section
 from sidepipe.stages.report.stage import load_table, page_path
@@ -34,7 +35,7 @@ def shown(outputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels")
     signals = [shares.get(k, 0) for k in range(NUM_LABELS)]
     inputs = {**outputs.inputs, "detect": detected(outputs, "dl", signals)}
-    summary = REPORT.run(folder, inputs, RUNTIME)
+    summary = REPORT.run(Job(folder, inputs, RUNTIME))
     return Page(page_path(folder).read_text()), folder, summary
 
 

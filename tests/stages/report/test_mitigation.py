@@ -10,6 +10,7 @@ from tests.stages.report.planted import RUNTIME
 from tests.stages.report.prompted import METHODS
 
 from sidepipe.engine import artifacts
+from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.mitigate.stage import load, load_generated, load_prompts_asked
 from sidepipe.stages.report.mitigation import baseline, mitigations_figure, read
@@ -74,7 +75,7 @@ def page_of(folder, made, **rows):
     """The page of `none` and these rows of mitigation."""
     inputs = {"detect": made.inputs["detect"], "mitigate none": made.inputs["mitigate none"]}
     inputs |= {f"mitigate {name}": row for name, row in rows.items()}
-    REPORT.run(folder, inputs, RUNTIME)
+    REPORT.run(Job(folder, inputs, RUNTIME))
     return Page(page_path(folder).read_text())
 
 

@@ -25,6 +25,7 @@ from tests.stages.report.pages import (
 from tests.stages.report.planted import ATTACKS, NUM_LABELS, RUNTIME, Outputs
 
 from sidepipe.engine import artifacts
+from sidepipe.engine.stage import Job
 from sidepipe.stages.report.stage import Report, load_table, page_path
 from sidepipe.stages.report.words import DASH, average
 
@@ -387,13 +388,13 @@ def test_a_row_without_material_is_named_first_and_the_others_are_shown(outputs,
     artifacts.write_manifest(folder, content)
     inputs = {"repeats": folder, **outputs.inputs}
     try:
-        summary = Report(title="Rows").run(tmp_path, inputs, RUNTIME)
+        summary = Report(title="Rows").run(Job(tmp_path, inputs, RUNTIME))
         assert summary["no_material"] == {"repeats": why}
         assert set(summary["attacks"]) == set(ATTACKS)
         table, page = load_table(tmp_path), page_path(tmp_path).read_text()
         assert f"warning: repeats has no result: {why}." in table
         assert f"repeats has no result: {why}." in page
-        alone = Report(title="Alone").run(tmp_path, {"repeats": folder}, RUNTIME)
+        alone = Report(title="Alone").run(Job(tmp_path, {"repeats": folder}, RUNTIME))
         assert alone == {"no_material": {"repeats": why}}
         assert f"repeats has no result: {why}." in page_path(tmp_path).read_text()
         assert "of prompts" not in page_path(tmp_path).read_text()

@@ -9,6 +9,7 @@ from tests.stages.report.pages import REPORT, Page, report
 from tests.stages.report.planted import ATTACKS, L2, RUNTIME, Outputs
 
 from sidepipe.engine import artifacts
+from sidepipe.engine.stage import Job
 from sidepipe.stages.report.stage import load_table, page_path
 
 FIGURES = ["ams", "clusters", "excess", "rarefaction", "roc", "ums"]
@@ -75,7 +76,7 @@ def test_attacks_on_different_measures_are_refused(two, tmp_path, old, new):
     try:
         path.write_text(before.replace(old, new))
         with pytest.raises(ValueError, match="the model and measure of all attacks must be one"):
-            REPORT.run(tmp_path, two.inputs, RUNTIME)
+            REPORT.run(Job(tmp_path, two.inputs, RUNTIME))
     finally:
         path.write_text(before)
 
@@ -111,7 +112,7 @@ def test_measures_that_evaluate_left_out_are_left_out(two, tmp_path):
 
 def test_a_report_on_no_attack_is_refused(tmp_path):
     with pytest.raises(ValueError, match="attacks must be at least one row"):
-        REPORT.run(tmp_path, {}, RUNTIME)
+        REPORT.run(Job(tmp_path, {}, RUNTIME))
 
 
 # Prompts
@@ -159,7 +160,7 @@ def test_attacks_and_prompts_share_a_page_where_each_says_what_it_says_alone(
 ):
     alone = report(tmp_path / "alone", two)[1]
     made, summary, prompts = prompted
-    both = REPORT.run(tmp_path, {**two.inputs, **made.inputs}, RUNTIME)
+    both = REPORT.run(Job(tmp_path, {**two.inputs, **made.inputs}, RUNTIME))
     page = Page(page_path(tmp_path).read_text())
     assert page.headings == [*alone.headings[:-1], *prompts.headings]
     ours = {name: table for name, table in alone.tables.items() if "artifact" not in name}
@@ -184,4 +185,4 @@ def test_prompts_of_another_model_than_the_attacks_are_refused(two, prompted, tm
     other.mkdir()
     artifacts.write_manifest(other, {**manifest, "inputs": {"data": "da", "dpm": "dx"}})
     with pytest.raises(ValueError, match="the model of attacks and detect must be one and the"):
-        REPORT.run(tmp_path, {**two.inputs, "detect": other}, RUNTIME)
+        REPORT.run(Job(tmp_path, {**two.inputs, "detect": other}, RUNTIME))

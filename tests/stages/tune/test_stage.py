@@ -9,6 +9,7 @@ import pytest
 from tests.stages.extract.test_stage import DPM, RUNTIME, TIMESTEPS, extract, inputs, run, unet
 from tests.tiny import checked
 
+from sidepipe.engine.stage import Job
 from sidepipe.stages.extract.stage import load
 from sidepipe.stages.tune.score import SCORES
 from sidepipe.stages.tune.stage import SPENT, Tune, load_choice, load_trials
@@ -54,7 +55,7 @@ def test_the_setting_whose_trial_repeats_itself_most_is_chosen(tmp_path, unet, i
     monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
     monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
     folder = tmp_path / "tune"
-    summary = tune().run(folder, inputs, RUNTIME)
+    summary = tune().run(Job(folder, inputs, RUNTIME))
     trials = load_trials(folder)
     assert tried_of(trials) == [
         *((0, "uniform"), (0, "top_cohesion")),
@@ -76,7 +77,7 @@ def test_the_setting_whose_trial_repeats_itself_most_is_chosen(tmp_path, unet, i
 def test_a_trial_is_the_small_attack_and_costs_as_much(tmp_path, unet, inputs, monkeypatch):
     monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
     monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
-    summary = tune().run(tmp_path / "tune", inputs, RUNTIME)
+    summary = tune().run(Job(tmp_path / "tune", inputs, RUNTIME))
     trials = load_trials(tmp_path / "tune")
     for i, (row, images) in enumerate(trials):
         settings = {"guidance_scale": row["guidance_scale"], "targets": row["targets"]}
@@ -93,7 +94,7 @@ def test_what_is_none_or_a_list_is_chosen_as_it_was_written(tmp_path, unet, inpu
     monkeypatch.setitem(SCORES, "rate", scores)
     points = [[0, 0], [400, 1]]
     grid = {"guidance_schedule": ["constant", points], "max_guidance_norm": [None, 1]}
-    summary = tune(grid=grid).run(tmp_path / "tune", inputs, RUNTIME)
+    summary = tune(grid=grid).run(Job(tmp_path / "tune", inputs, RUNTIME))
     assert summary["chosen"] == {"guidance_schedule": points, "max_guidance_norm": None}
     assert [row["max_guidance_norm"] for row, _ in load_trials(tmp_path / "tune")] == [
         *(None, 1.0, None, 1.0)
@@ -105,21 +106,21 @@ def test_a_killed_tuning_goes_on_and_makes_no_finished_trial_again(
 ):
     monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
     monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
-    whole = tune().run(tmp_path / "whole", inputs, RUNTIME)
+    whole = tune().run(Job(tmp_path / "whole", inputs, RUNTIME))
     interrupted = Mock(side_effect=[0.1, KeyboardInterrupt])
     with monkeypatch.context() as patch:
         patch.setitem(SCORES, "rate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            tune().run(tmp_path / "killed", inputs, RUNTIME)
+            tune().run(Job(tmp_path / "killed", inputs, RUNTIME))
     first = json.loads((tmp_path / "killed/trials/000/trial.json").read_text())
     assert first["score"] == 0.1
     before = unet.images_seen
-    tune().run(tmp_path / "killed", inputs, RUNTIME)
+    tune().run(Job(tmp_path / "killed", inputs, RUNTIME))
     # The second trial's images were there; its score was not.
     assert unet.images_seen - before == 2 * 12 * len(TIMESTEPS)
     trials = load_trials(tmp_path / "killed")
     assert trials[0][0] == first
-    again = tune().run(tmp_path / "killed", inputs, RUNTIME)
+    again = tune().run(Job(tmp_path / "killed", inputs, RUNTIME))
     assert {name: again[name] for name in SPENT} == {name: whole[name] for name in SPENT}
     for (_, ours), (_, theirs) in zip(trials, load_trials(tmp_path / "whole"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -127,10 +128,10 @@ def test_a_killed_tuning_goes_on_and_makes_no_finished_trial_again(
 
 def test_a_trial_whose_images_are_not_whole_is_made_again(tmp_path, unet, inputs, monkeypatch):
     monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
-    whole = tune().run(tmp_path / "tune", inputs, RUNTIME)
+    whole = tune().run(Job(tmp_path / "tune", inputs, RUNTIME))
     expected = load_trials(tmp_path / "tune")
     os.truncate(tmp_path / "tune/trials/001/shards/000001.npy", 130)
-    assert tune().run(tmp_path / "tune", inputs, RUNTIME) == whole
+    assert tune().run(Job(tmp_path / "tune", inputs, RUNTIME)) == whole
     for (_, ours), (_, theirs) in zip(load_trials(tmp_path / "tune"), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -223,7 +224,7 @@ def test_of_plain_samples_only_the_refinement_is_tried_and_no_label_is_read(tmp_
     stage = tune(REFINED, grid=grid, score="groups")
     assert stage.inputs() == ("dpm",)
     assert stage.points == [{"refine_t": t} for t in (100, 300, 500)]
-    chosen = stage.run(tmp_path / "tune", {"dpm": inputs["dpm"]}, RUNTIME)["chosen"]
+    chosen = stage.run(Job(tmp_path / "tune", {"dpm": inputs["dpm"]}, RUNTIME))["chosen"]
     found = [row["score"] for row, _ in load_trials(tmp_path / "tune")]
     assert chosen == {"refine_t": (100, 300, 500)[int(np.argmax(found))]}
     assert unet.images_seen == 3 * 12 * (len(TIMESTEPS) + 2)

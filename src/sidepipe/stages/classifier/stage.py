@@ -16,7 +16,7 @@ from sidepipe.base.files import write_json
 from sidepipe.base.images import to_model
 from sidepipe.base.settings import build, require, tried
 from sidepipe.base.weights import load_exactly
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
@@ -92,20 +92,20 @@ class Classifier(Training):
             sizes = {"in_channels": 1, "num_classes": 2}
             tried("classifier.network", {**self.network, "_partial_": False, **sizes})
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         import torch
         from safetensors.torch import save_file
 
         from sidepipe.stages.classifier.module import quality_by_noise_level
 
-        denoiser = load_denoiser(inputs["dpm"], "32-true")
+        denoiser = load_denoiser(job.inputs["dpm"], "32-true")
         rule, remedy = "of images, not latents, for a classifier", "extract.surrogate=lora"
         require(denoiser.has_range, "dpm", rule, "a latent model", remedy)
         alphas_cumprod = denoiser.alphas_cumprod
-        images = load_images(inputs["label"], inputs["generate"])
-        labels = load_labels(inputs["label"])
+        images = load_images(job.inputs["label"], job.inputs["generate"])
+        labels = load_labels(job.inputs["label"])
         train, validation = _split(labels, self.validation_fraction, self.seed)
-        network = self._new_network(folder, images.shape[3], int(labels.max()) + 1)
+        network = self._new_network(job.folder, images.shape[3], int(labels.max()) + 1)
         log.info(
             "training %.2f M parameters on %d images of %d labels, %d for validation",
             sum(p.numel() for p in network.parameters()) / 1e6,
@@ -113,18 +113,18 @@ class Classifier(Training):
         )
         teacher = self._teacher(images, labels, alphas_cumprod)
         seen, unseen = ([images[rows], labels[rows]] for rows in (train, validation))
-        self._train(network, alphas_cumprod, seen, unseen, teacher, folder, runtime)
-        save_file(network.state_dict(), folder / "model.safetensors")
-        device = runtime.torch_device()
+        self._train(network, alphas_cumprod, seen, unseen, teacher, job)
+        save_file(network.state_dict(), job.folder / "model.safetensors")
+        device = job.runtime.torch_device()
         judged = to_model(images[validation]).to(device)
         their = torch.from_numpy(labels[validation]).to(device)
-        network = load(folder).to(device)
+        network = load(job.folder).to(device)
         if teacher is not None:
             teacher.to(device)
         rows = quality_by_noise_level(
             network, judged, their, alphas_cumprod.to(device), self.seed, teacher=teacher
         )
-        summary = _judge(folder, rows, labels[labels >= 0])
+        summary = _judge(job.folder, rows, labels[labels >= 0])
         return summary if self.noised else {**summary, "clean": _clean(network, judged, their)}
 
     def _teacher(
@@ -157,8 +157,7 @@ class Classifier(Training):
         seen: list[np.ndarray],
         unseen: list[np.ndarray],
         teacher: Posterior | None,
-        folder: Path,
-        runtime: Runtime,
+        job: Job,
     ) -> None:
         """Leaves the best weights in `network`. seen, unseen: images and labels."""
         from sidepipe.engine.training import validation_batches, weights
@@ -179,12 +178,11 @@ class Classifier(Training):
             module,
             seen,
             validation_batches(unseen),
-            folder,
-            runtime,
+            job,
             validate_every_steps=self.validate_every_steps,
-            callbacks=[_keep_best(folder)],
+            callbacks=[_keep_best(job.folder)],
         )
-        module.load_state_dict(weights(folder, BEST))
+        module.load_state_dict(weights(job.folder, BEST))
 
 
 def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sidepipe.base.image_files import in_words
 from sidepipe.base.images import save_grid
 from sidepipe.base.settings import build, require
 from sidepipe.engine.shards import check_disk
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.data.captioned import Captioned
 from sidepipe.stages.data.planted import Planted
 from sidepipe.stages.data.reading import Entry, read_images
@@ -99,18 +99,18 @@ class Data(Stage):
             "the artifact's folder to read them again"
         )
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        source = self._source(runtime)
+    def run(self, job: Job) -> dict[str, Any]:
+        source = self._source(job.runtime)
         listing = source.listing()  # before reading: a file changed meanwhile is noticed next time
-        images, kept, skipped, several = self._read(source, folder / "images.npy", runtime)
-        with (folder / "ids.csv").open("w", newline="", encoding="utf-8") as file:
+        images, kept, skipped, several = self._read(source, job.folder / "images.npy", job.runtime)
+        with (job.folder / "ids.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["index", "id", "partition", "identity"])
             writer.writerows([i, e.id, e.partition, e.identity] for i, e in enumerate(kept))
         if self.has_captions:
-            _write_captions(folder / "captions.csv", kept)
+            _write_captions(job.folder / "captions.csv", kept)
         if kept:
-            save_grid(folder / "preview.png", images[:64])
+            save_grid(job.folder / "preview.png", images[:64])
         if skipped:
             log.warning("skipped %d unreadable images: %s", len(skipped), ", ".join(skipped[:5]))
         if left_out := source.left_out():

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import require
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import DPM, load_subset
@@ -93,23 +93,23 @@ class Descriptor(Training):
         """Those of the unseen images that it takes; ValueError where they are too few."""
         return last_share(unseen, self.fraction)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from safetensors.torch import save_file
 
         from sidepipe.features.copydet import WEIGHTS
 
-        images, unseen = load_images(inputs["data"]), load_subset(inputs["dpm"])[1]
+        images, unseen = load_images(job.inputs["data"]), load_subset(job.inputs["dpm"])[1]
         rows = self.rows(unseen)
-        np.save(folder / "rows.npy", rows)
+        np.save(job.folder / "rows.npy", rows)
         train, task = _split(rows, self.seed)
-        network = self._new_network(folder, images.shape[1])
+        network = self._new_network(job.folder, images.shape[1])
         log.info(
             "training %.2f M parameters on %d images the model never saw, %d kept for judging",
             *(sum(p.numel() for p in network.parameters()) / 1e6, len(train), len(task)),
         )
-        self._train(network, images[train], images[task], folder, runtime)
-        save_file(network.state_dict(), folder / WEIGHTS)
-        return self._judge(folder, images[task], runtime) | {
+        self._train(network, images[train], images[task], job)
+        save_file(network.state_dict(), job.folder / WEIGHTS)
+        return self._judge(job.folder, images[task], job.runtime) | {
             "num_train_images": len(train),
             "num_task_images": len(task),
         }
@@ -125,9 +125,7 @@ class Descriptor(Training):
         write_json(folder / DESCRIPTION, arguments)
         return CopyNet(**arguments)
 
-    def _train(
-        self, network: CopyNet, seen: np.ndarray, unseen: np.ndarray, folder: Path, runtime: Runtime
-    ) -> None:
+    def _train(self, network: CopyNet, seen: np.ndarray, unseen: np.ndarray, job: Job) -> None:
         """Leaves the trained weights in `network`."""
         from sidepipe.engine.training import validation_batches, weights
         from sidepipe.stages.descriptor.module import DescriptorModule
@@ -145,11 +143,10 @@ class Descriptor(Training):
             module,
             [seen],
             validation_batches([unseen]),
-            folder,
-            runtime,
+            job,
             validate_every_steps=self.validate_every_steps,
         )
-        module.load_state_dict(weights(folder))
+        module.load_state_dict(weights(job.folder))
 
     def _judge(self, folder: Path, images: np.ndarray, runtime: Runtime) -> dict[str, Any]:
         """Writes quality.csv; the summary is its rows of all edits together."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from sidepipe.base.settings import Precision, require
 from sidepipe.engine.parts import in_parts
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load_cohesion, load_images, load_sizes
 from sidepipe.stages.lora.stage import Lora
@@ -64,29 +64,33 @@ class DetectLabels(Stage):
         if isinstance(lora := upstream.get("lora"), Lora):
             lora.check_peft()
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         import pandas as pd
 
         from sidepipe.models.speed import CPU_BATCH_SIZE
         from sidepipe.stages.detect.label_signals import label_signals
         from sidepipe.stages.extract.surrogates import load_surrogate
 
-        denoiser, device = load_denoiser(inputs["dpm"], self.precision), runtime.torch_device()
-        label = inputs["label"]
-        about = (inputs, denoiser, self.precision, load_images(label, inputs["generate"]), label)
-        surrogate = load_surrogate(self.surrogate, *about).to(device)
+        device, label = job.runtime.torch_device(), job.inputs["label"]
+        denoiser = load_denoiser(job.inputs["dpm"], self.precision)
+        images = load_images(label, job.inputs["generate"])
+        surrogate = load_surrogate(
+            self.surrogate, job.inputs, denoiser, self.precision, images, label
+        ).to(device)
         denoiser.to(device)
         sizes, cohesion = load_sizes(label), load_cohesion(label)
-        at_once = max(1, (runtime.sampling_batch_size or CPU_BATCH_SIZE) // self.num_generations)
+        size = job.runtime.sampling_batch_size or CPU_BATCH_SIZE
+        at_once = max(1, size // self.num_generations)
 
         def make(labels: range) -> dict[str, np.ndarray]:
             return {"signal": label_signals(self, denoiser, surrogate, labels).cpu().numpy()}
 
-        signal = in_parts(
-            *(folder / "parts", len(sizes), at_once, make, "label", runtime.progress_seconds)
-        )["signal"]
+        seconds = job.runtime.progress_seconds
+        signal = in_parts(job.folder / "parts", len(sizes), at_once, make, "label", seconds)[
+            "signal"
+        ]
         table = pd.DataFrame({"size": sizes, "cohesion": cohesion, "signal": signal})
-        table.to_csv(folder / "labels.csv", index_label="label", float_format="%.6f")
+        table.to_csv(job.folder / "labels.csv", index_label="label", float_format="%.6f")
         quantiles = np.quantile(signal, [0, 0.25, 0.5, 0.75, 1]).round(3).tolist()
         log.info("|| D_t || of %d labels: quantiles %s", len(signal), quantiles)
         asked = len(sizes) * self.num_generations * self.num_steps

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from sidepipe.base.files import sha256_of, write_json
 from sidepipe.base.settings import Precision, build, require, require_known
 from sidepipe.engine.parts import Arrays, in_parts
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.memorization.roc import require_enough
 from sidepipe.models.text.prompts import read_prompts
 from sidepipe.stages.data.stage import Data, load_captions, load_ids
@@ -187,20 +187,20 @@ class DetectPrompts(Stage):
     def _placed(file: str, runtime: Runtime) -> Path:
         return Path(runtime.data_root).expanduser() / Path(file).expanduser()
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.text.trajectory import prompt_timesteps
         from sidepipe.stages.detect import results as r
         from sidepipe.stages.detect import tables
         from sidepipe.stages.detect.prompts import cut_off
 
-        files = {name: sha256_of(path) for name, path in self._files(runtime).items()}
-        table = self._prompts(inputs, runtime)
-        truth = self._truth(inputs, table, runtime)
-        model = load_placed_model(inputs["dpm"], self.precision, runtime)
+        files = {name: sha256_of(path) for name, path in self._files(job.runtime).items()}
+        table = self._prompts(job)
+        truth = self._truth(job, table)
+        model = load_placed_model(job.inputs["dpm"], self.precision, job.runtime)
         captions = table["caption"].tolist()
         self._try(model, captions[:TRIED], truth)
         table = table.assign(cut=cut_off(model, captions))
-        seen = self._observe(folder / "parts", model, captions, truth, runtime)
+        seen = self._observe(job.folder / "parts", model, captions, truth, job.runtime)
         table = tables.labeled(table, seen, truth, self.copied_share)
         table, results = r.scored(table, seen, *self._variants(), self.false_positive_rate)
         timesteps, rate = (
@@ -212,11 +212,13 @@ class DetectPrompts(Stage):
             "false_positive_rate": rate,
             "calibration_norms": r.calibration_norms(seen["norm"], table, timesteps, rate),
         }
-        tables.save(folder / PROMPTS, table)
-        tables.save_gallery(folder, table, seen.pop("pictures"), load_images(inputs["data"]))
-        save_file(seen, folder / OBSERVED)
-        write_json(folder / "results.json", results)
-        shutil.rmtree(folder / "parts")
+        tables.save(job.folder / PROMPTS, table)
+        tables.save_gallery(
+            job.folder, table, seen.pop("pictures"), load_images(job.inputs["data"])
+        )
+        save_file(seen, job.folder / OBSERVED)
+        write_json(job.folder / "results.json", results)
+        shutil.rmtree(job.folder / "parts")
         return {**r.headline(results), "files": files}
 
     def _variants(self) -> tuple[list[Variant], Variant]:
@@ -237,14 +239,14 @@ class DetectPrompts(Stage):
             empty = torch.zeros(1, *model.latent_shape, device=model.device)
             truth.compare([0], model.decode(empty)[None].cpu().numpy())
 
-    def _prompts(self, inputs: Mapping[str, Path], runtime: Runtime) -> pd.DataFrame:
+    def _prompts(self, job: Job) -> pd.DataFrame:
         """A row for each prompt; ValueError where too few calibrate."""
         from sidepipe.stages.detect.prompts import of_files
 
         if self.prompts is None:
-            table = self._of_data(inputs["data"], *load_subset(inputs["dpm"]))
+            table = self._of_data(job.inputs["data"], *load_subset(job.inputs["dpm"]))
         else:
-            table = of_files(*(read_prompts(path) for path in self._files(runtime).values()))
+            table = of_files(*(read_prompts(path) for path in self._files(job.runtime).values()))
         self._require_calibration(table)
         log.info("prompts by role: %s", table["role"].value_counts().to_dict())
         return table
@@ -259,22 +261,20 @@ class DetectPrompts(Stage):
         count = int(np.sum(table["role"] == "calibration"))
         require_enough(count, self.false_positive_rate, "calibration prompts", FEW)
 
-    def _truth(
-        self, inputs: Mapping[str, Path], table: pd.DataFrame, runtime: Runtime
-    ) -> Truth | None:
+    def _truth(self, job: Job, table: pd.DataFrame) -> Truth | None:
         """How images are judged; None where no training image is at hand."""
         from sidepipe.stages.detect.prompts import own_files
         from sidepipe.stages.detect.replays import own_truth, training_truth
 
-        encoder, device = build(self.features), runtime.torch_device()
-        train, unseen = load_subset(inputs["dpm"])
+        encoder, device = build(self.features), job.runtime.torch_device()
+        train, unseen = load_subset(job.inputs["dpm"])
         if len(train):
             about = (self.label_false_positive_rate, self.label_threshold, device)
-            return training_truth(encoder, load_images(inputs["data"]), train, unseen, *about)
+            return training_truth(encoder, load_images(job.inputs["data"]), train, unseen, *about)
         if self.truth_images is None or self.label_threshold is None:
             return None
-        prompts = read_prompts(self._files(runtime)["prompts"])
-        files = own_files(table, prompts, self._placed(self.truth_images, runtime))
+        prompts = read_prompts(self._files(job.runtime)["prompts"])
+        files = own_files(table, prompts, self._placed(self.truth_images, job.runtime))
         return own_truth(encoder, files, self.label_threshold, device)
 
     def _observe(

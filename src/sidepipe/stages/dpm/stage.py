@@ -13,7 +13,7 @@ import numpy as np
 
 from sidepipe.base.pretrained import fingerprint, folder_or_hub_id
 from sidepipe.base.settings import build, require, tried
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.models.checkpoint import check_checkpoint, check_network, load_checkpoint, load_unet
 from sidepipe.models.schedules import check_alphas, check_scheduler, clip_range
@@ -102,16 +102,15 @@ class DPM(Stage):
         found, num_heldout = summary["duplicates"], summary["num_heldout_images"]
         require_allowed(found, self.on_duplicates, num_heldout, folder / PAIRS)
 
-    def _write_split(
-        self, folder: Path, data: Path, runtime: Runtime
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    def _write_split(self, job: Job) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """Rows of the training and of the held-out images, and what the summary tells of them."""
+        data = job.inputs["data"]
         train, heldout = self._all(data)
         heldout, found = without_duplicates(
-            folder, data, train, heldout, self.on_duplicates, runtime
+            job.folder, data, train, heldout, self.on_duplicates, job.runtime
         )
-        np.save(folder / "subset.npy", train)
-        np.save(folder / "heldout.npy", heldout)
+        np.save(job.folder / "subset.npy", train)
+        np.save(job.folder / "heldout.npy", heldout)
         numbers = {"num_train_images": len(train), "num_heldout_images": len(heldout)}
         return train, heldout, {**numbers, "duplicates": found}
 
@@ -195,18 +194,18 @@ class TrainDPM(TrainedDPM):
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
         check_network(config, "dpm.unet", data.size, data.channels)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
         from diffusers import DDPMPipeline
 
         from sidepipe.engine.training import validation_batches, weights
         from sidepipe.stages.dpm.module import EMA
 
-        images = load_images(inputs["data"])
-        train, heldout, about = self._write_split(folder, inputs["data"], runtime)
+        images = load_images(job.inputs["data"])
+        train, heldout, about = self._write_split(job)
         L.seed_everything(self.seed, verbose=False)
         unet, scheduler = build(self.unet), build(self.noise_schedule)
-        module = self._module(unet, scheduler, folder)
+        module = self._module(unet, scheduler, job.folder)
         validation = [validation_batches([images[p[:512]]]) for p in (train, heldout) if len(p)]
         log.info(
             "training %.2f M parameters on %d images, %d held out",
@@ -216,13 +215,12 @@ class TrainDPM(TrainedDPM):
             module,
             [images[train]],
             validation,
-            folder,
-            runtime,
+            job,
             validate_every_steps=self.preview_every_steps,
             callbacks=[EMA(self.ema_decay, self.ema_start_step)],
         )
-        module.load_state_dict(weights(folder))
-        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
+        module.load_state_dict(weights(job.folder))
+        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
         return {
             **about,
             "num_parameters": unet.num_parameters(),
@@ -305,15 +303,15 @@ class PretrainedDPM(Pretrained):
         if (folder := self._local_folder()) is not None:
             check_checkpoint(folder, self.variant, data.size, data.channels)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from diffusers import DDPMPipeline
 
-        about = self._write_split(folder, inputs["data"], runtime)[2]
-        _, size, _, channels = load_images(inputs["data"]).shape
+        about = self._write_split(job)[2]
+        _, size, _, channels = load_images(job.inputs["data"]).shape
         unet, scheduler = load_checkpoint(
             self.path, self.revision, self.variant, size=size, channels=channels
         )
-        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder / "model")
+        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
         source = Path(self.path).expanduser()
         return {
             **about,

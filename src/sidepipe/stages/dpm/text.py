@@ -12,7 +12,7 @@ import numpy as np
 
 from sidepipe.base.pretrained import fingerprint
 from sidepipe.base.settings import Precision, bind, build, require
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.schedules import clip_range
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
@@ -100,7 +100,7 @@ class TrainTextDPM(TrainedDPM):
             rule = f"{value}, as data and text encoder are"
             require(config[name] == value, f"dpm.unet.{name}", rule, config[name])
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
 
         from sidepipe.engine.training import validation_batches, weights
@@ -108,10 +108,10 @@ class TrainTextDPM(TrainedDPM):
         from sidepipe.stages.dpm.captioned import token_ids
         from sidepipe.stages.dpm.module import EMA
 
-        images, table = load_images(inputs["data"]), load_captions(inputs["data"])
-        train, heldout, about = self._write_split(folder, inputs["data"], runtime)
+        images, table = load_images(job.inputs["data"]), load_captions(job.inputs["data"])
+        train, heldout, about = self._write_split(job)
         captions = table["caption"].to_numpy(str)
-        kept, repeats = self._taken(images, train, table["repeats"].to_numpy(), runtime)
+        kept, repeats = self._taken(images, train, table["repeats"].to_numpy(), job.runtime)
         L.seed_everything(self.seed, verbose=False)
         scheduler = build(self.noise_schedule)
         model = self._model(captions[train], scheduler)
@@ -122,7 +122,7 @@ class TrainTextDPM(TrainedDPM):
             for p in (train, heldout)
             if len(p)
         ]
-        module = self._module(model, folder, captions[kept], images[heldout], ids[heldout])
+        module = self._module(model, job.folder, captions[kept], images[heldout], ids[heldout])
         log.info(
             "training %.2f M parameters on %d pairs of %d images, %d held out",
             *(_parameters(model) / 1e6, len(rows), len(kept), len(heldout)),
@@ -131,13 +131,12 @@ class TrainTextDPM(TrainedDPM):
             module,
             [images[rows], ids[rows]],
             validation,
-            folder,
-            runtime,
+            job,
             validate_every_steps=self.preview_every_steps,
             callbacks=[EMA(self.ema_decay, self.ema_start_step)],
         )
-        module.load_state_dict(weights(folder))
-        save_model(model, scheduler, folder / "model")
+        module.load_state_dict(weights(job.folder))
+        save_model(model, scheduler, job.folder / "model")
         return {
             **about,
             "num_parameters": _parameters(model),
@@ -224,7 +223,7 @@ class PretrainedTextDPM(Pretrained):
         if (folder := self._local_folder()) is not None:
             check_pipeline(folder, self.variant)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.text.pipeline import (
             check_pipeline,
             found_folder,
@@ -233,11 +232,11 @@ class PretrainedTextDPM(Pretrained):
             save_model,
         )
 
-        about = self._write_split(folder, inputs["data"], runtime)[2]
+        about = self._write_split(job)[2]
         source = found_folder(self.path, self.revision, self.variant)
         check_pipeline(source, self.variant)
         model = load_model(source, variant=self.variant)
-        save_model(model, load_schedule(source), folder / "model")
+        save_model(model, load_schedule(source), job.folder / "model")
         return {
             **about,
             "num_parameters": _parameters(model),

@@ -19,7 +19,7 @@ from jaxtyping import Int64
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import build, require
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.memorization.collapse import collapse
 from sidepipe.memorization.thresholds import warn_of_rates
@@ -149,39 +149,40 @@ class Evaluate(Stage):
             f"set its {'second' if similar else 'first'} end to null",
         )
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.memorization import results as r
         from sidepipe.memorization.blind import ranking_quality
         from sidepipe.memorization.comparison import compare
         from sidepipe.stages.evaluate import tables
 
         # Before anything is encoded: too few unseen images are an error.
-        encoder = load_descriptor(inputs["descriptor"]) if "descriptor" in inputs else self._encoder
-        real = load_reference(inputs["reference"]) if self.truth == "train" else None
-        rates = [] if real is None else self._rates(real, encoder.metric, inputs["data"])
-        encode = partial(encoder.encode, device=runtime.torch_device())
-        extract = inputs["extract"]
+        descriptor = job.inputs.get("descriptor")
+        encoder = load_descriptor(descriptor) if descriptor else self._encoder
+        real = load_reference(job.inputs["reference"]) if self.truth == "train" else None
+        rates = [] if real is None else self._rates(real, encoder.metric, job.inputs["data"])
+        encode = partial(encoder.encode, device=job.runtime.torch_device())
+        extract = job.inputs["extract"]
         generated, table = load_extracted(extract), None
         queries = encode(generated)
         ranking = self._rank(queries, encoder)
         results = self._about(encoder, generated, ranking, extract)
         if real is not None:
-            synthetic = encode(load_synthetic(inputs["generate"]))
+            synthetic = encode(load_synthetic(job.inputs["generate"]))
             c = compare(queries, synthetic, real, encoder.metric, _attacker_rows(extract))
             measured, hits = self._measured(c, rates)
             measured["asked_false_positive_rates"] = self.false_positive_rates
-            measured["near_duplicates"] = load_near_duplicates(inputs["reference"])
+            measured["near_duplicates"] = load_near_duplicates(job.inputs["reference"])
             threshold = measured["calibrated"][0]["threshold"]
             trial = partial(r.trial, c, threshold=threshold, group=hits.group)
             results |= {**measured, "trials": _trials(trial, extract, encode)}
             results["blind"] |= ranking_quality(hits.hit[ranking.index])
-            ids, data = load_ids(inputs["data"]), load_images(inputs["data"])
+            ids, data = load_ids(job.inputs["data"]), load_images(job.inputs["data"])
             table = tables.nearest_table(c, ids, load_targets(extract), hits)
-            tables.save(folder / "nearest.csv", table)
-            tables.save_gallery(folder, table, generated, data, self.gallery_pairs, c.metric)
-        tables.save_candidates(folder, ranking, generated, self.gallery_pairs, table)
-        self._save_labels(folder, extract, table)
-        write_json(folder / "results.json", results)
+            tables.save(job.folder / "nearest.csv", table)
+            tables.save_gallery(job.folder, table, generated, data, self.gallery_pairs, c.metric)
+        tables.save_candidates(job.folder, ranking, generated, self.gallery_pairs, table)
+        self._save_labels(job.folder, extract, table)
+        write_json(job.folder / "results.json", results)
         return headline(results)
 
     def _rates(self, real: RealImages, metric: Metric, data: Path) -> list[float]:

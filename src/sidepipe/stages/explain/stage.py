@@ -15,7 +15,7 @@ import numpy as np
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import Precision, require
 from sidepipe.engine.parts import Arrays, in_parts
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.detect.stage import DetectPrompts, load_prompts
 from sidepipe.stages.dpm.text import load_placed_model
 
@@ -56,20 +56,20 @@ class Explain(Stage):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         DetectPrompts.require_in(upstream)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.text.significance import EVALUATIONS_A_STEP
         from sidepipe.stages.detect.groups import grouped
         from sidepipe.stages.explain.tokens import summary, token_table
 
-        prompts = grouped(load_prompts(inputs["detect"]), ROLES, self.num_prompts, self.seed)
-        model = load_placed_model(inputs["dpm"], self.precision, runtime)
-        found = self._significance(folder / "parts", model, prompts, runtime)
+        prompts = grouped(load_prompts(job.inputs["detect"]), ROLES, self.num_prompts, self.seed)
+        model = load_placed_model(job.inputs["dpm"], self.precision, job.runtime)
+        found = self._significance(job.folder / "parts", model, prompts, job.runtime)
         words = [model.tokens(caption).words for caption in prompts["caption"]]
         tokens = token_table(prompts["id"].tolist(), words, *found)
-        tokens.to_csv(folder / "tokens.csv", index=False)
+        tokens.to_csv(job.folder / "tokens.csv", index=False)
         columns = ["id", "caption", "role", "repeats", "word", "explained_as"]
         explained = prompts.assign(explained_as=prompts["group"])
-        explained.to_csv(folder / "prompts.csv", columns=columns, index=False)
+        explained.to_csv(job.folder / "prompts.csv", columns=columns, index=False)
         results = {
             **summary(tokens, prompts, lambda word: model.tokens(word).words[1:-1]),
             "num_prompts": prompts["group"].value_counts().to_dict(),
@@ -78,8 +78,8 @@ class Explain(Stage):
                 EVALUATIONS_A_STEP * self.num_inference_steps * self.num_generations
             ),
         }
-        write_json(folder / "results.json", results)
-        shutil.rmtree(folder / "parts")
+        write_json(job.folder / "results.json", results)
+        shutil.rmtree(job.folder / "parts")
         on_top = results["planted_word_on_top"]["memorized"]
         if on_top["of"]:
             log.info("the planted word is on top of %(count)d of %(of)d memorized prompts", on_top)

@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import require
 from sidepipe.diffusion.timesteps import Guidance, sampling_timesteps
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.classifier.stage import load_quality
 from sidepipe.stages.dpm.stage import TrainedDPM
 from sidepipe.stages.extract.schedule import (
@@ -134,15 +134,7 @@ class GuidedSampling(Sampling):
             above = any(factors[t] > 0 for t in within)
             require(above, "extract.guidance_schedule", rule, self.guidance_schedule)
 
-    def sample_guided(
-        self,
-        folder: Path,
-        inputs: Mapping[str, Path],
-        runtime: Runtime,
-        aim: Aim,
-        cost_file: Path,
-        first: int = 0,
-    ) -> dict[str, Any]:
+    def sample_guided(self, job: Job, aim: Aim, cost_file: Path, first: int = 0) -> dict[str, Any]:
         """Writes the images' shards; returns what was spent, in evaluations.
 
         cost_file: keeps what a gradient costs, which a run that is resumed does not count again.
@@ -151,24 +143,26 @@ class GuidedSampling(Sampling):
         from sidepipe.stages.extract.cost import with_evaluations
         from sidepipe.stages.extract.surrogates import load_surrogate
 
-        denoiser = load_denoiser(inputs["dpm"], self.precision)
+        denoiser = load_denoiser(job.inputs["dpm"], self.precision)
         alphas_cumprod = denoiser.alphas_cumprod
-        factors = self._factors(inputs, len(alphas_cumprod))
+        factors = self._factors(job.inputs, len(alphas_cumprod))
         guided = self._guided_timesteps(denoiser, factors)
         assert self.surrogate != "none"
-        about = (inputs, denoiser, self.precision, aim.images, aim.label)
+        about = (job.inputs, denoiser, self.precision, aim.images, aim.label)
         surrogate = load_surrogate(self.surrogate, *about, self.posterior_neighbors)
-        cut = self._cut_error(surrogate, aim, guided, runtime)
+        cut = self._cut_error(surrogate, aim, guided, job.runtime)
         if not cost_file.exists():
-            cost = self._gradient_cost(denoiser, surrogate, guided, aim.targets[first:], runtime)
+            cost = self._gradient_cost(
+                denoiser, surrogate, guided, aim.targets[first:], job.runtime
+            )
             write_json(cost_file, cost)
         shaped, guidance = self._shaped(surrogate, factors, alphas_cumprod), self._guidance()
         if guided:  # from the first to the last of them, for at the first networks are compiled
             guidance = replace(guidance, t_min=guided[-1], t_max=guided[0])
-        spent = self.sample(folder, inputs, runtime, shaped, guidance, aim.targets, first)
+        spent = self.sample(job, shaped, guidance, aim.targets, first)
         spent["surrogate_gradients"] = spent["num_images"] * len(guided)
         if self.surrogate == "lora":
-            spent["training_evaluations"] = load_training_evaluations(inputs["lora"])
+            spent["training_evaluations"] = load_training_evaluations(job.inputs["lora"])
         cost = json.loads(cost_file.read_text())["gradient_cost"]
         return {**with_evaluations(spent, cost), **cut}
 

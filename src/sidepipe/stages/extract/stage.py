@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from sidepipe.base.settings import build, require
 from sidepipe.engine.shards import load_shards
-from sidepipe.engine.stage import NoMaterial, Runtime, Stage
+from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.stages.extract.guided import Aim, GuidedSampling
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.label.stage import Label, load_images, load_sizes, load_stage
@@ -127,43 +127,35 @@ class Extract(GuidedSampling):
         if not self.is_tuned:
             super().check_parts(upstream, runtime)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.extract.cost import with_evaluations
 
         if self.is_tuned:
-            return self._run_as_chosen(load_choice(inputs["tune"]), folder, inputs, runtime)
+            return self._run_as_chosen(job, load_choice(job.inputs["tune"]))
         if self.surrogate == "none":
-            np.save(folder / "targets.npy", np.full(self.num_images, -1, np.int64))
-            return with_evaluations(self.sample(folder, inputs, runtime), 0.0)
+            np.save(job.folder / "targets.npy", np.full(self.num_images, -1, np.int64))
+            return with_evaluations(self.sample(job), 0.0)
         if self._in_rounds:
-            return self._run_in_rounds(folder, inputs, runtime)
-        targets, num_targets = self._draw_targets(inputs["label"])
-        np.save(folder / "targets.npy", targets)
-        images = load_images(inputs["label"], inputs["generate"])
-        aim = Aim(images, inputs["label"], targets, num_targets)
-        spent = self.sample_guided(folder, inputs, runtime, aim, folder / COST)
+            return self._run_in_rounds(job)
+        targets, num_targets = self._draw_targets(job.inputs["label"])
+        np.save(job.folder / "targets.npy", targets)
+        images = load_images(job.inputs["label"], job.inputs["generate"])
+        aim = Aim(images, job.inputs["label"], targets, num_targets)
+        spent = self.sample_guided(job, aim, job.folder / COST)
         return {**spent, "num_targets": num_targets}
 
-    def _run_as_chosen(
-        self,
-        choice: Mapping[str, Any],
-        folder: Path,
-        inputs: Mapping[str, Path],
-        runtime: Runtime,
-    ) -> dict[str, Any]:
+    def _run_as_chosen(self, job: Job, choice: Mapping[str, Any]) -> dict[str, Any]:
         """Samples with the settings that tune chose; the cost of its trials counts."""
         chosen = choice["chosen"]
         log.info("guided as chosen by trials: %s", chosen)
-        summary = replace(self, **chosen, tuned=False).run(folder, inputs, runtime)
+        summary = replace(self, **chosen, tuned=False).run(job)
         return {
             **summary,
             **{name: summary[name] + choice[name] for name in SPENT},
             "tuned": chosen,
         }
 
-    def _run_in_rounds(
-        self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime
-    ) -> dict[str, Any]:
+    def _run_in_rounds(self, job: Job) -> dict[str, Any]:
         """Rounds of guided images, and of plain ones from where guidance no longer pays.
 
         A run that goes on takes a finished round's labels, images and cost as they are.
@@ -173,19 +165,19 @@ class Extract(GuidedSampling):
         from sidepipe.stages.extract.rounds import Seen, per_thousand, spans_of_rounds, summary_of
 
         spans, shard_size = spans_of_rounds(self.num_images, self.rounds, self.shard_size)
-        synthetic, device = load_synthetic(inputs["generate"]), runtime.torch_device()
+        synthetic, device = load_synthetic(job.inputs["generate"]), job.runtime.torch_device()
         seen = Seen(self._encoder, self.duplicate_threshold, device, synthetic)
         plain_rate = seen.plain_rate(len(spans[0]), self.num_inference_steps + self.refine_steps)
         rows, targets, cohesion, guided = [], [], [], True
         for number, span in enumerate(spans):
             part = replace(self, num_images=span.stop, shard_size=shard_size)
-            place = folder / "rounds" / f"{number:02d}"
+            place = job.folder / "rounds" / f"{number:02d}"
             place.mkdir(parents=True, exist_ok=True)
-            aim = part._aim(place, number, seen, inputs, runtime) if guided else None
-            row = part._sample_round(folder, inputs, runtime, aim, place, span.start)
+            aim = part._aim(job, place, number, seen) if guided else None
+            row = part._sample_round(job, aim, place, span.start)
             if aim is not None:
                 seen.aim(load_labels(aim.label), aim.targets[span.start :])
-            found = seen.add(load(folder)[span.start : span.stop])
+            found = seen.add(load(job.folder)[span.start : span.stop])
             rate = per_thousand(found, row["network_evaluations"])
             rows.append({"round": number, **row, "new_groups": found, "new_groups_per_1000": rate})
             log.info("round %(round)d: %(new_groups_per_1000).2f new groups", rows[-1])
@@ -196,19 +188,17 @@ class Extract(GuidedSampling):
                 targets.append(aim.targets[span.start :] + sum(map(len, cohesion)))
                 cohesion.append(load_label_cohesion(aim.label))
             guided = aim is not None and (rate >= plain_rate or not self.stop_rounds)
-        pd.DataFrame(rows).to_csv(folder / "rounds.csv", index=False)
-        np.save(folder / "targets.npy", np.concatenate(targets))
-        np.save(folder / "cohesion.npy", np.concatenate(cohesion))
+        pd.DataFrame(rows).to_csv(job.folder / "rounds.csv", index=False)
+        np.save(job.folder / "targets.npy", np.concatenate(targets))
+        np.save(job.folder / "cohesion.npy", np.concatenate(cohesion))
         return summary_of(rows, plain_rate)
 
-    def _aim(
-        self, place: Path, number: int, seen: Seen, inputs: Mapping[str, Path], runtime: Runtime
-    ) -> Aim | None:
+    def _aim(self, job: Job, place: Path, number: int, seen: Seen) -> Aim | None:
         """What a round aims at; None where earlier rounds have reached every label there is."""
-        label = inputs["label"] if number == 0 else place
+        label = job.inputs["label"] if number == 0 else place
         if number > 0 and not (place / COST).exists():
             try:
-                load_stage(inputs["label"]).label(seen.images, place, runtime)
+                load_stage(job.inputs["label"]).label(seen.images, place, job.runtime)
             except NoMaterial as error:
                 log.info("round %d has no label to aim at: %s", number, error)
                 return None
@@ -218,22 +208,14 @@ class Extract(GuidedSampling):
         targets, num_targets = self._draw_targets(label, excluded)
         return Aim(seen.images, label, targets, num_targets)
 
-    def _sample_round(
-        self,
-        folder: Path,
-        inputs: Mapping[str, Path],
-        runtime: Runtime,
-        aim: Aim | None,
-        place: Path,
-        first: int,
-    ) -> dict[str, Any]:
+    def _sample_round(self, job: Job, aim: Aim | None, place: Path, first: int) -> dict[str, Any]:
         """Writes the shards of a round, which begins at image `first`; what it was and cost."""
         from sidepipe.stages.extract.cost import with_evaluations
 
         if aim is None:
-            spent = self.sample(folder, inputs, runtime, first=first)
+            spent = self.sample(job, first=first)
             return {"guided": False, "targets": 0, **with_evaluations(spent, 0.0)}
-        spent = self.sample_guided(folder, inputs, runtime, aim, place / COST, first)
+        spent = self.sample_guided(job, aim, place / COST, first)
         return {"guided": True, "targets": aim.num_targets, **spent}
 
     def _draw_targets(

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from sidepipe.base.images import save_grid
 from sidepipe.base.settings import Precision, require, tried
 from sidepipe.engine.shards import load_first, load_shards
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.schedules import clip_range
 from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
 from sidepipe.stages.dpm.stage import load as load_dpm
@@ -125,9 +125,7 @@ class Sampling(Stage):
 
     def sample(
         self,
-        folder: Path,
-        inputs: Mapping[str, Path],
-        runtime: Runtime,
+        job: Job,
         surrogate: Any = None,
         guidance: Guidance | None = None,
         targets: np.ndarray | None = None,
@@ -142,14 +140,15 @@ class Sampling(Stage):
         from sidepipe.engine.sampling import ImageSampler, sample_to_shards
         from sidepipe.stages.generate.prompts import draw_prompts, prompts_of
 
-        prompts = (
-            None if self.prompts is None else prompts_of(self.prompts, inputs, runtime.data_root)
-        )
-        if prompts is not None:
+        prompts = None
+        if self.prompts is not None:
+            prompts = prompts_of(self.prompts, job.inputs, job.runtime.data_root)
             targets = draw_prompts(len(prompts), self.num_images, self.seed)
             of_each = pd.DataFrame({"prompt": [prompts[i] for i in targets]})
-            of_each.to_csv(folder / "prompts.csv", index_label="image")
-        denoiser = load_denoiser(inputs["dpm"], self.precision, prompts, self.prompt_guidance_scale)
+            of_each.to_csv(job.folder / "prompts.csv", index_label="image")
+        denoiser = load_denoiser(
+            job.inputs["dpm"], self.precision, prompts, self.prompt_guidance_scale
+        )
         timesteps = denoiser.timesteps(self.num_inference_steps, self.timestep_spacing)
         sampler = ImageSampler(
             denoiser,
@@ -164,9 +163,15 @@ class Sampling(Stage):
             refine_t=self.refine_t,
         )
         sample_to_shards(
-            sampler, folder, self.num_images, self.shard_size, self.precision, runtime, targets
+            sampler,
+            job.folder,
+            self.num_images,
+            self.shard_size,
+            self.precision,
+            job.runtime,
+            targets,
         )
-        save_grid(folder / "preview.png", load_first(folder, 64))
+        save_grid(job.folder / "preview.png", load_first(job.folder, 64))
         count, guided = self.num_images - first, sampler.guided_timesteps
         plain = len(timesteps) - (len(guided) if sampler.label_alone else 0) + self.refine_steps
         return {
@@ -183,8 +188,8 @@ class Generate(Sampling):
     name: ClassVar[str] = "generate"
     version: ClassVar[int] = 3
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        return self.sample(folder, inputs, runtime)
+    def run(self, job: Job) -> dict[str, Any]:
+        return self.sample(job)
 
 
 def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:

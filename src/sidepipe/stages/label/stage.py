@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 
 from sidepipe.base.images import save_grid
 from sidepipe.base.settings import build, check_field_types, require
-from sidepipe.engine.stage import NoMaterial, Runtime, Stage
+from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.original.stage import load as load_original
@@ -109,12 +109,12 @@ class Label(Stage):
         )
         encoder.check()
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         if self.assign != "original":
-            return self.label(load_synthetic(inputs["generate"]), folder, runtime)
-        images, classes = load_original(inputs["original"])
-        np.save(folder / "images.npy", images)
-        return self.label(images, folder, runtime, classes)
+            return self.label(load_synthetic(job.inputs["generate"]), job.folder, job.runtime)
+        images, classes = load_original(job.inputs["original"])
+        np.save(job.folder / "images.npy", images)
+        return self.label(images, job.folder, job.runtime, classes)
 
     def label(
         self,

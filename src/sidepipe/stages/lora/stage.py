@@ -15,7 +15,7 @@ import numpy as np
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import Precision, require
 from sidepipe.base.weights import load_exactly
-from sidepipe.engine.stage import Runtime
+from sidepipe.engine.stage import Job
 from sidepipe.engine.trained import Training
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
@@ -69,7 +69,7 @@ class Lora(Training):
         if find_spec("peft") is None:
             raise ImportError("lora needs peft; remedy: pip install 'sidepipe[text]'")
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
         from safetensors.torch import save_file
 
@@ -77,8 +77,8 @@ class Lora(Training):
         from sidepipe.stages.lora.adapters import trained_weights
         from sidepipe.stages.lora.module import LabeledDenoisingModule
 
-        labels, device = load_labels(inputs["label"]), runtime.torch_device()
-        rows = self._rows(inputs, device)
+        labels, device = load_labels(job.inputs["label"]), job.runtime.torch_device()
+        rows = self._rows(job.inputs, device)
         num_labels = int(labels.max()) + 1
         described = {
             "num_labels": num_labels,
@@ -86,9 +86,9 @@ class Lora(Training):
             "target_modules": self.target_modules,
             "training_evaluations": TRAINING_COST * self.max_steps * self.batch_size,
         }
-        write_json(folder / "adapter.json", described)
+        write_json(job.folder / "adapter.json", described)
         L.seed_everything(self.seed, verbose=False)
-        denoiser = _adapted(described, inputs["dpm"], "32-true")
+        denoiser = _adapted(described, job.inputs["dpm"], "32-true")
         train, validation = _split(labels, self.validation_fraction, self.seed)
         log.info(
             "training %.2f M parameters on %d images of %d labels, %d for validation",
@@ -109,12 +109,11 @@ class Lora(Training):
             module,
             [rows[train], labels[train]],
             validation_batches(judged),
-            folder,
-            runtime,
+            job,
             validate_every_steps=self.validate_every_steps,
         )
-        module.load_state_dict(weights(folder), strict=False)
-        save_file(trained_weights(denoiser.network), folder / "adapter.safetensors")
+        module.load_state_dict(weights(job.folder), strict=False)
+        save_file(trained_weights(denoiser.network), job.folder / "adapter.safetensors")
         return {**described, "loss_without_labels": without, **metrics}
 
     def _rows(self, inputs: Mapping[str, Path], device: str) -> np.ndarray:

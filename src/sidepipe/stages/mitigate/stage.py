@@ -19,7 +19,7 @@ import numpy as np
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import Precision, build, require
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_captions
 from sidepipe.stages.detect.stage import DetectPrompts, load_prompts, load_thresholds
@@ -114,18 +114,18 @@ class Mitigate(Stage):
         if self.clip is not None:
             CLIPScore(self.clip).check()
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.detect.groups import grouped
         from sidepipe.stages.mitigate.judging import copied
         from sidepipe.stages.mitigate.requests import generate, requests
 
-        device, known = runtime.torch_device(), _known(inputs)
-        thresholds = load_thresholds(inputs["detect"])
-        table = grouped(load_prompts(inputs["detect"]), ["test"], self.num_prompts, self.seed)
-        model = load_placed_model(inputs["dpm"], self.precision, runtime)
+        device, known = job.runtime.torch_device(), _known(job.inputs)
+        thresholds = load_thresholds(job.inputs["detect"])
+        table = grouped(load_prompts(job.inputs["detect"]), ["test"], self.num_prompts, self.seed)
+        model = load_placed_model(job.inputs["dpm"], self.precision, job.runtime)
         mitigated = self._mitigated(model, known, thresholds["median_first_step"])
         asked = requests(table["caption"].tolist(), table["number"].tolist(), self.num_generations)
-        images, spent = generate(folder / "parts" / "images", mitigated, asked, runtime)
+        images, spent = generate(job.folder / "parts" / "images", mitigated, asked, job.runtime)
         images = images.reshape(len(table), self.num_generations, *images.shape[1:])
         table, alignment, ceiling = self._aligned(table, images, known, device)
         results: dict[str, Any] = {
@@ -135,19 +135,21 @@ class Mitigate(Stage):
             "evaluations_per_image": float(spent.mean()),
             "alignment": alignment,
             "ceiling": ceiling,
-            "heldout_loss": self._heldout_loss(model, known, runtime),
+            "heldout_loss": self._heldout_loss(model, known, job.runtime),
             "memorized": None,
             "adversary": None,
         }
         if len(known.train) > 0:
             copies = self._copies(known, thresholds["labels"]["threshold"], device)
-            again = folder / "parts" / "again"
-            results["adversary"] = self._adversary(again, mitigated, table, images, copies, runtime)
+            again = job.folder / "parts" / "again"
+            results["adversary"] = self._adversary(
+                again, mitigated, table, images, copies, job.runtime
+            )
             table, results["memorized"] = copied(table, images, copies)
-        table.to_csv(folder / "prompts.csv", index=False)
-        np.save(folder / "images.npy", images)
-        write_json(folder / "results.json", results)
-        shutil.rmtree(folder / "parts")
+        table.to_csv(job.folder / "prompts.csv", index=False)
+        np.save(job.folder / "images.npy", images)
+        write_json(job.folder / "results.json", results)
+        shutil.rmtree(job.folder / "parts")
         return _headline(results)
 
     def _mitigated(self, model: TextModel, known: Known, median: float) -> Mitigated:

@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt8
 
 from sidepipe.base.settings import require
 from sidepipe.engine.shards import check_disk
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_identities, load_ids
 from sidepipe.stages.dpm.stage import DPM, load_unseen
@@ -56,13 +56,14 @@ class Original(Stage):
         assert isinstance(dpm, DPM)
         self._labeled(data, dpm.split(data, runtime)[1], runtime)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
-        rows, names, classes = self._labeled(inputs["data"], load_unseen(inputs["dpm"]), runtime)
-        images = load_images(inputs["data"])
-        check_disk(folder, len(rows) * images[:1].nbytes)
-        np.save(folder / "rows.npy", rows)
-        np.save(folder / "images.npy", images[rows])
-        np.save(folder / "classes.npy", classes.astype(np.int64))
+    def run(self, job: Job) -> dict[str, Any]:
+        data, unseen = job.inputs["data"], load_unseen(job.inputs["dpm"])
+        rows, names, classes = self._labeled(data, unseen, job.runtime)
+        images = load_images(data)
+        check_disk(job.folder, len(rows) * images[:1].nbytes)
+        np.save(job.folder / "rows.npy", rows)
+        np.save(job.folder / "images.npy", images[rows])
+        np.save(job.folder / "classes.npy", classes.astype(np.int64))
         log.info("%d real images of %d classes, none of them trained on", len(rows), len(names))
         return {"num_images": len(rows), "num_classes": len(names), "classes": names[:50].tolist()}
 

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import build
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.memorization.thresholds import (
     allowed,
@@ -86,24 +86,25 @@ class Reference(Stage):
         warn_of_rates(self.false_positive_rates, used, len(unseen))
         dpm.require_few_copies(data, unseen, self.false_positive_rates, runtime)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.memorization.real import near_duplicates, real_images
         from sidepipe.stages.reference.encoding import encode_into
 
-        rows = self._rows(inputs)
-        encoder = load_descriptor(inputs["descriptor"]) if "descriptor" in inputs else self._encoder
-        data = load_images(inputs["data"])
+        rows = self._rows(job.inputs)
+        descriptor = job.inputs.get("descriptor")
+        encoder = load_descriptor(descriptor) if descriptor else self._encoder
+        data = load_images(job.inputs["data"])
         for name, some in rows.items():
-            np.save(folder / ROWS.format(name), some)
-            encode_into(folder / FEATURES.format(name), encoder, data, some, runtime)
-        real = real_images(*_encoded(folder), encoder.metric)
-        self.require_thresholds(real, self.false_positive_rates, encoder.metric, inputs["data"])
+            np.save(job.folder / ROWS.format(name), some)
+            encode_into(job.folder / FEATURES.format(name), encoder, data, some, job.runtime)
+        real = real_images(*_encoded(job.folder), encoder.metric)
+        self.require_thresholds(real, self.false_positive_rates, encoder.metric, job.inputs["data"])
         near = near_duplicates(real, encoder.metric)
         self._warn_of(near, real)
-        write_json(folder / NEAR_DUPLICATES, near)
-        np.save(folder / REAL_GAMMA, real.real_gamma)
+        write_json(job.folder / NEAR_DUPLICATES, near)
+        np.save(job.folder / REAL_GAMMA, real.real_gamma)
         for name, gamma in real.other_gamma.items():
-            np.save(folder / OTHER_GAMMA.format(name), gamma)
+            np.save(job.folder / OTHER_GAMMA.format(name), gamma)
         return {
             "num_train": len(real.train.rows),
             "num_unseen": len(real.unseen.rows),

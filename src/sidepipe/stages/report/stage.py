@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sidepipe.base.settings import require
 from sidepipe.engine.artifacts import why_empty
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Stage
 from sidepipe.stages.report.document import load_table as load_table
 from sidepipe.stages.report.document import page_path as page_path
 from sidepipe.stages.report.document import write
@@ -37,21 +37,23 @@ class Report(Stage):
     takes_empty: ClassVar[bool] = True
     title: str
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.report.terminal import wrapped
 
-        require(bool(inputs), "attacks", "at least one row", 0, "attacks=compare or detect=prompts")
-        empty = {name: why for name, path in inputs.items() if (why := why_empty(path))}
-        parts = sections({name: path for name, path in inputs.items() if name not in empty})
+        require(
+            bool(job.inputs), "attacks", "at least one row", 0, "attacks=compare or detect=prompts"
+        )
+        empty = {name: why for name, path in job.inputs.items() if (why := why_empty(path))}
+        parts = sections({name: path for name, path in job.inputs.items() if name not in empty})
         numbers = _joined(part.numbers for part in parts.values())
-        page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(inputs)}
+        page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(job.inputs)}
         page |= _joined(part.content for part in parts.values())
         labels = page["detection"]["found"].results["labels"] if "detection" in page else None
         page["notices"] = notices(page["data"], page["dpm"], page["attacks"], labels, empty)
         warned = [line for notice in page["notices"] for line in wrapped(f"warning: {notice}")]
         text = [*warned, ""] if warned else []
         write(
-            folder,
+            job.folder,
             "page.html.j2",
             tables=[table for part in parts.values() for table in part.tables],
             drawings=_joined(part.drawings for part in parts.values()),
@@ -60,7 +62,7 @@ class Report(Stage):
             content=page,
         )
         for name, picture in _joined(part.pictures for part in parts.values()).items():
-            (folder / "figures" / f"{name}.png").write_bytes(picture)
+            (job.folder / "figures" / f"{name}.png").write_bytes(picture)
         summary = {name: dict(part.summary) for name, part in parts.items()}
         return {**summary, "no_material": empty} if empty else summary
 

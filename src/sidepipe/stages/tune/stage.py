@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import build, check_field_types, require, require_known
 from sidepipe.engine.shards import load_shards, missing_shards
-from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 
 if TYPE_CHECKING:
     from sidepipe.features.encoders import Encoder
@@ -134,22 +134,22 @@ class Tune(Stage):
     def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
         return sum(trial.num_bytes(upstream) for trial in self._trials)
 
-    def run(self, folder: Path, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         import pandas as pd
 
         from sidepipe.stages.tune.score import best
 
         trials, rows = self._trials, []
         for i, trial in enumerate(trials):
-            place = folder / "trials" / f"{i:03d}"
+            place = job.folder / "trials" / f"{i:03d}"
             count, size = trial.num_images, trial.shard_size
             is_whole = not missing_shards(place, count, size, (None, None, None))
             if not (place / "trial.json").exists() or not is_whole:
-                write_json(place / "trial.json", self._try(trial, place, inputs, runtime))
+                write_json(place / "trial.json", self._try(trial, replace(job, folder=place)))
             rows.append(json.loads((place / "trial.json").read_text()))
             tried = {name: rows[i][name] for name in self._tried}
             log.info("trial %d of %d, %s: score %.4f", i + 1, len(trials), tried, rows[i]["score"])
-        pd.DataFrame(rows).to_csv(folder / "trials.csv", index_label="trial")
+        pd.DataFrame(rows).to_csv(job.folder / "trials.csv", index_label="trial")
         row = rows[best(rows)]
         if len(rows) > 1 and len({other["score"] for other in rows}) == 1:
             log.warning(
@@ -159,18 +159,16 @@ class Tune(Stage):
         log.info("chosen without the training set: %s", chosen)
         spent = {name: sum(row[name] for row in rows) for name in SPENT}
         choice = {"chosen": chosen, "score": row["score"], "num_trials": len(rows), **spent}
-        write_json(folder / "choice.json", choice)
+        write_json(job.folder / "choice.json", choice)
         return choice
 
-    def _try(
-        self, trial: Any, place: Path, inputs: Mapping[str, Path], runtime: Runtime
-    ) -> dict[str, Any]:
-        """What was tried, its score and cost; its images are in `place`."""
+    def _try(self, trial: Any, job: Job) -> dict[str, Any]:
+        """What was tried, its score and cost; its images are in the job's folder."""
         from sidepipe.stages.tune.score import SCORES
 
-        place.mkdir(parents=True, exist_ok=True)
-        spent = trial.run(place, inputs, runtime)
-        features = self._encoder.encode(load_shards(place), device=runtime.torch_device())
+        job.folder.mkdir(parents=True, exist_ok=True)
+        spent = trial.run(job)
+        features = self._encoder.encode(load_shards(job.folder), device=job.runtime.torch_device())
         score = SCORES[self.score](features, self._encoder.metric, self.duplicate_threshold)
         tried = {name: getattr(trial, name) for name in self._tried}
         judged = {"score": score, "judged_by": self.score}
