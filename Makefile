@@ -7,6 +7,9 @@ ARGS ?=
 # Of the package: cpu or gpu (faiss), text (models with captions, LoRA), and what a cluster's users
 # may want: slurm, dashboards.
 EXTRAS ?= cpu,text
+# Tests run in this many processes, one file at a time in each.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 # Where runs were tracked offline, for make sync.
 WANDB ?= outputs/wandb
 # Of sweeps: auto is slurm where sbatch answers, else local.
@@ -16,14 +19,14 @@ FACES ?=
 SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error say which sweep: make $@ SWEEP=subset_size; \
   there are: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
 
-.PHONY: setup demo demo-text docs run test test-slurm bench bench-large check format status clean help
+.PHONY: setup demo demo-text docs run test test-fast test-slurm bench bench-large check format status clean help
 .PHONY: sweep cancel report attacks sync dashboard
 
 help:
 	@echo "make demo      the whole pipeline on the embedded digits, and its report"
 	@echo "make demo-text a model with captions: memorized prompts found, explained and mitigated"
 	@echo "make docs      make demo, and its numbers written into README.md and docs/results/demo.md"
-	@echo "make test      the tests; make test-slurm those that need a Slurm cluster"
+	@echo "make test      the tests; make test-fast those that take no seconds; make test-slurm those that need a Slurm cluster"
 	@echo "make bench     seconds and memory of what is slow, beside a plain implementation"
 	@echo "make bench-large   a million images: memory, and that a killed run goes on (IMAGES=1000000)"
 	@echo "make check     ruff and pyright"
@@ -77,7 +80,10 @@ dashboard: $(VENV)/installed
 	$(BIN)/python -m sidepipe.cli.dashboards $(if $(SWEEP),--group $(SWEEP)) $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(PARALLEL) -m "not (slow or e2e or browser or gpu or slurm)" $(ARGS)
 
 test-slurm: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slurm $(ARGS)

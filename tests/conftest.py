@@ -1,4 +1,6 @@
-"""Shared by all tests: one CPU thread a process, and libraries as quiet as the command line's."""
+"""Shared by all tests: one CPU thread per process, libraries as quiet as on the command line."""
+
+from pathlib import Path
 
 import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
 
@@ -16,3 +18,31 @@ torch.set_num_threads(1)
 def pytest_runtest_setup() -> None:
     """Before any fixture: pytest forgets after each test which warnings are ignored."""
     quiet_libraries()
+
+
+# Their tests train, start processes or draw whole pages: `make test-fast` skips them.
+SLOW = {
+    "base/test_interruption.py",
+    "cli/sweep/test_command.py",
+    "cli/sweep/test_estimates.py",
+    "cli/sweep/test_grid.py",
+    "engine/test_ranks.py",
+    "engine/test_thread_callback.py",
+    "memorization/test_planted.py",
+    "stages/classifier/test_stage.py",
+    "stages/descriptor/test_stage.py",
+    "stages/dpm/test_stage.py",
+    "stages/dpm/test_text.py",
+    "stages/extract/test_lora.py",
+    "stages/lora/test_stage.py",
+    "stages/report",
+    "test_duplicated_split.py",
+}
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = item.path.relative_to(TESTS)
+        if SLOW & {place.as_posix() for place in (path, *path.parents)}:
+            item.add_marker(pytest.mark.slow)

@@ -56,6 +56,7 @@ def test_the_status_of_a_sweep_imports_nothing_heavy(tmp_path):
     assert heavy(done) == []
 
 
+@pytest.mark.slow
 def test_a_part_that_cannot_be_built_is_refused_before_anything_runs(tmp_path):
     """What takes long to import is checked for all stages that are missing, before the first."""
     outputs = tmp_path / "outputs"

@@ -117,6 +117,7 @@ def at_rates(compared, *rates):
     return calibrated(compared, rates, duplicate_groups(compared, threshold)["train"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.1, 0.25])
 def test_the_interval_at_a_calibrated_threshold_covers_thirty_planted_copies(noise):
     rng = np.random.default_rng(0)

@@ -93,6 +93,7 @@ def process(rank, store):
     print(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_two_processes_with_uneven_shares_equal_one_to_the_last_bit(tmp_path):
     command = [sys.executable, __file__]
     running = [

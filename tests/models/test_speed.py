@@ -190,6 +190,7 @@ def no_compiler(monkeypatch, tmp_path):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_without_a_compiler_one_line_says_so(no_compiler, caplog):
     assert not has_compiler(CPU)
