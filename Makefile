@@ -34,7 +34,7 @@ help:
 	@echo "make status ARGS='...'  what is done, running and missing for these overrides"
 	@echo "make sweep SWEEP=subset_size ARGS='...'    a grid of configs, on Slurm or here; DRY=1 only plans"
 	@echo "make status|report|cancel SWEEP=...       how far it is; its results so far; its jobs"
-	@echo "make attacks FACES='...'  every sweep of docs/results/attack.md, many hours; no FACES: digits alone"
+	@echo "make attacks FACES='...'  every sweep of docs/results, many hours; no FACES: digits alone"
 	@echo "make sync | make dashboard                W&B: uploads what was tracked offline; the workspace"
 	@echo "make setup EXTRAS=gpu,text,slurm,dashboards    only installs"
 

@@ -1,0 +1,125 @@
+"""The tables of docs/results are the means of their CSV files, and the pages hang together."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PAGES = sorted(RESULTS.glob("*.md"))
+SPEC = importlib.util.spec_from_file_location("pages", RESULTS / "pages.py")
+pages = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(pages)
+
+MARK = re.compile(r"<!-- begin table: (\w+)([ \w]*) -->\n(.*?)<!-- end table -->", re.DOTALL)
+TABLES = [
+    pytest.param(page, found[1], found[3], id=f"{page.stem}-{found[1]}")
+    for page in PAGES
+    for found in MARK.finditer(page.read_text())
+]
+CELL = re.compile(r"(-?[\d,.]+)(?: \((-?[\d,.]+) to (-?[\d,.]+)\))?")
+COLUMN = {head: column for column, head in pages.HEADS.items()}
+
+
+def number(text):
+    return float(text.replace(",", ""))
+
+
+def cells_of(lines):
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in lines]
+
+
+def common(data, key, cell):
+    """Which rows of the CSV file have this value of a key."""
+    return data[key].map(str) == (cell.strip("`") if "`" in cell else f"{number(cell):g}")
+
+
+@pytest.mark.parametrize(("page", "name", "text"), TABLES)
+def test_every_mean_and_range_of_a_table_is_that_of_the_csv_file(page, name, text):
+    data = pd.read_csv(RESULTS / "data" / f"{name}.csv")
+    head, _, *lines = cells_of(text.splitlines())
+    columns = ["excess" if h.startswith("excess") else COLUMN.get(h, h) for h in head]
+    assert len(lines) > 1
+    for line in lines:
+        rows = data
+        for key, cell in zip(columns, line, strict=True):
+            if key in pages.KEYS:
+                rows = rows[common(rows, key, cell)]
+        assert len(rows) in (1, 3)
+        for column, cell in zip(columns, line, strict=True):
+            if column in pages.KEYS:
+                continue
+            values = rows[column].dropna()
+            if not len(values):
+                assert cell == ""
+                continue
+            mean, low, high = CELL.fullmatch(cell).groups()
+            digits = len(mean.partition(".")[2])
+            assert number(mean) == pytest.approx(values.mean(), abs=0.5 * 10**-digits + 1e-9)
+            if column == "excess" and len(rows) == 1:
+                values = rows[["excess_low", "excess_high"]].iloc[0]
+            elif low is None:
+                assert values.nunique() == 1
+                continue
+            assert (number(low), number(high)) == (values.min(), values.max())
+
+
+def test_every_table_is_what_the_script_writes():
+    assert len(TABLES) >= 16
+    for page in PAGES:
+        assert pages.with_tables(page.read_text()) == page.read_text()
+
+
+def test_every_row_of_every_csv_file_is_in_a_table():
+    shown = {}
+    for page in PAGES:
+        for name, attacks, _ in MARK.findall(page.read_text()):
+            rows = pages.rows_of(name, attacks.split())
+            shown.setdefault(name, []).extend(tuple(row.values()) for row in rows)
+    for file in (RESULTS / "data").glob("*.csv"):
+        assert {tuple(row.values()) for row in pages.rows_of(file.stem)} <= set(shown[file.stem])
+
+
+def test_the_excess_of_a_row_is_its_hits_less_its_held_out_hits():
+    for file in (RESULTS / "data").glob("*.csv"):
+        data = pd.read_csv(file)
+        if "excess" not in data:
+            continue
+        images = data["attack"].map(lambda attack: 6000 if attack.endswith("_6000") else 2000)
+        share = 100 * (data["hits"] - data["heldout_hits"]) / images
+        assert (share - data["excess"]).abs().max() <= 0.005 + 1e-9, file.name
+        assert (
+            (data["excess_low"] <= data["excess"]) & (data["excess"] <= data["excess_high"])
+        ).all()
+
+
+def test_the_claims_of_the_pages_follow_from_the_csv_files():
+    sets = [pd.read_csv(RESULTS / "data" / "refined_digits.csv").assign(train_images=256)]
+    sets.append(pd.read_csv(RESULTS / "data" / "refined_faces.csv"))
+    data = pd.concat(sets)
+    models = data.pivot(index=["train_images", "seed"], columns="attack")
+    assert len(models) == 12
+    assert (models["hits"]["side"] < models["hits"]["unconditional"]).sum() == 11
+    assert (models["excess_low"]["refined"] > models["excess_high"]["unconditional"]).all()
+    sums = data.groupby(["train_images", "attack"])[["hits", "different"]].sum()
+    gain = sums.xs("refined", level=1) / sums.xs("unconditional", level=1)
+    assert gain["hits"].round(1).tolist() == [8.2, 14.3, 8.0, 11.5]
+    assert gain["different"].round(1).tolist() == [2.6, 3.4, 3.3, 5.6]
+
+
+def test_every_page_is_linked_from_the_index_and_every_link_leads_somewhere():
+    index = (RESULTS / "index.md").read_text()
+    for page in PAGES:
+        assert page.name == "index.md" or f"({page.name})" in index
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (RESULTS / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_script_draws_every_figure_of_the_pages(tmp_path):
+    pages.draw(tmp_path)
+    drawn = {file.name for file in tmp_path.iterdir()}
+    assert drawn == {file.name for file in (RESULTS / "figures").iterdir()}
+    text = "".join(page.read_text() for page in PAGES)
+    assert drawn == set(re.findall(r"\(figures/([^)]+)\)", text))
