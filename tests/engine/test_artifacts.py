@@ -12,7 +12,7 @@ import pytest
 
 from sidepipe.base import files
 from sidepipe.engine import artifacts
-from sidepipe.engine.artifacts import Owner, key_of
+from sidepipe.engine.artifacts import Artifact, Owner, key_of
 
 SETTINGS = {
     "steps": 3,
@@ -121,6 +121,48 @@ def test_a_folder_is_unfinished_until_its_manifest_is_there(tmp_path):
     assert artifacts.read_manifest(tmp_path) is None
     artifacts.write_manifest(tmp_path, {})
     assert artifacts.read_manifest(tmp_path) is not None
+
+
+@pytest.fixture
+def mitigate(tmp_path):
+    """Mitigation in the training of a model, judged by the prompts of another one."""
+    made = {
+        "data/da": {},
+        "dpm/base": {"data": "da"},
+        "dpm/filtered": {"data": "da"},
+        "detect/de": {"data": "da", "dpm": "base"},
+        "mitigate/mi": {"data": "da", "detect": "de", "dpm": "filtered"},
+    }
+    for name, inputs in made.items():
+        (tmp_path / name).mkdir(parents=True)
+        content = {"inputs": inputs, "settings": {"of": name}, "summary": {"empty": None}}
+        artifacts.write_manifest(tmp_path / name, content)
+    artifacts.write_manifest(
+        tmp_path / "dpm/base", {"inputs": {"data": "da"}, "summary": {"empty": "why"}}
+    )
+    return Artifact(tmp_path / "mitigate/mi")
+
+
+def test_the_lineage_has_every_artifact_once_and_a_stage_more_than_once(mitigate):
+    made = [f"{one.stage}/{one.key}" for one in mitigate.lineage()]
+    assert made == ["data/da", "dpm/base", "detect/de", "dpm/filtered", "mitigate/mi"]
+    assert mitigate.settings == {"of": "mitigate/mi"}
+
+
+def test_an_artifact_finds_its_inputs_and_prefers_them_to_earlier_ancestors(mitigate):
+    assert list(mitigate.inputs) == ["data", "detect", "dpm"]
+    assert mitigate.ancestor("dpm").key == "filtered"
+    detect = mitigate.ancestor("detect")
+    assert detect.ancestor("dpm") == detect.inputs["dpm"] != mitigate.inputs["dpm"]
+    assert detect.inputs["dpm"].why_empty == "why"
+    assert mitigate.why_empty is None
+    assert mitigate.ancestor("label") is None
+
+
+def test_a_search_among_ancestors_that_were_deleted_is_an_error(mitigate):
+    (mitigate.inputs["dpm"].folder / artifacts.MANIFEST).unlink()
+    with pytest.raises(FileNotFoundError, match=r"filtered is not a finished artifact; run its"):
+        mitigate.ancestor("original")
 
 
 def test_a_manifest_that_cannot_be_written_leaves_none(tmp_path):

@@ -421,7 +421,7 @@ class Rows(Stage):
 
     def run(self, job: Job) -> dict[str, Any]:
         RAN.append("rows")
-        return {name: artifacts.why_empty(path) for name, path in job.inputs.items()}
+        return {name: artifacts.Artifact(path).why_empty for name, path in job.inputs.items()}
 
 
 def test_a_row_without_material_is_empty_to_its_end_and_the_others_are_made(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_row_without_material_is_empty_to_its_end_and_the_others_are_made(tmp_
     pipeline.run(plan, "report")
     assert RAN == ["numbers", "total", "numbers", "total", "rows"], "an empty one's reader ran"
     for node in (bare, reader):
-        assert artifacts.why_empty(node.folder(plan.runtime)) == "nothing repeats"
+        assert artifacts.Artifact(node.folder(plan.runtime)).why_empty == "nothing repeats"
     manifest = artifacts.read_manifest(rows.folder(plan.runtime))
     assert manifest is not None
     assert manifest["summary"] == {"bare": "nothing repeats", "whole": None}
@@ -466,5 +466,5 @@ def test_an_empty_artifact_is_not_checked_against_its_sources(tmp_path: Path) ->
         plan = Plan(nodes, attacks, Runtime(outputs=str(tmp_path)), Tracking())
         pipeline.run(plan, "dpm")
         assert not pipeline.make(bare, plan)
-        assert artifacts.why_empty(bare.folder(plan.runtime)) == "nothing repeats"
+        assert artifacts.Artifact(bare.folder(plan.runtime)).why_empty == "nothing repeats"
     assert RAN == ["numbers", "total"]

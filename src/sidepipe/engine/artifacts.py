@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,20 +88,68 @@ def remedy(folder: Path) -> str:
     return f"remedy: restore it, or delete {folder}, and the same command makes it again"
 
 
-def why_empty(folder: Path) -> str | None:
-    """Why the finished artifact in `folder` is empty, or None where it is not."""
-    return (read_manifest(folder) or {"summary": {}})["summary"].get("empty")
+@dataclass(frozen=True)
+class Artifact:
+    """The artifact in `folder` and, through the manifests, all that it was made from.
 
+    This is the only way from an artifact to another one that its stage does not declare as an
+    input: the key of what it reads covers everything before it. Raises FileNotFoundError where a
+    manifest is asked for and not there.
+    """
 
-def lineage(folder: Path) -> dict[str, dict[str, Any]]:
-    """Manifests of everything the artifact in `folder` was made from and its own, by stage."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise FileNotFoundError(f"{folder} is not a finished artifact; run its stage first")
-    found: dict[str, dict[str, Any]] = {}
-    for name, key in manifest["inputs"].items():
-        found.update(lineage(folder.parents[1] / name / key))
-    return {**found, manifest["stage"]: manifest}
+    folder: Path
+
+    @property
+    def stage(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            raise FileNotFoundError(
+                f"{self.folder} is not a finished artifact; run its stage first"
+            )
+        return manifest
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.manifest["settings"]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return self.manifest["summary"]
+
+    @property
+    def why_empty(self) -> str | None:
+        """Why there is nothing in it, or None where there is a result."""
+        return self.summary.get("empty")
+
+    @cached_property
+    def inputs(self) -> dict[str, "Artifact"]:
+        """The artifacts that its stage read, by stage; not of a report, whose inputs are rows."""
+        outputs = self.folder.parents[1]
+        keys = self.manifest["inputs"]
+        return {stage: Artifact(outputs / stage / key) for stage, key in keys.items()}
+
+    def lineage(self) -> list["Artifact"]:
+        """Everything that it was made from and itself, each once, inputs before their readers.
+
+        A stage can come twice: mitigation in training is judged by the prompts of another model.
+        """
+        found: dict[Artifact, None] = {}
+        for read in self.inputs.values():
+            found |= dict.fromkeys(read.lineage())
+        return [*found, self]
+
+    def ancestor(self, stage: str) -> "Artifact | None":
+        """The artifact of `stage` that it was made from, its own input first; None without one."""
+        found = {made.stage: made for made in self.lineage()[:-1]} | self.inputs
+        return found.get(stage)
 
 
 def read_progress(folder: Path) -> dict[str, Any] | None:

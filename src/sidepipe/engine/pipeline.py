@@ -210,7 +210,7 @@ def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, 
     Whatever reads an empty artifact is empty for the same reason; other rows are not affected.
     """
     inputs = {name: n.folder(the_plan.runtime) for name, n in node.inputs.items()}
-    empty = [why for path in inputs.values() if (why := artifacts.why_empty(path)) is not None]
+    empty = [why for path in inputs.values() if (why := artifacts.Artifact(path).why_empty)]
     if empty and not node.stage.takes_empty:
         log.info("%s: skipped, because it reads a stage without a result", title)
         return {"empty": empty[0]}

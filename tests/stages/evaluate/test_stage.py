@@ -501,6 +501,7 @@ def write_label(planted):
         "cluster,size,cohesion,kept,label,labeled\n"
         + "".join(f"{k},9,{0.9 - k / 20},1,{k},9\n" for k in range(9))
     )
+    write_manifest(label, {"inputs": {}})
     return label
 
 

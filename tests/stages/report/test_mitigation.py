@@ -10,6 +10,7 @@ from tests.stages.report.planted import RUNTIME
 from tests.stages.report.prompted import METHODS
 
 from sidepipe.engine import artifacts
+from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.mitigate.stage import load, load_generated, load_prompts_asked
@@ -115,8 +116,12 @@ def test_the_row_to_compare_with_is_that_of_the_model_that_detect_looked_at(prom
     made = prompted[0]
     rows = [read(f"mitigate {name}", made.inputs[f"mitigate {name}"]) for name in METHODS]
     assert baseline(rows) is rows[0]
-    filtered = {**rows[0].manifest, "inputs": {**rows[0].manifest["inputs"], "dpm": "other"}}
-    another = type(rows[0])("filter", rows[0].folder, rows[0].results, filtered, [])
+    manifest = rows[0].artifact.manifest
+    filtered = Artifact(rows[0].artifact.folder.with_name("filtered"))
+    filtered.folder.mkdir()
+    inputs = {**manifest["inputs"], "dpm": "other"}
+    artifacts.write_manifest(filtered.folder, {**manifest, "inputs": inputs})
+    another = type(rows[0])("filter", filtered, rows[0].results, [])
     assert baseline([another, *rows[1:]]) is None
 
 

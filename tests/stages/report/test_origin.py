@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from sidepipe.engine import artifacts
-from sidepipe.stages.report.origin import made_from, origin
+from sidepipe.stages.report.origin import origin
 
 
 def artifact(folder, stage, key, **inputs):
@@ -28,17 +28,6 @@ def rows(tmp_path):
     plain = artifact(tmp_path, "mitigate", "m0", **inputs, dpm="base")
     other = artifact(tmp_path, "mitigate", "m1", **inputs, dpm="filtered")
     return {"detect": detect, "mitigate none": plain, "mitigate filter": other}
-
-
-def test_a_stage_can_come_twice_behind_one_row(rows):
-    made = [(m["stage"], m["key"]) for m in made_from(rows["mitigate filter"])]
-    assert set(made[:-1]) == {
-        ("data", "da"),
-        ("dpm", "base"),
-        ("dpm", "filtered"),
-        ("detect", "de"),
-    }
-    assert made[-1] == ("mitigate", "m1")
 
 
 def test_every_artifact_comes_once_with_the_rows_that_need_it_stage_by_stage(rows):

@@ -158,7 +158,7 @@ def reported_attack(node: Node, at: Seen, runtime: Runtime) -> Path | Missing:
     if at.kind != "done":
         return Missing(node.key, str(at))
     folder = node.folder(runtime)
-    why = artifacts.why_empty(folder)
+    why = artifacts.Artifact(folder).why_empty
     return folder if why is None else Missing(node.key, f"empty: {why}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sidepipe.cli.sweep.grid import Task
-from sidepipe.engine import artifacts
+from sidepipe.engine.artifacts import MANIFEST, Artifact
 from sidepipe.engine.graph import Node
 
 # Seconds grow with the product of those of these that a stage has.
@@ -60,16 +60,16 @@ def _estimate(node: Node, finished: list[_Finished]) -> Estimate | None:
 
 
 def _finished(stages: Path) -> Iterator[_Finished]:
-    paths = sorted(stages.glob(f"*/{artifacts.MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(stages.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
     for path in paths[-NEWEST:]:
         try:
-            manifests = artifacts.lineage(path.parent)
+            made = [(one.stage, one.manifest) for one in Artifact(path.parent).lineage()]
         except (FileNotFoundError, ValueError):
             continue  # something it was made from has been deleted, or is damaged
-        manifest = manifests[stages.name]
+        manifest = made[-1][1]
         if "empty" in manifest["summary"]:
             continue  # it did no work
-        settings = {stage: each["settings"] for stage, each in manifests.items()}
+        settings = {stage: each["settings"] for stage, each in made}
         devices = int(manifest["device"].split(" x ")[0])
         rate = devices * manifest["seconds"] / _work(stages.name, settings)
         yield _Finished(_flat(settings), rate, manifest["device"])

@@ -1,35 +1,26 @@
-"""What an attack's images cost, as the artifacts that they were made from say."""
+"""The cost of an attack's images, from the artifacts that they were made from."""
 
-from pathlib import Path
 from typing import Any
 
-from sidepipe.engine.artifacts import read_manifest
+from sidepipe.engine.artifacts import Artifact
 
 
-def cost(extract: Path) -> dict[str, Any]:
-    """What the attack's images cost, in evaluations of the network, and N_syn before them.
+def cost(extract: Artifact) -> dict[str, Any]:
+    """Evaluations of the network for the attack's images, and for the synthetic images before them.
 
-    Plain sampling needs no synthetic images, nor does who has labeled images.
+    Plain sampling needs no synthetic images, and neither do labels of original images.
     """
-    manifest = read_manifest(extract)
-    assert manifest is not None  # an input is finished
-    names = ("unet_forwards", "surrogate_gradients", "gradient_cost", "network_evaluations")
-    spent = {name: manifest["summary"][name] for name in names}
-    if "training_evaluations" in manifest["summary"]:  # of a model adapted to the labels
-        spent["training_evaluations"] = manifest["summary"]["training_evaluations"]
-    generate = behind(extract, "generate")
-    if generate is None or behind(extract, "label", "original"):
+    summary, generate = extract.summary, extract.inputs.get("generate")
+    names = ["unet_forwards", "surrogate_gradients", "gradient_cost", "network_evaluations"]
+    if "training_evaluations" in summary:  # of a model adapted to the labels
+        names.append("training_evaluations")
+    spent = {name: summary[name] for name in names}
+    if generate is None or original_of(extract) is not None:
         return {**spent, "synthetic_evaluations": 0}
-    synthetic = read_manifest(generate)
-    assert synthetic is not None
-    return {**spent, "synthetic_evaluations": synthetic["summary"]["unet_forwards"]}
+    return {**spent, "synthetic_evaluations": generate.summary["unet_forwards"]}
 
 
-def behind(artifact: Path, *stages: str) -> Path | None:
-    """The artifact that one was made from, input by input; None where there is none."""
-    for stage in stages:
-        inputs = (read_manifest(artifact) or {"inputs": {}})["inputs"]
-        if stage not in inputs:
-            return None
-        artifact = artifact.parents[1] / stage / inputs[stage]
-    return artifact
+def original_of(extract: Artifact) -> Artifact | None:
+    """The original images that the attack's labels come from; None where it has no such labels."""
+    label = extract.inputs.get("label")
+    return None if label is None else label.inputs.get("original")

@@ -19,6 +19,7 @@ from jaxtyping import Int64
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import build, require
+from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.memorization.collapse import collapse
@@ -27,7 +28,7 @@ from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
 from sidepipe.stages.dpm.stage import DPM
-from sidepipe.stages.evaluate.cost import behind, cost
+from sidepipe.stages.evaluate.cost import cost, original_of
 from sidepipe.stages.evaluate.headline import headline
 from sidepipe.stages.extract.stage import Extract, load_cohesion, load_targets
 from sidepipe.stages.extract.stage import load as load_extracted
@@ -58,6 +59,10 @@ BLIND_IMAGES = 50_000
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
     """Memorization metrics of one attack.
+
+    Whatever the attack was made from is found through the artifact of extract, whose key has all of
+    it: the labels' cohesion (label), the attacker's own images (original), the trials (tune) and
+    the cost of the synthetic images (generate). Only what evaluate compares with is an input.
 
     features: an encoder; it decides what gamma is. truth: "train", or "none" for a blind ranking
     alone. bands: name -> [low, high) of gamma, null for no end, `high` the closest; its edge is
@@ -209,7 +214,7 @@ class Evaluate(Stage):
             "num_images": len(generated),
             "num_synthetic": 0,
             "collapse": collapse(generated, ranking.size),
-            "cost": cost(extract),
+            "cost": cost(Artifact(extract)),
             "blind": blind,
         }
 
@@ -227,9 +232,9 @@ class Evaluate(Stage):
     def _save_labels(self, folder: Path, extract: Path, table: pd.DataFrame | None) -> None:
         from sidepipe.stages.evaluate import tables
 
-        label = behind(extract, "label")
+        label = Artifact(extract).inputs.get("label")
         if label is not None:
-            cohesion = load_cohesion(extract, label)
+            cohesion = load_cohesion(extract, label.folder)
             tables.save_labels(folder, load_targets(extract), cohesion, table)
 
     def _duplicate_threshold(self, metric: Metric) -> float:
@@ -251,8 +256,8 @@ class Evaluate(Stage):
 
 def _attacker_rows(extract: Path) -> Int64[np.ndarray, "a"] | None:
     """Places of the real images that the attack learned from; None where it did from none."""
-    original = behind(extract, "label", "original")
-    return None if original is None else load_original_rows(original)
+    original = original_of(Artifact(extract))
+    return None if original is None else load_original_rows(original.folder)
 
 
 def _trials(
@@ -261,8 +266,8 @@ def _trials(
     encode: Callable[[np.ndarray], np.ndarray],
 ) -> list[dict[str, Any]]:
     """What a tuned attack tried, and the true hits of the images; none of another attack."""
-    tune = behind(extract, "tune")
-    tried = [] if tune is None else load_trials(tune)
+    tune = Artifact(extract).inputs.get("tune")
+    tried = [] if tune is None else load_trials(tune.folder)
     return [{**row, **trial(encode(images))} for row, images in tried]
 
 

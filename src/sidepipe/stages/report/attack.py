@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sidepipe.engine.artifacts import Artifact
 from sidepipe.stages.evaluate.stage import load_nearest
 
 # A share of images: a model of which so many are copies is taken to have memorized a lot.
@@ -190,7 +191,9 @@ class Attack:
 
     def artifact(self, stage: str) -> Path:
         """The folder of the artifact of `stage` that this attack was made from."""
-        return self.folder.parents[1] / stage / self.manifests[stage]["key"]
+        found = Artifact(self.folder).ancestor(stage)
+        assert found is not None
+        return found.folder
 
     def classifier_quality(self) -> list[dict[str, float]]:
         """Cross-entropy and accuracy by noise level, with those of chance."""

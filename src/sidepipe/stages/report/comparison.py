@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sidepipe.base.settings import require
-from sidepipe.engine import artifacts
+from sidepipe.engine.artifacts import Artifact
 from sidepipe.stages.evaluate.stage import load as load_results
 from sidepipe.stages.report.attack import Attack
 
@@ -26,7 +26,8 @@ def read_attacks(inputs: Mapping[str, Path]) -> list[Attack]:
 
 def read_attack(name: str, folder: Path) -> Attack:
     """The attack of one evaluate artifact; FileNotFoundError where that is not finished."""
-    return Attack(name, folder, load_results(folder), artifacts.lineage(folder))
+    manifests = {made.stage: made.manifest for made in Artifact(folder).lineage()}
+    return Attack(name, folder, load_results(folder), manifests)
 
 
 def _measure(attack: Attack) -> str:

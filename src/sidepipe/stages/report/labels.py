@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from sidepipe.engine import artifacts
+from sidepipe.engine.artifacts import Artifact
 from sidepipe.stages.detect.labels import load_labels
 from sidepipe.stages.evaluate.stage import load_labels as load_yields
 from sidepipe.stages.report import words
@@ -47,21 +47,20 @@ class Beside:
 
 def is_of_labels(folder: Path) -> bool:
     """Whether a detect artifact is about surrogate labels, not prompts."""
-    manifest = artifacts.read_manifest(folder)
-    return manifest is not None and manifest["settings"]["_target_"].endswith(CLASS)
+    return Artifact(folder).settings["_target_"].endswith(CLASS)
 
 
 def section(folder: Path, attacks: Sequence[Attack]) -> Section:
     """What the report says of labels' signals, beside the yields of attacks that aim at them."""
-    manifest, signals = artifacts.lineage(folder), rows_of(load_labels(folder))
+    detect, signals = Artifact(folder), rows_of(load_labels(folder))
     of = {row["label"]: row for row in signals}
     found = [
         Beside(attack.name, [{**row, **of[row["label"]]} for row in rows])
         for attack in attacks
         if (rows := load_yields(attack.folder))
-        and attack.manifests["label"]["key"] == manifest["label"]["key"]
+        and attack.manifests["label"]["key"] == detect.inputs["label"].key
     ]
-    about = {"settings": manifest["detect"]["settings"], "num_labels": len(signals)}
+    about = {"settings": detect.settings, "num_labels": len(signals)}
     shown = [(one.name, one.rows) for one in found]
     figure = partial(labels_figure, shown, "signal", "mean norm of D_t of the label")
     return Section(

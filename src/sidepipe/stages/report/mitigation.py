@@ -9,13 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sidepipe.engine.artifacts import Artifact
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.mitigate.stage import load, load_generated, load_prompts_asked
 from sidepipe.stages.report import words
 from sidepipe.stages.report.figures import HELDOUT, TRAIN, drawn, legend
 from sidepipe.stages.report.files import flat
 from sidepipe.stages.report.gallery import sides
-from sidepipe.stages.report.origin import made_from
 from sidepipe.stages.report.pictures import thumbnail_uri
 from sidepipe.stages.report.section import Rows, Section, rows_of
 from sidepipe.stages.report.tables import Table
@@ -28,18 +28,17 @@ PREFIX = "mitigate "
 
 @dataclass(frozen=True)
 class Mitigation:
-    """What one mitigate artifact says. name: of its row. manifest: its own; data: of its images."""
+    """The results of one mitigate artifact. name: of its row."""
 
     name: str
-    folder: Path
+    artifact: Artifact
     results: dict[str, Any]
-    manifest: dict[str, Any]
     prompts: Rows
 
     @property
     def dpm(self) -> str:
         """The key of the model, which methods in training change."""
-        return self.manifest["inputs"]["dpm"]
+        return self.artifact.inputs["dpm"].key
 
     @property
     def memorized(self) -> dict[str, Any] | None:
@@ -55,14 +54,16 @@ class Mitigation:
     def shots(self, number: int) -> list[str]:
         """Thumbnails of the first images of the prompt of this number."""
         place = [row["number"] for row in self.prompts].index(number)
-        return [thumbnail_uri(i) for i in load_generated(self.folder)[place][:GALLERY_IMAGES]]
+        return [
+            thumbnail_uri(i) for i in load_generated(self.artifact.folder)[place][:GALLERY_IMAGES]
+        ]
 
     def training_image(self, row: Mapping[str, Any]) -> str | None:
         """A thumbnail of the training image that a prompt replayed without mitigation."""
         if row["nearest"] < 0:
             return None
-        data = self.folder.parents[1] / "data" / self.manifest["inputs"]["data"]
-        return thumbnail_uri(load_images(data)[row["nearest"]])
+        data = self.artifact.inputs["data"]
+        return thumbnail_uri(load_images(data.folder)[row["nearest"]])
 
 
 def section(inputs: Mapping[str, Path]) -> Section:
@@ -81,21 +82,15 @@ def section(inputs: Mapping[str, Path]) -> Section:
 
 def read(name: str, folder: Path) -> Mitigation:
     """One row; FileNotFoundError where its artifact is not finished."""
-    manifest = made_from(folder)[-1]
-    return Mitigation(
-        name.removeprefix(PREFIX),
-        folder,
-        load(folder),
-        manifest,
-        rows_of(load_prompts_asked(folder)),
-    )
+    prompts = rows_of(load_prompts_asked(folder))
+    return Mitigation(name.removeprefix(PREFIX), Artifact(folder), load(folder), prompts)
 
 
 def baseline(methods: Sequence[Mitigation]) -> Mitigation | None:
     """The row without a method on the model that detect looked at; None without one."""
-    found_on = {m["inputs"]["dpm"] for m in made_from(methods[0].folder) if m["stage"] == "detect"}
+    found_on = methods[0].artifact.inputs["detect"].inputs["dpm"].key
     for method in methods:
-        if method.results["method"] == "none" and method.dpm in found_on:
+        if method.results["method"] == "none" and method.dpm == found_on:
             return method
     return None
 
@@ -152,7 +147,7 @@ def _relative(
 
 
 def _numbers(method: Mitigation) -> dict[str, Any]:
-    return {"row": method.name, "key": method.manifest["key"], **flat(method.results)}
+    return {"row": method.name, "key": method.artifact.key, **flat(method.results)}
 
 
 def _headline(method: Mitigation) -> dict[str, Any]:
@@ -230,7 +225,7 @@ def _gallery(methods: Sequence[Mitigation]) -> dict[str, Any]:
         image = first.training_image(row)
         shots = [method.shots(row["number"]) for method in methods]
         rows.append({**row, "training": image, "shots": shots})
-    return {"rows": rows, "sides": sides(load_generated(first.folder).shape[2])}
+    return {"rows": rows, "sides": sides(load_generated(first.artifact.folder).shape[2])}
 
 
 def _text(methods: Sequence[Mitigation]) -> str:

@@ -5,28 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sidepipe.engine import artifacts
+from sidepipe.engine.artifacts import Artifact
 
 Manifest = dict[str, Any]
 
 
-def made_from(folder: Path) -> list[Manifest]:
-    """Manifests of everything the artifact in `folder` was made from and its own, each once.
-
-    A stage can come twice: what mitigates in training is judged by prompts found on another model.
-    """
-    found: dict[str, Manifest] = {}
-    manifest = artifacts.read_manifest(folder)
-    if manifest is None:
-        raise FileNotFoundError(f"{folder} is not a finished artifact; run its stage first")
-    for name, key in manifest["inputs"].items():
-        found |= {m["key"]: m for m in made_from(folder.parents[1] / name / key)}
-    return [*found.values(), manifest]
-
-
 def origin(inputs: Mapping[str, Path]) -> dict[str, Any]:
     """What the page says of the artifacts behind `inputs`; data and model are the first one's."""
-    rows = {name: made_from(folder) for name, folder in inputs.items()}
+    rows = {
+        name: [made.manifest for made in Artifact(folder).lineage()]
+        for name, folder in inputs.items()
+    }
     stages = {manifest["stage"]: manifest for manifest in next(iter(rows.values()))}
     return {
         "rows": list(rows),

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sidepipe.base.settings import require
-from sidepipe.engine.artifacts import why_empty
+from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Stage
 from sidepipe.stages.report.document import load_table as load_table
 from sidepipe.stages.report.document import page_path as page_path
 from sidepipe.stages.report.document import write
 from sidepipe.stages.report.notices import notices
-from sidepipe.stages.report.origin import made_from, origin
+from sidepipe.stages.report.origin import origin
 
 if TYPE_CHECKING:
     from sidepipe.stages.report.section import Section
@@ -43,7 +43,9 @@ class Report(Stage):
         require(
             bool(job.inputs), "attacks", "at least one row", 0, "attacks=compare or detect=prompts"
         )
-        empty = {name: why for name, path in job.inputs.items() if (why := why_empty(path))}
+        empty = {
+            name: why for name, path in job.inputs.items() if (why := Artifact(path).why_empty)
+        }
         parts = sections({name: path for name, path in job.inputs.items() if name not in empty})
         numbers = _joined(part.numbers for part in parts.values())
         page = {"title": self.title, "attacks": [], "numbers": list(numbers), **origin(job.inputs)}
@@ -95,9 +97,9 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
 def _require_one_model(inputs: Mapping[str, Path]) -> None:
     """Raises ValueError unless attacks and prompts are of one model; mitigation may change it."""
     models = {
-        name: next(made["key"] for made in made_from(folder) if made["stage"] == "dpm")
+        name: dpm.key
         for name, folder in inputs.items()
-        if folder.parent.name != "mitigate"
+        if folder.parent.name != "mitigate" and (dpm := Artifact(folder).ancestor("dpm"))
     }
     remedy = "attack the model that detect looks at"
     one = len(set(models.values())) <= 1
