@@ -1,0 +1,219 @@
+"""The figures of the results pages, drawn from docs/results/data; pages.py saves them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pages import Row, rows_of
+
+Panel = tuple[str, list[Row]]
+
+
+def by_size(name: str, attacks: Sequence[str]) -> list[Panel]:
+    """A panel for each number of training images of a CSV file of faces."""
+    return [
+        (f"{size:,} faces", rows_of(name, attacks, train_images=size)) for size in (250, 500, 1000)
+    ]
+
+
+def panels() -> dict[str, list[Panel]]:
+    """What each figure of attacks shows: rows of a CSV file under a title."""
+    refined = ["unconditional", "side", "posterior_repeats", "refined_cheap", "refined"]
+    refined += ["side_refined", "repeats_refined"]
+    side = ["unconditional", "side"]
+    baselines = ["carlini_cond_x0", "carlini_cond", "side", "original_labels", "random_labels"]
+    posterior = ["classifier_cohesive", "posterior_distilled", "posterior", "posterior_tuned"]
+    rounds = ["posterior", "posterior_rounds", "posterior_rounds_all"]
+    aimed = ["unconditional", "side", "posterior", "posterior_tuned", "posterior_repeats"]
+    return {
+        "refinement": [
+            ("digits", rows_of("refined_digits", refined)),
+            *by_size("refined_faces", refined),
+        ],
+        "side": [
+            ("digits", rows_of("guided_digits", [*baselines, "unconditional"])),
+            *by_size("guided_faces", side),
+        ],
+        "posterior": [
+            ("digits", rows_of("guided_digits", ["unconditional", "side", *posterior])),
+            *by_size("guided_faces", aimed[:4]),
+        ],
+        "repeats": [
+            ("digits", rows_of("guided_digits", aimed)),
+            *by_size("guided_faces", aimed),
+        ],
+        "rounds": [("digits", rows_of("guided_digits", ["unconditional", *rounds]))],
+        "copy-descriptor": by_size("refined_faces_copydet", refined),
+        "refined-synthetic": [("digits", rows_of("refined_synthetic_digits"))],
+        "ancestral": [("digits, eta = 1", rows_of("ancestral_digits"))],
+        "schedules": [("digits", rows_of("schedules_digits"))],
+        "faces32": [
+            (f"{steps:,} training steps", rows_of("refined_faces32", train_steps=steps))
+            for steps in (2000, 4500)
+        ],
+        "control": [
+            (
+                f"threshold at {100 * float(rate):g} %",
+                rows_of("control_faces", false_positive_rate=rate),
+            )
+            for rate in ("0.001", "0.01")
+        ],
+        "lora": [("digits", rows_of("lora_digits"))],
+        "ablation": [("digits", rows_of("ablation_digits"))],
+        "faces16": [
+            ("by pixels", rows_of("faces16_pixels")),
+            ("by a copy descriptor", rows_of("faces16_copydet")),
+        ],
+    }
+
+
+def draw_attacks(shown: list[Panel], path: Path) -> None:
+    """The excess of each model with its 95 % interval; a line per attack, a panel per data set."""
+    names = list(dict.fromkeys(row["attack"] for _, rows in shown for row in rows))
+    width, height = 3.2 + 2.2 * len(shown), 1.0 + 0.36 * len(names)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    for axes, (title, rows) in zip(
+        figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True
+    ):
+        for row in rows:
+            shift = 0.2 * (int(row["seed"]) - 1) if len({r["seed"] for r in rows}) > 1 else 0
+            low, middle, high = (float(row[k]) for k in ("excess_low", "excess", "excess_high"))
+            y = len(names) - 1 - names.index(row["attack"]) - shift
+            mark = "osD"[int(row["seed"])]
+            axes.errorbar(
+                middle,
+                y,
+                xerr=[[middle - low], [high - middle]],
+                fmt=mark,
+                color="black",
+                ms=3,
+                lw=1,
+            )
+        axes.axvline(0, color="0.6", lw=0.8)
+        axes.set(title=title, xlabel="excess, %", ylim=(-0.6, len(names) - 0.4))
+        axes.set_yticks(range(len(names)), [] if axes is not figure.axes[0] else names[::-1])
+        axes.grid(axis="x", color="0.9")
+    save(figure, path)
+
+
+def draw_trials(path: Path) -> None:
+    """Hits and groups of near duplicates of trials, by the noise of refinement."""
+    figure = Figure(figsize=(7.6, 3.2), layout="constrained")
+    shown = {
+        "digits, three models": "noise_trials_digits",
+        "faces of 32 pixels": "noise_trials_faces32",
+    }
+    for axes, (title, name) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        rows = rows_of(name)
+        for seed in sorted({row["seed"] for row in rows}):
+            own = [row for row in rows if row["seed"] == seed]
+            t = [int(row["refine_t"]) for row in own]
+            for column, style in (("hits", "o-"), ("groups", "s--")):
+                label = {"hits": "hits", "groups": "groups of near duplicates"}[column]
+                values = [int(row[column]) for row in own]
+                axes.plot(
+                    t,
+                    values,
+                    style,
+                    color="black",
+                    ms=3,
+                    lw=1,
+                    label=label if seed == "0" else None,
+                )
+        axes.set(title=title, xlabel="t of refinement", ylim=(0, None))
+        axes.legend(frameon=False)
+    figure.axes[0].set_ylabel("per 500 images")
+    save(figure, path)
+
+
+def draw_samplers(path: Path) -> None:
+    """Hits per 1,000 network evaluations of each sampler, unguided and guided."""
+    rows = rows_of("steps_digits_cost")
+    names = list(dict.fromkeys(row["sampler"] for row in rows))[::-1]
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for attack, mark in (("plain", "o"), ("posterior", "s"), ("repeats", "D")):
+        own = [row for row in rows if row["attack"] == attack]
+        x = [float(row["hits_per_1000_evaluations"]) for row in own]
+        fill = "black" if attack == "plain" else "white"
+        y = [names.index(row["sampler"]) for row in own]
+        axes.plot(x, y, mark, color="black", markerfacecolor=fill, label=attack)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="hits per 1,000 network evaluations", xlim=(0, None))
+    axes.grid(axis="x", color="0.9")
+    axes.legend(frameon=False, loc="upper right")
+    save(figure, path)
+
+
+def bars(axes: Axes, rows: list[Row], name: str, columns: Sequence[str]) -> None:
+    """A group of horizontal bars for each row."""
+    names = [row[name] for row in rows][::-1]
+    height = 0.8 / len(columns)
+    for number, column in enumerate(columns):
+        y = [k + 0.4 - (number + 0.5) * height for k in range(len(rows))]
+        values = [float(row[column]) for row in rows][::-1]
+        shade = str(0.8 * number / max(1, len(columns) - 1)) if len(columns) > 1 else "0.4"
+        axes.barh(y, values, height, color=shade, edgecolor="black", lw=0.5, label=column)
+    axes.set_yticks(range(len(names)), names)
+
+
+def draw_precision(path: Path) -> None:
+    """Average precision on planted copies, by edit, of the descriptor and of pixels."""
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    titles = ("faces 16 px", "faces 32 px", "digits 8 px")
+    columns = ("copydet", "pixel_l2", "correlation")
+    for axes, title in zip(figure.subplots(1, 3, sharey=True), titles, strict=True):
+        bars(axes, rows_of("descriptor_precision", data=title), "edit", columns)
+        axes.set(title=title, xlabel="average precision", xlim=(0, 1.02))
+    handles, _ = figure.axes[0].get_legend_handles_labels()
+    names = ["copy descriptor", "pixel L2", "correlation"]
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    save(figure, path)
+
+
+def draw_mitigation(path: Path) -> None:
+    """The share of prompts still memorized against alignment, a point per method and model."""
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    rows = rows_of("mitigation_seeds")
+    for method, mark in zip(dict.fromkeys(row["method"] for row in rows), "osD^v", strict=True):
+        own = [row for row in rows if row["method"] == method]
+        x = [100 * int(row["still_memorized"]) / int(row["memorized_prompts"]) for row in own]
+        y = [float(row["alignment"]) for row in own]
+        fill = "black" if method in ("none", "drop_word") else "white"
+        axes.plot(x, y, mark, color="black", markerfacecolor=fill, label=method)
+    axes.axvline(25, color="0.6", lw=0.8, ls="--")
+    axes.set(xlabel="still memorized, %", ylabel="alignment", xlim=(0, 102))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
+
+
+def draw_speed(path: Path) -> None:
+    """Sampling speed in times of the plain implementation."""
+    figure = Figure(figsize=(7.6, 2.8), layout="constrained")
+    for axes, network in zip(figure.subplots(1, 2, sharey=True), ("tiny", "unet16"), strict=True):
+        rows = rows_of("speed_sampling", network=network)
+        bars(axes, rows, "sampling", ["speed_per_plain"])
+        axes.axvline(1, color="black", lw=0.8, ls="--")
+        axes.set(title=network, xlabel="speed / plain guided")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """An SVG file that is the same each time it is written."""
+    with mpl.rc_context({"svg.hashsalt": "sidepipe", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def draw(folder: Path) -> None:
+    """Every figure of the pages."""
+    folder.mkdir(exist_ok=True)
+    for name, shown in panels().items():
+        draw_attacks(shown, folder / f"{name}.svg")
+    draw_trials(folder / "noise.svg")
+    draw_samplers(folder / "sampler.svg")
+    draw_precision(folder / "descriptor.svg")
+    draw_mitigation(folder / "mitigation.svg")
+    draw_speed(folder / "speed.svg")
