@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from sidepipe.base.files import CannotWrite, cannot_write, gigabytes, is_disk_full, whole_file
 from sidepipe.base.images import save_grid
-from sidepipe.engine import parts, shards
+from sidepipe.engine import resuming, shards
 from sidepipe.engine.checkpoints import CheckpointByRename
 from sidepipe.stages.data.reading import Entry, read_images
 from sidepipe.stages.reference import encoding
@@ -101,16 +101,16 @@ def test_a_part_that_does_not_fit_is_named(tmp_path, monkeypatch):
         save_file({"half": arrays["x"][:1]}, path)
         raise RuntimeError(words)  # as safetensors, whose errors have no number
 
-    monkeypatch.setattr(parts, "save_file", full)
+    monkeypatch.setattr(resuming, "save_file", full)
 
     def make(items):
         return {"x": np.array(items)}
 
     with pytest.raises(CannotWrite, match=r"0000000-0000004\.safetensors cannot be written"):
-        parts.in_parts(tmp_path, 6, 4, make, "item")
+        resuming.in_parts(tmp_path, 6, 4, make, "item")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    np.testing.assert_array_equal(parts.in_parts(tmp_path, 6, 4, make, "item")["x"], range(6))
+    np.testing.assert_array_equal(resuming.in_parts(tmp_path, 6, 4, make, "item")["x"], range(6))
 
 
 @pytest.mark.parametrize(

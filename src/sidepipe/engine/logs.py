@@ -6,8 +6,9 @@ Nothing heavy is imported here, so that a refusal or a status costs no more than
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def quiet_libraries() -> None:
     )
     for message in ignored:
         warnings.filterwarnings("ignore", message=message)
+
+
+def counting(total: int, unit: str, seconds: float) -> Callable[[int], None]:
+    """A function that logs how many of `total` are done, at most once in `seconds`."""
+    logged = time.monotonic()
+
+    def report(done: int) -> None:
+        nonlocal logged
+        if time.monotonic() - logged >= seconds:
+            logged = time.monotonic()
+            log.info("%d of %d %s", done, total, unit)
+
+    return report
 
 
 @contextmanager

@@ -1,10 +1,9 @@
 """Many images as numbered uint8 files, each written whole or not at all.
 
 `shards/000000.npy` holds images 0 .. shard_size-1 and so on; a killed run leaves whole shards and
-the same command makes the rest.
+the same command makes the rest (`sidepipe.engine.resuming`).
 """
 
-import logging
 import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,8 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sidepipe.base.files import existing, gigabytes, whole_file
-
-log = logging.getLogger(__name__)
+from sidepipe.engine.resuming import keep
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -39,33 +37,11 @@ def missing_shards(
 
     A shard that is cut short, or holds other images than it should, is removed with a warning.
     """
-    missing = []
-    for shard, indices in enumerate(shard_ranges(num_images, shard_size)):
-        path = shard_path(folder, shard)
-        if path.exists() and not keep(path, (len(indices), *image_shape), np.uint8):
-            path.unlink()
-        if not path.exists():
-            missing.append(shard)
-    return missing
-
-
-def keep(path: Path, shape: Sequence[int | None], dtype: type[np.generic]) -> bool:
-    """Whether a .npy file of an unfinished stage is whole and of this shape; if not, a warning.
-
-    shape: None for an axis of any length.
-    """
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        log.warning("%s is cut short and is made again: %s", path, error)
-        return False
-    fits = array.ndim == len(shape) and all(
-        want in (None, have) for have, want in zip(array.shape, shape, strict=True)
-    )
-    if fits and array.dtype == dtype:
-        return True
-    log.warning("%s holds %s %s and is made again", path, array.dtype, array.shape)
-    return False
+    return [
+        shard
+        for shard, indices in enumerate(shard_ranges(num_images, shard_size))
+        if not keep(shard_path(folder, shard), (len(indices), *image_shape), np.uint8)
+    ]
 
 
 def write_shard(folder: Path, shard: int, images: UInt8[np.ndarray, "n h w c"]) -> None:

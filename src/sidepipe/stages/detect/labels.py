@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from sidepipe.base.settings import Precision, require
-from sidepipe.engine.parts import in_parts
+from sidepipe.engine.resuming import in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load_cohesion, load_images, load_sizes

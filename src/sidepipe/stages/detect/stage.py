@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from sidepipe.base.files import sha256_of, write_json
 from sidepipe.base.settings import Precision, build, require, require_known
-from sidepipe.engine.parts import Arrays, in_parts
+from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.memorization.roc import require_enough
 from sidepipe.models.text.prompts import read_prompts

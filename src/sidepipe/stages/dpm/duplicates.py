@@ -7,7 +7,6 @@ copies are no longer hits. So duplicates are found before anything is trained.
 
 import csv
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sidepipe.base.settings import require
+from sidepipe.engine.logs import counting
 from sidepipe.engine.stage import Runtime
 from sidepipe.features.image_duplicates import RATIO, Duplicates, duplicates, typical_distance
 from sidepipe.memorization.thresholds import MIN_UNSEEN, allowed, usable_rates
@@ -67,9 +67,8 @@ def without_duplicates(
     """
     images, ids = load_images(data), load_ids(data)
     limit, across = _across(data, train, heldout, runtime)
-    within = duplicates(
-        images, train, train, limit, _said("training", len(train), runtime.progress_seconds)
-    )
+    report = _report("training", len(train), runtime.progress_seconds)
+    within = duplicates(images, train, train, limit, report)
     rows = [*_rows("held-out", ids, heldout, across), *_rows("training", ids, train, within)]
     with (folder / PAIRS).open("w", newline="") as file:
         writer = csv.writer(file)
@@ -103,6 +102,10 @@ def _across(data: Path, train: Rows, heldout: Rows, runtime: Runtime) -> tuple[f
     return _searched(data, train.tobytes(), heldout.tobytes(), runtime.progress_seconds)
 
 
+def _report(name: str, total: int, seconds: float) -> Callable[[int], None]:
+    return counting(total, f"{name} images searched for duplicates", seconds)
+
+
 @lru_cache(maxsize=8)  # the checks before training and the training itself ask for the same
 def _searched(
     data: Path, train_rows: bytes, heldout_rows: bytes, progress_seconds: float
@@ -110,8 +113,8 @@ def _searched(
     images = load_images(data)
     train, heldout = (np.frombuffer(rows, np.int64) for rows in (train_rows, heldout_rows))
     limit = typical_distance(images, np.concatenate([train, heldout])) / RATIO
-    say = _said("held-out", len(heldout), progress_seconds)
-    return limit, duplicates(images, heldout, train, limit, say)
+    report = _report("held-out", len(heldout), progress_seconds)
+    return limit, duplicates(images, heldout, train, limit, report)
 
 
 def not_duplicated(data: Path, train: Rows, heldout: Rows, runtime: Runtime) -> Rows:
@@ -192,16 +195,3 @@ def _in_words(row: list[Any]) -> str:
     _, one, other, distance, mirrored = row
     how = "equal" if float(distance) == 0 else f"RMS {float(distance):.4f}"
     return f"{one} = {other} ({how}{', mirrored' if mirrored else ''})"
-
-
-def _said(name: str, total: int, progress_seconds: float) -> Callable[[int], None]:
-    """A function that logs progress now and then."""
-    said = time.monotonic()
-
-    def say(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= progress_seconds:
-            said = time.monotonic()
-            log.info("%d of %d %s images searched for duplicates", done, total, name)
-
-    return say

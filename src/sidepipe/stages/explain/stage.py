@@ -14,7 +14,7 @@ import numpy as np
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import Precision, require
-from sidepipe.engine.parts import Arrays, in_parts
+from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.detect.stage import DetectPrompts, load_prompts
 from sidepipe.stages.dpm.text import load_placed_model

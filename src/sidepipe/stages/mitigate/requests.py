@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from sidepipe.diffusion.noise import generator
-from sidepipe.engine.parts import Arrays, in_parts
+from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Runtime
 from sidepipe.models.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.models.text.model import Embeddings, Latents, TextModel

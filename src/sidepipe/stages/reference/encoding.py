@@ -1,20 +1,18 @@
 """Features of many images in one file that is filled block by block, and resumed."""
 
-import logging
-import time
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from sidepipe.base.files import whole_file
-from sidepipe.engine.shards import check_disk, keep
+from sidepipe.engine.logs import counting
+from sidepipe.engine.resuming import keep
+from sidepipe.engine.shards import check_disk
 from sidepipe.engine.stage import Runtime
 from sidepipe.features.encoders import Encoder
 from sidepipe.features.pairs import blocks
 from sidepipe.memorization.real import ENCODE_IMAGES, encode_rows
-
-log = logging.getLogger(__name__)
 
 
 def encode_into(
@@ -30,19 +28,15 @@ def encode_into(
     Raises OSError without room on the disk.
     """
     device = runtime.torch_device()
-    if path.exists() and not keep(path, (len(rows), None), np.float32):
-        path.unlink()
-    if not path.exists():
+    if not keep(path, (len(rows), None), np.float32):
         dimensions = encoder.encode(data[rows[:1]], device=device).shape[1]
         _write_unknown(path, len(rows), dimensions)
     features = np.load(path, mmap_mode="r+")
     missing = [some for some in blocks(len(rows), ENCODE_IMAGES) if _is_unknown(features[some])]
-    said = time.monotonic()
+    report = counting(len(rows), f"images of {path.stem}", runtime.progress_seconds)
     for some in missing:
         features[some] = encode_rows(encoder, data, rows[some], device)
-        if time.monotonic() - said >= runtime.progress_seconds:
-            said = time.monotonic()
-            log.info("%d of %d images of %s", some.stop, len(rows), path.stem)
+        report(some.stop)
     features.flush()
     return np.load(path, mmap_mode="r")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sidepipe.engine.parts import in_parts
+from sidepipe.engine.resuming import in_parts
 
 
 def squares(items):
