@@ -103,8 +103,12 @@ class SpawnedProcess(Callback):
 
 def progress_callbacks(folder: Path, total: int, **options: Any) -> list[Callback]:
     """The callbacks that show progress wherever the process writes to."""
-    bar: list[Callback] = [TQDMProgressBar(leave=False)] if sys.stderr.isatty() else []
-    return [LineProgress(folder, total, **options), *bar]
+    return [LineProgress(folder, total, **options), *progress_bar()]
+
+
+def progress_bar() -> list[Callback]:
+    """A bar where standard error is a terminal."""
+    return [TQDMProgressBar(leave=False)] if sys.stderr.isatty() else []
 
 
 def progress_settings() -> dict[str, Any]:

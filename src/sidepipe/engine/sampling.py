@@ -1,7 +1,7 @@
-"""Sampling many images through Lightning's `Trainer.predict`, in shards, guided or not.
+"""Sampling and refining many images through Lightning's `Trainer.predict`, guided or not.
 
-Used by generate (no surrogate) and extract. Each image's noise comes from (seed, stream, index),
-so images depend on batch size and number of devices only by floating-point rounding.
+The sampling stages write shards; the API takes an array. Each image's noise comes from (seed,
+stream, index), so images depend on batch size and number of devices only by rounding.
 """
 
 import logging
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
+from sidepipe.base.images import to_model
 from sidepipe.base.settings import Precision
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
@@ -27,7 +28,12 @@ from sidepipe.diffusion.sampler import SAMPLERS, require_x_0
 from sidepipe.diffusion.schedule import EpsFn, clip_x_0
 from sidepipe.diffusion.timesteps import Guidance as Guidance
 from sidepipe.engine import ranks
-from sidepipe.engine.progress import SpawnedProcess, progress_callbacks, progress_settings
+from sidepipe.engine.progress import (
+    SpawnedProcess,
+    progress_bar,
+    progress_callbacks,
+    progress_settings,
+)
 from sidepipe.engine.shard_writer import ShardWriter
 from sidepipe.engine.shards import check_disk, missing_shards, shard_ranges
 from sidepipe.engine.stage import Runtime
@@ -52,6 +58,8 @@ SETTLING_PAYS = 1000  # steps after which timing some that make no image costs l
 
 class ImageSampler(L.LightningModule):
     """Predicts uint8 NHWC images for batches of image indices and their targets.
+
+    A batch that brings images has these refined, and nothing sampled.
 
     denoiser: the model under attack; a target is its condition, where it has one. surrogate: None
     for plain sampling, else a target is its label: a module with `grad_log_prob(x_t, t, y)`, or a
@@ -103,28 +111,40 @@ class ImageSampler(L.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: dict[str, Tensor]) -> UInt8[Tensor, "n h w c"]:
-        noise_fn = image_noise(
-            self.seed, self.stream, batch["indices"].tolist(), self.denoiser.shape, self.device
-        )
-        targets, alphas_cumprod = batch["targets"], self.denoiser.alphas_cumprod
+        numbers, targets = batch["indices"].tolist(), batch["targets"]
         seen: Seen = []
         plain = watched(self.denoiser.eps_fn(targets), "the model's prediction", seen)
+        # Compiling again, for the last shard's smaller batches, would take longer than they do.
+        once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
+        with cast_once(self.device), once or nullcontext():
+            if "images" in batch:
+                x_0 = to_model(batch["images"])
+            else:
+                x_0 = self._sampled(plain, numbers, targets, seen)
+                require_finite_eps(seen, self.stream, numbers)
+            if self.refine_steps > 0:
+                x_0 = self.denoiser.as_saved(x_0)  # so that saved images can be refined alike
+                x_0 = seek_mode(
+                    self._in_range(plain),
+                    x_0,
+                    self.refine_t,
+                    self.refine_steps,
+                    self.denoiser.alphas_cumprod,
+                )
+                require_finite_eps(seen, self.stream, numbers)
+            return self.denoiser.decode(x_0)
+
+    def _sampled(
+        self, plain: EpsFn, numbers: list[int], targets: Int64[Tensor, "n"], seen: Seen
+    ) -> Tensor:
+        """x_0 of the images with these numbers."""
         guided_eps_fn = self._guided(plain, targets)
         if guided_eps_fn is not plain:
             guided_eps_fn = watched(guided_eps_fn, "the guided prediction", seen)
         eps_fn = self._timed(self._in_range(guided_eps_fn))
-        # Compiling again, for the last shard's smaller batches, would take longer than they do.
-        once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
-        with cast_once(self.device), once or nullcontext():
-            about = (self.timesteps, alphas_cumprod, self.eta, noise_fn)
-            x_0 = self.sampler(eps_fn, noise_fn(), *about)
-            require_finite_eps(seen, self.stream, batch["indices"].tolist())
-            if self.refine_steps > 0:
-                x_0 = self.denoiser.as_saved(x_0)  # so that saved images can be refined alike
-                in_range = self._in_range(plain)
-                x_0 = seek_mode(in_range, x_0, self.refine_t, self.refine_steps, alphas_cumprod)
-                require_finite_eps(seen, self.stream, batch["indices"].tolist())
-            return self.denoiser.decode(x_0)
+        noise_fn = image_noise(self.seed, self.stream, numbers, self.denoiser.shape, self.device)
+        alphas_cumprod = self.denoiser.alphas_cumprod
+        return self.sampler(eps_fn, noise_fn(), self.timesteps, alphas_cumprod, self.eta, noise_fn)
 
     def _guided(self, plain: EpsFn, targets: Int64[Tensor, "n"]) -> EpsFn:
         """The model's eps, steered by the surrogate where there is one."""
@@ -184,7 +204,7 @@ class ImageSampler(L.LightningModule):
 
     def _step(self, n: int) -> Callable[[], Tensor]:
         """One evaluation of the networks on `n` images, at a guided timestep if there is one."""
-        t = (self.guided_timesteps or self.timesteps)[0]
+        t = (self.guided_timesteps or self.timesteps or [self.refine_t])[0]
         x_t = torch.zeros(n, *self.denoiser.shape, device=self.device)
         targets = torch.zeros(n, dtype=torch.int64, device=self.device)
         eps_fn = self._in_range(self._guided(self.denoiser.eps_fn(targets), targets))
@@ -210,9 +230,10 @@ class _ShardBatches:
         shard_size: int,
         targets: np.ndarray,
         runtime: Runtime,
+        images: UInt8[np.ndarray, "n h w c"] | None = None,
     ) -> None:
         self.module, self.shards, self.shard_size = module, shards, shard_size
-        self.targets, self.runtime = targets, runtime
+        self.targets, self.runtime, self.images = targets, runtime, images
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         trainer = self.module.trainer
@@ -222,12 +243,15 @@ class _ShardBatches:
         for shard, indices in mine:
             for start in range(0, len(indices), batch_size):
                 part = indices[start : start + batch_size]
-                yield {
+                batch = {
                     "indices": torch.tensor(part),
                     "targets": torch.tensor(self.targets[part.start : part.stop]),
                     "shard": shard,
                     "ends_shard": part.stop == indices.stop,
                 }
+                if self.images is not None:
+                    batch["images"] = torch.tensor(self.images[part.start : part.stop])
+                yield batch
 
 
 def sample_to_shards(
@@ -267,22 +291,42 @@ def _predict(
     batches: _ShardBatches, folder: Path, precision: Precision, num_images: int, first: int
 ) -> None:
     """What each process of `sample_to_shards` does; first: how many images are there already."""
-    runtime = batches.runtime
-    progress = progress_callbacks(
-        folder, num_images, seconds=runtime.progress_seconds, unit="image", first=first
+    seconds = batches.runtime.progress_seconds
+    progress = progress_callbacks(folder, num_images, seconds=seconds, unit="image", first=first)
+    writing = [SpawnedProcess(folder), ShardWriter(folder), *progress]
+    trainer = _trainer(batches.runtime, precision, writing)
+    trainer.predict(batches.module, batches, return_predictions=False)
+
+
+def sample_to_array(
+    sampler: ImageSampler,
+    num_images: int,
+    shard_size: int,
+    precision: Precision,
+    runtime: Runtime,
+    images: UInt8[np.ndarray, "n h w c"] | None = None,
+) -> UInt8[np.ndarray, "n h w c"]:
+    """What `sample_to_shards` writes, in memory and on one device.
+
+    images: these are refined, and nothing is sampled.
+    """
+    ranges = shard_ranges(num_images, shard_size)
+    targets = np.zeros(num_images, np.int64)
+    batches = _ShardBatches(
+        sampler, list(enumerate(ranges)), len(ranges[0]), targets, runtime, images
     )
-    trainer = runtime.trainer(
+    trainer = _trainer(runtime, precision, progress_bar())
+    parts: Any = trainer.predict(sampler, batches)
+    return np.concatenate([part.numpy() for part in parts])
+
+
+def _trainer(runtime: Runtime, precision: Precision, callbacks: Sequence[Any]) -> L.Trainer:
+    return runtime.trainer(
         # The classifier's gradient is taken inside predict; inference mode would forbid it.
         inference_mode=False,
         precision=precision if precision.endswith("mixed") else "32-true",
-        callbacks=[
-            SpawnedProcess(folder),
-            Threads(runtime),
-            ShardWriter(folder),
-            *progress,
-        ],
+        callbacks=[Threads(runtime), *callbacks],
         logger=False,
         enable_checkpointing=False,
         **progress_settings(),
     )
-    trainer.predict(batches.module, batches, return_predictions=False)

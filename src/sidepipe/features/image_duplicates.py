@@ -122,6 +122,14 @@ def small(images: Images, side: int) -> Float32[np.ndarray, "n d"]:
     return (sums / scale[..., None]).reshape(len(images), -1).astype(np.float32)
 
 
+def duplicates_across(
+    images: Images, train: Rows, heldout: Rows, progress: Callable[[int], None] = lambda done: None
+) -> tuple[float, Duplicates]:
+    """The largest distance of a near duplicate, and the held-out images' duplicates in training."""
+    limit = typical_distance(images, np.concatenate([train, heldout])) / RATIO
+    return limit, duplicates(images, heldout, train, limit, progress)
+
+
 def duplicates(
     images: Images,
     queries: Rows,

@@ -62,7 +62,7 @@ class Comparison:
     the disjoint held-out sets that the unseen images allow, each as large as the training set,
     `heldout` first; one smaller set where there are fewer unseen images. real_gamma: of every real
     unseen image to its nearest training image. synthetic_*: of every synthetic image, which the
-    attacker had before the attack, to its nearest training image.
+    attacker had before the attack, to its nearest training image; empty where there are none.
     """
 
     metric: Metric
@@ -102,12 +102,14 @@ class Comparison:
 
 def compare(
     queries: Float32[np.ndarray, "n d"],
-    synthetic: Float32[np.ndarray, "s d"],
+    synthetic: Float32[np.ndarray, "s d"] | None,
     real: RealImages,
     metric: Metric,
     attacker_rows: Int64[np.ndarray, "a"] | None = None,
 ) -> Comparison:
     """Searches that every measure is made of. queries, synthetic: features of generated images.
+
+    synthetic: None where no images were made before the attack.
 
     attacker_rows: unseen images that the attack learned from, so no control of what it brings out.
     They are real images all the same, which say how near such come to training images.
@@ -117,7 +119,9 @@ def compare(
         for name, images in compared_sets(real.train, real.unseen, attacker_rows).items()
     }
     unseen = real.unseen if attacker_rows is None else real.unseen.without(attacker_rows)
-    gamma, index = nearest(synthetic, real.train.features, metric)
+    gamma, index = np.empty((0, 1), np.float32), np.empty((0, 1), np.int64)
+    if synthetic is not None:
+        gamma, index = nearest(synthetic, real.train.features, metric)
     return Comparison(
         metric,
         queries,

@@ -3,6 +3,7 @@
 gamma is what `sidepipe.features.search` says of two feature vectors.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from sidepipe.features.encoders import Device, Encoder
 from sidepipe.features.image_duplicates import RATIO, typical
 from sidepipe.features.pairs import blocks, distance
 from sidepipe.features.search import Metric, nearest
+from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
 
 ENCODE_IMAGES = 1024  # read at once: the data may be larger than memory
 
@@ -88,6 +90,23 @@ def closest_pair(real: RealImages, metric: Metric) -> tuple[int, int]:
     unseen = int(gamma.argmax() if metric == "cosine" else gamma.argmin())
     index = nearest(real.unseen.features[[unseen]], real.train.features, metric)[1]
     return int(real.unseen.rows[unseen]), int(real.train.rows[index[0, 0]])
+
+
+def checked_rates(
+    real: RealImages, rates: Sequence[float], metric: Metric, named: Callable[[int], str]
+) -> list[float]:
+    """The rates of `usable_rates`; ValueError where one has a threshold that no copy reaches.
+
+    named: the name of the image in a row, for the closest pair in the error.
+    """
+    used = usable_rates(rates, len(real.unseen.rows))
+    for rate in used:
+        try:
+            threshold_at_false_positive_rate(real.real_gamma, rate, metric)
+        except ValueError as error:
+            unseen, train = map(named, closest_pair(real, metric))
+            raise ValueError(f"{error}; the closest pair is {unseen} and {train}") from None
+    return used
 
 
 def near_duplicates(real: RealImages, metric: Metric) -> dict[str, float]:

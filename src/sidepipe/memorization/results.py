@@ -45,19 +45,12 @@ def measured(
 
     rates: false positive rates, the first of which defines a hit. thresholds: of the curve.
     """
-    threshold = threshold_at_false_positive_rate(c.real_gamma, rates[0], c.metric)
-    groups = duplicate_groups(c, threshold)
+    counts, groups = counted(c, rates)
+    threshold = counts["calibrated"][0]["threshold"]
     novelty, hits = new_hits(c, threshold, groups["train"])
-    num_different = len(np.unique(groups["train"]))
     found = {
         "num_synthetic": len(c.synthetic_gamma),
-        "num_reference": {name: len(some.rows) for name, some in c.sets.items()},
-        "num_different": num_different,
-        "control": {
-            "num_sets": len(c.controls),
-            "scale": len(c.train.rows) / len(c.heldout.rows),
-        },
-        "calibrated": calibrated(c, rates, groups["train"]),
+        **counts,
         "bands": bands(c, ends),
         "curve": curve(c, thresholds),
         "tail_percentile": {
@@ -67,10 +60,39 @@ def measured(
         "distance_gap": distance_gap(c),
         "quality": quality(c),
         "divergence": divergence(c),
-        "rarefaction": extractable(c, hits, num_different),
+        "rarefaction": extractable(c, hits, counts["num_different"]),
         "novelty": novelty,
     }
     return found, hits
+
+
+def counted(c: Comparison, rates: Sequence[float]) -> tuple[dict[str, Any], dict[str, Groups]]:
+    """Hits and their excess with its interval at every rate; `duplicate_groups` at the first."""
+    threshold = threshold_at_false_positive_rate(c.real_gamma, rates[0], c.metric)
+    groups = duplicate_groups(c, threshold)
+    counts = {
+        "num_reference": {name: len(some.rows) for name, some in c.sets.items()},
+        "num_different": len(np.unique(groups["train"])),
+        "control": {
+            "num_sets": len(c.controls),
+            "scale": len(c.train.rows) / len(c.heldout.rows),
+        },
+        "calibrated": calibrated(c, rates, groups["train"]),
+    }
+    return counts, groups
+
+
+def closest_pairs(
+    c: Comparison, group: Int64[np.ndarray, "m"], count: int
+) -> Int64[np.ndarray, "p"]:
+    """Generated images that come closest to a training image, one for each different one.
+
+    group: of each training image. At most `count`, the closest first.
+    """
+    gamma = c.train.gamma
+    order = np.argsort(-gamma if c.metric == "cosine" else gamma, kind="stable")
+    first = np.sort(np.unique(group[c.train.index][order], return_index=True)[1])
+    return order[first[:count]]
 
 
 def duplicate_groups(c: Comparison, threshold: float) -> dict[str, Groups]:

@@ -24,7 +24,7 @@ from sidepipe.base.pretrained import (
 )
 from sidepipe.base.settings import require
 from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
-from sidepipe.models.schedules import log_replaced, read_schedule
+from sidepipe.models.schedules import clip_range, log_replaced, read_schedule
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,15 @@ SCHEDULER = "scheduler_config.json"
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DModel
 
+    from sidepipe.diffusion.denoiser import Denoiser
 
-def check_checkpoint(folder: Path, variant: str | None, size: int, channels: int) -> None:
-    """Raises unless the checkpoint in `folder` is an unconditional model of images of this shape.
 
+def check_checkpoint(
+    folder: Path, variant: str | None, size: int | None, channels: int | None
+) -> int:
+    """The side of the images of the checkpoint in `folder`, after every check.
+
+    Raises unless it is an unconditional model of images of this shape; None for any shape.
     FileNotFoundError where a file is missing, ValueError where one has the wrong content. Weights
     are compared with the network by name and shape where they are safetensors.
     """
@@ -56,6 +61,8 @@ def check_checkpoint(folder: Path, variant: str | None, size: int, channels: int
     config, where = read_object(inside / "config.json", MISSING), str(inside / "config.json")
     check_kind(config, str(folder))
     network = built(UNet2DModel, config, where)
+    size = _own_size(network.config, where) if size is None else size
+    channels = _own_channels(network.config, where) if channels is None else channels
     check_network(network.config, where, size, channels)
     halved = 2 ** (len(network.config["block_out_channels"]) - 1)
     rule = f"divisible by {halved}, or its blocks cannot halve images"
@@ -65,6 +72,23 @@ def check_checkpoint(folder: Path, variant: str | None, size: int, channels: int
     files = unet_files(inside, variant, pickles=True)
     if (shapes := read_shapes(files)) is not None:
         network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
+    return size
+
+
+def _own_size(config: Mapping[str, Any], where: str) -> int:
+    given = config["sample_size"]
+    side = side_of(given)
+    remedy = "models of images that are not square are not supported"
+    remedy = remedy if given else 'write the pixels a side there, such as "sample_size": 32'
+    require(side is not None, f"sample_size of {where}", "a number of pixels", given, remedy)
+    assert side is not None
+    return side
+
+
+def _own_channels(config: Mapping[str, Any], where: str) -> int:
+    found, remedy = config["in_channels"], "latent models are not supported"
+    require(found in (1, 3), f"in_channels of {where}", "1 or 3, as of images", found, remedy)
+    return found
 
 
 def check_kind(config: Mapping[str, Any], where: str) -> None:
@@ -106,19 +130,23 @@ def side_of(sample_size: Any) -> int | None:
 
 
 def load_checkpoint(
-    path: str, revision: str | None, variant: str | None, size: int, channels: int
+    path: str,
+    revision: str | None,
+    variant: str | None,
+    size: int | None = None,
+    channels: int | None = None,
 ) -> tuple[UNet2DModel, DDPMScheduler]:
     """The network and the schedule of a folder or hub id, after `check_checkpoint`."""
     from diffusers import UNet2DModel
 
     found = folder_or_hub_id("dpm.path", path)
     folder = found if isinstance(found, Path) else _fetched(found, revision, variant)
-    check_checkpoint(folder, variant, size, channels)
+    side = check_checkpoint(folder, variant, size, channels)
     inside = network_folder(folder, variant)
     files = unet_files(inside, variant, pickles=True)
     log.info("reading %s", ", ".join(map(str, files)))
     unet: Any = read_network(UNet2DModel, inside, files)
-    unet.register_to_config(sample_size=size)  # of [8, 8] a number
+    unet.register_to_config(sample_size=side)  # of [8, 8] a number
     scheduler = part_folder(folder, "scheduler") / SCHEDULER
     config, where = read_object(scheduler), str(scheduler)
     log_replaced(config, where)
@@ -130,6 +158,18 @@ def _fetched(hub_id: str, revision: str | None, variant: str | None) -> Path:
 
     named = {} if variant in (None, DEFAULT, EMA) else {"variant": variant}
     return Path(DDPMPipeline.download(hub_id, revision=revision, **named))
+
+
+def denoiser_of(unet: UNet2DModel, scheduler: DDPMScheduler) -> Denoiser:
+    """The model as samplers take it, on the CPU."""
+    from sidepipe.diffusion.denoiser import Denoiser
+
+    side, channels = unet.config["sample_size"], unet.config["in_channels"]
+    kind = scheduler.config["prediction_type"]
+    denoiser = Denoiser(unet, scheduler.alphas_cumprod, kind, (channels, side, side))
+    denoiser.clip_range = clip_range(scheduler)
+    denoiser.steps_offset = scheduler.config["steps_offset"]
+    return denoiser
 
 
 def load_unet(folder: Path) -> UNet2DModel:

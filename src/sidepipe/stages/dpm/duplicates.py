@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from sidepipe.base.settings import require
 from sidepipe.engine.logs import counting
 from sidepipe.engine.stage import Runtime
-from sidepipe.features.image_duplicates import RATIO, Duplicates, duplicates, typical_distance
+from sidepipe.features.image_duplicates import Duplicates, duplicates, duplicates_across
 from sidepipe.memorization.thresholds import MIN_UNSEEN, allowed, usable_rates
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
@@ -112,9 +112,8 @@ def _searched(
 ) -> tuple[float, Duplicates]:
     images = load_images(data)
     train, heldout = (np.frombuffer(rows, np.int64) for rows in (train_rows, heldout_rows))
-    limit = typical_distance(images, np.concatenate([train, heldout])) / RATIO
     report = _report("held-out", len(heldout), progress_seconds)
-    return limit, duplicates(images, heldout, train, limit, report)
+    return duplicates_across(images, train, heldout, report)
 
 
 def not_duplicated(data: Path, train: Rows, heldout: Rows, runtime: Runtime) -> Rows:

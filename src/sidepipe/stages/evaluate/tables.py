@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int64, UInt8
 
-from sidepipe.features.search import Metric
 from sidepipe.memorization.blind import Candidates
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.results import Hits
@@ -55,14 +54,12 @@ def nearest_table(
 def save_gallery(
     folder: Path,
     table: pd.DataFrame,
+    closest: Int64[np.ndarray, "p"],
     generated: UInt8[np.ndarray, "n h w c"],
     data: UInt8[np.ndarray, "m h w c"],
-    count: int,
-    metric: Metric,
 ) -> None:
-    """The closest pairs, one of each different training image, with the nearest held-out image."""
-    best = table.sort_values("train_gamma", ascending=metric == "l2", kind="stable")
-    best = best.drop_duplicates("train_group").head(count)
+    """The rows of `closest_pairs` with the three pictures of each."""
+    best = table.iloc[closest]
     sources = ((generated, "index"), (data, "train_index"), (data, "heldout_index"))
     triples = np.stack([images[best[column].to_numpy()] for images, column in sources], axis=1)
     np.save(folder / "gallery.npy", triples)

@@ -15,7 +15,7 @@ from sidepipe.base.images import save_grid
 from sidepipe.base.settings import Precision, require, tried
 from sidepipe.engine.shards import load_first, load_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.models.schedules import clip_range
+from sidepipe.models.checkpoint import denoiser_of
 from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.text import load_text_model
@@ -207,16 +207,9 @@ def load_denoiser(
 
     prompts: what a text-conditional one is asked for by their numbers; None for the empty one.
     """
-    from sidepipe.diffusion.denoiser import Denoiser
     from sidepipe.models.text.denoiser import PromptedDenoiser
 
     model = load_text_model(dpm, precision)
     if model is not None:
         return PromptedDenoiser(model, prompts, prompt_guidance_scale)
-    unet, scheduler = load_dpm(dpm)
-    side, channels = unet.config["sample_size"], unet.config["in_channels"]
-    kind = scheduler.config["prediction_type"]
-    denoiser = Denoiser(unet, scheduler.alphas_cumprod, kind, (channels, side, side))
-    denoiser.clip_range = clip_range(scheduler)
-    denoiser.steps_offset = scheduler.config["steps_offset"]
-    return denoiser
+    return denoiser_of(*load_dpm(dpm))

@@ -24,7 +24,6 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.memorization.thresholds import (
     allowed,
-    threshold_at_false_positive_rate,
     usable_rates,
     warn_of_rates,
 )
@@ -136,20 +135,10 @@ class Reference(Stage):
     def require_thresholds(
         real: RealImages, rates: Sequence[float], metric: Metric, data: Path
     ) -> list[float]:
-        """The rates of `usable_rates`; ValueError where one has a threshold that no copy reaches.
+        """`checked_rates`, whose error names images of `data`."""
+        from sidepipe.memorization.real import checked_rates
 
-        data: the folder of the images, whose closest pair the error names.
-        """
-        from sidepipe.memorization.real import closest_pair
-
-        used = usable_rates(rates, len(real.unseen.rows))
-        for rate in used:
-            try:
-                threshold_at_false_positive_rate(real.real_gamma, rate, metric)
-            except ValueError as error:
-                unseen, train = load_ids(data)[list(closest_pair(real, metric))]
-                raise ValueError(f"{error}; the closest pair is {unseen} and {train}") from None
-        return used
+        return checked_rates(real, rates, metric, lambda row: load_ids(data)[row])
 
 
 def _encoded(folder: Path) -> tuple[Encoded, Encoded]:
