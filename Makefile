@@ -19,13 +19,14 @@ FACES ?=
 SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error say which sweep: make $@ SWEEP=subset_size; \
   there are: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
 
-.PHONY: setup demo demo-text docs run test test-fast test-slurm bench bench-large check format status clean help
+.PHONY: setup demo demo-text docs api run test test-fast test-slurm bench bench-large check format status clean help
 .PHONY: sweep cancel report attacks sync dashboard
 
 help:
 	@echo "make demo      the whole pipeline on the embedded digits, and its report"
 	@echo "make demo-text a model with captions: memorized prompts found, explained and mitigated"
 	@echo "make docs      make demo, and its numbers written into README.md and docs/results/demo.md"
+	@echo "make api       docs/api.md, made from the docstrings of the Python API"
 	@echo "make test      the tests; make test-fast those that take no seconds; make test-slurm those that need a Slurm cluster"
 	@echo "make bench     seconds and memory of what is slow, beside a plain implementation"
 	@echo "make bench-large   a million images: memory, and that a killed run goes on (IMAGES=1000000)"
@@ -43,8 +44,11 @@ setup: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/sidepipe experiment=demo $(ARGS)
 
-docs: demo
+docs: demo api
 	$(BIN)/python docs/demo.py
+
+api: $(VENV)/installed
+	$(BIN)/python docs/api.py
 
 demo-text: $(VENV)/installed
 	$(BIN)/sidepipe experiment=demo_text $(ARGS)

@@ -1,10 +1,37 @@
-"""sidepipe asks a diffusion model which of its training images it gives away.
+"""sidepipe measures how many of its training images a diffusion model gives away.
 
-The open implementation of SIDE (Chen et al., "SIDE: Surrogate Conditional Data Extraction from
-Diffusion Models", arXiv 2410.02467). Read `graph.py` for the graph of stages, then the stage
-packages in flow order: data, dpm, generate, label, classifier, extract, evaluate, report.
+From Python: ``sidepipe.load``, ``Model.sample``, ``Model.refine`` and ``sidepipe.compare``; see
+docs/api.md. From the command line: the open implementation of SIDE (Chen et al., "SIDE: Surrogate
+Conditional Data Extraction from Diffusion Models", arXiv 2410.02467) as a graph of stages; see
+`stages/`, in flow order: data, dpm, generate, label, classifier, extract, evaluate, report.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from sidepipe.base.openmp import spin_briefly
 
 spin_briefly()
+
+if TYPE_CHECKING:
+    from sidepipe.api import Estimate as Estimate
+    from sidepipe.api import Model as Model
+    from sidepipe.api import Pair as Pair
+    from sidepipe.api import Result as Result
+    from sidepipe.api import compare as compare
+    from sidepipe.api import load as load
+    from sidepipe.api import load_split as load_split
+
+# Imported at their first use: the command line needs none of them.
+_PUBLIC = ("Estimate", "Model", "Pair", "Result", "compare", "load", "load_split")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        from sidepipe import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -14,16 +14,21 @@ import torchmetrics
 
 from sidepipe.features.search import nearest
 from sidepipe.memorization import scores as m
+from sidepipe.memorization.comparison import compare
 from sidepipe.memorization.metrics import (
     AMS,
     UMS,
     AdaptiveScore,
     CumulativeAMS,
     CumulativeUMS,
+    Excess,
     RatioRule,
     TailPercentile,
     UMSNearest,
 )
+from sidepipe.memorization.real import Encoded, real_images
+from sidepipe.memorization.results import counted
+from sidepipe.memorization.thresholds import usable_rates
 
 METRICS = pytest.mark.parametrize("metric", ["cosine", "l2"])
 BAND = {"cosine": (0.7, math.inf), "l2": (-math.inf, 0.8)}
@@ -291,3 +296,47 @@ def test_a_result_without_images_is_refused():
 
 if __name__ == "__main__":
     process(int(sys.argv[1]), Path(sys.argv[2]))
+
+
+# excess
+
+
+def planted_controls(metric, num_heldout):
+    """Generated images of which eight are copies, training and held-out vectors."""
+    rng = np.random.default_rng(1)
+    parts = [rng.normal(size=(n, 12)) for n in (60, 40, num_heldout)]
+    parts[0][:8] = parts[1][:8] + 0.001 * rng.normal(size=(8, 12))
+    parts[0][30] = parts[2][5]
+    if metric == "cosine":
+        parts = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in parts]
+    return [x.astype(np.float32) for x in parts]
+
+
+@METRICS
+@pytest.mark.parametrize("num_heldout", [130, 40, 25], ids=["three sets", "one set", "fewer"])
+def test_excess_equals_the_comparison_of_the_pipeline(metric, num_heldout):
+    generated, training, heldout = planted_controls(metric, num_heldout)
+    rows = np.arange(40 + num_heldout)
+    real = real_images(Encoded(rows[:40], training), Encoded(rows[40:], heldout), metric)
+    rate = usable_rates([0.05], num_heldout)
+    at = counted(compare(generated, None, real, metric), rate)[0]["calibrated"][0]
+    score = Excess(training, heldout, metric, 0.05)
+    for batch in np.split(generated[::-1], [7, 50]):
+        score.update(torch.from_numpy(batch.copy()))
+    found = {name: float(value) for name, value in score.compute().items()}
+    assert found["hits"] == at["train"]["count"] >= 8
+    assert found["threshold"] == at["threshold"]
+    assert found["heldout_hits"] == pytest.approx(at["heldout"]["scaled"], rel=1e-12)
+    assert found["heldout_hits"] > 0
+    expected = [at["excess"]["share"], *at["excess"]["interval"]]
+    assert [found[k] for k in ("excess", "excess_low", "excess_high")] == pytest.approx(expected)
+
+
+def test_excess_refuses_what_can_be_no_control():
+    _, training, heldout = planted_controls("l2", 40)
+    with pytest.raises(ValueError, match=r"nothing was trained on must be >= 20, .* got 19"):
+        Excess(training, heldout[:19], "l2")
+    with pytest.raises(ValueError, match=r"false_positive_rate must be in \(0, 1\), got 1"):
+        Excess(training, heldout, "l2", 1)
+    with pytest.raises(ValueError, match="no image could be a hit"):
+        Excess(training, training, "l2")

@@ -151,10 +151,14 @@ def _controls(
     metric: Metric,
 ) -> list[Control]:
     """`first`, and as many further sets of its size as there are other unseen images for."""
-    size = len(first.rows)
     controls = [Control(first.features, first.gamma, first.index)]
-    for start in range(size, min(len(unseen), MAX_CONTROLS * size) - size + 1, size):
-        features = unseen[start : start + size]
-        gamma, index = nearest(queries, features, metric)
-        controls.append(Control(features, gamma[:, 0], index[:, 0]))
+    for some in control_sets(len(first.rows), len(unseen))[1:]:
+        gamma, index = nearest(queries, unseen[some], metric)
+        controls.append(Control(unseen[some], gamma[:, 0], index[:, 0]))
     return controls
+
+
+def control_sets(size: int, num_unseen: int) -> list[slice]:
+    """Disjoint held-out sets of `size` images; one smaller set of fewer images."""
+    most = max(1, min(num_unseen // size, MAX_CONTROLS))
+    return [slice(start, min(start + size, num_unseen)) for start in range(0, most * size, size)]

@@ -7,82 +7,27 @@ processes; a sampler that repeats images to fill up the last batch does change i
 that of `features.search`: features may be on any device, and states are where the metric is.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torchmetrics
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from sidepipe.base.settings import require, require_known
-from sidepipe.features.search import METRICS, Metric, covered, nearest
+from sidepipe.base.settings import require
+from sidepipe.features.search import Metric, covered, nearest
 from sidepipe.memorization import scores as m
+from sidepipe.memorization.excess_metric import Excess as Excess
+from sidepipe.memorization.metric_base import Features, MemorizationMetric
 
-Features = Float[np.ndarray | Tensor, "_ _"]
 Floats = Sequence[float]
-Gamma = Float32[np.ndarray, "n"]
-Index = Int64[np.ndarray, "n"]
 
 ADAPTIVE_NEIGHBORS = 50  # Carlini et al., 2023
 
 
-class _MemorizationMetric(torchmetrics.Metric):
-    """Checked features, and how many generated images there were.
-
-    metric: how features compare. settings: whatever else decides the result. ValueError: features
-    that are not (items, dimensions), float32 or float64, finite; of other dimensions than the
-    training images'; not of unit length for "cosine"; a result before the first image.
-    """
-
-    full_state_update = False
-    num_images: Tensor
-
-    def __init__(
-        self, training_features: Features, metric: Metric, *settings: Any, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        require_known("metric", metric, METRICS)
-        self.metric: Metric = metric
-        # An array and no buffer: it is no state, it never moves, and nobody wants it saved.
-        self.training_features = _checked("training_features", training_features, metric)
-        require(len(self.training_features) > 0, "training_features", "not empty", 0)
-        self.add_state("num_images", torch.tensor(0), "sum")
-        # MetricCollection merges metrics of equal states for good, such as two without a hit yet.
-        settings = (type(self).__name__, metric, *settings)
-        self.add_state("identity", _digest(self.training_features, settings), "max")
-
-    def update(self, features: Features) -> None:
-        """Takes further generated images' features (n, d)."""
-        array = _checked("features", features, self.metric)
-        d, remedy = self.training_features.shape[1], "encode all with the same encoder"
-        require(array.shape[1] == d, "features", f"of {d} dimensions", array.shape[1], remedy)
-        self._take(array)
-        self.num_images = self.num_images + len(array)
-
-    def _take(self, features: Float32[np.ndarray, "n d"]) -> None:
-        raise NotImplementedError
-
-    def _nearest(self, features: Float32[np.ndarray, "n d"]) -> tuple[Gamma, Index]:
-        gamma, index = nearest(features, self.training_features, self.metric)
-        return gamma[:, 0], index[:, 0]
-
-    def _state(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-    def _share(self, count: Tensor) -> Float64[Tensor, "*s"]:
-        """count as a share of the generated images."""
-        self._require_images()
-        return count.double() / self.num_images
-
-    def _require_images(self) -> None:
-        require(int(self.num_images) > 0, "num_images", "> 0", 0, "call update before compute")
-
-
-class _Share(_MemorizationMetric):
+class _Share(MemorizationMetric):
     """Share of the generated images that a rule says yes to."""
 
     count: Tensor
@@ -151,7 +96,7 @@ class RatioRule(_Share):
         return m.ratio_hits(*m.distance(gamma, self.metric).T)
 
 
-class CumulativeAMS(_MemorizationMetric):
+class CumulativeAMS(MemorizationMetric):
     """AMS at least as close as each threshold, (T,) (`memorization.cumulative_ams`)."""
 
     counts: Tensor
@@ -172,7 +117,7 @@ class CumulativeAMS(_MemorizationMetric):
         return self._share(self.counts)
 
 
-class _Unique(_MemorizationMetric):
+class _Unique(MemorizationMetric):
     """Training images that some generated image is in the band of, over the generated images."""
 
     found: Tensor
@@ -212,7 +157,7 @@ class UMSNearest(_Unique):
         return mask
 
 
-class CumulativeUMS(_MemorizationMetric):
+class CumulativeUMS(MemorizationMetric):
     """UMS at least as close as each threshold, (T,) (`memorization.cumulative_ums`)."""
 
     closest: Tensor
@@ -237,7 +182,7 @@ class CumulativeUMS(_MemorizationMetric):
         return self._share(self._state(counts))
 
 
-class TailPercentile(_MemorizationMetric):
+class TailPercentile(MemorizationMetric):
     """95th percentile of similarities or 5th of distances (`memorization.tail_percentile`)."""
 
     gamma: Any
@@ -254,22 +199,6 @@ class TailPercentile(_MemorizationMetric):
         gamma = dim_zero_cat(self.gamma).cpu().numpy()
         value = m.tail_percentile(gamma, self.metric)
         return torch.tensor(value, dtype=torch.float64, device=self.device)
-
-
-def _checked(name: str, features: Features, metric: Metric) -> Float32[np.ndarray, "n d"]:
-    kind, remedy = str(features.dtype).removeprefix("torch."), "encode the images first"
-    require(kind in ("float32", "float64"), name, "float32 or float64", kind, remedy)
-    shape = tuple(features.shape)
-    require(len(shape) == 2, name, "(items, dimensions)", shape, remedy)
-    array = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
-    finite = bool(np.isfinite(array).all())
-    require(finite, name, "finite", "nan or inf", "look at the encoder's input")
-    if metric == "cosine":
-        squares = np.einsum("nd,nd->n", array, array, dtype=np.float64)
-        unit = bool(((np.abs(squares - 1) < 1e-3) | (squares == 0)).all())
-        remedy = 'divide each by its length, or compare by "l2"'
-        require(unit, name, "unit vectors (or zero) for cosine", "other lengths", remedy)
-    return array.astype(np.float32)
 
 
 def _checked_band(band: m.Band) -> m.Band:
@@ -290,10 +219,3 @@ def _checked_thresholds(thresholds: Floats) -> list[float]:
     good = len(values) > 0 and not np.isnan(values).any()
     require(good, "thresholds", "one or more numbers", values)
     return values
-
-
-def _digest(features: Float32[np.ndarray, "m d"], settings: tuple[Any, ...]) -> Tensor:
-    """SHA-256 of what a metric computes, as 32 numbers."""
-    hashed = hashlib.sha256(repr((settings, features.shape)).encode())
-    hashed.update(np.ascontiguousarray(features).data)
-    return torch.tensor(list(hashed.digest()))

@@ -43,11 +43,12 @@ def write(
     (folder / TABLE).write_text(text, encoding="utf-8")
     shown = {name: data_uri(drawing["svg"], "svg+xml") for name, drawing in drawings.items()}
     named = {table.name: table for table in tables}
-    page = _template(template).render(tables=named, figures=shown, **content)
+    page = template_of(template).render(tables=named, figures=shown, **content)
     (folder / PAGE).write_text(page, encoding="utf-8")
 
 
-def _template(name: str) -> Any:
+def template_of(name: str) -> Any:
+    """The template with the filters that it uses."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from sidepipe.stages.report import words

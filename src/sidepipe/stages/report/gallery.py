@@ -22,16 +22,17 @@ def pairs(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
     """
     sign = -1 if attacks[0].metric == "cosine" else 1
     found = [
-        _pair(number, attack, rank, triple, row)
+        pair(number, attack, rank, triple, row)
         for number, attack in enumerate(attacks)
         for rank, (triple, row) in enumerate(zip(*load_gallery(attack.folder), strict=True))
     ]
-    return sorted(found, key=lambda pair: (pair["rank"], sign * pair["train_gamma"]))
+    return sorted(found, key=lambda one: (one["rank"], sign * one["train_gamma"]))
 
 
-def _pair(
+def pair(
     number: int, attack: Attack, rank: int, triple: np.ndarray, row: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """A pair with its three thumbnails. rank: its place among those of its attack."""
     train, heldout = float(row["train_gamma"]), float(row["heldout_gamma"])
     return {
         "attack": number,

@@ -1,0 +1,271 @@
+"""A diffusion model as its checkpoint has it: sampling and refinement of uint8 images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sidepipe.api.images import Images, checked
+from sidepipe.api.naming import as_arguments
+from sidepipe.base.settings import Precision, require, require_known
+from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.sampler import require_x_0
+from sidepipe.engine.artifacts import MANIFEST, Artifact, read_manifest
+from sidepipe.engine.logs import quiet_libraries
+from sidepipe.engine.sampling import ImageSampler, sample_to_array
+from sidepipe.engine.stage import Runtime
+from sidepipe.models.checkpoint import denoiser_of, load_checkpoint
+
+# Batches never cross a multiple of it, as they never cross two files of the sampling stages.
+SHARD_SIZE = 1000
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An unconditional diffusion model of images. ``sidepipe.load`` makes it.
+
+    Attributes:
+        path: the folder or the hub id that it comes from.
+        image_shape: ``(height, width, channels)`` of its images.
+        num_train_timesteps: noise levels of its schedule; ``t`` is in ``[0, num_train_timesteps)``.
+    """
+
+    path: str
+    image_shape: tuple[int, int, int]
+    num_train_timesteps: int
+    _denoiser: Denoiser = field(repr=False)
+    _runtime: Runtime = field(repr=False)
+
+    def sample(
+        self,
+        num_images: int,
+        *,
+        seed: int = 0,
+        num_inference_steps: int = 50,
+        sampler: Literal["ddim", "dpm_solver_pp"] = "ddim",
+        eta: float = 0.0,
+        timestep_spacing: Literal["leading", "trailing"] = "leading",
+        precision: Precision = "bf16-mixed",
+    ) -> Images:
+        """Sample images, as the unconditional baseline of the pipeline does.
+
+        The noise of image ``i`` depends on ``seed`` and ``i`` alone, so the first images of a
+        larger sample are those of a smaller one, up to rounding.
+
+        Args:
+            num_images: number of images, >= 1.
+            seed: in ``[0, 2**32)``.
+            num_inference_steps: evaluations of the network per image, in
+                ``[1, num_train_timesteps]``.
+            sampler: ``"ddim"``, or ``"dpm_solver_pp"``, of second order, for few steps.
+            eta: in ``[0, 1]``; 0 for DDIM, 1 for ancestral sampling. 0 for ``"dpm_solver_pp"``.
+            timestep_spacing: as in diffusers.
+            precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
+
+        Returns:
+            uint8 images ``(num_images, height, width, channels)``.
+
+        Raises:
+            ValueError: where an argument is out of its range.
+            RuntimeError: where the model predicts nan or infinity.
+
+        Source:
+            Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502.
+
+        Example:
+            >>> import sidepipe
+            >>> model = sidepipe.load(checkpoint)  # a folder of DDPMPipeline.save_pretrained
+            >>> images = model.sample(4, seed=0, num_inference_steps=5)
+            >>> images.shape, images.dtype
+            ((4, 8, 8, 1), dtype('uint8'))
+        """
+        require(num_images >= 1, "num_images", ">= 1", num_images)
+        require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
+        most, steps = self.num_train_timesteps, num_inference_steps
+        require(1 <= steps <= most, "num_inference_steps", f"in [1, {most}]", steps)
+        require_known("sampler", sampler, ["ddim", "dpm_solver_pp"])
+        require_known("timestep_spacing", timestep_spacing, ["leading", "trailing"])
+        rule = "in [0, 1]" if sampler == "ddim" else f"0 for {sampler}"
+        require(0 <= eta <= (sampler == "ddim"), "eta", rule, eta)
+        require_known("precision", precision, PRECISIONS)
+        with as_arguments():
+            image_sampler = ImageSampler(
+                self._denoiser,
+                seed=seed,
+                stream="extract",
+                sampler=sampler,
+                timesteps=self._denoiser.timesteps(steps, timestep_spacing),
+                eta=eta,
+            )
+            return sample_to_array(image_sampler, num_images, SHARD_SIZE, precision, self._runtime)
+
+    def refine(
+        self,
+        images: Images,
+        *,
+        t: int = 60,
+        steps: int = 8,
+        precision: Precision = "bf16-mixed",
+    ) -> Images:
+        """Move images toward a mode of the model, which brings out what it has memorized.
+
+        Each step takes an image for one with the noise of timestep ``t`` and replaces it with the
+        image that the model predicts without this noise. No noise is added. Where the model has
+        memorized training images, these are the fixed points.
+
+        Args:
+            images: uint8 ``(n, height, width, channels)``, such as from ``sample``.
+            t: timestep whose noise is assumed, in ``[0, num_train_timesteps)``. At more noise,
+                images that are alike merge.
+            steps: evaluations of the network per image, >= 1.
+            precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
+
+        Returns:
+            uint8 images of the same shape.
+
+        Raises:
+            ValueError: where an argument is out of its range, or the images do not fit the model.
+            RuntimeError: where the model predicts nan or infinity.
+
+        Source:
+            Tweedie's formula as a step (Kadkhodaie and Simoncelli, NeurIPS 2021); for a model that
+            has memorized its training images it is mean shift (Comaniciu and Meer, 2002).
+
+        Example:
+            >>> import sidepipe
+            >>> model = sidepipe.load(checkpoint)
+            >>> images = model.sample(4, seed=0, num_inference_steps=5)
+            >>> model.refine(images, t=60, steps=2).shape
+            (4, 8, 8, 1)
+        """
+        checked("images", images)
+        shape, rule = tuple(images.shape[1:]), f"of shape (n, {self._shape_in_words()})"
+        remedy = "refine images of the size that the model makes"
+        require(shape == self.image_shape, "images", rule, images.shape, remedy)
+        most = self.num_train_timesteps
+        require(0 <= t < most, "t", f"in [0, {most}), the timesteps of the model", t)
+        require(steps >= 1, "steps", ">= 1", steps)
+        require_known("precision", precision, PRECISIONS)
+        require_x_0(self._denoiser.prediction_type, self._denoiser.alphas_cumprod, [t])
+        refiner = ImageSampler(
+            self._denoiser,
+            seed=0,
+            stream="refine",
+            timesteps=[],
+            eta=0.0,
+            refine_steps=steps,
+            refine_t=t,
+        )
+        with as_arguments():
+            return sample_to_array(
+                refiner, len(images), SHARD_SIZE, precision, self._runtime, images
+            )
+
+    def _shape_in_words(self) -> str:
+        return ", ".join(map(str, self.image_shape))
+
+
+def load(
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    batch_size: int | None = None,
+) -> Model:
+    """Load an unconditional diffusion model.
+
+    Args:
+        path: a folder written by ``DDPMPipeline.save_pretrained``; a hub id such as
+            ``"google/ddpm-cifar10-32"`` (``"hf://owner/name"`` where a folder ``owner`` exists); a
+            finished artifact ``outputs/dpm/<key>``; or ``outputs/dpm`` itself where it holds one.
+        variant: of the weight files, such as ``"fp16"`` or ``"ema"``; ``"default"`` for the file
+            without one; ``None`` for the only one.
+        revision: of the hub id; ``None`` for its main branch.
+        device: ``"auto"`` for a GPU where there is one.
+        batch_size: images per batch; ``None`` for the size that measures fastest. It changes
+            images by rounding only.
+
+    Returns:
+        The model, which samples and refines.
+
+    Raises:
+        FileNotFoundError: where there is no such folder, or a file is missing.
+        ValueError: where the checkpoint is of another kind (latent, conditional, learned variance),
+            or where the variant has to be chosen.
+
+    Example:
+        >>> import sidepipe
+        >>> model = sidepipe.load(checkpoint, device="cpu")
+        >>> model.image_shape, model.num_train_timesteps
+        ((8, 8, 1), 1000)
+    """
+    require_known("device", device, DEVICES)
+    require(batch_size is None or batch_size >= 1, "batch_size", ">= 1 or None", batch_size)
+    quiet_libraries()
+    runtime = Runtime(accelerator=device, sampling_batch_size=batch_size)
+    with as_arguments():
+        runtime.require_accelerator()
+        artifact = _artifact(Path(path).expanduser())
+        folder = str(path) if artifact is None else str(artifact / "model")
+        unet, scheduler = load_checkpoint(folder, revision, variant)
+    denoiser = denoiser_of(unet, scheduler)
+    channels, height, width = denoiser.image_shape
+    return Model(folder, (height, width, channels), len(denoiser.alphas_cumprod), denoiser, runtime)
+
+
+def load_split(path: str | Path) -> tuple[Images, Images]:
+    """Load the images that a model of the pipeline was trained on, and the held-out ones.
+
+    Args:
+        path: a finished artifact ``outputs/dpm/<key>``; or ``outputs/dpm`` itself where it holds
+            one.
+
+    Returns:
+        Training images and held-out images, uint8 ``(n, height, width, channels)`` each, the best
+        control first.
+
+    Raises:
+        FileNotFoundError: where there is no such artifact.
+        ValueError: where the folder holds several.
+
+    Example:
+        >>> import sidepipe
+        >>> train, heldout = sidepipe.load_split(artifact)  # outputs/dpm/<key>
+        >>> len(train), len(heldout), train.shape[1:]
+        (4, 3, (8, 8, 1))
+    """
+    from sidepipe.stages.data.stage import load as load_images
+    from sidepipe.stages.dpm.stage import load_subset
+
+    folder = _artifact(Path(path).expanduser())
+    if folder is None:
+        raise FileNotFoundError(
+            f"path must be a finished artifact outputs/dpm/<key>, got {path}; remedy: run "
+            "sidepipe stage=dpm, or pass your own images to compare"
+        )
+    images = load_images(Artifact(folder).inputs["data"].folder)
+    train, heldout = load_subset(folder)
+    return np.asarray(images[train]), np.asarray(images[heldout])
+
+
+def _artifact(folder: Path) -> Path | None:
+    """The dpm artifact that `folder` is or holds, None where it is something else."""
+    if (folder / "model_index.json").is_file() or not folder.is_dir():
+        return None
+    if _is_dpm(folder):
+        return folder
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}") if _is_dpm(path.parent))
+    remedy = f"name one of them, such as {found[0]}" if found else ""
+    names = [path.name for path in found]
+    require(len(found) <= 1, "path", "a folder of one finished dpm artifact", names, remedy)
+    return found[0] if found else None
+
+
+def _is_dpm(folder: Path) -> bool:
+    return (read_manifest(folder) or {}).get("stage") == "dpm"

@@ -1,0 +1,145 @@
+"""What a comparison finds: numbers with intervals, the closest pairs, one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from sidepipe.api.images import Images
+from sidepipe.base.files import whole_file
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share of the generated images and its 95 % interval.
+
+    Attributes:
+        share: in ``[-1, 1]``.
+        interval: ``(low, high)``, for generated images that are independent of each other.
+    """
+
+    share: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A generated image, its nearest training image and its nearest held-out image.
+
+    Attributes:
+        generated: place of the generated image in ``generated``.
+        train: place of the nearest training image in ``train``.
+        heldout: place of the nearest held-out image in ``heldout``, among as many of its first
+            images as there are training images.
+        train_gamma: distance, or for a cosine similarity, to the training image.
+        heldout_gamma: the same to the held-out image.
+        hit: whether the generated image is a hit.
+        images: uint8 ``(3, height, width, channels)``: generated, training, held-out.
+    """
+
+    generated: int
+    train: int
+    heldout: int
+    train_gamma: float
+    heldout_gamma: float
+    hit: bool
+    images: Images = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Hits on training images and on held-out images. ``sidepipe.compare`` makes it.
+
+    A generated image is a hit where its nearest training image is at least as close as
+    ``threshold``, which ``false_positive_rate`` of the held-out images reach.
+
+    Attributes:
+        num_images: generated images.
+        hits: those of them that hit a training image.
+        heldout_hits: those that would hit one of equally many held-out images; a mean over
+            disjoint held-out sets where there are several, and an upper bound where there are
+            fewer held-out images than training images.
+        excess: the share of hits less the share of held-out hits. It is near 0 for a model that
+            copies nothing.
+        unique: different training images that are hit; near duplicates count once.
+        pairs: the closest pairs, each of another training image, the closest first.
+        threshold: a distance (``metric`` ``"l2"``) or a similarity (``"cosine"``).
+        false_positive_rate: the share of held-out images that may reach the threshold.
+        true_rate_interval: the exact 95 % interval of the true false positive rate.
+        metric: ``"l2"``, where smaller is closer, or ``"cosine"``, where larger is closer.
+        features: name and version of the encoder.
+        hit: which generated images are hits, bool ``(num_images,)``.
+        warnings: sentences on what limits the numbers; they are also logged.
+    """
+
+    num_images: int
+    hits: int
+    heldout_hits: float
+    excess: Estimate
+    unique: int
+    pairs: tuple[Pair, ...] = field(repr=False)
+    threshold: float
+    false_positive_rate: float
+    true_rate_interval: tuple[float, float]
+    metric: str
+    features: str
+    hit: Bool[np.ndarray, "n"] = field(repr=False)
+    warnings: tuple[str, ...]
+    _counts: Mapping[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.excess.interval)
+        lines = [
+            f"{self.hits:,} of {self.num_images:,} generated images hit a training image "
+            f"({self.unique:,} different ones); {self.heldout_hits:.3g} held-out hits",
+            f"excess: {100 * self.excess.share:.2f} % (95 % interval {low:.2f} to {high:.2f} %)",
+        ]
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+    def report(self, path: str | Path = "report.html", *, title: str = "Comparison") -> Path:
+        """Write one page: the answer, the numbers with their intervals and the closest pairs.
+
+        Args:
+            path: of the file, which is replaced. The page needs no other file and no network.
+            title: the heading of the page.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileNotFoundError: where the folder of the file does not exist.
+
+        Example:
+            >>> import sidepipe
+            >>> result = sidepipe.compare(generated, train=train, heldout=heldout)
+            >>> result.report(folder / "report.html").name
+            'report.html'
+        """
+        from sidepipe.stages.report.single import page
+
+        file = Path(path).expanduser()
+        if not file.parent.is_dir():
+            raise FileNotFoundError(
+                f"path must be a file in an existing folder, got {file}; remedy: make {file.parent}"
+            )
+        rows = [
+            {
+                "index": pair.generated,
+                "hit": pair.hit,
+                "new": False,
+                "train_id": pair.train,
+                "train_gamma": pair.train_gamma,
+                "heldout_id": pair.heldout,
+                "heldout_gamma": pair.heldout_gamma,
+            }
+            for pair in self.pairs
+        ]
+        text = page(title, self._counts, [pair.images for pair in self.pairs], rows, self.warnings)
+        with whole_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return file

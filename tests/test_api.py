@@ -1,0 +1,403 @@
+"""The Python API: its examples, its errors, and the same numbers as the pipeline's stages."""
+
+import doctest
+import importlib.util
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from PIL import Image
+from tests.tiny import SCHEDULE, UNET
+
+import sidepipe
+from sidepipe import api
+from sidepipe.api import comparing, model, result
+from sidepipe.base.settings import build
+from sidepipe.engine.artifacts import write_manifest
+from sidepipe.engine.shards import load_shards
+from sidepipe.features.encoders import Pixels, PixelsL2
+from sidepipe.memorization import excess_metric
+
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("api_page", ROOT / "docs" / "api.py")
+api_page = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(api_page)
+
+
+def random_images(count, seed=0, shape=(8, 8, 1)):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.uint8)
+
+
+TRAIN, HELDOUT = random_images(40), random_images(200, seed=12)
+# Ten copies of training images, and ten others.
+GENERATED = np.concatenate([TRAIN[:10], random_images(10, seed=2)])
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """What plain diffusers writes: a network with random weights, whose samples differ."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "ddpm"
+    torch.manual_seed(0)
+    scheduler = build({**SCHEDULE, "num_train_timesteps": 1000})
+    unet = build({**UNET, "block_out_channels": [8, 8]})
+    DDPMPipeline(unet, scheduler).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def artifact(checkpoint, tmp_path_factory):
+    """A finished dpm artifact with its data, four training images and three held-out ones."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    for stage, inputs in (("data", {}), ("dpm", {"data": "a" * 12})):
+        folder = outputs / stage / ("a" * 12)
+        folder.mkdir(parents=True)
+        if stage == "data":
+            np.save(folder / "images.npy", TRAIN[:7])
+        else:
+            DDPMPipeline.from_pretrained(checkpoint).save_pretrained(folder / "model")
+            np.save(folder / "subset.npy", np.array([6, 0, 1, 2]))
+            np.save(folder / "heldout.npy", np.array([5, 3, 4]))
+        write_manifest(folder, {"stage": stage, "key": folder.name, "inputs": inputs})
+    return outputs / "dpm" / ("a" * 12)
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint):
+    return sidepipe.load(checkpoint, device="cpu")
+
+
+# documents
+
+
+@pytest.mark.parametrize("module", [model, result, comparing, excess_metric])
+def test_every_example_runs(module, checkpoint, artifact, tmp_path):
+    names = {"checkpoint": str(checkpoint), "artifact": artifact, "folder": tmp_path}
+    names |= {"generated": GENERATED, "train": TRAIN, "heldout": HELDOUT}
+    tests = doctest.DocTestFinder().find(module, module.__name__, globs=names)
+    results = [doctest.DocTestRunner().run(test) for test in tests if test.examples]
+    assert sum(r.attempted for r in results) > 0
+    assert sum(r.failed for r in results) == 0
+
+
+def test_every_public_function_has_an_example():
+    for name, of in api_page.PUBLIC.items():
+        assert of.__doc__, name
+        assert ">>>" in of.__doc__ or of in api_page.RETURNED, name
+    known = {name.split(".")[1] for name in api_page.PUBLIC} - {"memorization"}
+    assert set(sidepipe._PUBLIC) == known
+
+
+def test_the_page_is_that_of_the_docstrings():
+    assert api_page.PAGE.read_text(encoding="utf-8") == api_page.page(), "run: make api"
+
+
+def test_importing_sidepipe_imports_nothing_heavy():
+    code = "import sidepipe, sys; print({'torch', 'numpy', 'lightning'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    assert set(sidepipe._PUBLIC) <= set(dir(sidepipe))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        _ = sidepipe.lod
+
+
+def test_the_ten_lines_run_on_a_model_and_folders(checkpoint, tmp_path, monkeypatch, capsys):
+    for name, images in (("train", TRAIN), ("heldout", HELDOUT)):
+        save_folder(tmp_path / name, images)
+    few = model.Model.sample
+    monkeypatch.setattr(model.Model, "sample", lambda self, n, seed: few(self, n // 80, seed=seed))
+    monkeypatch.setattr(
+        sys, "argv", ["", str(checkpoint), str(tmp_path / "train"), str(tmp_path / "heldout")]
+    )
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "refine_my_model.py"))
+    assert "of 25 generated images hit a training image" in capsys.readouterr().out
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+# the same numbers as the stages
+
+
+@pytest.mark.e2e
+def test_the_stages_give_the_same_images_and_numbers_on_a_checkpoint_of_diffusers(
+    checkpoint, tmp_path
+):
+    arguments = ["stage=evaluate", "dpm=pretrained", f"dpm.path={checkpoint}"]
+    arguments += ["dpm.num_train_images=64", "generate.num_images=120", "attacks=single"]
+    arguments += ["generate.num_inference_steps=4", "extract=none", "extract.num_images=60"]
+    arguments += ["extract.refine_steps=3", "evaluate.false_positive_rates=[0.5]"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sidepipe", *arguments, "runtime.accelerator=cpu"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (evaluated,) = (tmp_path / "outputs" / "evaluate").glob("*/results.json")
+    expected = json.loads(evaluated.read_text())
+    at = expected["calibrated"][0]
+    (extracted,) = (tmp_path / "outputs" / "extract").glob("*/manifest.json")
+
+    own = sidepipe.load(checkpoint, device="cpu")
+    refined = own.refine(own.sample(60, num_inference_steps=4), steps=3)
+    np.testing.assert_array_equal(refined, load_shards(extracted.parent))
+    train, heldout = sidepipe.load_split(tmp_path / "outputs" / "dpm")
+    assert (len(train), len(heldout)) == (64, 1797 - 64)
+    found = sidepipe.compare(refined, train=train, heldout=heldout, false_positive_rate=0.5)
+    assert found.threshold == at["threshold"]
+    assert found.hits == at["train"]["count"]
+    assert found.unique == at["train"]["unique"]
+    assert found.heldout_hits == at["heldout"]["scaled"]
+    assert found.excess.share == at["excess"]["share"]
+    assert list(found.excess.interval) == at["excess"]["interval"]
+    assert list(found.true_rate_interval) == at["true_rate_interval"]
+    gallery = np.load(evaluated.parent / "gallery.npy")
+    np.testing.assert_array_equal(np.stack([pair.images for pair in found.pairs]), gallery)
+
+
+# models
+
+
+def test_images_depend_on_seed_and_place_alone(loaded):
+    images = loaded.sample(6, seed=1, num_inference_steps=3, precision="32-true")
+    again = loaded.sample(3, seed=1, num_inference_steps=3, precision="32-true")
+    assert np.abs(images[:3].astype(int) - again).max() <= 1
+    assert not np.array_equal(images, loaded.sample(6, seed=2, num_inference_steps=3))
+    assert images.dtype == np.uint8
+
+
+def test_an_artifact_and_its_folder_load_like_the_checkpoint(loaded, artifact):
+    expected = loaded.sample(3, num_inference_steps=3)
+    for path in (artifact, artifact.parent, artifact / "model"):
+        found = sidepipe.load(path, device="cpu").sample(3, num_inference_steps=3)
+        np.testing.assert_array_equal(found, expected)
+    train, heldout = sidepipe.load_split(artifact)
+    np.testing.assert_array_equal(train, TRAIN[[6, 0, 1, 2]])
+    np.testing.assert_array_equal(heldout, TRAIN[[5, 3, 4]])
+
+
+def test_a_folder_of_several_artifacts_is_ambiguous(artifact, tmp_path):
+    for name in ("one", "two"):
+        write_manifest_of_dpm(tmp_path / "dpm" / name)
+    with pytest.raises(ValueError, match=r"path must be a folder of one .* \['one', 'two'\]; name"):
+        sidepipe.load(tmp_path / "dpm")
+
+
+def write_manifest_of_dpm(folder):
+    folder.mkdir(parents=True)
+    write_manifest(folder, {"stage": "dpm", "key": folder.name, "inputs": {}})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.sample(0), "num_images must be >= 1, got 0"),
+        (lambda m: m.sample(1, seed=-1), r"seed must be in \[0, 2\*\*32\), got -1"),
+        (lambda m: m.sample(1, num_inference_steps=1001), r"num_inference_steps must be in \[1, 1"),
+        (lambda m: m.sample(1, eta=2), r"eta must be in \[0, 1\], got 2"),
+        (lambda m: m.sample(1, eta=1, sampler="dpm_solver_pp"), "eta must be 0 for dpm_solver_pp"),
+        (lambda m: m.sample(1, sampler="dim"), "sampler does not know 'dim'; did you mean 'ddim'"),
+        (lambda m: m.sample(1, precision="fp8"), "precision does not know 'fp8'"),
+        (lambda m: m.sample(1, timestep_spacing="x"), "timestep_spacing does not know 'x'"),
+        (lambda m: m.refine(TRAIN, t=1000), r"t must be in \[0, 1000\), the timesteps of the m"),
+        (lambda m: m.refine(TRAIN, t=-1), r"t must be in \[0, 1000\)"),
+        (lambda m: m.refine(TRAIN, steps=0), "steps must be >= 1, got 0"),
+        (lambda m: m.refine(TRAIN / 255), r"images must be uint8, got 'float64'; of values in \["),
+        (lambda m: m.refine(TRAIN[:0]), "images must be >= 1 images, got 0"),
+        (lambda m: m.refine(TRAIN[0]), r"images must be of shape \(n, h, w, c\), got \(8, 8, 1\)"),
+        (lambda m: m.refine(list(TRAIN)), r"images must be a uint8 array .* got 'list'; numpy"),
+        (lambda m: m.refine(random_images(2, shape=(1, 8, 8))), "of 1 or 3 channels, the last ax"),
+        (lambda m: m.refine(random_images(2, shape=(4, 4, 1))), r"of shape \(n, 8, 8, 1\), got"),
+    ],
+)
+def test_wrong_arguments_of_a_model_are_named(loaded, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(loaded)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"path": "no/such/folder"}, FileNotFoundError, "path names no/such/folder, which is not"),
+        ({"path": "."}, FileNotFoundError, "path must name a folder written by DDPMPipeline"),
+        ({"variant": "fp16"}, ValueError, r"variant must be one of \['default'\]"),
+        ({"device": "gpu0"}, ValueError, "device does not know 'gpu0'"),
+        ({"batch_size": 0}, ValueError, "batch_size must be >= 1 or None, got 0"),
+    ],
+)
+def test_wrong_arguments_of_load_are_named(
+    checkpoint, tmp_path, monkeypatch, arguments, error, message
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=f"^{message}"):
+        sidepipe.load(**{"path": str(checkpoint), **arguments})
+
+
+def test_a_split_needs_an_artifact(checkpoint):
+    with pytest.raises(FileNotFoundError, match="path must be a finished artifact outputs/dpm"):
+        sidepipe.load_split(checkpoint)
+
+
+# comparisons
+
+
+def test_planted_copies_are_hits_and_pairs():
+    found = sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT)
+    assert (found.num_images, found.hits, found.heldout_hits, found.unique) == (20, 10, 0, 10)
+    assert found.excess.share == 0.5
+    low, high = found.excess.interval
+    assert 0.2 < low < 0.5 < high < 0.8
+    np.testing.assert_array_equal(found.hit, [True] * 10 + [False] * 10)
+    assert [(p.generated, p.train) for p in found.pairs[:10]] == [(i, i) for i in range(10)]
+    for pair in found.pairs:
+        expected = [GENERATED[pair.generated], TRAIN[pair.train], HELDOUT[pair.heldout]]
+        np.testing.assert_array_equal(pair.images, expected)
+    assert found.false_positive_rate == 1 / 200
+    assert "too few for a false positive rate of 0.1 %; used: 0.5 %" in found.warnings[0]
+    assert "10 of 20 generated images hit a training image (10 different ones)" in str(found)
+
+
+@pytest.mark.parametrize("features", ["pixels", Pixels()], ids=["name", "object"])
+def test_features_are_a_name_or_an_encoder(features):
+    found = sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT, features=features)
+    assert (found.metric, found.hits) == ("cosine", 10)
+
+
+def test_heldout_images_are_hit_as_well_by_a_model_that_copies_nothing():
+    found = sidepipe.compare(HELDOUT[:20], train=TRAIN, heldout=HELDOUT[:60])
+    assert found.hits <= 1
+    assert found.heldout_hits == 20
+    assert found.excess.interval[1] < 0
+
+
+def test_the_report_is_one_page_with_the_answer_the_numbers_and_the_pairs(tmp_path):
+    found = sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT)
+    path = found.report(tmp_path / "page.html", title="My <model>")
+    page = path.read_text()
+    assert "My &lt;model&gt;" in page
+    assert "<b>10 of 40</b> training images came out" in page
+    assert page.count('class="hit"') >= 10
+    assert "false positive rate of 0.1 %" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+    with pytest.raises(FileNotFoundError, match="path must be a file in an existing folder"):
+        found.report(tmp_path / "nowhere" / "page.html")
+
+
+def test_a_model_that_makes_one_image_is_no_finding(tmp_path):
+    found = sidepipe.compare(np.repeat(TRAIN[:1], 30, axis=0), train=TRAIN, heldout=HELDOUT)
+    assert any("gives the same image 30 of 30 times: no finding" in w for w in found.warnings)
+    assert "No finding" in found.report(tmp_path / "page.html").read_text()
+
+
+def test_duplicates_across_the_split_are_an_error_unless_dropped_or_kept():
+    heldout = np.concatenate([HELDOUT, TRAIN[3:5]])
+    message = r"2 of 202 held-out images duplicate .*\(2 exactly\): heldout\[200\] = train\[3\]"
+    with pytest.raises(ValueError, match=message):
+        sidepipe.compare(GENERATED, train=TRAIN, heldout=heldout)
+    dropped = sidepipe.compare(GENERATED, train=TRAIN, heldout=heldout, on_duplicates="drop")
+    assert dropped.hits == sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT).hits
+    assert "they are left out" in dropped.warnings[0]
+    # Two copies of 202 set the threshold: no image could be a hit, which is an error, not a zero.
+    with pytest.raises(ValueError, match=r"no image could be a hit .*on_duplicates='drop'"):
+        sidepipe.compare(GENERATED, train=TRAIN, heldout=heldout, on_duplicates="keep")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"generated": GENERATED[:19]},
+            "generated must be >= 20 images, got 19; bring more images",
+        ),
+        ({"heldout": HELDOUT[:19]}, "heldout must be >= 20 images, got 19"),
+        ({"train": TRAIN[:1]}, "train must be >= 2 images, got 1"),
+        ({"train": TRAIN[:0]}, "train must be >= 1 images, got 0"),
+        ({"generated": GENERATED / 255}, "generated must be uint8, got 'float64'; of values in"),
+        ({"heldout": HELDOUT.astype(int)}, "heldout must be uint8, got 'int64'; convert it"),
+        ({"train": random_images(40, shape=(9, 9, 1))}, "train must be 8 x 8 pixels, as generated"),
+        (
+            {"train": random_images(40, shape=(8, 8, 3))},
+            "train must be of 1 channels, as generated",
+        ),
+        ({"train": [1]}, r"train must be a uint8 array \(n, h, w, c\), got 'list'"),
+        ({"features": "sscd"}, r"features must be one of \['pixels', 'pixels_l2'\], got 'sscd'"),
+        ({"false_positive_rate": 1}, r"false_positive_rate must be in \(0, 1\), got 1"),
+        ({"on_duplicates": "ignore"}, "on_duplicates does not know 'ignore'"),
+        ({"device": "tpu"}, "device does not know 'tpu'"),
+        ({"size": 0}, "size must be >= 1 or None, got 0"),
+    ],
+)
+def test_wrong_arguments_of_compare_are_named(changes, message):
+    arguments = {"generated": GENERATED, "train": TRAIN, "heldout": HELDOUT, **changes}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        sidepipe.compare(arguments.pop("generated"), **arguments)
+
+
+# folders
+
+
+def save_folder(folder, images, suffix="png"):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(
+            folder / f"{i:04d}.{suffix}"
+        )
+
+
+def test_folders_give_what_their_arrays_give(tmp_path):
+    expected = sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT)
+    for name, images in (("a", GENERATED), ("b", TRAIN), ("c", HELDOUT)):
+        save_folder(tmp_path / name, images)
+    found = sidepipe.compare(tmp_path / "a", train=str(tmp_path / "b"), heldout=tmp_path / "c")
+    assert found._counts == expected._counts
+    mixed = sidepipe.compare(GENERATED, train=tmp_path / "b", heldout=HELDOUT)
+    assert mixed._counts == expected._counts
+
+
+def test_images_of_other_sizes_need_a_named_size(tmp_path):
+    large = TRAIN.repeat(2, axis=1).repeat(2, axis=2)
+    save_folder(tmp_path / "large", large)
+    with pytest.raises(
+        ValueError, match=r"train must be 8 x 8 pixels, as generated, got .*size=32"
+    ):
+        sidepipe.compare(GENERATED, train=tmp_path / "large", heldout=HELDOUT)
+    for train in (tmp_path / "large", large):
+        found = sidepipe.compare(GENERATED, train=train, heldout=HELDOUT, size=8)
+        assert found.hits == 10
+    Image.fromarray(TRAIN[0, :, :5, 0]).save(tmp_path / "large" / "narrow.png")
+    with pytest.raises(ValueError, match="train must be images of one size, got 'several sizes'"):
+        sidepipe.compare(GENERATED, train=tmp_path / "large", heldout=HELDOUT)
+
+
+def test_a_folder_of_both_partitions_or_none_is_refused(tmp_path):
+    for name in ("train", "test"):
+        save_folder(tmp_path / "both" / name, TRAIN)
+    with pytest.raises(
+        ValueError, match=r"train must be a folder of one partition, got \['test', 't"
+    ):
+        sidepipe.compare(GENERATED, train=tmp_path / "both", heldout=HELDOUT)
+    with pytest.raises(
+        FileNotFoundError, match=r"heldout must be a uint8 array .* which is no fold"
+    ):
+        sidepipe.compare(GENERATED, train=TRAIN, heldout=tmp_path / "nowhere")
+
+
+def test_a_broken_file_is_named(tmp_path):
+    save_folder(tmp_path / "train", TRAIN)
+    (tmp_path / "train" / "0003.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(ValueError, match=r"0003\.png cannot be read"):
+        sidepipe.compare(GENERATED, train=tmp_path / "train", heldout=HELDOUT)
+
+
+def test_the_default_encoder_is_that_of_the_pipeline():
+    assert api.compare.__kwdefaults__["features"] == "pixels_l2"
+    assert isinstance(comparing._encoder("pixels_l2"), PixelsL2)
