@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 from PIL import Image
+from sklearn.datasets import load_digits
 from tests.tiny import SCHEDULE, UNET
 
 import sidepipe
@@ -124,11 +125,31 @@ def test_the_ten_lines_run_on_a_model_and_folders(checkpoint, tmp_path, monkeypa
 # the same numbers as the stages
 
 
+@pytest.fixture(scope="module")
+def of_digits(tmp_path_factory):
+    """A checkpoint of plain diffusers, trained for seconds: it makes blurred digits."""
+    folder = tmp_path_factory.mktemp("trained") / "ddpm"
+    torch.manual_seed(0)
+    scheduler = build({**SCHEDULE, "num_train_timesteps": 1000, "prediction_type": "sample"})
+    unet = build({**UNET, "block_out_channels": [16, 16]})
+    optimizer = torch.optim.Adam(unet.parameters(), lr=0.005)
+    x_0 = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1
+    for _ in range(150):
+        some = x_0[torch.randint(len(x_0), (64,))]
+        t, eps = torch.randint(1000, (64,)), torch.randn_like(some)
+        loss = (unet(scheduler.add_noise(some, eps, t), t).sample - some).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    DDPMPipeline(unet, scheduler).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.e2e
 def test_the_stages_give_the_same_images_and_numbers_on_a_checkpoint_of_diffusers(
-    checkpoint, tmp_path
+    of_digits, tmp_path
 ):
-    arguments = ["stage=evaluate", "dpm=pretrained", f"dpm.path={checkpoint}"]
+    arguments = ["stage=evaluate", "dpm=pretrained", f"dpm.path={of_digits}"]
     arguments += ["dpm.num_train_images=64", "generate.num_images=120", "attacks=single"]
     arguments += ["generate.num_inference_steps=4", "extract=none", "extract.num_images=60"]
     arguments += ["extract.refine_steps=3", "evaluate.false_positive_rates=[0.5]"]
@@ -146,14 +167,14 @@ def test_the_stages_give_the_same_images_and_numbers_on_a_checkpoint_of_diffuser
     at = expected["calibrated"][0]
     (extracted,) = (tmp_path / "outputs" / "extract").glob("*/manifest.json")
 
-    own = sidepipe.load(checkpoint, device="cpu")
+    own = sidepipe.load(of_digits, device="cpu")
     refined = own.refine(own.sample(60, num_inference_steps=4), steps=3)
     np.testing.assert_array_equal(refined, load_shards(extracted.parent))
     train, heldout = sidepipe.load_split(tmp_path / "outputs" / "dpm")
     assert (len(train), len(heldout)) == (64, 1797 - 64)
     found = sidepipe.compare(refined, train=train, heldout=heldout, false_positive_rate=0.5)
     assert found.threshold == at["threshold"]
-    assert found.hits == at["train"]["count"]
+    assert 0 < found.hits == at["train"]["count"] < 60
     assert found.unique == at["train"]["unique"]
     assert found.heldout_hits == at["heldout"]["scaled"]
     assert found.excess.share == at["excess"]["share"]
