@@ -4,6 +4,7 @@ import doctest
 import importlib.util
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from sidepipe.features.encoders import Pixels, PixelsL2
 from sidepipe.memorization import excess_metric
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 SPEC = importlib.util.spec_from_file_location("api_page", ROOT / "docs" / "api.py")
 api_page = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(api_page)
@@ -54,17 +56,17 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def artifact(checkpoint, tmp_path_factory):
-    """A finished dpm artifact with its data, four training images and three held-out ones."""
+    """A finished dpm artifact with its data, split in an order of its own."""
     outputs = tmp_path_factory.mktemp("outputs")
     for stage, inputs in (("data", {}), ("dpm", {"data": "a" * 12})):
         folder = outputs / stage / ("a" * 12)
         folder.mkdir(parents=True)
         if stage == "data":
-            np.save(folder / "images.npy", TRAIN[:7])
+            np.save(folder / "images.npy", np.concatenate([TRAIN, HELDOUT]))
         else:
             DDPMPipeline.from_pretrained(checkpoint).save_pretrained(folder / "model")
-            np.save(folder / "subset.npy", np.array([6, 0, 1, 2]))
-            np.save(folder / "heldout.npy", np.array([5, 3, 4]))
+            np.save(folder / "subset.npy", np.arange(40)[::-1])
+            np.save(folder / "heldout.npy", np.arange(40, 240)[::-1])
         write_manifest(folder, {"stage": stage, "key": folder.name, "inputs": inputs})
     return outputs / "dpm" / ("a" * 12)
 
@@ -111,13 +113,31 @@ def test_importing_sidepipe_imports_nothing_heavy():
 def test_the_ten_lines_run_on_a_model_and_folders(checkpoint, tmp_path, monkeypatch, capsys):
     for name, images in (("train", TRAIN), ("heldout", HELDOUT)):
         save_folder(tmp_path / name, images)
-    few = model.Model.sample
-    monkeypatch.setattr(model.Model, "sample", lambda self, n, seed: few(self, n // 80, seed=seed))
+    sample_few(monkeypatch)
     monkeypatch.setattr(
         sys, "argv", ["", str(checkpoint), str(tmp_path / "train"), str(tmp_path / "heldout")]
     )
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "refine_my_model.py"))
+    assert "of 25 generated images hit a training image" in capsys.readouterr().out
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def sample_few(monkeypatch):
+    """Has `sample` make an 80th of the images."""
+    sample = model.Model.sample
+    few = lambda self, count, seed: sample(self, count // 80, seed=seed)  # noqa: E731
+    monkeypatch.setattr(model.Model, "sample", few)
+
+
+def test_the_lines_on_the_first_page_run_where_a_demo_has_run(
+    artifact, tmp_path, monkeypatch, capsys
+):
+    (code,) = re.findall(r"```python\n(import sidepipe\n.*?)```", README.read_text(), re.DOTALL)
+    sample_few(monkeypatch)
+    (tmp_path / "outputs").symlink_to(artifact.parents[1])
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
     assert "of 25 generated images hit a training image" in capsys.readouterr().out
     assert "<html" in (tmp_path / "report.html").read_text()
 
@@ -201,8 +221,8 @@ def test_an_artifact_and_its_folder_load_like_the_checkpoint(loaded, artifact):
         found = sidepipe.load(path, device="cpu").sample(3, num_inference_steps=3)
         np.testing.assert_array_equal(found, expected)
     train, heldout = sidepipe.load_split(artifact)
-    np.testing.assert_array_equal(train, TRAIN[[6, 0, 1, 2]])
-    np.testing.assert_array_equal(heldout, TRAIN[[5, 3, 4]])
+    np.testing.assert_array_equal(train, TRAIN[::-1])
+    np.testing.assert_array_equal(heldout, HELDOUT[::-1])
 
 
 def test_a_folder_of_several_artifacts_is_ambiguous(artifact, tmp_path):

@@ -238,7 +238,7 @@ def load_split(path: str | Path) -> tuple[Images, Images]:
         >>> import sidepipe
         >>> train, heldout = sidepipe.load_split(artifact)  # outputs/dpm/<key>
         >>> len(train), len(heldout), train.shape[1:]
-        (4, 3, (8, 8, 1))
+        (40, 200, (8, 8, 1))
     """
     from sidepipe.stages.data.stage import load as load_images
     from sidepipe.stages.dpm.stage import load_subset
