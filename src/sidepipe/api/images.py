@@ -1,7 +1,7 @@
 """Images as arguments: arrays are checked, folders are read as `data=imagefolder` reads them."""
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -131,8 +131,3 @@ def _read(entries: Sequence[Entry], side: int, channels: int) -> Images:
         path = Path(folder) / "images.npy"
         read_images(entries, path, side, 3 if channels == 3 else 1, None, "error")
         return np.load(path)
-
-
-def joined_names(names: Iterable[Sequence[str]]) -> list[str]:
-    """The names of several arguments' images, one after the other."""
-    return [name for some in names for name in some]

@@ -6,12 +6,9 @@ from contextlib import contextmanager
 ARGUMENTS = {
     "runtime.accelerator=auto": "device='auto'",
     "runtime.accelerator": "device",
-    "runtime.sampling_batch_size": "batch_size",
     "data.on_duplicates=drop": "on_duplicates='drop'",
-    "evaluate.truth": "truth",
     "dpm.path": "path",
     "dpm.variant": "variant",
-    "generate.": "",
     "precision=32-true": "precision='32-true'",
 }
 
