@@ -4,7 +4,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from sidepipe.cli.main import CONF
-from sidepipe.engine.graph import Plan, check_parts, plan
+from sidepipe.engine.graph import Plan
+from sidepipe.engine.plan import check_parts, plan
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -10,7 +10,7 @@ from hydra.errors import ConfigCompositionException
 from tests.composing import composed, planned
 
 from sidepipe.cli.main import CONF, main
-from sidepipe.engine.graph import STAGES
+from sidepipe.stages import STAGES
 
 GROUPS = (
     *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "lora", "tune"),

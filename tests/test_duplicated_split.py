@@ -15,7 +15,8 @@ from sidepipe.base.files import write_json
 from sidepipe.base.settings import build
 from sidepipe.engine import pipeline
 from sidepipe.engine.artifacts import write_manifest
-from sidepipe.engine.graph import Plan, plan
+from sidepipe.engine.graph import Plan
+from sidepipe.engine.plan import plan
 from sidepipe.engine.shards import write_shard
 from sidepipe.stages.dpm.stage import TrainDPM
 from sidepipe.stages.report.stage import load_table, page_path

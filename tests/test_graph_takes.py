@@ -3,8 +3,8 @@
 import pytest
 from tests.composing import composed
 
-from sidepipe.engine import graph
-from sidepipe.engine.graph import Node, Plan, plan
+from sidepipe.engine.graph import Node, Plan
+from sidepipe.engine.plan import plan
 
 TUNED = ("attacks=single", "extract=tuned")
 
@@ -63,7 +63,7 @@ def test_rows_that_are_not_tuned_need_no_trials_and_stage_tune_says_which_would(
     rows = made("extract=tuned").goals("report")[0].inputs  # of the comparison one is plain
     assert {name for name, n in rows.items() if "tune" in n.inputs["extract"].inputs} == {"side"}
     with pytest.raises(ValueError, match=r"'tune'; remedy: extract\.tuned=true, as in attacks=tun"):
-        graph.needed(made("attacks=compare"), "tune")
+        made("attacks=compare").needed("tune")
 
 
 @pytest.mark.parametrize(

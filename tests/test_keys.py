@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 from tests.composing import composed
 
-from sidepipe.engine.graph import plan
+from sidepipe.engine.plan import plan
 
 ROWS = ("unconditional", "classifier", "posterior")
 

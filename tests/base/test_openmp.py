@@ -41,7 +41,7 @@ import torch
     "module",
     [
         *("sidepipe.cli.main", "sidepipe.cli.sweep.command", "sidepipe.tracking.sync"),
-        *("sidepipe.cli.dashboards.keys", "sidepipe.engine.stage", "tests.conftest"),
+        *("sidepipe.cli.dashboards.overview", "sidepipe.engine.stage", "tests.conftest"),
         *("benchmarks.sampling", "benchmarks.search", "benchmarks.threads", "benchmarks.training"),
     ],
 )

@@ -15,7 +15,8 @@ from sidepipe.base import files
 from sidepipe.base.interruption import Preempted
 from sidepipe.engine import artifacts, pipeline, status
 from sidepipe.engine.attempts import save_seconds
-from sidepipe.engine.graph import Node, Plan, plan
+from sidepipe.engine.graph import Node, Plan
+from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.tracking import Tracking
 

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from tests.composing import composed
 
 from sidepipe.base.interruption import Preempted
-from sidepipe.engine.graph import plan
+from sidepipe.engine.plan import plan
 from sidepipe.tracking import Content, MetricsCSV, Tracking
 from sidepipe.tracking.runs import GLOBAL_STEP
 

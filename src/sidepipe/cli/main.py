@@ -51,10 +51,11 @@ def _run(cfg: DictConfig) -> None:
     from sidepipe.engine.logs import quiet_libraries
 
     quiet_libraries()  # before faiss and others are imported and speak
-    from sidepipe.engine import graph, pipeline, status
+    from sidepipe.engine import pipeline, status
+    from sidepipe.engine.plan import plan
 
     try:
-        the_plan = graph.plan(cfg)
+        the_plan = plan(cfg)
         if cfg.stage == "status":
             said = [status.table(the_plan)]
         else:

@@ -1,6 +1,5 @@
 """Running the graph of stages: what is missing is made, in order, under lock, log and manifest."""
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -9,16 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sidepipe import stages
 from sidepipe.base import files
 from sidepipe.base.settings import require_known
-from sidepipe.cli.dashboards.measures import LINEAGE, measured, run_config
 from sidepipe.engine import artifacts, integrity
 from sidepipe.engine.attempts import save_seconds, working_seconds
-from sidepipe.engine.graph import STAGES, Node, Plan, check_parts, needed
+from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.logs import stage_log
+from sidepipe.engine.measures import LINEAGE, SETTINGS, measured, run_config
+from sidepipe.engine.plan import check_parts
 from sidepipe.engine.shards import check_disk
 from sidepipe.engine.stage import Job, NoMaterial
-from sidepipe.stages.report.stage import load_table, page_path
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ LOG, ERROR = "log.txt", "error.json"
 
 def run(the_plan: Plan, stage: str) -> list[Node]:
     """Runs whatever is missing for `stage` (or `all`), and returns the nodes asked for."""
-    require_known("stage", stage, ["all", "status", *STAGES])
-    order = needed(the_plan, stage)
+    require_known("stage", stage, ["all", "status", *stages.STAGES])
+    order = the_plan.needed(stage)
     missing = [n for n in order.values() if not integrity.is_done(n.folder(the_plan.runtime))]
     check_parts(missing, the_plan.runtime)
     _require_room(missing, the_plan)
@@ -62,6 +62,19 @@ def make(node: Node, the_plan: Plan) -> bool:
     def say_wait(owner: artifacts.Owner) -> None:
         log.info("%s %s: waiting for %s pid %d", title, node.key, owner.host, owner.pid)
 
+    _check_before(node, the_plan)
+    with artifacts.locked(folder, say_wait):
+        if integrity.is_whole(folder):  # made by the process we waited for
+            _checked_summary(node, folder)
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        _compute_or_record_error(node, folder, title, the_plan)
+    return True
+
+
+def _check_before(node: Node, the_plan: Plan) -> None:
+    """Raises before anything is made: for the node's inputs, disk, data, folder and accelerator."""
+    folder, title = node.folder(the_plan.runtime), the_plan.title(node)
     for name, read in node.inputs.items():
         if not integrity.is_whole(read.folder(the_plan.runtime)):
             raise FileNotFoundError(f"{title} {node.key} reads {name} {read.key}: not finished")
@@ -73,23 +86,21 @@ def make(node: Node, the_plan: Plan) -> bool:
         remedy = "set runtime.outputs to a folder of yours"
         raise PermissionError(f"{there} is not writable, {title} cannot be made; remedy: {remedy}")
     the_plan.runtime.require_accelerator()
-    with artifacts.locked(folder, say_wait):
-        if integrity.is_whole(folder):  # made by the process we waited for
-            _checked_summary(node, folder)
-            return False
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR).unlink(missing_ok=True)
-        try:
-            earlier = _reopen(folder, f"{title} {node.key}")
-            _compute(node, folder, title, the_plan)
-            _warn_of_changes(folder, earlier, f"{title} {node.key}")
-        except Exception as error:  # being asked to stop is none
-            if files.is_disk_full(error):
-                error = files.cannot_write(folder, error)
-            with suppress(OSError):  # on a full disk
-                files.write_json(folder / ERROR, {"error": str(error) or repr(error)})
-            raise error
-    return True
+
+
+def _compute_or_record_error(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
+    """Makes the artifact in its locked folder; an error is kept there for `stage=status`."""
+    (folder / ERROR).unlink(missing_ok=True)
+    try:
+        earlier = _reopen(folder, f"{title} {node.key}")
+        _compute(node, folder, title, the_plan)
+        _warn_of_changes(folder, earlier, f"{title} {node.key}")
+    except Exception as error:  # being asked to stop is none
+        if files.is_disk_full(error):
+            error = files.cannot_write(folder, error)
+        with suppress(OSError):  # on a full disk
+            files.write_json(folder / ERROR, {"error": str(error) or repr(error)})
+        raise error
 
 
 def _checked_summary(node: Node, folder: Path) -> dict[str, Any]:
@@ -159,11 +170,11 @@ def _warn_of_changes(folder: Path, earlier: Mapping[str, Any], name: str) -> Non
 def _check_data(node: Node, the_plan: Plan) -> None:
     """Raises ValueError where the node's settings do not fit the images of its finished data.
 
-    With the model, everything that is still to be made from it is checked as well: what does not
-    fit is an error before hours of training.
+    Where the stage `checks_ahead`, as the model does, everything that is still to be made from it
+    is checked as well: what does not fit is an error before hours of training.
     """
     nodes = [node]
-    if node.stage.name == "dpm":
+    if node.stage.checks_ahead:
         nodes = [n for n in the_plan.nodes.values() if node.key in n.upstream()]
     for other in nodes:
         finished = artifacts.read_manifest(other.folder(the_plan.runtime)) is not None
@@ -181,11 +192,9 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
         "settings": node.settings,
         "inputs": {name: n.key for name, n in node.inputs.items()},
     }
-    files.write_json(folder / "settings.json", content)
-    lineage = node.lineage()
-    files.write_json(folder / LINEAGE, lineage)
-    settings = [(n.stage.name, n.settings) for n in node.upstream().values()]
-    config = run_config(content, the_plan.attacks.get(node.key, []), lineage, settings)
+    files.write_json(folder / SETTINGS, content)
+    files.write_json(folder / LINEAGE, node.lineage())
+    config = run_config(node, the_plan.attacks.get(node.key, []))
     tracked_run = the_plan.tracking.run(node.stage.name, node.key, config)
     with stage_log(folder / LOG), working_seconds(folder) as seconds, tracked_run as tracked:
         log.info("%s: %s", title, folder)
@@ -194,7 +203,7 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
         summary = _summary(node, folder, title, the_plan)
         if "empty" not in summary:
             integrity.require_complete(folder, summary)
-            tracked.send(partial(measured, node.stage.name, folder, summary))
+            tracked.send(partial(measured, node.stage, folder, summary))
         log.info("%s: done in %.1f s", title, seconds())
         total = round(seconds(), 2)
     for name in (artifacts.PROGRESS, artifacts.SECONDS):
@@ -222,10 +231,6 @@ def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, 
 
 
 def show(node: Node, the_plan: Plan) -> str:
-    """What a person wants to see of a finished node: its result and where it lies."""
-    folder = node.folder(the_plan.runtime)
-    if node.stage.name == "report":
-        return f"{load_table(folder)}\nreport: {page_path(folder)}"
-    manifest = artifacts.read_manifest(folder) or {}
-    summary = json.dumps(manifest.get("summary"), indent=2)
-    return f"{the_plan.title(node)} {node.key}: {folder}\n{summary}"
+    """A finished node's result for a terminal, and where it lies."""
+    title = f"{the_plan.title(node)} {node.key}"
+    return node.stage.describe(node.folder(the_plan.runtime), title)

@@ -4,13 +4,14 @@ A stage's settings can change its numbers and enter its key; `Runtime` says only
 and never does.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sidepipe.base.settings import require, require_known
-from sidepipe.engine import ranks, threads
+from sidepipe.engine import artifacts, ranks, threads
 from sidepipe.engine.logs import quiet_libraries
 
 if TYPE_CHECKING:
@@ -176,16 +177,36 @@ class NoMaterial(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Base of all stages.
+    """Base of all stages, and the facts that the engine, the sweep and tracking read.
 
     name: the one word for package, config group, output folder and `stage=`.
     version: raised when the code's meaning changes, so that old artifacts are not mistaken for new.
     takes_empty: whether it runs where an artifact that it reads is empty: made with `NoMaterial`.
+    needed_by: the settings that make an attack read it; "" where every attack does.
+    takes: its settings that are another stage's of the same row, as {"features":
+    "evaluate.features"}.
+    reported: whether the report reads its artifacts: one per row of the config group `rows`, or,
+    where that is None, one of the unchanged config.
+    is_attack: whether the rows that need it are named as attacks in tracking.
+    checks_ahead: whether `check_data` of all that is still to be made from it comes before it runs.
+    accelerated, parallel: whether it uses an accelerator, and whether several processes share its
+    work; a Slurm job asks for one process and no accelerator otherwise.
+    checkpoints, pictures: the files with what it learned, and with sample grids; patterns of glob.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     takes_empty: ClassVar[bool] = False
+    needed_by: ClassVar[str] = ""
+    takes: ClassVar[Mapping[str, str]] = {}
+    reported: ClassVar[bool] = False
+    rows: ClassVar[str | None] = None
+    is_attack: ClassVar[bool] = False
+    checks_ahead: ClassVar[bool] = False
+    accelerated: ClassVar[bool] = True
+    parallel: ClassVar[bool] = False
+    checkpoints: ClassVar[str] = ""
+    pictures: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError where a setting is out of its range."""
@@ -246,3 +267,17 @@ class Stage:
         Returns a JSON-able summary for the manifest.
         """
         raise NotImplementedError
+
+    def describe(self, folder: Path, title: str) -> str:
+        """The result in the finished `folder`, for a terminal; title: what messages call it."""
+        summary = (artifacts.read_manifest(folder) or {}).get("summary")
+        return f"{title}: {folder}\n{json.dumps(summary, indent=2)}"
+
+    def curves(self, folder: Path) -> dict[str, list[dict[str, float]]]:
+        """The curves of the finished `folder` for tracking, by x axis; see `tracking.Content`."""
+        return {}
+
+    def shown(self, folder: Path) -> dict[str, list[Any]]:
+        """Images, or files of them, of the finished `folder` for tracking, by key."""
+        files = sorted(folder.glob(self.pictures)) if self.pictures else []
+        return {f"{self.name}/pictures": files} if files else {}

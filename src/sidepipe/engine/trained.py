@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Training(Stage):
     gradient_clip_val: maximal gradient norm, 0 for none.
     """
 
+    parallel: ClassVar[bool] = True
     max_steps: int
     batch_size: int
     lr: float

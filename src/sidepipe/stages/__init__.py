@@ -1,1 +1,27 @@
-"""One package per stage, in the order of the data: data, dpm, generate, ..., report."""
+"""The stages, from the images to the report; each is a package here and a config group.
+
+`STAGES` is the only list of them. A new stage is a package, a folder of `conf`, and a line here;
+the engine, the sweep and tracking read everything else from the facts of its class (see
+`sidepipe.engine.stage.Stage`). Nothing is imported here, so that help and status stay light.
+"""
+
+# In flow order, by name, the class with the facts: the stage, or the base of its variants. A stage
+# reads earlier ones; the last one reads every stage whose class is `reported`.
+STAGES: dict[str, str] = {
+    "data": "sidepipe.stages.data.stage.Data",
+    "dpm": "sidepipe.stages.dpm.stage.DPM",
+    "generate": "sidepipe.stages.generate.stage.Generate",
+    "original": "sidepipe.stages.original.stage.Original",
+    "label": "sidepipe.stages.label.stage.Label",
+    "classifier": "sidepipe.stages.classifier.stage.Classifier",
+    "lora": "sidepipe.stages.lora.stage.Lora",
+    "tune": "sidepipe.stages.tune.stage.Tune",
+    "extract": "sidepipe.stages.extract.stage.Extract",
+    "descriptor": "sidepipe.stages.descriptor.stage.Descriptor",
+    "reference": "sidepipe.stages.reference.stage.Reference",
+    "evaluate": "sidepipe.stages.evaluate.stage.Evaluate",
+    "detect": "sidepipe.stages.detect.base.Detect",
+    "explain": "sidepipe.stages.explain.stage.Explain",
+    "mitigate": "sidepipe.stages.mitigate.stage.Mitigate",
+    "report": "sidepipe.stages.report.stage.Report",
+}

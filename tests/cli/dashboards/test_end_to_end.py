@@ -14,8 +14,9 @@ from tests.composing import composed
 from tests.tracking.conftest import NAMES, python
 from tests.tracking.wandb_server import wandb_server
 
-from sidepipe.engine import graph, pipeline
+from sidepipe.engine import pipeline
 from sidepipe.engine.artifacts import read_manifest
+from sidepipe.engine.plan import plan
 from sidepipe.stages.evaluate.stage import load as load_results
 from sidepipe.tracking import MetricsCSV
 from sidepipe.tracking.runs import GLOBAL_STEP
@@ -43,7 +44,7 @@ def smoke(tmp_path_factory):
     """The nodes of the smoke experiment by stage, the server that got them, what was said."""
     home = tmp_path_factory.mktemp("smoke")
     overrides = ["experiment=smoke", "tracking=offline", "tracking.group=sizes"]
-    the_plan = graph.plan(composed(*overrides, f"runtime.outputs={home / 'outputs'}"))
+    the_plan = plan(composed(*overrides, f"runtime.outputs={home / 'outputs'}"))
     with pytest.MonkeyPatch.context() as patch:
         for name in NAMES:
             patch.setenv(f"WANDB_{name}", "")

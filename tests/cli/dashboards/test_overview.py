@@ -5,7 +5,9 @@ import warnings
 
 import pytest
 
-from sidepipe.cli.dashboards import keys as k
+from sidepipe.stages.classifier import charts as classifier
+from sidepipe.stages.dpm import charts as dpm
+from sidepipe.stages.evaluate import charts as k
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, about the library
@@ -66,5 +68,5 @@ def test_all_that_a_sweep_is_read_for_is_there():
     drawn = {m for p in panels(spec()).values() for m in p["config"].get("metrics", [])}
     bands = {k.band_key(b, s) for b in ("low", "mid", "high") for s in ("ams", "ums")}
     assert bands <= drawn
-    assert {k.HITS, k.EXCESS, k.RAREFACTION_UNIQUE, k.DPM_LOSS_HELDOUT} <= drawn
-    assert {k.QUALITY_CROSS_ENTROPY, k.EVALUATIONS, k.SYNTHETIC_EVALUATIONS} <= drawn
+    assert {k.HITS, k.EXCESS, k.RAREFACTION_UNIQUE, dpm.LOSS_HELDOUT} <= drawn
+    assert {classifier.CROSS_ENTROPY, k.EVALUATIONS, k.SYNTHETIC_EVALUATIONS} <= drawn

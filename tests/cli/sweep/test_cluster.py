@@ -9,12 +9,10 @@ from tests.cli.sweep.conftest import Cluster
 
 from sidepipe.cli.sweep import cluster
 
-STAGES = ("data", "dpm")
-
 
 def test_a_stage_asks_for_what_all_do_but_where_it_differs() -> None:
     settings = {"partition": "gpu", "gres": "gpu:2", "stages": {"data": {"gres": None}}}
-    slurm = cluster.slurm_of(settings, STAGES)
+    slurm = cluster.slurm_of(settings)
     assert slurm.of("dpm").gres == "gpu:2"
     assert slurm.of("data").gres is None
     assert slurm.of("data").partition == "gpu"
@@ -34,7 +32,7 @@ def test_a_stage_asks_for_what_all_do_but_where_it_differs() -> None:
 )
 def test_wrong_settings_are_refused(settings: dict | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cluster.slurm_of(settings, STAGES)
+        cluster.slurm_of(settings)
 
 
 def test_a_script_asks_for_what_is_set_and_nothing_else() -> None:
@@ -44,7 +42,7 @@ def test_a_script_asks_for_what_is_set_and_nothing_else() -> None:
         "array_parallelism": 4,
         "setup": ["module load x"],
     }
-    slurm = cluster.slurm_of({**settings, "sbatch": ["--qos=long"]}, STAGES)
+    slurm = cluster.slurm_of({**settings, "sbatch": ["--qos=long"]})
     text = cluster.script("a-name", slurm, Path("/jobs/it's 1.json"), 12, Path("/logs"))
     options = [line.removeprefix("#SBATCH ") for line in text.splitlines() if "#SBATCH" in line]
     assert {"--array=0-11%4", "--time=1-00:00:00", "--mem=64000", "--qos=long"} <= set(options)

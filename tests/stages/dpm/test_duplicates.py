@@ -10,7 +10,7 @@ from tests.composing import composed
 from tests.tiny import RUNTIME, SETTINGS, UNET
 
 from sidepipe.base.settings import build
-from sidepipe.engine.graph import plan
+from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job
 from sidepipe.stages.dpm.duplicates import PAIRS
 from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, load_subset

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import save_file
 from tests.composing import composed
 
-from sidepipe.engine.graph import needed, plan
+from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.features.copydet import CopyNet
 from sidepipe.features.encoders import Pixels, PixelsL2
@@ -252,7 +252,7 @@ def test_an_attack_that_is_judged_by_other_features_has_real_images_of_its_own()
 
 def test_real_images_come_before_the_attack_so_that_too_few_of_them_do():
     the_plan = plan(composed("attacks=compare"))
-    stages = [node.stage.name for node in needed(the_plan, "evaluate").values()]
+    stages = [node.stage.name for node in the_plan.needed("evaluate").values()]
     assert stages.index("reference") < stages.index("extract")
 
 

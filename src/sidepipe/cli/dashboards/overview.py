@@ -10,7 +10,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces._graphql import execute_graphql
 
-from sidepipe.cli.dashboards import keys as k
+from sidepipe.stages.classifier import charts as classifier
+from sidepipe.stages.dpm import charts as dpm
+from sidepipe.stages.evaluate import charts as evaluate
 from sidepipe.tracking.runs import GLOBAL_STEP
 
 BANDS = ("high", "mid", "low")
@@ -34,21 +36,33 @@ def sections() -> list[ws.Section]:
     return [
         _section(
             "Hits by subset size and attack",
-            _over_sizes("hits at 0.1 % false positives", k.HITS),
-            _over_sizes("share of images that hit", k.HIT_RATE),
-            _over_sizes("different training images hit", k.UNIQUE),
-            _by_attack("hits at 0.1 % false positives, all sizes", k.HITS, k.HELDOUT_HITS),
+            _over_sizes("hits at 0.1 % false positives", evaluate.HITS),
+            _over_sizes("share of images that hit", evaluate.HIT_RATE),
+            _over_sizes("different training images hit", evaluate.UNIQUE),
+            _by_attack(
+                "hits at 0.1 % false positives, all sizes", evaluate.HITS, evaluate.HELDOUT_HITS
+            ),
         ),
         _section(
             "Excess over held-out images",
-            _over_sizes("excess and its 95 % interval", k.EXCESS, k.EXCESS_LOW, k.EXCESS_HIGH),
-            _line("excess by threshold", k.THRESHOLD, k.CURVE_EXCESS),
-            _line("AMS by threshold", k.THRESHOLD, k.CURVE_AMS_TRAIN, k.CURVE_AMS_HELDOUT),
+            _over_sizes(
+                "excess and its 95 % interval",
+                evaluate.EXCESS,
+                evaluate.EXCESS_LOW,
+                evaluate.EXCESS_HIGH,
+            ),
+            _line("excess by threshold", evaluate.THRESHOLD, evaluate.CURVE_EXCESS),
+            _line(
+                "AMS by threshold",
+                evaluate.THRESHOLD,
+                evaluate.CURVE_AMS_TRAIN,
+                evaluate.CURVE_AMS_HELDOUT,
+            ),
         ),
         _section(
             "AMS and UMS in bands of similarity",
             *(
-                _over_sizes(f"{score.upper()}, {band}", k.band_key(band, score))
+                _over_sizes(f"{score.upper()}, {band}", evaluate.band_key(band, score))
                 for score in ("ams", "ums")
                 for band in BANDS
             ),
@@ -57,40 +71,42 @@ def sections() -> list[ws.Section]:
             "How much there is to extract",
             _line(
                 "different training images by images generated",
-                k.RAREFACTION_IMAGES,
-                *(k.RAREFACTION_UNIQUE, k.RAREFACTION_LOW, k.RAREFACTION_HIGH),
+                evaluate.RAREFACTION_IMAGES,
+                *(evaluate.RAREFACTION_UNIQUE, evaluate.RAREFACTION_LOW, evaluate.RAREFACTION_HIGH),
             ),
-            _over_sizes("at least so many can be hit, with 95 % confidence", k.AT_LEAST),
-            _over_sizes("share of hits to come already seen", k.COVERAGE),
+            _over_sizes("at least so many can be hit, with 95 % confidence", evaluate.AT_LEAST),
+            _over_sizes("share of hits to come already seen", evaluate.COVERAGE),
         ),
         _section(
             "The model under attack",
-            _line("loss", GLOBAL_STEP, k.DPM_LOSS),
+            _line("loss", GLOBAL_STEP, dpm.LOSS),
             _line(
                 "loss on training and held-out images",
                 GLOBAL_STEP,
-                *(k.DPM_LOSS_TRAIN, k.DPM_LOSS_HELDOUT),
+                *(dpm.LOSS_TRAIN, dpm.LOSS_HELDOUT),
             ),
         ),
         _section(
             "The classifier by noise level",
             _line(
                 "cross-entropy, and of who knows the labels' frequency alone",
-                k.NOISE_LEVEL,
-                *(k.QUALITY_CROSS_ENTROPY, k.LABEL_ENTROPY),
+                classifier.NOISE_LEVEL,
+                *(classifier.CROSS_ENTROPY, classifier.LABEL_ENTROPY),
             ),
-            _line("accuracy", k.NOISE_LEVEL, k.QUALITY_ACCURACY),
-            _line("cross-entropy while training", GLOBAL_STEP, k.CLASSIFIER_CROSS_ENTROPY),
+            _line("accuracy", classifier.NOISE_LEVEL, classifier.ACCURACY),
+            _line("cross-entropy while training", GLOBAL_STEP, classifier.TRAINED_CROSS_ENTROPY),
         ),
         _section(
             "Cost in network evaluations",
             _by_attack(
-                "of the attack, and of synthetic images", k.EVALUATIONS, k.SYNTHETIC_EVALUATIONS
+                "of the attack, and of synthetic images",
+                evaluate.EVALUATIONS,
+                evaluate.SYNTHETIC_EVALUATIONS,
             ),
             wr.ScatterPlot(
                 title="hits by cost",
-                x=wr.SummaryMetric(k.EVALUATIONS),
-                y=wr.SummaryMetric(k.HITS),
+                x=wr.SummaryMetric(evaluate.EVALUATIONS),
+                y=wr.SummaryMetric(evaluate.HITS),
                 log_x=True,
             ),
         ),
@@ -110,7 +126,7 @@ def _over_sizes(title: str, *y: str) -> wr.LinePlot:
     """A line an attack over the number of training images; each run is one of its points."""
     return wr.LinePlot(
         title=title,
-        x=k.TRAIN_IMAGES,
+        x=evaluate.TRAIN_IMAGES,
         y=list(y),
         title_x="training images",
         log_x=True,

@@ -5,12 +5,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sidepipe import stages
 from sidepipe.base.settings import bind, check_field_types, require, require_known
+from sidepipe.engine.graph import stage_class
 
 MAX_ARRAY = 1000  # tasks of one array; Slurm's default limit
 
@@ -22,7 +24,8 @@ class Slurm:
     nodes x tasks_per_node processes share one training or sampling run, a device each.
     array_parallelism: jobs of one stage that run at once, None for no limit. signal_seconds: before
     the time limit, when a job saves and requeues itself. setup: shell lines run first. sbatch:
-    further options. stages: by stage, what differs there.
+    further options. stages: by stage, what differs there; a stage that uses one process or no
+    accelerator asks for no more without it.
     """
 
     partition: str | None = None
@@ -48,14 +51,17 @@ class Slurm:
             require(value is None or value >= 1, f"runtime.slurm.{name}", ">= 1 or null", value)
 
     def of(self, stage: str) -> "Slurm":
-        """What a job of `stage` asks for."""
+        """What a job of `stage` asks for: its own settings, or else what the stage can use."""
         where, changes = f"runtime.slurm.stages.{stage}", self.stages.get(stage) or {}
         for name in changes:
             require_known(where, name, vars(self).keys() - {"stages"})
-        return replace(self, **check_field_types(where, Slurm, changes), stages={})
+        kind = stage_class(stage)
+        usable = {} if kind.parallel else {"nodes": 1, "tasks_per_node": 1}
+        usable |= {} if kind.accelerated else {"gres": None}
+        return replace(self, **{**usable, **check_field_types(where, Slurm, changes)}, stages={})
 
 
-def slurm_of(settings: Mapping[str, Any] | None, stages: Iterable[str]) -> Slurm:
+def slurm_of(settings: Mapping[str, Any] | None) -> Slurm:
     """The checked `runtime.slurm` settings; ValueError names what is wrong."""
     where = "runtime.slurm"
     remedy = "choose runtime=slurm, or LAUNCHER=local"
@@ -64,7 +70,7 @@ def slurm_of(settings: Mapping[str, Any] | None, stages: Iterable[str]) -> Slurm
     bind(where, "sidepipe.cli.sweep.cluster.Slurm", settings)
     slurm = Slurm(**check_field_types(where, Slurm, settings))
     for stage in slurm.stages:
-        require_known(f"{where}.stages", stage, stages)
+        require_known(f"{where}.stages", stage, stages.STAGES)
         slurm.of(stage)
     return slurm
 

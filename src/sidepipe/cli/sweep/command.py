@@ -20,8 +20,9 @@ from sidepipe.cli.sweep.estimates import estimates
 from sidepipe.cli.sweep.grid import Point, Sweep, folder_of, point_of, sweep_of
 from sidepipe.cli.sweep.states import Seen, aligned, look, table
 from sidepipe.engine import artifacts, pipeline, ranks
-from sidepipe.engine.graph import STAGES, Node, check_parts
+from sidepipe.engine.graph import Node
 from sidepipe.engine.logs import quiet_libraries
+from sidepipe.engine.plan import check_parts
 from sidepipe.engine.refusals import told
 from sidepipe.engine.stage import Runtime
 from sidepipe.stages.report.stage import load_table
@@ -42,7 +43,7 @@ def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
     sweep = sweep_of(name, [f"runtime={launcher}", *overrides])
     slurm = None
     if launcher == "slurm":
-        slurm = cluster.slurm_of(sweep.points[0].plan.runtime.slurm, STAGES)
+        slurm = cluster.slurm_of(sweep.points[0].plan.runtime.slurm)
     left = [task for task in sweep.tasks.values() if not task.is_done]
     check_parts((task.node for task in left), sweep.points[0].plan.runtime)
     print(forecast(sweep))

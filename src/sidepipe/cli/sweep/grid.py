@@ -16,10 +16,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
+from sidepipe import stages
 from sidepipe.base.settings import require, require_known
 from sidepipe.cli.main import CONF, options
-from sidepipe.engine.graph import STAGES, Node, Plan, needed, plan
+from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.integrity import is_done
+from sidepipe.engine.plan import plan
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,11 @@ class Sweep:
         points: dict[str, list[Point]] = {}
         nodes: dict[str, Node] = {}
         for point in self.points:
-            for key, node in needed(point.plan, self.stage).items():
+            for key, node in point.plan.needed(self.stage).items():
                 nodes[key] = node
                 points.setdefault(key, []).append(point)
-        order = sorted(nodes, key=lambda key: STAGES.index(nodes[key].stage.name))
+        flow = list(stages.STAGES)
+        order = sorted(nodes, key=lambda key: flow.index(nodes[key].stage.name))
         return {key: Task(nodes[key], tuple(points[key])) for key in order}
 
 
@@ -124,7 +127,7 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
         made: dict[str, Node] = {}
         points = [_point([f"sweep={name}", *fixed], each, composed, made) for each in choices]
     stage = str(next(iter(composed.values())).stage)
-    require_known("stage", stage, ["all", *STAGES])
+    require_known("stage", stage, ["all", *stages.STAGES])
     return Sweep(name, tuple(overrides), stage, tuple(points))
 
 

@@ -18,6 +18,7 @@ from sidepipe.base.settings import build, require, tried
 from sidepipe.base.weights import load_exactly
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
+from sidepipe.stages.classifier import charts
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
 from sidepipe.stages.label.stage import load_images
@@ -47,6 +48,8 @@ class Classifier(Training):
     """
 
     name: ClassVar[str] = "classifier"
+    needed_by: ClassVar[str] = "extract.surrogate=classifier"
+    checkpoints: ClassVar[str] = "model.safetensors"
     network: dict[str, Any]
     noised: bool
     labels: Literal["hard", "posterior"]
@@ -183,6 +186,9 @@ class Classifier(Training):
             callbacks=[_keep_best(job.folder)],
         )
         module.load_state_dict(weights(job.folder, BEST))
+
+    def curves(self, folder: Path) -> dict[str, list[dict[str, float]]]:
+        return charts.curves(load_quality(folder))
 
 
 def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Data(Stage):
 
     name: ClassVar[str] = "data"
     version: ClassVar[int] = 2
+    accelerated: ClassVar[bool] = False
     source: dict[str, Any]
     size: int
     channels: Literal[1, 3]

@@ -43,6 +43,8 @@ class Descriptor(Training):
     """
 
     name: ClassVar[str] = "descriptor"
+    needed_by: ClassVar[str] = "evaluate=copydet"
+    checkpoints: ClassVar[str] = "model.safetensors"
     fraction: float
     widths: list
     dimensions: int

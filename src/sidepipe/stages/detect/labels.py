@@ -10,13 +10,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sidepipe.base.settings import Precision, require
 from sidepipe.engine.resuming import in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.stages.detect.base import Detect
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load_cohesion, load_images, load_sizes
 from sidepipe.stages.lora.stage import Lora
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectLabels(Stage):
+class DetectLabels(Detect):
     """|| D_t || of every surrogate label, its mean over images from noise and their first steps.
 
     surrogate: as of extract. num_generations: n, images a label. num_steps: first steps of
@@ -36,7 +37,6 @@ class DetectLabels(Stage):
     one.
     """
 
-    name: ClassVar[str] = "detect"
     surrogate: Literal["classifier", "posterior", "lora"]
     num_generations: int
     num_inference_steps: int

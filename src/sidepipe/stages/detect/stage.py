@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,6 +25,7 @@ from sidepipe.memorization.roc import require_enough
 from sidepipe.models.text.prompts import read_prompts
 from sidepipe.stages.data.stage import Data, load_captions, load_ids
 from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.detect.base import Detect
 from sidepipe.stages.detect.scores import SIGNALS, Variant, variants
 from sidepipe.stages.dpm.stage import DPM, load_subset
 from sidepipe.stages.dpm.text import PretrainedTextDPM, TrainTextDPM, load_placed_model
@@ -46,7 +47,7 @@ FEW = f"bring more of them, or {RATE}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectPrompts(Stage):
+class DetectPrompts(Detect):
     """Signals of memorization for prompts, and how well they tell which are memorized.
 
     prompts: a file of `models.text.prompts`, None for the data's captions: all planted ones,
@@ -62,7 +63,6 @@ class DetectPrompts(Stage):
     at least that many copies make it memorized. false_positive_rate: of calibration prompts.
     """
 
-    name: ClassVar[str] = "detect"
     prompts: str | None
     calibration_prompts: str | None
     truth_images: str | None

@@ -48,6 +48,11 @@ class DPM(Stage):
 
     name: ClassVar[str] = "dpm"
     version: ClassVar[int] = 2
+    takes: ClassVar[Mapping[str, str]] = {"on_duplicates": "data.on_duplicates"}
+    parallel: ClassVar[bool] = True
+    checks_ahead: ClassVar[bool] = True
+    checkpoints: ClassVar[str] = "model/**/*"
+    pictures: ClassVar[str] = "previews/*.png"
     num_train_images: int | None
     train_partitions: list | None
     subset_seed: int

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sidepipe.base.files import write_json
+from sidepipe.base.images import grid
 from sidepipe.base.settings import build, require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -28,6 +29,7 @@ from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
 from sidepipe.stages.dpm.stage import DPM
+from sidepipe.stages.evaluate import charts
 from sidepipe.stages.evaluate.cost import cost, original_of
 from sidepipe.stages.evaluate.headline import headline
 from sidepipe.stages.extract.stage import Extract, load_cohesion, load_targets
@@ -74,6 +76,9 @@ class Evaluate(Stage):
 
     name: ClassVar[str] = "evaluate"
     version: ClassVar[int] = 4
+    needed_by: ClassVar[str] = "attacks=compare"
+    reported: ClassVar[bool] = True
+    rows: ClassVar[str | None] = "attacks"
     features: dict[str, Any]
     truth: Literal["train", "none"]
     bands: dict[str, Any]
@@ -253,6 +258,17 @@ class Evaluate(Stage):
             log.info("ranked blindly are the first %d of %d images", BLIND_IMAGES, len(queries))
         threshold = self._duplicate_threshold(encoder.metric)
         return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold)
+
+    def curves(self, folder: Path) -> dict[str, list[dict[str, float]]]:
+        results = load(folder)
+        return charts.curves(results) if results["truth"] == "train" else {}
+
+    def shown(self, folder: Path) -> dict[str, list[Any]]:
+        """Each pair that is kept: the generated, the training and the held-out image."""
+        if not (folder / "gallery.npy").exists():
+            return {}
+        triples, _ = load_gallery(folder)
+        return {"evaluate/pairs": [grid(triple, columns=3) for triple in triples]}
 
 
 def _attacker_rows(extract: Path) -> Int64[np.ndarray, "a"] | None:

@@ -38,6 +38,8 @@ class Explain(Stage):
     """
 
     name: ClassVar[str] = "explain"
+    needed_by: ClassVar[str] = "explain=tokens"
+    reported: ClassVar[bool] = True
     num_prompts: int | None
     num_generations: int
     num_inference_steps: int

@@ -59,6 +59,7 @@ class Extract(GuidedSampling):
     """
 
     version: ClassVar[int] = 4
+    is_attack: ClassVar[bool] = True
     targets: Literal["uniform", "top_cohesion", "weighted"]
     target_fraction: float
     tuned: bool

@@ -46,6 +46,8 @@ class Sampling(Stage):
     timesteps; at more of it samples that are alike merge.
     """
 
+    parallel: ClassVar[bool] = True
+    pictures: ClassVar[str] = "preview.png"
     num_images: int
     sampler: Literal["ddim", "dpm_solver_pp"]
     num_inference_steps: int
@@ -187,6 +189,7 @@ class Generate(Sampling):
 
     name: ClassVar[str] = "generate"
     version: ClassVar[int] = 3
+    needed_by: ClassVar[str] = "evaluate.truth=train, or extract.surrogate=posterior"
 
     def run(self, job: Job) -> dict[str, Any]:
         return self.sample(job)

@@ -40,6 +40,8 @@ class Label(Stage):
     """
 
     name: ClassVar[str] = "label"
+    needed_by: ClassVar[str] = "extract.surrogate=posterior, classifier or lora"
+    pictures: ClassVar[str] = "clusters.png"
     features: dict[str, Any]
     num_clusters: int
     num_iterations: int

@@ -43,6 +43,8 @@ class Lora(Training):
     """
 
     name: ClassVar[str] = "lora"
+    needed_by: ClassVar[str] = "extract.surrogate=lora"
+    checkpoints: ClassVar[str] = "adapter.safetensors"
     rank: int
     target_modules: list
     validation_fraction: float

@@ -60,6 +60,9 @@ class Mitigate(Stage):
     """
 
     name: ClassVar[str] = "mitigate"
+    needed_by: ClassVar[str] = "mitigations=compare"
+    reported: ClassVar[bool] = True
+    rows: ClassVar[str | None] = "mitigations"
     method: Method
     num_prompts: int | None
     num_generations: int

@@ -36,6 +36,8 @@ class Original(Stage):
     """
 
     name: ClassVar[str] = "original"
+    needed_by: ClassVar[str] = "label.assign=original"
+    accelerated: ClassVar[bool] = False
     fraction: float
     attributes: list | None
     attribute_file: str

@@ -59,6 +59,11 @@ class Reference(Stage):
     """
 
     name: ClassVar[str] = "reference"
+    needed_by: ClassVar[str] = "evaluate.truth=train"
+    takes: ClassVar[Mapping[str, str]] = {
+        "features": "evaluate.features",
+        "false_positive_rates": "evaluate.false_positive_rates",
+    }
     features: dict[str, Any]
     false_positive_rates: list
 

@@ -35,6 +35,7 @@ class Report(Stage):
     name: ClassVar[str] = "report"
     version: ClassVar[int] = 3
     takes_empty: ClassVar[bool] = True
+    accelerated: ClassVar[bool] = False
     title: str
 
     def run(self, job: Job) -> dict[str, Any]:
@@ -67,6 +68,9 @@ class Report(Stage):
             (job.folder / "figures" / f"{name}.png").write_bytes(picture)
         summary = {name: dict(part.summary) for name, part in parts.items()}
         return {**summary, "no_material": empty} if empty else summary
+
+    def describe(self, folder: Path, title: str) -> str:
+        return f"{load_table(folder)}\nreport: {page_path(folder)}"
 
 
 def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:

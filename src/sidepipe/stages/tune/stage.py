@@ -56,6 +56,10 @@ class Tune(Stage):
 
     name: ClassVar[str] = "tune"
     version: ClassVar[int] = 2
+    needed_by: ClassVar[str] = "extract.tuned=true, as in attacks=tuned"
+    takes: ClassVar[Mapping[str, str]] = {"attack": "extract"}
+    parallel: ClassVar[bool] = True
+    pictures: ClassVar[str] = "trials/*/preview.png"
     attack: dict[str, Any]
     grid: dict[str, Any]
     num_images: int

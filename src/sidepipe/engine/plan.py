@@ -1,0 +1,243 @@
+"""From one composed config to the nodes of its graph, every setting checked on the way.
+
+`attacks` are the rows of the comparison: each is a set of changes laid over the stages' settings;
+what rows share is made once. `mitigations` are rows of the same kind, each judged by the stage
+`mitigate` on the prompts that the unchanged model was found to have memorized. Which stages are
+made per row, and which once, is a fact of each stage. A stage whose config is null is not there.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from sidepipe import stages
+from sidepipe.base.settings import (
+    bind_nested,
+    bind_signature,
+    check_field_types,
+    require,
+    require_known,
+)
+from sidepipe.engine.graph import Node, Plan, stage_class
+from sidepipe.engine.refusals import require_all
+from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.tracking import Tracking
+
+
+def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
+    """Builds and checks every stage's settings; nothing is read but small config files.
+
+    What takes seconds to import is left to `check_parts`, which follows before anything runs.
+    made: nodes of earlier plans, which a sweep's points share; those of this one are added.
+    Raises ValueError for a wrong name, type, range or combination in ANY stage, so that a typo in
+    evaluate does not surface after days of training.
+    """
+    _require_present(cfg)
+    require_all(cfg)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    runtime = _build(Runtime, "runtime", plain["runtime"])
+    tracking = _build(Tracking, "tracking", plain["tracking"])
+    wanted = _goals(plain, runtime, {} if made is None else made)
+    remedy = "attacks=compare, or detect=prompts"
+    require(bool(wanted), "attacks, detect and mitigations", "not all empty", {}, remedy)
+    nodes: dict[str, Node] = {}
+    attacks: dict[str, list[str]] = {"all": list(wanted)}
+    for name, goal in wanted.items():
+        # A stage that this attack does not read (the classifier, of plain samples) is left out.
+        for key, node in goal.upstream().items():
+            nodes.setdefault(key, node)
+            attacks.setdefault(key, []).append(name)
+    last = list(stages.STAGES)[-1]
+    report = Node(_stage(last, last, plain[last]), plain[last], wanted, last)
+    return Plan({**nodes, report.key: report}, attacks, runtime, tracking)
+
+
+def _require_present(cfg: DictConfig) -> None:
+    """Raises ValueError where a config refers to a stage that is null, as explain to detect."""
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    reads = [(stage_class(name).rows, name) for name in stages.STAGES]
+    reads = [(group, name) for group, name in reads if group is not None and raw.get(group)]
+    for reader, settings in raw.items():
+        reads += [(reader, name) for name in re.findall(r"\$\{(\w+)", str(settings))]
+    for reader, name in reads:
+        there = name not in stages.STAGES or raw.get(name) is not None
+        require(there, name, f"set, for {reader} reads it", None, f"choose {name}=...")
+
+
+def _goals(plain: Mapping[str, Any], runtime: Runtime, made: dict[str, Node]) -> dict[str, Node]:
+    """The nodes that the report reads: by row of a group, or by the stage's name."""
+    chain = partial(_chain, plain, runtime=runtime, made=made)
+    rows_of = {name: stage_class(name).rows for name in stages.STAGES if stage_class(name).reported}
+    once = [name for name, group in rows_of.items() if group is None]
+    # Made once, of the unchanged config: a mitigation is judged on what that model memorized.
+    unchanged = chain("", "", {}, goals=once)
+    fixed = {name: unchanged[name] for name in once if name in unchanged}
+    found: dict[str, Node] = {}
+    for name, group in rows_of.items():
+        if group is None:
+            found |= {name: fixed[name]} if name in fixed else {}
+            continue
+        # The rows of the comparison keep their names, and all stages are checked with them.
+        compared = group == "attacks"
+        goals = None if compared else [name]
+        for row, changes in _rows(plain, group).items():
+            made_of = chain(group, row, changes, goals=goals, fixed=fixed)
+            found[row if compared else f"{name} {row}"] = made_of[name]
+    return found
+
+
+def _rows(plain: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
+    """The changes of each row of `attacks` or `mitigations`; none where the group is null.
+
+    Raises ValueError unless these are settings by stage, or null for none.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    rule = "changes by stage, as {extract: {guidance_scale: 5}}, or null for none"
+    for row, changes in (plain.get(group) or {}).items():
+        require(isinstance(changes, Mapping | None), f"{group}.{row}", rule, changes)
+        rows[row] = dict(changes or {})
+        for stage, own in rows[row].items():
+            fits = isinstance(own, Mapping | None)
+            require(fits, f"{group}.{row}.{stage}", "a mapping of its settings", own)
+    return rows
+
+
+def _chain(
+    plain: Mapping[str, Any],
+    group: str,
+    row: str,
+    changes: Mapping[str, Any],
+    *,
+    runtime: Runtime,
+    made: dict[str, Node],
+    goals: Sequence[str] | None,
+    fixed: Mapping[str, Node] = {},
+) -> dict[str, Node]:
+    """The nodes that `goals` of one row are made from, and these: its changes over the config.
+
+    goals: None for all stages. made: nodes already there, by settings and predecessors; they are
+    checked once. fixed: nodes that the row takes as they are.
+    """
+    before_last = list(stages.STAGES)[:-1]
+    known = [name for name in before_last if plain.get(name) is not None and name not in fixed]
+    for name in changes:
+        require_known(f"{group}.{row}", name, known)
+    laid = {name: _laid_over(plain[name], changes.get(name) or {}) for name in known}
+    where = {name: f"{group}.{row}.{name}" if name in changes else name for name in known}
+    _take(laid, where, plain)
+    # An owner comes before its taker: a wrong setting is reported of the stage whose it is.
+    built = {name: _stage(name, where[name], laid[name]) for name in _owners_first(laid)}
+    needed = set(built) if goals is None else _needed(built, goals)
+    chain: dict[str, Node] = {}
+    for name in before_last:
+        if name in fixed:
+            chain[name] = fixed[name]
+        if name not in needed:
+            continue
+        same = json.dumps([name, laid[name], [id(node) for node in chain.values()]])
+        if same not in made:
+            made[same] = _node(built[name], where[name], laid[name], chain, runtime)
+        chain[name] = made[same]
+    return chain
+
+
+def _take(
+    laid: dict[str, dict[str, Any]], where: Mapping[str, str], plain: Mapping[str, Any]
+) -> None:
+    """Gives each stage what it `takes` of others: as this row has it, not as `plain`."""
+    for name in list(laid):
+        for setting, source in stage_class(name).takes.items():
+            owner, *path = source.split(".")
+            if owner not in laid:
+                laid.pop(name, None)  # nor is it there without what it takes
+                break
+            unchanged, own = _within(plain[owner], path), _within(laid[owner], path)
+            asked = laid[name].get(setting, unchanged)
+            setting_there = f"{where[name]}.{setting}"
+            require(asked == unchanged, setting_there, f"as {source}", asked, "set that instead")
+            laid[name] = {**laid[name], setting: own}
+
+
+def _within(settings: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        settings = settings[name]
+    return settings
+
+
+def _owners_first(names: Iterable[str]) -> list[str]:
+    """Those that take settings of other stages last."""
+    return sorted(names, key=lambda name: bool(stage_class(name).takes))
+
+
+def _needed(built: Mapping[str, Stage], goals: Sequence[str]) -> set[str]:
+    """The stages of `built` that `goals` are made from, and these."""
+    needed, left = set(), list(goals)
+    while left:
+        name = left.pop()
+        if name not in needed and name in built:
+            needed.add(name)
+            left += built[name].inputs()
+    return needed
+
+
+def _laid_over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for name, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _laid_over(merged[name], value) if both else value
+    return merged
+
+
+def _node(
+    stage: Stage,
+    where: str,
+    settings: dict[str, Any],
+    available: Mapping[str, Node],
+    runtime: Runtime,
+) -> Node:
+    """The checked node of `stage`."""
+    for read in stage.inputs():
+        require(read in available, read, f"set, for {where} reads it", None, f"choose {read}=...")
+    node = Node(stage, settings, {read: available[read] for read in stage.inputs()}, where)
+    try:
+        stage.check(node.stages_read(), runtime)
+    except TypeError as error:  # a part's setting, whose type its class alone decides
+        said = f"{where}, or a stage that it reads, has a value of the wrong type: {error}"
+        raise ValueError(said) from error
+    return node
+
+
+def check_parts(nodes: Iterable[Node], runtime: Runtime) -> None:
+    """Checks what the settings of `nodes` describe: networks, schedules, encoders, sources.
+
+    For nodes that are about to be made, before the first of them runs. Raises ValueError or an
+    OSError where an argument is unknown, a part cannot be built, or parts do not fit each other.
+    """
+    for node in nodes:
+        for name, value in node.settings.items():
+            own = f"{node.where or node.stage.name}.{name}"
+            bind_nested(node.stage.takes.get(name, own), value)
+        node.stage.check_parts(node.stages_read(), runtime)
+
+
+def _stage(name: str, where: str, settings: Mapping[str, Any]) -> Stage:
+    target = settings.get("_target_")
+    require(
+        target is not None, f"{name}._target_", "the stage's class", target, f"choose {name}=..."
+    )
+    own = {k: v for k, v in settings.items() if k != "_target_"}
+    return _build(get_class(str(target)), where, own)
+
+
+def _build(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
+    bind_signature(where, f"{kind.__module__}.{kind.__qualname__}", settings)
+    fitting = check_field_types(where, kind, settings)
+    try:
+        return kind(**fitting)
+    except TypeError as error:  # of what is within a list or a mapping
+        raise ValueError(f"{where} has a value of the wrong type: {error}") from error
