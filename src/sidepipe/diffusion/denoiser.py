@@ -46,8 +46,9 @@ class Denoiser(nn.Module):
 
     def timesteps(self, num_inference_steps: int, spacing: str) -> list[int]:
         """Where the network is evaluated, from most to least noise; ValueError without an x_0."""
-        about = (len(self.alphas_cumprod), num_inference_steps, spacing, self.steps_offset)
-        timesteps = sampling_timesteps(*about)
+        timesteps = sampling_timesteps(
+            len(self.alphas_cumprod), num_inference_steps, spacing, self.steps_offset
+        )
         require_x_0(self.prediction_type, self.alphas_cumprod, timesteps)
         return timesteps
 

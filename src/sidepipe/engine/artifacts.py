@@ -200,9 +200,9 @@ def _git_state() -> dict[str, Any] | None:
         done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    tracked_changes = ("status", "--porcelain", "--untracked-files=no")
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git(*tracked_changes))}
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return None  # an installed copy outside any checkout
 

@@ -150,12 +150,15 @@ class ImageSampler(L.LightningModule):
         """The model's eps, steered by the surrogate where there is one."""
         if self.surrogate is None or self.guidance is None:
             return plain
-        interval = (self.guidance.t_min, self.guidance.t_max)
-        scale = self.guidance.guidance_scale
         if isinstance(self.surrogate, Denoiser):
-            return conditioned(plain, self.surrogate.eps_fn(targets), scale, *interval)
-        gradient, alphas_cumprod = self.surrogate.grad_log_prob, self.denoiser.alphas_cumprod
-        return guided(plain, gradient, targets, scale, alphas_cumprod, *interval)
+            return conditioned(plain, self.surrogate.eps_fn(targets), **vars(self.guidance))
+        return guided(
+            plain,
+            self.surrogate.grad_log_prob,
+            targets,
+            alphas_cumprod=self.denoiser.alphas_cumprod,
+            **vars(self.guidance),
+        )
 
     def _in_range(self, eps_fn: EpsFn) -> EpsFn:
         """`eps_fn` whose pred_x_0 lies where x_0 does."""

@@ -169,8 +169,7 @@ def fit(
         log.info("resuming from %s", last)
     resume, earlier = str(last) if last.exists() else None, len(metrics.rows())
     every = min(validate_every_steps, stage.max_steps)
-    trained = (stage, module, rows, validation, job, every, callbacks, resume)
-    ranks.together(_fit, *trained)
+    ranks.together(_fit, stage, module, rows, validation, job, every, callbacks, resume)
     if job.runtime.spawns:
         metrics.forward(metrics.rows()[earlier:])
     return {name: value for _, name, value in metrics.rows()}

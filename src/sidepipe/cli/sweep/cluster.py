@@ -180,9 +180,10 @@ def ended(jobs: Sequence[str]) -> dict[str, str]:
     if not jobs or shutil.which("sacct") is None:
         return {}
     whole = sorted({job.split("_")[0] for job in jobs})
-    options = ("-n", "-P", "-X", "-o", "JobID,State,ExitCode")
     try:
-        lines = _told("sacct", *options, "-j", ",".join(whole))
+        lines = _told(
+            "sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode", "-j", ",".join(whole)
+        )
     except RuntimeError:
         return {}
     found = {job: f"{state} ({code})" for job, state, code in (line.split("|") for line in lines)}

@@ -27,8 +27,9 @@ class PromptedDenoiser(Denoiser):
     def __init__(
         self, model: TextModel, prompts: Sequence[str] | None = None, guidance_scale: float = 1.0
     ) -> None:
-        about = (model.alphas_cumprod, model.prediction_type, model.latent_shape)
-        super().__init__(model.unet, *about)
+        super().__init__(
+            model.unet, model.alphas_cumprod, model.prediction_type, model.latent_shape
+        )
         self.model, self.guidance_scale = model, guidance_scale
         self.prompts = None if prompts is None else list(prompts)
         self.has_range, self.clip_range = model.vae is None, model.clip_range

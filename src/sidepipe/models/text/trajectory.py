@@ -29,9 +29,9 @@ def prompt_timesteps(
     model: TextModel, num_inference_steps: int, timestep_spacing: str = "leading"
 ) -> list[int]:
     """Timesteps from most to least noise, with the model's own offset where they lead."""
-    steps = len(model.alphas_cumprod)
-    about = (steps, num_inference_steps, timestep_spacing, model.steps_offset)
-    timesteps = sampling_timesteps(*about)
+    timesteps = sampling_timesteps(
+        len(model.alphas_cumprod), num_inference_steps, timestep_spacing, model.steps_offset
+    )
     require_x_0(model.prediction_type, model.alphas_cumprod, timesteps)
     return timesteps
 

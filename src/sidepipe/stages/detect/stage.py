@@ -203,10 +203,8 @@ class DetectPrompts(Detect):
         seen = self._observe(job.folder / "parts", model, captions, truth, job.runtime)
         table = tables.labeled(table, seen, truth, self.copied_share)
         table, results = r.scored(table, seen, *self._variants(), self.false_positive_rate)
-        timesteps, rate = (
-            prompt_timesteps(model, self.num_inference_steps),
-            self.false_positive_rate,
-        )
+        timesteps = prompt_timesteps(model, self.num_inference_steps)
+        rate = self.false_positive_rate
         results |= {
             "labels": {} if truth is None else {**truth.about, "copied_share": self.copied_share},
             "false_positive_rate": rate,
@@ -254,8 +252,15 @@ class DetectPrompts(Detect):
     def _of_data(self, data: Path, train: np.ndarray, unseen: np.ndarray) -> pd.DataFrame:
         from sidepipe.stages.detect.prompts import of_data
 
-        numbers = (self.num_train_prompts, self.num_heldout_prompts, self.seed)
-        return of_data(load_captions(data), load_ids(data), train, unseen, *numbers)
+        return of_data(
+            load_captions(data),
+            load_ids(data),
+            train,
+            unseen,
+            num_train=self.num_train_prompts,
+            num_heldout=self.num_heldout_prompts,
+            seed=self.seed,
+        )
 
     def _require_calibration(self, table: pd.DataFrame) -> None:
         count = int(np.sum(table["role"] == "calibration"))
@@ -269,8 +274,15 @@ class DetectPrompts(Detect):
         encoder, device = build(self.features), job.runtime.torch_device()
         train, unseen = load_subset(job.inputs["dpm"])
         if len(train):
-            about = (self.label_false_positive_rate, self.label_threshold, device)
-            return training_truth(encoder, load_images(job.inputs["data"]), train, unseen, *about)
+            return training_truth(
+                encoder,
+                load_images(job.inputs["data"]),
+                train,
+                unseen,
+                rate=self.label_false_positive_rate,
+                threshold=self.label_threshold,
+                device=device,
+            )
         if self.truth_images is None or self.label_threshold is None:
             return None
         prompts = read_prompts(self._files(job.runtime)["prompts"])
@@ -291,15 +303,19 @@ class DetectPrompts(Detect):
         from sidepipe.stages.detect.observe import Watch, halving, observe
 
         watch = Watch(
-            *(self.num_generations, self.num_inference_steps, self.guidance_scale),
-            *(self.signals, self.attention_layer, self.seed),
+            num_generations=self.num_generations,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            signals=self.signals,
+            attention_layer=self.attention_layer,
+            seed=self.seed,
         )
         size = images_at_once(model, runtime.sampling_batch_size)
-        batches = halving(size), halving(size)
+        in_batches, in_smaller = halving(size), halving(size)
 
         def make(some: range) -> Arrays:
             chosen = captions[some.start : some.stop]
-            found, images = observe(model, chosen, some, watch, *batches)
+            found, images = observe(model, chosen, some, watch, in_batches, in_smaller)
             found |= {"pictures": tables.pictures(images)}
             return found if truth is None else {**found, **truth.compare(some, images)}
 

@@ -175,10 +175,15 @@ class TrainTextDPM(TrainedDPM):
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        kind = scheduler.config["prediction_type"]
-        parts = build(self.unet), CLIPTextModel(config), tokenizer
-        about = (scheduler.alphas_cumprod, kind)
-        return TextModel(*parts, None, *about, clip_range=clip_range(scheduler))
+        return TextModel(
+            build(self.unet),
+            CLIPTextModel(config),
+            tokenizer,
+            vae=None,
+            alphas_cumprod=scheduler.alphas_cumprod,
+            prediction_type=scheduler.config["prediction_type"],
+            clip_range=clip_range(scheduler),
+        )
 
     def _module(
         self,
@@ -192,14 +197,16 @@ class TrainTextDPM(TrainedDPM):
 
         from sidepipe.stages.dpm.captioned import CaptionedModule, MemorizationFilter
 
-        of = self.memorization_filter
-        heldout = torch.from_numpy(np.array(heldout_images)), torch.from_numpy(heldout_ids)
+        filtered = None
+        if self.memorization_filter is not None:
+            images, ids = torch.from_numpy(np.array(heldout_images)), torch.from_numpy(heldout_ids)
+            filtered = MemorizationFilter(images, ids, **self.memorization_filter)
         return CaptionedModule(
             model,
             caption_dropout=self.caption_dropout,
             random_tokens=self.random_tokens,
             preview_captions=captions.tolist(),
-            memorization_filter=None if of is None else MemorizationFilter(*heldout, **of),
+            memorization_filter=filtered,
             lr=self.lr,
             weight_decay=self.weight_decay,
             lr_warmup_steps=self.lr_warmup_steps,

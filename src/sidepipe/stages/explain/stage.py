@@ -102,8 +102,14 @@ class Explain(Stage):
             of = [i // each for i in some]
             x_T = prompt_noise(model, self.seed, [numbers[p] for p in dict.fromkeys(of)], each)
             x_T = x_T[some.start - of[0] * each :][: len(some)]
-            how = (self.guidance_scale, self.num_inference_steps, self.num_inference_steps)
-            by_token, by_encoded = token_significance(model, x_T, [captions[p] for p in of], *how)
+            by_token, by_encoded = token_significance(
+                model,
+                x_T,
+                [captions[p] for p in of],
+                guidance_scale=self.guidance_scale,
+                num_inference_steps=self.num_inference_steps,
+                num_steps=self.num_inference_steps,
+            )
             return {"token": by_token.cpu().numpy(), "encoded": by_encoded.cpu().numpy()}
 
         size = images_at_once(model, runtime.sampling_batch_size, GRADIENT_SHARE)

@@ -118,8 +118,9 @@ class GuidedSampling(Sampling):
         self._check_guides_somewhere(steps, dpm.noise_schedule.get("steps_offset", 0))
 
     def _check_guides_somewhere(self, num_train_timesteps: int, steps_offset: int) -> None:
-        about = (num_train_timesteps, self.num_inference_steps, self.timestep_spacing)
-        timesteps = sampling_timesteps(*about, steps_offset)
+        timesteps = sampling_timesteps(
+            num_train_timesteps, self.num_inference_steps, self.timestep_spacing, steps_offset
+        )
         within = self._guidance().within(timesteps)
         require(
             len(within) > 0,
@@ -148,8 +149,15 @@ class GuidedSampling(Sampling):
         factors = self._factors(job.inputs, len(alphas_cumprod))
         guided = self._guided_timesteps(denoiser, factors)
         assert self.surrogate != "none"
-        about = (job.inputs, denoiser, self.precision, aim.images, aim.label)
-        surrogate = load_surrogate(self.surrogate, *about, self.posterior_neighbors)
+        surrogate = load_surrogate(
+            self.surrogate,
+            job.inputs,
+            denoiser,
+            self.precision,
+            aim.images,
+            aim.label,
+            neighbors=self.posterior_neighbors,
+        )
         cut = self._cut_error(surrogate, aim, guided, job.runtime)
         if not cost_file.exists():
             cost = self._gradient_cost(

@@ -98,10 +98,10 @@ def load_surrogate(
     require(denoiser.has_range, "extract.surrogate", rule, kind, remedy)
     if kind == "classifier":
         return ClassifierSurrogate(load_classifier(inputs["classifier"]))
-    labeled = labeled_images(images, label)
+    pixels, labels = labeled_images(images, label)
     if neighbors is None:
-        return Posterior(*labeled, denoiser.alphas_cumprod)
-    return NearestPosterior(*labeled, denoiser.alphas_cumprod, neighbors)
+        return Posterior(pixels, labels, denoiser.alphas_cumprod)
+    return NearestPosterior(pixels, labels, denoiser.alphas_cumprod, neighbors)
 
 
 def labeled_images(

@@ -113,12 +113,13 @@ class LabeledDenoiser(Denoiser):
         super().__init__(base.unet, base.alphas_cumprod, base.prediction_type, base.shape)
         self.has_range, self.clip_range = base.has_range, base.clip_range
         self.steps_offset = base.steps_offset
-        of_lora = (num_labels, rank, target_modules)
         if isinstance(base, PromptedDenoiser):
             e_0 = base.model.encode([""])
-            self.network: nn.Module = LabeledTextUNet(base.unet, e_0, *of_lora)
+            self.network: nn.Module = LabeledTextUNet(
+                base.unet, e_0, num_labels, rank, target_modules
+            )
         else:
-            self.network = LabeledUNet(base.unet, *of_lora)
+            self.network = LabeledUNet(base.unet, num_labels, rank, target_modules)
 
     def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
         @torch.no_grad()

@@ -159,8 +159,10 @@ def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, 
 def _adapted(described: Mapping[str, Any], dpm: Path, precision: Precision) -> LabeledDenoiser:
     from sidepipe.stages.lora.adapters import LabeledDenoiser
 
-    sizes = (described["num_labels"], described["rank"], described["target_modules"])
-    return LabeledDenoiser(load_denoiser(dpm, precision), *sizes)
+    names = ("num_labels", "rank", "target_modules")
+    return LabeledDenoiser(
+        load_denoiser(dpm, precision), **{name: described[name] for name in names}
+    )
 
 
 def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabeledDenoiser:

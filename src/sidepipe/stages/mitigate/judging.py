@@ -59,9 +59,9 @@ class Copies:
         """Which images are as close to the image that lies in their prompt's row of the data."""
         wanted = self.encoder.encode(self.data[rows], device=self.device)
         i = np.arange(images.shape[0] * images.shape[1])
-        pairs = (i, i // images.shape[1])
         metric = self.encoder.metric
-        gamma = gamma_of(exact_losses(self._encoded(images), wanted, *pairs, metric), metric)
+        losses = exact_losses(self._encoded(images), wanted, i, i // images.shape[1], metric)
+        gamma = gamma_of(losses, metric)
         return self._close(gamma).reshape(images.shape[:2])
 
     def rates(self, copied: Bool[np.ndarray, "p n"]) -> dict[str, Any]:

@@ -90,8 +90,16 @@ class Mitigated:
         if self.method != "embedding":
             return e, spent
         t = prompt_timesteps(self.model, self.num_inference_steps)[0]
-        settings = (self.target, self.lr, self.max_iterations)
-        return lowered(self.model, self.noise(asked), t, e, self.model.encode([""]), *settings)
+        return lowered(
+            self.model,
+            self.noise(asked),
+            t,
+            e,
+            self.model.encode([""]),
+            target=self.target,
+            lr=self.lr,
+            max_iterations=self.max_iterations,
+        )
 
     def with_words(self, asked: Requests) -> list[str]:
         """The captions with random words added, for each request others."""
@@ -107,8 +115,14 @@ class Mitigated:
 
     def without_top_word(self, asked: Requests) -> list[str]:
         """The captions without the word that is most significant on the request's trajectory."""
-        how = (self.guidance_scale, self.num_inference_steps, self.num_word_steps)
-        significance, _ = token_significance(self.model, self.noise(asked), asked.captions, *how)
+        significance, _ = token_significance(
+            self.model,
+            self.noise(asked),
+            asked.captions,
+            guidance_scale=self.guidance_scale,
+            num_inference_steps=self.num_inference_steps,
+            num_steps=self.num_word_steps,
+        )
         texts = []
         for caption, values in zip(asked.captions, significance, strict=True):
             # Between the start token and the end token.

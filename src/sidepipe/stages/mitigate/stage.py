@@ -240,9 +240,16 @@ class Mitigate(Stage):
         rows = table["nearest"].where(table["group"] == "memorized", table["row"]).to_numpy()
         some = rows >= 0
         asked, rows, images = table[some], rows[some], images[some]
-        each = (asked["caption"].tolist(), asked["number"].tolist(), self.num_generations)
-        how = (self.adversary["num_steps"], float(self.adversary["lr"]), runtime)
-        made = recover(folder, mitigated, requests(*each), copies.data[rows], *how)
+        captions, numbers = asked["caption"].tolist(), asked["number"].tolist()
+        made = recover(
+            folder,
+            mitigated,
+            requests(captions, numbers, self.num_generations),
+            copies.data[rows],
+            num_steps=self.adversary["num_steps"],
+            lr=float(self.adversary["lr"]),
+            runtime=runtime,
+        )
         shown = {"before": images, "after": made.reshape(images.shape)}
         return {
             group: {

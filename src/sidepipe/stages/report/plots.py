@@ -63,7 +63,8 @@ def roc_figure(attacks: Sequence[Attack]) -> Figure:
         if roc is not None:
             style = told_apart(number)
             axis.plot(
-                *(roc["false_positive_rate"], roc["true_positive_rate"]),
+                roc["false_positive_rate"],
+                roc["true_positive_rate"],
                 **style,
                 markevery=(3 + number, 25),
                 markersize=4,

@@ -1,0 +1,90 @@
+"""House rules that a reader notices: short functions, few settings, arguments with names."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+FILES = sorted(SRC.rglob("*.py"))
+MOST_LINES, MOST_SETTINGS = 40, 20
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def parsed(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        yield f"{path.relative_to(SRC)}:{getattr(node, 'lineno', 0)}", node
+
+
+def long_functions(path: Path) -> list[str]:
+    return [
+        f"{where} {node.name}"
+        for where, node in parsed(path)
+        if isinstance(node, FUNCTIONS) and node.end_lineno - node.lineno >= MOST_LINES
+    ]
+
+
+def large_classes(path: Path) -> list[str]:
+    return [
+        f"{where} {node.name}"
+        for where, node in parsed(path)
+        if isinstance(node, ast.ClassDef) and num_settings(node) > MOST_SETTINGS
+    ]
+
+
+def num_settings(node: ast.ClassDef) -> int:
+    fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+    return sum("ClassVar" not in ast.unparse(field.annotation) for field in fields)
+
+
+def splatted_tuples(path: Path) -> list[str]:
+    """Calls with `*(a, b)`, or with `*about` where the function has set `about = (a, b)`.
+
+    Not those of a logger or of str.format, whose arguments have no names.
+    """
+    found = []
+    for _, function in parsed(path):
+        if not isinstance(function, FUNCTIONS):
+            continue
+        inside = list(ast.walk(function))
+        tuples = {
+            target.id
+            for node in inside
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for call in inside:
+            if isinstance(call, ast.Call) and not is_format(call.func):
+                found += [
+                    f"{path.relative_to(SRC)}:{part.lineno} {ast.unparse(part)}"
+                    for part in call.args
+                    if isinstance(part, ast.Starred)
+                    and (
+                        isinstance(part.value, ast.Tuple)
+                        or (isinstance(part.value, ast.Name) and part.value.id in tuples)
+                    )
+                ]
+    return found
+
+
+def is_format(function: ast.expr) -> bool:
+    if not isinstance(function, ast.Attribute):
+        return False
+    return function.attr == "format" or ast.unparse(function.value) in ("log", "logger")
+
+
+def imports_by_string(path: Path) -> list[str]:
+    """Calls that import what a string names; `_target_` of the config is resolved in two places."""
+    names = ("import_module", "get_class", "get_object", "get_method", "__import__")
+    return [
+        f"{where} {ast.unparse(node)}"
+        for where, node in parsed(path)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names
+    ]
+
+
+@pytest.mark.parametrize("rule", [long_functions, large_classes, splatted_tuples])
+def test_the_source_keeps(rule):
+    assert [found for path in FILES for found in rule(path)] == []
