@@ -76,13 +76,22 @@ def is_format(function: ast.expr) -> bool:
 
 
 def imports_by_string(path: Path) -> list[str]:
-    """Calls that import what a string names; `_target_` of the config is resolved in two places."""
+    """Calls that import what a string names."""
     names = ("import_module", "get_class", "get_object", "get_method", "__import__")
     return [
         f"{where} {ast.unparse(node)}"
         for where, node in parsed(path)
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names
     ]
+
+
+# A config's `_target_`, and the plugins of Pillow that may be installed.
+BY_STRING = ("base/image_files.py", "base/settings.py", "engine/graph.py")
+
+
+def test_strings_name_code_in_configs_and_plugins_alone():
+    found = [where for path in FILES for where in imports_by_string(path)]
+    assert [x for x in found if not x.startswith(tuple(f"sidepipe/{f}" for f in BY_STRING))] == []
 
 
 @pytest.mark.parametrize("rule", [long_functions, large_classes, splatted_tuples])

@@ -143,12 +143,8 @@ def list_images(folder: str | Path) -> tuple[Files, Counter[str]]:
     while todo or links:
         if not todo:
             links.sort()
-            path, prefix, parent = links.pop(0)
-            real = os.path.realpath(path)
-            if Path(parent).is_relative_to(real):
-                log.warning("%s is skipped: it is a link to %s, which contains it", path, real)
-                continue
-            todo.append((path, prefix, real))
+            todo = _followed(*links.pop(0))
+            continue
         path, prefix, real = todo.pop()
         if real in seen:
             raise ValueError(
@@ -168,6 +164,15 @@ def list_images(folder: str | Path) -> tuple[Files, Counter[str]]:
             elif other:
                 others[other] += 1
     return dict(sorted(images.items())), others
+
+
+def _followed(path: str, prefix: str, parent: str) -> list[tuple[str, str, str]]:
+    """The folder that the link `path` leads to, or none where that contains the link."""
+    real = os.path.realpath(path)
+    if Path(parent).is_relative_to(real):
+        log.warning("%s is skipped: it is a link to %s, which contains it", path, real)
+        return []
+    return [(path, prefix, real)]
 
 
 def _items(path: str) -> list[os.DirEntry[str]]:

@@ -103,7 +103,7 @@ def test_words_added_to_a_prompt_that_still_has_its_own_change_little(run):
 
 
 def test_without_the_word_that_matters_most_nothing_is_replayed(run, monkeypatch):
-    def loudness(model, x_T, prompts, *how):
+    def loudness(model, x_T, prompts, **settings):
         """What the significance of this model's tokens grows with."""
         found = model.encode(prompts)[..., 0]
         return found, found

@@ -6,7 +6,7 @@ whatever the number of images.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,6 +62,10 @@ class Entry:
     caption: Caption | None = None
 
 
+# An image or the reason why there is none, and whether its file holds several.
+Converted = tuple[np.ndarray | str, bool]
+
+
 def read_images(
     entries: Sequence[Entry],
     path: Path,
@@ -79,44 +83,51 @@ def read_images(
     """
     require(len(entries) > 0, "the number of images in data.source", ">= 1", len(entries))
     if on_bad_file == "error":
-        for entry in entries:  # before the first image is decoded
-            if entry.problem:
-                raise _bad_file(entry, entry.problem)
+        for entry in (e for e in entries if e.problem):  # before the first image is decoded
+            raise _bad_file(entry, entry.problem)
     as_asked = partial(convert, size=size, channels=channels, center_crop=center_crop)
     kept: list[Entry] = []
     skipped: dict[str, str] = {}
     num_several = 0
-    with (
-        whole_file(path) as temporary,
-        temporary.open("wb") as file,
-        ThreadPoolExecutor(THREADS) as pool,
-    ):
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         _write_header(file, (len(entries), size, size, channels))
-        for chunk in _chunks(entries, progress_seconds):
-            for entry, result in zip(chunk, pool.map(as_asked, chunk), strict=True):
-                image, several = result
-                num_several += several
-                if not isinstance(image, str):
-                    file.write(image.tobytes())
-                    kept.append(entry)
-                elif on_bad_file == "error":
-                    raise _bad_file(entry, image)
-                else:
-                    skipped[entry.id] = image
+        for entry, (image, several) in _converted(entries, as_asked, progress_seconds):
+            num_several += several
+            if not isinstance(image, str):
+                file.write(image.tobytes())
+                kept.append(entry)
+            elif on_bad_file == "error":
+                raise _bad_file(entry, image)
+            else:
+                skipped[entry.id] = image
         if not kept:
-            raise ValueError(
-                f"none of {len(entries)} images can be read; the first, {entries[0].file}: "
-                f"{skipped[entries[0].id]}; remedy: check data.source"
-            )
+            raise _nothing_read(entries, skipped)
         # NumPy pads headers so that a first axis of any length fits the same bytes.
         file.seek(0)
         _write_header(file, (len(kept), size, size, channels))
     return np.load(path, mmap_mode="r"), kept, list(skipped), num_several
 
 
+def _converted(
+    entries: Sequence[Entry], as_asked: Callable[[Entry], Converted], seconds: float
+) -> Iterator[tuple[Entry, Converted]]:
+    """Each entry with what `as_asked` makes of it, in order, by several threads."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for chunk in _chunks(entries, seconds):
+            yield from zip(chunk, pool.map(as_asked, chunk), strict=True)
+
+
 def _bad_file(entry: Entry, reason: str) -> ValueError:
     remedy = "repair or remove it, or data.on_bad_file=skip"
     return ValueError(f"{entry.file} cannot be read: {reason}; remedy: {remedy}")
+
+
+def _nothing_read(entries: Sequence[Entry], skipped: Mapping[str, str]) -> ValueError:
+    first = entries[0]
+    return ValueError(
+        f"none of {len(entries)} images can be read; the first, {first.file}: "
+        f"{skipped[first.id]}; remedy: check data.source"
+    )
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

@@ -70,9 +70,7 @@ def without_duplicates(
     report = _report("training", len(train), runtime.progress_seconds)
     within = duplicates(images, train, train, limit, report)
     rows = [*_rows("held-out", ids, heldout, across), *_rows("training", ids, train, within)]
-    with (folder / PAIRS).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([["set", "id", "duplicate_of", "distance", "mirrored"], *rows])
+    _write_pairs(folder / PAIRS, rows)
     drop = on_duplicates == "drop"
     left = not_duplicated(data, train, heldout, runtime) if drop else heldout
     counts = Counts(
@@ -85,16 +83,25 @@ def without_duplicates(
         named=[_in_words(row) for row in rows if row[0] == "held-out"][:NAMED],
     )
     require_allowed(asdict(counts), on_duplicates, len(heldout), folder / PAIRS)
-    if counts.dropped:
-        log.warning("%s; they are left out", _found(asdict(counts), len(heldout)))
-    elif counts.across:
-        log.warning("%s; they are kept", _found(asdict(counts), len(heldout)))
+    _warn(counts, len(train), len(heldout))
+    return left, asdict(counts)
+
+
+def _write_pairs(path: Path, rows: list[list[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["set", "id", "duplicate_of", "distance", "mirrored"], *rows])
+
+
+def _warn(counts: Counts, num_train: int, num_heldout: int) -> None:
+    if counts.across:
+        done = "left out" if counts.dropped else "kept"
+        log.warning("%s; they are %s", _found(asdict(counts), num_heldout), done)
     if counts.within:
         log.warning(
             "%d of %d training images duplicate other training images (%d exactly); they are kept",
-            *(counts.within, len(train), counts.within_exact),
+            *(counts.within, num_train, counts.within_exact),
         )
-    return left, asdict(counts)
 
 
 def _across(data: Path, train: Rows, heldout: Rows, runtime: Runtime) -> tuple[float, Duplicates]:

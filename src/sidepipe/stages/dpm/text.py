@@ -103,7 +103,7 @@ class TrainTextDPM(TrainedDPM):
     def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
 
-        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.engine.training import weights
         from sidepipe.models.text.pipeline import save_model
         from sidepipe.stages.dpm.captioned import token_ids
         from sidepipe.stages.dpm.module import EMA
@@ -117,11 +117,6 @@ class TrainTextDPM(TrainedDPM):
         model = self._model(captions[train], scheduler)
         ids = token_ids(model, list(captions)).numpy()
         rows = np.repeat(kept, repeats)
-        validation = [
-            validation_batches([images[p[:MAX_VALIDATION]], ids[p[:MAX_VALIDATION]]])
-            for p in (train, heldout)
-            if len(p)
-        ]
         module = self._module(model, job.folder, captions[kept], images[heldout], ids[heldout])
         log.info(
             "training %.2f M parameters on %d pairs of %d images, %d held out",
@@ -130,7 +125,7 @@ class TrainTextDPM(TrainedDPM):
         metrics = self.fit(
             module,
             [images[rows], ids[rows]],
-            validation,
+            _validation(images, ids, train, heldout),
             job,
             validate_every_steps=self.preview_every_steps,
             callbacks=[EMA(self.ema_decay, self.ema_start_step)],
@@ -215,6 +210,14 @@ class TrainTextDPM(TrainedDPM):
             preview_folder=folder / "previews",
             image_shape=model.latent_shape,
         )
+
+
+def _validation(images: np.ndarray, ids: np.ndarray, *parts: np.ndarray) -> list[Any]:
+    """Batches of the first pairs of each part, the rows of training and of held-out images."""
+    from sidepipe.engine.training import validation_batches
+
+    some = [rows[:MAX_VALIDATION] for rows in parts if len(rows)]
+    return [validation_batches([images[rows], ids[rows]]) for rows in some]
 
 
 @dataclass(frozen=True, kw_only=True)

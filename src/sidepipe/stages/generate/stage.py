@@ -23,6 +23,7 @@ from sidepipe.stages.dpm.text import load_text_model
 if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser
     from sidepipe.diffusion.timesteps import Guidance
+    from sidepipe.engine.sampling import ImageSampler
 
 log = logging.getLogger(__name__)
 
@@ -137,33 +138,15 @@ class Sampling(Stage):
 
         first: how many images an earlier call made, and accounted for.
         """
-        import pandas as pd
-
-        from sidepipe.engine.sampling import ImageSampler, sample_to_shards
-        from sidepipe.stages.generate.prompts import draw_prompts, prompts_of
+        from sidepipe.engine.sampling import sample_to_shards
 
         prompts = None
         if self.prompts is not None:
-            prompts = prompts_of(self.prompts, job.inputs, job.runtime.data_root)
-            targets = draw_prompts(len(prompts), self.num_images, self.seed)
-            of_each = pd.DataFrame({"prompt": [prompts[i] for i in targets]})
-            of_each.to_csv(job.folder / "prompts.csv", index_label="image")
+            prompts, targets = self._draw_prompts(job, self.prompts)
         denoiser = load_denoiser(
             job.inputs["dpm"], self.precision, prompts, self.prompt_guidance_scale
         )
-        timesteps = denoiser.timesteps(self.num_inference_steps, self.timestep_spacing)
-        sampler = ImageSampler(
-            denoiser,
-            seed=self.seed,
-            stream=self.name,
-            sampler=self.sampler,
-            timesteps=timesteps,
-            eta=self.eta,
-            surrogate=surrogate,
-            guidance=guidance,
-            refine_steps=self.refine_steps,
-            refine_t=self.refine_t,
-        )
+        sampler = self._sampler(denoiser, surrogate, guidance)
         sample_to_shards(
             sampler,
             job.folder,
@@ -174,13 +157,47 @@ class Sampling(Stage):
             targets,
         )
         save_grid(job.folder / "preview.png", load_first(job.folder, 64))
-        count, guided = self.num_images - first, sampler.guided_timesteps
-        plain = len(timesteps) - (len(guided) if sampler.label_alone else 0) + self.refine_steps
+        return self._spent(sampler, self.num_images - first)
+
+    def _sampler(
+        self, denoiser: Denoiser, surrogate: Any, guidance: Guidance | None
+    ) -> ImageSampler:
+        from sidepipe.engine.sampling import ImageSampler
+
+        return ImageSampler(
+            denoiser,
+            seed=self.seed,
+            stream=self.name,
+            sampler=self.sampler,
+            timesteps=denoiser.timesteps(self.num_inference_steps, self.timestep_spacing),
+            eta=self.eta,
+            surrogate=surrogate,
+            guidance=guidance,
+            refine_steps=self.refine_steps,
+            refine_t=self.refine_t,
+        )
+
+    def _spent(self, sampler: ImageSampler, count: int) -> dict[str, Any]:
+        """The evaluations of `count` images."""
+        steps, guided = len(sampler.timesteps), len(sampler.guided_timesteps)
+        plain = steps - (guided if sampler.label_alone else 0) + self.refine_steps
         return {
             "num_images": count,
-            "unet_forwards": count * plain * denoiser.evaluations,
-            "surrogate_gradients": count * len(guided),
+            "unet_forwards": count * plain * sampler.denoiser.evaluations,
+            "surrogate_gradients": count * guided,
         }
+
+    def _draw_prompts(self, job: Job, source: str) -> tuple[list[str], np.ndarray]:
+        """The prompts, and the number of each image's, which prompts.csv keeps in words."""
+        import pandas as pd
+
+        from sidepipe.stages.generate.prompts import draw_prompts, prompts_of
+
+        prompts = prompts_of(source, job.inputs, job.runtime.data_root)
+        numbers = draw_prompts(len(prompts), self.num_images, self.seed)
+        of_each = pd.DataFrame({"prompt": [prompts[i] for i in numbers]})
+        of_each.to_csv(job.folder / "prompts.csv", index_label="image")
+        return prompts, numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,23 +129,13 @@ class Label(Stage):
 
         classes: each image's, from 0 on, where they are known.
         """
-        from sidepipe.stages.label.clusters import (
-            class_means,
-            cohesion,
-            kmeans,
-            nearest_centroid,
-            surrogate_labels,
-        )
+        from sidepipe.stages.label.clusters import cohesion, surrogate_labels
 
         encoder, device = build(self.features), runtime.torch_device()
         features = encoder.encode(images, device=device)
         if self.assign == "repeats":
             classes = self._repeats(images, device)
-        if classes is None:
-            centroids = kmeans(features, self.num_clusters, self.num_iterations, self.seed)
-            members = nearest_centroid(features, centroids)
-        else:
-            centroids, members = class_means(features, classes), classes
+        centroids, members = self._clusters(features, classes)
         cohesions = cohesion(features, members, centroids)
         sizes = np.bincount(members, minlength=len(centroids))
         kept = (cohesions >= self.min_cohesion) & (sizes >= self.min_cluster_size)
@@ -164,6 +154,17 @@ class Label(Stage):
             "cohesion_quantiles": quantiles,
             "transform": encoder.transform,
         }
+
+    def _clusters(
+        self, features: np.ndarray, classes: Int64[np.ndarray, "n"] | None
+    ) -> tuple[np.ndarray, Int64[np.ndarray, "n"]]:
+        """The center of each cluster, and each image's cluster: its class, where that is known."""
+        from sidepipe.stages.label.clusters import class_means, kmeans, nearest_centroid
+
+        if classes is not None:
+            return class_means(features, classes), classes
+        centroids = kmeans(features, self.num_clusters, self.num_iterations, self.seed)
+        return centroids, nearest_centroid(features, centroids)
 
     def _repeats(self, images: UInt8[np.ndarray, "n h w c"], device: str) -> Int64[np.ndarray, "n"]:
         """Each image's group of near duplicates, from 0 on."""

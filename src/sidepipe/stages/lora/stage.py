@@ -77,7 +77,6 @@ class Lora(Training):
 
         from sidepipe.engine.training import validation_batches, weights
         from sidepipe.stages.lora.adapters import trained_weights
-        from sidepipe.stages.lora.module import LabeledDenoisingModule
 
         labels, device = load_labels(job.inputs["label"]), job.runtime.torch_device()
         rows = self._rows(job.inputs, device)
@@ -97,14 +96,7 @@ class Lora(Training):
             sum(w.numel() for w in trained_weights(denoiser).values()) / 1e6,
             *(len(train), num_labels, len(validation)),
         )
-        module = LabeledDenoisingModule(
-            denoiser,
-            num_labels,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            lr_warmup_steps=self.lr_warmup_steps,
-            seed=self.seed,
-        )
+        module = self._module(denoiser, num_labels)
         judged = [rows[validation], labels[validation]]
         without = _loss_without_labels(module, judged, device)
         metrics = self.fit(
@@ -117,6 +109,18 @@ class Lora(Training):
         module.load_state_dict(weights(job.folder), strict=False)
         save_file(trained_weights(denoiser.network), job.folder / "adapter.safetensors")
         return {**described, "loss_without_labels": without, **metrics}
+
+    def _module(self, denoiser: LabeledDenoiser, num_labels: int) -> LabeledDenoisingModule:
+        from sidepipe.stages.lora.module import LabeledDenoisingModule
+
+        return LabeledDenoisingModule(
+            denoiser,
+            num_labels,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            lr_warmup_steps=self.lr_warmup_steps,
+            seed=self.seed,
+        )
 
     def _rows(self, inputs: Mapping[str, Path], device: str) -> np.ndarray:
         """What the labels are of, as the model has it: images, or the latents of images."""
