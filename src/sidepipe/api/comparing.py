@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -101,24 +102,15 @@ def compare(
     with as_arguments():
         runtime = Runtime(accelerator=device)
         runtime.require_accelerator()
-        features_of = {
-            name: encoder.encode(images, device=runtime.torch_device())
-            for name, images in (
-                ("generated", sets["generated"]),
-                ("train", sets["train"]),
-                ("heldout", data[unseen]),
-            )
-        }
-        real = real_images(
-            Encoded(trained, features_of["train"]),
-            Encoded(unseen, features_of["heldout"]),
-            encoder.metric,
-        )
+        encode = partial(encoder.encode, device=runtime.torch_device())
+        queries = encode(sets["generated"])
+        seen, held = Encoded(trained, encode(sets["train"])), Encoded(unseen, encode(data[unseen]))
+        real = real_images(seen, held, encoder.metric)
         rates = checked_rates(real, [false_positive_rate], encoder.metric, rows.__getitem__)
     said += _on_control(
         false_positive_rate, rates[0], near_duplicates(real, encoder.metric), unseen
     )
-    comparison = search(features_of["generated"], None, real, encoder.metric)
+    comparison = search(queries, None, real, encoder.metric)
     return _result(comparison, rates, encoder, sets["generated"], data, said)
 
 
