@@ -32,7 +32,11 @@ def name_of(group: str | None) -> str:
 
 
 def sections() -> list[ws.Section]:
-    """What the workspace draws, the results first; one line or bar an attack."""
+    """What the workspace draws, the results first; one line or bar for each attack."""
+    return [*_results(), *_extent_and_model(), *_cost()]
+
+
+def _results() -> list[ws.Section]:
     return [
         _section(
             "Hits by subset size and attack",
@@ -67,12 +71,19 @@ def sections() -> list[ws.Section]:
                 for band in BANDS
             ),
         ),
+    ]
+
+
+def _extent_and_model() -> list[ws.Section]:
+    return [
         _section(
             "How much there is to extract",
             _line(
                 "different training images by images generated",
                 evaluate.RAREFACTION_IMAGES,
-                *(evaluate.RAREFACTION_UNIQUE, evaluate.RAREFACTION_LOW, evaluate.RAREFACTION_HIGH),
+                evaluate.RAREFACTION_UNIQUE,
+                evaluate.RAREFACTION_LOW,
+                evaluate.RAREFACTION_HIGH,
             ),
             _over_sizes("at least so many can be hit, with 95 % confidence", evaluate.AT_LEAST),
             _over_sizes("share of hits to come already seen", evaluate.COVERAGE),
@@ -83,7 +94,8 @@ def sections() -> list[ws.Section]:
             _line(
                 "loss on training and held-out images",
                 GLOBAL_STEP,
-                *(dpm.LOSS_TRAIN, dpm.LOSS_HELDOUT),
+                dpm.LOSS_TRAIN,
+                dpm.LOSS_HELDOUT,
             ),
         ),
         _section(
@@ -91,11 +103,17 @@ def sections() -> list[ws.Section]:
             _line(
                 "cross-entropy, and of who knows the labels' frequency alone",
                 classifier.NOISE_LEVEL,
-                *(classifier.CROSS_ENTROPY, classifier.LABEL_ENTROPY),
+                classifier.CROSS_ENTROPY,
+                classifier.LABEL_ENTROPY,
             ),
             _line("accuracy", classifier.NOISE_LEVEL, classifier.ACCURACY),
             _line("cross-entropy while training", GLOBAL_STEP, classifier.TRAINED_CROSS_ENTROPY),
         ),
+    ]
+
+
+def _cost() -> list[ws.Section]:
+    return [
         _section(
             "Cost in network evaluations",
             _by_attack(
