@@ -1,12 +1,21 @@
-"""Keys: they name what an artifact is, and nothing else."""
+"""Keys: they name what an artifact is, and nothing else.
 
+`UPDATE=1 python -m pytest tests/test_keys.py` writes tests/demo_keys.json again, where a key of the
+demo is meant to change.
+"""
+
+import json
+import os
 from functools import cache
+from pathlib import Path
 
 import pytest
 from tests.composing import composed
 
+from sidepipe.engine.artifacts import key_of
 from sidepipe.engine.plan import plan
 
+DEMO_KEYS = Path(__file__).with_name("demo_keys.json")
 ROWS = ("unconditional", "classifier", "posterior")
 
 
@@ -121,3 +130,20 @@ def test_what_is_not_used_is_no_part_of_a_key() -> None:
     assert keys(single, "label.duplicate_threshold=0.1") == keys(single)
     assert changed("extract.sampler=dpm_solver_pp") == {"extract", "evaluate", "report"}
     assert changed("generate.sampler=dpm_solver_pp") >= {"generate", "label", "extract"}
+
+
+def test_the_keys_of_the_demo_are_as_they_were() -> None:
+    """An edited default or another meaning of the code must not change a key unseen."""
+    if os.environ.get("UPDATE"):
+        DEMO_KEYS.write_text(json.dumps(keys(), indent=2) + "\n")
+    assert keys() == json.loads(DEMO_KEYS.read_text())
+
+
+def test_a_class_that_moves_to_another_module_keeps_its_key() -> None:
+    def key(target: str) -> str:
+        settings = {"_target_": target, "inner": [{"_target_": target, "size": 8}]}
+        return key_of("dpm", 1, settings, {})
+
+    assert key("sidepipe.stages.dpm.stage.TrainDPM") == key("sidepipe.dpm.TrainDPM")
+    assert key("sidepipe.dpm.TrainDPM") != key("sidepipe.dpm.PretrainedDPM")
+    assert key("diffusers.UNet2DModel") != key("other.UNet2DModel")

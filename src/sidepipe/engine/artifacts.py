@@ -37,7 +37,8 @@ def key_of(
 ) -> str:
     """Twelve hex digits that name the artifact of these settings and inputs.
 
-    Numbers are normalized: `3` and `3.0` are the same setting. The order of inputs counts: a
+    Numbers are normalized: `3` and `3.0` are the same setting. The name of a class of ours counts
+    and its module does not, so a class that moves keeps its artifacts. The order of inputs counts: a
     report's rows are its inputs. Raises ValueError for a number that is not finite.
     """
     content = [stage, version, _normal(settings, stage), list(input_keys.items())]
@@ -54,6 +55,8 @@ def _normal(value: Any, where: str) -> Any:
         return {str(k): _normal(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_normal(v, f"{where}.{i}") for i, v in enumerate(value)]
+    if where.endswith("._target_") and str(value).startswith("sidepipe."):
+        return str(value).rpartition(".")[2]
     return value
 
 
