@@ -38,8 +38,8 @@ def key_of(
     """Twelve hex digits that name the artifact of these settings and inputs.
 
     Numbers are normalized: `3` and `3.0` are the same setting. The name of a class of ours counts
-    and its module does not, so a class that moves keeps its artifacts. The order of inputs counts: a
-    report's rows are its inputs. Raises ValueError for a number that is not finite.
+    and its module does not, so a class that moves keeps its artifacts. The order of inputs counts:
+    a report's rows are its inputs. Raises ValueError for a number that is not finite.
     """
     content = [stage, version, _normal(settings, stage), list(input_keys.items())]
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":"))
