@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sidepipe.base.images import to_model
 from sidepipe.diffusion import guidance
-from sidepipe.diffusion.guidance import Posterior, SeesEps, grad_of, guided
+from sidepipe.diffusion.guidance import NeedsEps, Posterior, grad_of, guided
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
 
 MEANS = torch.tensor([-2.0, 1.0], dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_guidance_moves_eps_by_minus_scale_sigma_gradient(alphas_cumprod):
 
 
 def test_a_gradient_that_sees_eps_gets_the_model_s(alphas_cumprod):
-    class Eps(SeesEps):
+    class Eps(NeedsEps):
         def forward(self, x_t, t, y, eps):
             return eps * y[:, None]
 

@@ -1,6 +1,6 @@
-"""A model as samplers see it: eps of images that may each have a condition, and what x_0 becomes.
+"""A model as samplers use it: eps of images, each with an optional condition, and decoding x_0.
 
-The one here knows no condition; those of prompts and of labels are made from it.
+The class here has no condition; those with prompts and labels derive from it.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""Errors instead of images where a model predicts nan or infinity: at which step, in which images.
+"""An error instead of images if a model predicts nan or infinity, with the step and the images.
 
 Each step adds one reduction on the device; it is read once, when the images are done. Clipping
-would turn an infinite eps into a black image, so eps is looked at before it.
+would turn an infinite eps into a black image, so eps is checked before it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from sidepipe.base.images import finite_images
 from sidepipe.diffusion.schedule import EpsFn
 
-# Of each eps: what predicted it, its t, and which images it is finite in.
+# For each eps: its source, its t, and the images in which it is finite.
 Seen = list[tuple[str, int, Bool[Tensor, "n"]]]
 SHOWN = 5
 NOT_FINITE = (
@@ -23,9 +23,9 @@ NOT_FINITE = (
 
 
 def watched(eps_fn: EpsFn, what: str, seen: Seen) -> EpsFn:
-    """`eps_fn`, of which `seen` keeps what `require_finite_eps` needs.
+    """`eps_fn` that records in `seen` the facts for `require_finite_eps`.
 
-    what: names it in the error.
+    what: its name in the error.
     """
 
     def watched_eps_fn(x_t: Tensor, t: int) -> Tensor:

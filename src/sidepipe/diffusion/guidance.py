@@ -1,7 +1,7 @@
 """Guiding an `eps_fn` toward a surrogate label, and the surrogate posterior in closed form.
 
 Guidance is a wrapper: `eps_hat = eps - lambda sqrt(1 - ab_t) grad_x log p(c | x_t)` (Dhariwal &
-Nichol, 2021, algorithm 2; SIDE, section 4.2). What shapes the gradient is in `shaping`.
+Nichol, 2021, algorithm 2; SIDE, section 4.2). `shaping` has wrappers of the gradient.
 """
 
 from bisect import bisect_left, bisect_right
@@ -26,29 +26,29 @@ BLOCK_ELEMENTS, CPU_BLOCK_ELEMENTS = 2**24, 2**18
 Moments = tuple[Float[Tensor, "n"], Float[Tensor, "n d"]]
 
 
-class SeesEps(nn.Module):
+class NeedsEps(nn.Module):
     """Base of gradients that need the model's eps too: called with (x_t, t, y, eps), t as in EpsFn.
 
     It is its own `grad_log_prob`, so it stands wherever a surrogate does.
     """
 
     @property
-    def grad_log_prob(self) -> "SeesEps":
+    def grad_log_prob(self) -> "NeedsEps":
         return self
 
 
 def gradient_at(
-    grad_log_prob_fn: GradLogProbFn | SeesEps, x_t: Tensor, t: int, y: Labels, eps: Tensor
+    grad_log_prob_fn: GradLogProbFn | NeedsEps, x_t: Tensor, t: int, y: Labels, eps: Tensor
 ) -> Tensor:
-    """grad_{x_t} log p(y | x_t, t); eps goes to a gradient that asks for it."""
-    if isinstance(grad_log_prob_fn, SeesEps):
+    """grad_{x_t} log p(y | x_t, t); eps is passed to a gradient that needs it."""
+    if isinstance(grad_log_prob_fn, NeedsEps):
         return grad_log_prob_fn(x_t, t, y, eps)
     return grad_log_prob_fn(x_t, for_each(t, x_t), y)
 
 
 def guided(
     eps_fn: EpsFn,
-    grad_log_prob_fn: GradLogProbFn | SeesEps,
+    grad_log_prob_fn: GradLogProbFn | NeedsEps,
     y: Labels,
     guidance_scale: float,
     alphas_cumprod: Float[Tensor, "T"],

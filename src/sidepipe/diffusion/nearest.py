@@ -1,7 +1,7 @@
-"""The closed-form posterior with its sums cut to the nearest images, and what the cut costs.
+"""The closed-form posterior with its sums cut to the nearest images, and the error of the cut.
 
 At little noise a few images hold all the weight and the cut is exact. At high noise the weights
-are nearly equal and what is nearest is so by the noise: there the cut is wrong unless
+are nearly equal and the noise decides which are nearest: there the cut is wrong unless
 `neighbors` is close to the number of images. So the error is measured, never assumed.
 """
 
@@ -75,8 +75,8 @@ def cut_error(
 ) -> list[dict[str, int | float]]:
     """Relative error of the cut gradient against the full one, a row for each of `timesteps`.
 
-    |cut - full| / |full|, norms over all samples: synthetic images noised to t, each asked for the
-    label of another image, so for a label as often as it has images. Rows: t, relative_error.
+    |cut - full| / |full|, norms over all samples: synthetic images noised to t, each with the label
+    of another image, so labels occur as often as they have images. Rows: t, relative_error.
     """
     labels, (m, d), device = np.asarray(full.labels), full.images.shape, full.images.device
     rows = []

@@ -1,7 +1,7 @@
-"""Moving finished samples toward a mode of the model: what it has memorized stands out.
+"""Refinement: moving finished samples toward a mode of the model, where memorized images stand out.
 
-A sampler ends with the error of the network at little noise, where it hardly knows single images.
-At more noise it does, and its denoised image of one that it has memorized is that training image.
+A sampler ends with the network's error at little noise, where the network hardly depends on single
+training images. At more noise, the denoised image of a memorized image is that training image.
 """
 
 from jaxtyping import Float
@@ -21,10 +21,10 @@ def seek_mode(
     """x_0 replaced `num_steps` times by the model's pred_x_0 of sqrt(ab_t) x_0, taken for an x_t.
 
     That is DDIM's last step, from level t to no noise. No noise is added, so it leads up the
-    density of the data smoothed by level t: by Tweedie's formula it is
-    x_0 + (1 - ab_t) / ab_t * grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie & Simoncelli, 2021).
-    Of a model that knows its training images by heart that is mean shift on them (Comaniciu & Meer,
-    2002), whose fixed points they are where level t keeps them apart.
+    density of the data smoothed by level t: by Tweedie's formula it is x_0 + (1 - ab_t) / ab_t *
+    grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie & Simoncelli, 2021). For a model that has
+    memorized its training images this is mean shift on them (Comaniciu & Meer, 2002); they are its
+    fixed points where level t keeps them apart.
     """
     shrink = float(alphas_cumprod[t]) ** 0.5
     for _ in range(num_steps):

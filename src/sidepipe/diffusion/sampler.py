@@ -1,4 +1,4 @@
-"""Sampling of any `eps_fn(x_t, t)`; a sampler knows nothing of guidance or clipping.
+"""Sampling of any `eps_fn(x_t, t)`; samplers are independent of guidance and clipping.
 
 DDIM with eta = 1 over every timestep is DDPM's ancestral sampler (DDIM, section 4.1), so the two
 are one function. DPM-Solver++ is a second one, for fewer steps.
@@ -20,7 +20,7 @@ ZERO_SNR = 2.0**-24
 def require_x_0(
     prediction_type: str, alphas_cumprod: Float[Tensor, "T"], timesteps: Sequence[int]
 ) -> None:
-    """Raises ValueError where eps is predicted for an x_t that contains nothing of x_0.
+    """Raises ValueError if eps is predicted for an x_t that contains nothing of x_0.
 
     That is at alphas_cumprod[t] = 0, with zero terminal SNR; diffusers divides by 0 there.
     """

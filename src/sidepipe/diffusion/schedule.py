@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-# (x_t, t) -> eps, as samplers ask for it: all images share their t. A number, not a tensor, since
+# (x_t, t) -> eps, as samplers call it: all images share their t. A number, not a tensor, since
 # what depends on it (is this step guided?) would else wait for the device at every step.
 EpsFn = Callable[[Float[Tensor, "n *shape"], int], Float[Tensor, "n *shape"]]
 
@@ -56,7 +56,7 @@ def training_target(
     t: Int64[Tensor, "n"],
     alphas_cumprod: Float[Tensor, "T"],
 ) -> Float[Tensor, "n *shape"]:
-    """What the network is trained to predict: eps, v (Salimans & Ho, 2022, app. D) or x_0."""
+    """The target of the network's prediction: eps, v (Salimans & Ho, 2022, app. D) or x_0."""
     if prediction_type == "epsilon":
         return eps
     if prediction_type == "sample":

@@ -1,4 +1,4 @@
-"""What is done to a surrogate's gradient before it guides: each a wrapper that `guided` can call.
+"""Wrappers that change a surrogate's gradient before `guided` applies it.
 
 They wrap a surrogate (anything with `grad_log_prob`) or one another; the outermost is applied last.
 """
@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sidepipe.diffusion.guidance import Labels, SeesEps, gradient_at
+from sidepipe.diffusion.guidance import Labels, NeedsEps, gradient_at
 from sidepipe.diffusion.schedule import at, signal_and_noise
 
 
-class ThroughPredX0(SeesEps):
+class ThroughPredX0(NeedsEps):
     """grad_{x_t} log p(y | pred_x_0), pred_x_0 = (x_t - sqrt(1 - ab_t) eps) / sqrt(ab_t).
 
     eps is held constant, so the chain's factor is 1 / sqrt(ab_t) and no gradient passes the UNet.
-    The surrogate sees pred_x_0, not clipped, as an image of t = 0.
+    The surrogate takes pred_x_0, not clipped, as an image of t = 0.
     """
 
     alphas_cumprod: Tensor
@@ -34,7 +34,7 @@ class ThroughPredX0(SeesEps):
         return at_x_0 / signal
 
 
-class ScaledByNoise(SeesEps):
+class ScaledByNoise(NeedsEps):
     """The gradient times `factors[t]`; where that is 0 the surrogate is not evaluated."""
 
     def __init__(self, surrogate: Any, factors: Float[Tensor, "T"]) -> None:
@@ -48,10 +48,10 @@ class ScaledByNoise(SeesEps):
         return factor * gradient_at(self.surrogate.grad_log_prob, x_t, t, y, eps)
 
 
-class ClippedNorm(SeesEps):
+class ClippedNorm(NeedsEps):
     """The gradient, shortened where guidance would move eps by more than max_norm times its length.
 
-    Of each image: |lambda sqrt(1 - ab_t) grad| <= max_norm |eps|; the direction stays.
+    For each image, |lambda sqrt(1 - ab_t) grad| <= max_norm |eps|; the direction stays.
     """
 
     alphas_cumprod: Tensor
@@ -77,5 +77,5 @@ class ClippedNorm(SeesEps):
 
 
 def _norm(x: Float[Tensor, "n *shape"]) -> Tensor:
-    """Of each image, shaped to multiply with x."""
+    """The norm of each image, shaped to multiply with x."""
     return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,4 +1,4 @@
-"""Nearest neighbors among very many vectors: only some are looked at, with a measured recall."""
+"""Approximate nearest neighbors among very many vectors, with a measured recall."""
 
 import logging
 import math
@@ -30,7 +30,7 @@ def closest(
     """Exact losses and database indices of each query's k closest, of which some may be missed.
 
     As many cells are probed as reach `MIN_RECALL` on `RECALL_QUERIES` of the queries, or all cells;
-    a warning says which recall was reached.
+    a warning reports the recall.
     """
     index = _build_cells(database, metric)
     num_cells = import_faiss().extract_index_ivf(index).nlist

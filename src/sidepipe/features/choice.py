@@ -1,4 +1,4 @@
-"""What a choice of features says by its settings alone, before the encoder is built."""
+"""Facts about a choice of features from its settings alone, before the encoder is built."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,5 +7,5 @@ COPYDET = "sidepipe.features.copydet.CopyDet"
 
 
 def is_of_this_run(features: Mapping[str, Any]) -> bool:
-    """Whether the encoder is the descriptor that this run trains, so that artifact is needed."""
+    """Whether the encoder is the descriptor that this run trains, an input then."""
     return features["_target_"] == COPYDET and features.get("path") is None

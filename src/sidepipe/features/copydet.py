@@ -1,7 +1,7 @@
 """A small copy descriptor in the recipe of SSCD (Pizzi et al., 2022), trained by `descriptor`.
 
 Two images are close when one is an edited copy of the other, not when they show the same kind of
-thing. Network and encoder are here; how it learns that is the stage's business.
+thing. This module has the network and the encoder; the stage trains it.
 """
 
 from functools import cached_property
@@ -44,8 +44,8 @@ class ResidualBlock(nn.Module):
 class CopyNet(nn.Module):
     """Unit vectors of RGB images in [-1, 1].
 
-    size: pixels a side of the images. widths: channels of each level, one block a level, every one
-    after the first at half the resolution. dimensions: of the vectors.
+    size: height and width of the images in pixels. widths: channels of each level, one block per
+    level, each level after the first at half the resolution. dimensions: of the vectors.
     """
 
     def __init__(self, size: int, widths: list[int], dimensions: int) -> None:
@@ -53,7 +53,7 @@ class CopyNet(nn.Module):
         require(size >= 4, "size", ">= 4 pixels", size)
         require(dimensions >= 2, "dimensions", ">= 2", dimensions)
         fit = bool(widths) and all(w >= 1 and w % NORM_GROUPS == 0 for w in widths)
-        require(fit, "widths", f"multiples of {NORM_GROUPS}, one a level", widths)
+        require(fit, "widths", f"multiples of {NORM_GROUPS}, one per level", widths)
         stride = max(1, size // STEM_SIDE)
         self.stem = nn.Conv2d(3, widths[0], 2 * stride + 1, stride, stride, bias=False)
         self.blocks = nn.Sequential()
@@ -78,9 +78,9 @@ def generalized_mean(h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
 class CopyDet(Network):
     """The descriptor that the stage `descriptor` has trained.
 
-    path: a folder with model.safetensors and network.json; None for the artifact of this very run,
-    which is known only when a stage runs: until it is set nothing can be encoded. Images of another
-    size are skewed to the size of training.
+    path: a folder with model.safetensors and network.json; None for the artifact of the current
+    run, which stages set; encoding requires a path. Images of another size are resized to the
+    training size without keeping their aspect ratio.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -88,7 +88,7 @@ class CopyDet(Network):
 
     @property
     def transform(self) -> str:
-        """Names the size; copydet-v1 while there is no path."""
+        """The name of the preprocessing with its size; copydet-v1 without a path."""
         return "copydet-v1" if self.path is None else f"copydet-v1-{self._description['size']}px"
 
     def check(self) -> None:

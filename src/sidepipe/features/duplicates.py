@@ -1,4 +1,4 @@
-"""Groups of near duplicates within one set of images: what a model makes again and again."""
+"""Groups of near duplicates within one set of images: images that a model repeats."""
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -12,7 +12,7 @@ BLOCK = 1024
 def nearest_other(features: Float32[np.ndarray, "n d"], metric: Metric) -> Float32[np.ndarray, "n"]:
     """gamma of each of at least two images to the nearest other one of the set."""
     gamma, index = nearest(features, features, metric, k=2)
-    # Of exact copies the first may come before the image itself.
+    # An exact copy may come before the image itself.
     own = index[:, 0] == np.arange(len(features))
     return np.where(own, gamma[:, 1], gamma[:, 0])
 
@@ -30,8 +30,8 @@ def near_duplicate_groups(
     its nearest center. So no chain of small steps joins what is far apart. Memory does not grow
     with the number of pairs, which is quadratic where a model repeats itself.
 
-    other_gamma: what `nearest_other` says of `features`; nearly all of the work, where few images
-    have a near duplicate.
+    other_gamma: `nearest_other` of `features`; nearly all of the work if few images have a near
+    duplicate.
     """
     center = np.arange(len(features))
     if len(features) == 1:

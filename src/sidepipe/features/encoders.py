@@ -1,4 +1,4 @@
-"""Encoders: vectors from uint8 images, in which closeness means something.
+"""Encoders: vectors from uint8 images, whose closeness is meaningful.
 
 Each names its metric, for `search`, and its preprocessing, with a version, for the results. Weights
 are never fetched for SSCD, and come as safetensors for the others. Networks see 3 channels (gray is
@@ -35,7 +35,7 @@ OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 
 
 class Encoder(ABC):
-    """What a stage needs of an encoder: `metric`, `transform`, `check` and `encode`.
+    """Base of encoders: `metric`, `transform`, `check` and `encode`.
 
     metric: how to compare its vectors; for "cosine" they are unit vectors, or zero. transform: name
     and version of its preprocessing.
@@ -45,7 +45,7 @@ class Encoder(ABC):
     transform: str
 
     def check(self) -> None:  # noqa: B027 - most often nothing can be missing
-        """Raises if `encode` could not work: files, hashes, packages. For stages to begin with."""
+        """Raises if `encode` could not work (files, hashes, packages); stages call it first."""
 
     def encode(
         self,
@@ -53,7 +53,7 @@ class Encoder(ABC):
         device: Device = "cpu",
         batch_size: int = 64,
     ) -> Float32[np.ndarray, "n d"]:
-        """One vector per image. device and batch_size change how fast, not what.
+        """One vector per image. device and batch_size change the speed, not the result.
 
         Raises ValueError where a vector is not finite.
         """
@@ -130,15 +130,15 @@ class Network(Encoder):
 
     @abstractmethod
     def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
-        """What the network says of prepared images."""
+        """The network's vectors of prepared images."""
 
 
 class SSCD(Network):
     """Copy detection descriptors (Pizzi et al., 2022) from the authors' TorchScript file.
 
     path: sscd_disc_mixup.torchscript.pt. A TorchScript file is a program: it is loaded only if its
-    SHA-256 is `sha256`; None: refused, with the file's hash. size: pixels a side, 320 as published,
-    reached by skewing.
+    SHA-256 is `sha256`; None: refused, with the file's hash. size: height and width in pixels, 320
+    as published; the aspect ratio is not kept.
     """
 
     def __init__(self, path: str, sha256: str | None, size: int = 320) -> None:
@@ -215,13 +215,13 @@ class _Pretrained(Network):
         self.check()
         logging = _transformers().logging
         verbosity = logging.get_verbosity()
-        # It lists the weights that are not used, such as CLIP's text half.
+        # transformers lists unused weights, such as CLIP's text half.
         logging.set_verbosity_error()
         try:
             network, report = getattr(_transformers(), name).from_pretrained(
                 self._source, use_safetensors=True, output_loading_info=True
             )
-        except Exception as error:  # what transformers raises is no closed list
+        except Exception as error:  # transformers has no common error class
             raise ValueError(f"{self._source} cannot be read: {one_line(error)}") from None
         finally:
             logging.set_verbosity(verbosity)
@@ -257,7 +257,10 @@ class CLIP(_Pretrained):
 
     @property
     def transform(self) -> str:
-        """Names the model's own input size; ImportError or FileNotFoundError without the model."""
+        """The preprocessing with the model's input size;
+
+        ImportError or FileNotFoundError without it.
+        """
         return f"clip-{self._size}-v1"
 
     @property

@@ -23,7 +23,7 @@ from sidepipe.features.search import Metric, nearest
 # Yoon et al. (2023) call an image a copy if its nearest training image is three times closer than
 # the second nearest.
 RATIO = 3
-SEARCH_SIDE = 8  # pixels a side of the small images that find candidates
+SEARCH_SIDE = 8  # height and width in pixels of the small images that find candidates
 TYPICAL_SIDE = 32  # the same, of those that the typical distance is measured on
 TYPICAL = 256  # vectors whose nearest others give the typical distance
 MAX_COPIES = 16  # copies of one vector that the typical distance skips
@@ -59,7 +59,7 @@ class Duplicates:
 
 
 def typical_distance(images: Images, rows: Rows) -> float:
-    """`typical` of the images in `rows`, on block means of at most 32 pixels a side.
+    """`typical` of the images in `rows`, on block means of at most 32 x 32 pixels.
 
     Larger images have a larger distance than their block means.
     """
@@ -72,8 +72,8 @@ def typical(
     """The median distance from a vector to the nearest other one that is no copy.
 
     In ascending order, the distances up to the last step by more than `RATIO` are those of copies.
-    Up to `MAX_COPIES` copies of each vector are skipped. Measured from `TYPICAL` vectors to all
-    others. 0.0 for fewer than two vectors, and for vectors that are all alike.
+    Up to `MAX_COPIES` copies of each vector are skipped. The distances are from `TYPICAL` vectors
+    to all others. 0.0 for fewer than two vectors, and for vectors that are all alike.
 
     vectors: those in the given places of `count`; unit vectors for "cosine", whose distance is the
     Euclidean one.
@@ -108,10 +108,10 @@ def _nearest_that_is_no_copy(distances: Float[np.ndarray, "q k"]) -> Float[np.nd
 
 
 def small(images: Images, side: int) -> Float32[np.ndarray, "n d"]:
-    """Block means, at most `side` a side, scaled so that Euclidean distances are RMS distances.
+    """Block means, at most `side` x `side`, scaled so that Euclidean distances are RMS distances.
 
     They are never larger than the RMS distances of the images themselves, and equal to these for
-    images of at most `side` pixels a side.
+    images of at most `side` x `side` pixels.
     """
     sums, sizes = images.astype(np.float32), np.ones(1)
     for axis, length in ((1, images.shape[1]), (2, images.shape[2])):
@@ -139,8 +139,8 @@ def duplicates(
 ) -> Duplicates:
     """For each row of `queries` a duplicate in another row, among `database`, exact ones first.
 
-    limit: the largest RMS distance of a near duplicate. progress: is called with the number of
-    queries that are done.
+    limit: the largest RMS distance of a near duplicate. progress: called with the number of
+    finished queries.
     """
     found = Duplicates(
         np.full(len(queries), -1), np.full(len(queries), np.nan), np.zeros(len(queries), bool)

@@ -41,7 +41,7 @@ def rough_losses(
 def rounding(
     queries: Float32[np.ndarray, "n d"], database: Float32[np.ndarray, "m d"], metric: Metric
 ) -> Float64[np.ndarray, "n"]:
-    """By how much a rough loss of each query can be off, be it ours or faiss's."""
+    """The largest error of each query's rough losses, ours or faiss's."""
     q = np.einsum("nd,nd->n", queries, queries, dtype=np.float64)
     x = np.einsum("md,md->m", database, database, dtype=np.float64).max()
     # A float32 sum of d terms is off by at most d / 2 eps of their absolute sum; long ones are

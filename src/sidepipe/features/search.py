@@ -3,8 +3,8 @@
 gamma is the cosine of unit vectors ("cosine", larger is closer) or the Euclidean distance ("l2",
 smaller is closer). Candidates are found in float32 by |q|^2 + |x|^2 - 2 q.x, which cannot tell a
 copy from a near copy; so gamma of every pair that rounding could misplace is computed again in
-float64 from the two vectors. It depends neither on block sizes, nor on BLAS, nor on the device.
-All is exact, but for `nearest` in more than `EXACT_VECTORS` vectors, which says how good it is.
+float64 from the two vectors. It depends neither on block sizes, nor on BLAS, nor on the device. All
+results are exact, except `nearest` among more than `EXACT_VECTORS` vectors, which logs its recall.
 Beyond float32 features, memory is bounded whatever their number.
 """
 
@@ -69,7 +69,7 @@ def covered(
     mask = np.zeros((len(edges), len(database)), bool)
     for part in blocks(len(database), pairs.TILE_ITEMS):
         for some in blocks(len(queries), pairs.TILE_QUERIES):
-            # What every band holds already needs no further query.
+            # Items that are in every band already need no further query.
             left = part.start + np.flatnonzero(~mask[:, part].all(0))
             if len(left) == 0:
                 break
@@ -94,7 +94,7 @@ def _reached(
 ) -> Bool[np.ndarray, "m"]:
     """Which items have a query with gamma in [edge[0], edge[1]).
 
-    margin: twice what rough losses can be off by; gamma decides where they cannot.
+    margin: twice the error of rough losses; gamma decides within it.
     """
     near, far = np.sort(pairs.loss_of(edge, metric))
     reached = ((rough >= near + margin) & (rough <= far - margin)).any(0)

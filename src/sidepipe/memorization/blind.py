@@ -1,6 +1,6 @@
-"""Extraction without ground truth: which generated images an attacker would bet on.
+"""Extraction without ground truth: the generated images that an attacker would choose.
 
-What a model has memorized it makes again and again, so candidates are groups of near duplicates
+A model generates a memorized image again and again, so candidates are groups of near duplicates
 among its own images, the largest and tightest first (Carlini et al., USENIX 2023, section 4.2).
 """
 
@@ -21,7 +21,7 @@ ROC_POINTS = 200
 
 @dataclass(frozen=True)
 class Candidates:
-    """One candidate a group, the best bet first.
+    """One candidate per group, the best first.
 
     index: its center among the images. size: images in the group. tightness: mean gamma of the
     others to the center; of a group of one, gamma to the nearest other image.

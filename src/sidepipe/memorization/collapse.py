@@ -1,4 +1,4 @@
-"""Whether a model makes one image, or a handful, again and again: then no count is a finding."""
+"""Whether a model repeats one image, or a handful: then no count is a finding."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ REPEATS = 20
 def collapse(
     images: UInt8[np.ndarray, "n h w c"], sizes: Int64[np.ndarray, "g"]
 ) -> dict[str, Any] | None:
-    """How nearly all images are alike, or of a single color each; None where they are not.
+    """How nearly all images are alike, or of a single color each; None if they are not.
 
     sizes: of the groups of near duplicates among the images, the largest first. `different`: the
     fewest groups that hold nearly all images; `images`: how many these hold, `of` how many.

@@ -1,6 +1,6 @@
-"""One attack's images held against training images, and against others as a control.
+"""One attack's images compared with training images, and with others as a control.
 
-gamma is what `sidepipe.features.search` says of two feature vectors.
+gamma is that of `sidepipe.features.search` for two feature vectors.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from sidepipe.features.search import Metric, nearest
 from sidepipe.memorization.excess import HeldoutHits
 from sidepipe.memorization.real import Encoded, RealImages, compared_sets
 
-AROUND = 50  # nearest images that Carlini et al.'s adaptive score looks at
+AROUND = 50  # nearest images in Carlini et al.'s adaptive score
 Gamma = Float32[np.ndarray, "n"]
 MAX_CONTROLS = 100  # held-out sets: more would cost a search each, and hardly move their mean
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Encoded real images, and how near generated ones come to them.
+    """Encoded real images, and the nearest ones to each generated image.
 
     other_gamma: of each to the nearest other one. around, around_index: each generated image's
     nearest real images, closest first, up to 50; indices within the m of `rows`. reverse_gamma:
@@ -107,12 +107,12 @@ def compare(
     metric: Metric,
     attacker_rows: Int64[np.ndarray, "a"] | None = None,
 ) -> Comparison:
-    """Searches that every measure is made of. queries, synthetic: features of generated images.
+    """The searches behind every measure. queries, synthetic: features of generated images.
 
     synthetic: None where no images were made before the attack.
 
-    attacker_rows: unseen images that the attack learned from, so no control of what it brings out.
-    They are real images all the same, which say how near such come to training images.
+    attacker_rows: unseen images that the attack learned from, so not a control. They are real
+    images all the same, and count in the distances of real images to training images.
     """
     sets = {
         name: _compared(queries, images, real.other_gamma_of(name, images, metric), metric)

@@ -2,8 +2,8 @@
 
 M(D; p, e) = KL(q || p) in nats, q = (1/N) sum_i N(x_i, e^2 I). It is 0 where p is the images of D
 blurred by e, and grows with every image that p has no mass around. Its size is mostly e, N and the
-dimension, so one value means nothing: what can be read is M on held-out images less M on as many
-training images, by the same p and e, above 0 for a model that memorizes.
+dimension, so one value means nothing: compare M on held-out images with M on as many training
+images, by the same p and e, above 0 for a model that memorizes.
 """
 
 from collections.abc import Callable
@@ -66,10 +66,10 @@ def kde_log_density(samples: Vectors, bandwidth: float) -> LogDensity:
 def default_bandwidth(images: Vectors) -> float:
     """The median distance of an image to its nearest other one, over sqrt(d).
 
-    A draw of N(x, e^2 I) then lies as far from x as, typically, the next image: closer ones would
-    be told apart by every model, and further ones by none. images: (n, d), best the HELD-OUT ones:
-    the generated would give every attack, and a copying one most of all, a unit of its own.
-    ValueError: fewer than 2 images, or half of them have an exact double.
+    A draw of N(x, e^2 I) then lies as far from x as, typically, the next image: every model would
+    separate closer ones, and none further ones. images: (n, d), best the HELD-OUT ones: the
+    generated would give every attack, and a copying one most of all, a unit of its own. ValueError:
+    fewer than 2 images, or half of them have an exact double.
     """
     images = _checked("images", images)
     # Its nearest is the image itself, or a double at the same distance 0.

@@ -2,7 +2,7 @@
 
 A hit is a generated image that comes as close to a training image as a threshold which nearly no
 real, unseen image reaches. The claim is the excess: the share of images that hit a training image
-less the share that would hit one of equally many unseen images. It is a claim about one model and
+minus the share that would hit one of equally many unseen images. It is a claim about one model and
 one attack. Generated images are then independent of each other, so many copies of one training
 image are many observations of the rate at which it comes out.
 
@@ -107,7 +107,7 @@ def at_scale(share: float, scale: float) -> float:
 
 
 def excess(train: Bool[np.ndarray, "n"], heldout: HeldoutHits) -> tuple[float, tuple[float, float]]:
-    """The share of training hits less the scaled share of held-out hits, and its 95 % interval.
+    """The share of training hits minus the scaled share of held-out hits, and its 95 % interval.
 
     The interval joins those of the two shares (MOVER: Newcombe, 1998; Zou and Donner, 2008), so it
     has a width where nothing is hit; the luck of the held-out sets is a third term. It assumes that

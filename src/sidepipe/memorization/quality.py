@@ -24,8 +24,8 @@ Features = Float[np.ndarray, "_ _"]
 # 3072, which 32 x 32 color pixels have; those of 64 x 64 would take a quarter of an hour.
 MAX_DIMENSIONS = 3072
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # as published
-# Of each set, so subsets of 50. On the 8x8 digits noise of RMS 0.2 then raises KID by several times
-# its standard deviation; with 4 images it does not show.
+# Each set has at least as many, so subsets have 50. On the 8x8 digits noise of RMS 0.2 then raises
+# KID by several times its standard deviation; with 4 images it does not show.
 KID_MIN_IMAGES = 100
 # The published kernel divides x.y by d, for entries of about 1. Our encoders' vectors are unit ones
 # or root mean squares: divided already, and once more would leave hardly more than the means.
@@ -44,7 +44,7 @@ class EncoderFeatures(nn.Module):
     def __init__(self, encoder: Encoder, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.encoder, self.image_shape = encoder, image_shape
-        # torchmetrics would ask with a 299 x 299 color image, which not every encoder takes.
+        # torchmetrics would try a 299 x 299 color image, which not every encoder takes.
         blank = torch.zeros(1, *image_shape, dtype=torch.uint8)
         self.num_features = self(blank).shape[1]
 
@@ -137,13 +137,13 @@ def mifid(
     """FID divided by the mean distance of GENERATED images to training images, if < threshold.
 
     Bai et al., 2021, with its 1e-14 against division by 0. torchmetrics (1.9) takes the mean over
-    training images instead, and so does not see a few of them copied often. Where it marks down
-    only how many times larger it is than FID has a meaning: copies give a mean of mere rounding.
-    ValueError: no distances, distances outside [0, 1], threshold outside (0, 1].
+    training images instead, and so misses a few images that are copied often. Its value has no
+    meaning where it penalizes, except that it is larger than FID: copies give a mean of mere
+    rounding. ValueError: no distances, distances outside [0, 1], threshold outside (0, 1].
     """
     distance = nearest_cosine_distance
     require(0 < threshold <= 1, "threshold", "in (0, 1]", threshold)
-    require(distance.size > 0, "nearest_cosine_distance", "one number an image", distance.shape)
+    require(distance.size > 0, "nearest_cosine_distance", "one number per image", distance.shape)
     inside = bool(((distance >= 0) & (distance <= 1)).all())
     remedy = "use quality.nearest_cosine_distance"
     require(inside, "nearest_cosine_distance", "in [0, 1]", _range(distance), remedy)

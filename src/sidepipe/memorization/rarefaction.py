@@ -38,7 +38,7 @@ def unseen(counts: Int64[np.ndarray, "s"], num_images: int, most: int) -> float:
 
 
 def at_least(counts: Int64[np.ndarray, "s"], num_images: int, most: int) -> int:
-    """The training images that can be hit at all are at least so many, with 95 % confidence.
+    """A lower bound on the training images that can be hit at all, with 95 % confidence.
 
     The lower end of a one-sided log-normal interval (Chao, 1987) of the bias-corrected Chao1 with
     its variance (Chao, 2005; as EstimateS computes it), as a whole number: not below those
@@ -57,7 +57,7 @@ def at_least(counts: Int64[np.ndarray, "s"], num_images: int, most: int) -> int:
 
 
 def coverage(counts: Int64[np.ndarray, "s"], num_images: int, most: int) -> float:
-    """Share of all hits to come that will be of training images already hit, in [0, 1].
+    """Share of all further hits that will be of training images already hit, in [0, 1].
 
     Good and Turing's, as improved by Chao and Jost (2012).
     """
@@ -77,7 +77,7 @@ def _rare_probability(counts: Int64[np.ndarray, "s"], num_images: int, more: flo
 def hit_probabilities(
     counts: Int64[np.ndarray, "s"], num_images: int, most: int
 ) -> Float64[np.ndarray, "k"]:
-    """Fitted k_i: of the training images hit, then of as many more as Chao1 says.
+    """Fitted k_i: of the training images hit, then of as many more as Chao1 estimates.
 
     The observed shares are too high by what the unseen ones must have; rare ones give up most (Chao
     et al., 2013). The sum stays the observed rate of hits.
@@ -132,7 +132,7 @@ def interval(
 ) -> tuple[Float64[np.ndarray, "p"], Float64[np.ndarray, "p"]]:
     """95 % interval of `expected_unique`: normal, its error from redrawn counts.
 
-    Redrawn are num_images images of the fitted probabilities (Chao et al., 2014, appendix G).
+    The counts are redrawn from the fitted probabilities (Chao et al., 2014, appendix G).
     """
     middle = expected_unique(counts, num_images, sizes, most)
     k = hit_probabilities(counts, num_images, most)
@@ -179,7 +179,7 @@ def _counts(hits: Int64[np.ndarray, "h"]) -> Int64[np.ndarray, "s"]:
 
 
 def _sizes(num_images: int) -> list[int]:
-    """Where the curve is evaluated: evenly up to the images made, and on to four times as many."""
+    """Where the curve is evaluated: evenly up to num_images, and up to four times as many."""
     inside = np.linspace(0, num_images, POINTS + 1)[1:]
     beyond = np.linspace(num_images, EXTRAPOLATE * num_images, POINTS + 1)[1:]
     return np.unique(np.concatenate([inside, beyond]).round().astype(int)).tolist()
@@ -188,7 +188,7 @@ def _sizes(num_images: int) -> list[int]:
 def _check(
     counts: Int64[np.ndarray, "s"], num_images: int, observed: int, of_images: int, most: int
 ) -> dict[str, Any]:
-    """What the first quarter of the images predicts of all, beside what all found."""
+    """The prediction from the first quarter of the images, and the number that all images found."""
     predicted = float(expected_unique(counts, num_images, [of_images], most)[0])
     low, high = interval(counts, num_images, [of_images], most)
     error = (predicted - observed) / observed if observed else None

@@ -1,6 +1,6 @@
-"""Real images by the rows of the data they lie in, encoded: what generated images are held against.
+"""Encoded real images, by their rows in the data, to compare generated images with.
 
-gamma is what `sidepipe.features.search` says of two feature vectors.
+gamma is that of `sidepipe.features.search` for two feature vectors.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class RealImages:
-    """Training images, images that nothing was trained on, and what no attack changes of them.
+    """Training images, images that nothing was trained on, and their distances to each other.
 
     unseen: the best control first. real_gamma: of every unseen image to its nearest training image.
     other_gamma: of `compared_sets(train, unseen)`, by name, each image's to the nearest other of
@@ -65,9 +65,9 @@ def compared_sets(
 ) -> dict[str, Encoded]:
     """`train`, `heldout` and, with fewer unseen images than training images, `train_equal`.
 
-    heldout: equally many images that the model never saw. train_equal: as many training images as
-    there are held out, for a larger set is nearer to anything. attacker_rows: unseen images that
-    the attack learned from, so no control of what it brings out.
+    heldout: equally many images that the model was not trained on. train_equal: as many training
+    images as there are held out, for a larger set is nearer to anything. attacker_rows: unseen
+    images that the attack learned from, so not a control.
     """
     control = unseen if attacker_rows is None else unseen.without(attacker_rows)
     sets = {"train": train, "heldout": control.first(len(train.rows))}

@@ -1,6 +1,6 @@
-"""How well a score tells memorized prompts from others: ROC, its area, and intervals over prompts.
+"""How well a score separates memorized prompts: ROC, its area, and intervals over prompts.
 
-A higher score speaks for memorization. "TPR at 1 % FPR" is that of the last point of the ROC with a
+A higher score indicates memorization. "TPR at 1 % FPR" is that of the last point of the ROC with a
 false positive rate of at most 1 %; another convention takes the nearest point.
 """
 
@@ -58,8 +58,8 @@ def measured(
 ) -> dict[str, float | list[float]]:
     """Area and true positive rate at `rate`, each with its 95 % bootstrap interval over prompts.
 
-    Memorized and other prompts are drawn apart, so that no draw lacks either. Where every prompt is
-    told right the interval has no width, however few they are.
+    Each class of prompts is resampled on its own, so that no draw lacks one. If every prompt is
+    classified correctly, the interval has no width, however few prompts there are.
     """
     curve = roc(scores, positive, np.ones(len(scores)))
     rng = np.random.default_rng(seed)

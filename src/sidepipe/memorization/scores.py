@@ -48,7 +48,7 @@ def cumulative_ums(
     thresholds: Sequence[float],
     metric: Metric,
 ) -> list[float]:
-    """Training images that any generated image comes as close to as each threshold, over N_G.
+    """Training images at least as close to any generated image as each threshold, over N_G.
 
     nearest_generated_gamma: each TRAINING image's gamma to its nearest generated image; the union
     over all pairs (SIDE, eq. 9) is then a count, without a search per threshold.

@@ -1,4 +1,4 @@
-"""Thresholds that few of those pass which should not, and what is known of how many truly do.
+"""Thresholds at a false positive rate, and intervals of the true rate.
 
 Set on images or prompts that nothing was trained on; a false positive rate is the share of them
 that passes.
@@ -25,7 +25,7 @@ COSINE_ROUNDING = 1e-6
 
 def allowed(count: int, rate: float) -> int:
     """How many of `count` may pass where at most `rate` of them may."""
-    # Rounded first: 0.29 * 100 is a little less than 29.
+    # Rounding first: 0.29 * 100 is a little less than 29.
     return math.floor(round(rate * count, 9))
 
 
@@ -54,7 +54,7 @@ def usable_rates(rates: Sequence[float], num_unseen: int) -> list[float]:
 
 
 def warn_of_rates(asked: Sequence[float], used: Sequence[float], num_unseen: int) -> None:
-    """Logs which false positive rates are used in place of those that were asked for."""
+    """Logs the false positive rates that are used instead of the requested ones."""
     if list(asked) != list(used):
         log.warning(
             "%d held-out images are too few for a false positive rate of %s; used: %s",

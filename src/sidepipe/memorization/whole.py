@@ -2,8 +2,8 @@
 
 These compare a set of training images with a held-out set of the same size, since the nearest image
 of a larger set is nearer, and FID depends on the number of images. Where fewer images are held out
-than were trained on, only as many training images are looked at, and copies of the others are not
-seen: the differences are then too small by about the ratio of the two numbers.
+than were trained on, only as many training images are used, and copies of the others are missed:
+the differences are then too small by about the ratio of the two numbers.
 """
 
 import logging
@@ -30,15 +30,15 @@ from sidepipe.memorization.quality import (
 
 log = logging.getLogger(__name__)
 
-# Every pair with a generated image is looked at eight times; the error is already small.
+# Each pair with a generated image is evaluated eight times; the error is already small.
 DIVERGENCE_IMAGES = 2000
 
 
 def distance_gap(c: Comparison) -> dict[str, Any]:
-    """Mean distance to the nearest training image less that to the nearest held-out one.
+    """Mean distance to the nearest training image minus that to the nearest held-out image.
 
-    Below 0 where the images are drawn to the training set. The held-out distance is the mean over
-    the held-out sets. The interval is that of a mean of independent images.
+    It is below 0 where the images are closer to the training set. The held-out distance is the mean
+    over the held-out sets. The interval is that of a mean of independent images.
     """
     heldout = np.mean([m.distance(control.gamma, c.metric) for control in c.controls], axis=0)
     gap = m.distance(c.equal.gamma, c.metric) - heldout

@@ -17,14 +17,14 @@ from sidepipe.stages.report.stage import Report, page_path
 # Captions of the tables.
 HITS = "Generated images that match a training image"
 BANDS = "The paper's measures, in percent of the images"
-COST = "How each attack works, and what it spent"
-RAREFACTION = "What was found, and what it says of the rest"
-NOVELTY = "Hits among plain samples, and hits that were new"
-OVERLAP = "Which attack finds what"
+COST = "Settings and cost of each attack"
+RAREFACTION = "Training images found, and the estimated rest"
+NOVELTY = "Hits already among plain samples, and new hits"
+OVERLAP = "Overlap of the attacks"
 BLIND = "Candidates ranked without the truth"
-RULES = "Images that published rules call copies"
-QUALITY = "How good the images are"
-DISTANCES = "How much nearer to the training images than to held-out ones"
+RULES = "Images that published rules classify as copies"
+QUALITY = "Image quality"
+DISTANCES = "Distance to training images compared with held-out images"
 # Signs that say where a line may break.
 PLAIN = {0x2011: "-", 0xA0: " ", 0x200B: None}
 REPORT = Report(title="What came out")

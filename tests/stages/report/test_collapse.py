@@ -70,7 +70,7 @@ def test_few_images_are_said_to_say_nothing(tmp_path):
     low, high = summary["attacks"]["plain"]["excess_interval"]
     assert low <= 0
     assert high > 0.05
-    said = "plain: 20 images are too few to say anything"
-    assert said in page.text
-    assert load_table(tmp_path / "report").startswith(f"warning: {said}")
-    assert "Too few images to say anything." in page.text
+    expected = "plain: 20 images are too few for a conclusion"
+    assert expected in page.text
+    assert load_table(tmp_path / "report").startswith(f"warning: {expected}")
+    assert "Too few images for a conclusion." in page.text

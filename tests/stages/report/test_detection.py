@@ -18,8 +18,8 @@ from sidepipe.stages.report.detection import (
 )
 from sidepipe.stages.report.stage import load_table
 
-TABLE = "Signals of memorization, and what they cost"
-MEMORIZED = "Prompts that replay a training image, told by what they generate"
+TABLE = "Signals of memorization and their cost"
+MEMORIZED = "Prompts whose generations replay a training image"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_headline_is_that_of_the_deciding_row_with_its_intervals(page, resul
         r["count"] for r in results["memorized_by"]["role"] if r["role"] != "calibration"
     )
     assert f"{memorized} of 40 prompts are memorized" in text
-    assert "in the first step, with 2 images a prompt (4 network evaluations)" in text
+    assert "in the first step, with 2 images per prompt (4 network evaluations)" in text
     assert f"ROC of {interval(decision['auc'], decision['auc_interval'])} and finds" in text
     found = interval(decision["tpr"], decision["tpr_interval"], 100, 1)
     assert f"finds {found} % of them at 10 % false positives" in text
@@ -98,7 +98,7 @@ def test_prompts_are_ranked_with_what_was_found_of_them(page, prompted):
     table = load_prompts(prompted[0].inputs["detect"]).sort_values("d", ascending=False)
     assert len(rows) == len(table) == 60
     for rank, (shown, row) in enumerate(zip(rows, table.to_dict("records"), strict=True), 1):
-        decision = "flagged" if row["flagged"] else "passed"
+        decision = "flagged" if row["flagged"] else "not flagged"
         memorized = "memorized" if row["memorized"] else "no"
         expected = [row["caption"], str(rank), row["role"], str(row["repeats"])]
         assert shown[:7] == [*expected, f"{row['d']:.3g}", decision, memorized]
@@ -179,8 +179,8 @@ def test_without_labels_prompts_are_flagged_and_nothing_is_judged(unknown):
     made, summary, page = unknown
     text = page.text.replace("\xa0", " ")
     assert "of 5 prompts are flagged as memorized" in text
-    assert "No training image is at hand to say which of them are memorized" in text
-    assert page.tables[TABLE][1][-1] == "a prompt"  # its cost; no column judges
+    assert "No training images are available to decide which of them are memorized" in text
+    assert page.tables[TABLE][1][-1] == "per prompt"  # its cost; no column judges
     assert MEMORIZED not in page.tables
     assert "AUC" not in load_table(made.folder / "report")
     assert summary["detect"]["auc"] is None
@@ -196,4 +196,4 @@ def test_without_labels_the_ranking_has_no_column_of_them(unknown):
 
 
 def test_what_the_encoder_cut_is_said(unknown):
-    assert "Prompts longer than the encoder takes, which were cut: 1." in unknown[2].text
+    assert "1 prompt is longer than the encoder takes and was cut." in unknown[2].text

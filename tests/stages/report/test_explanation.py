@@ -10,7 +10,7 @@ from sidepipe.stages.explain.stage import load_prompts_explained, load_tokens
 from sidepipe.stages.report.explanation import Explained, top_words_figure
 from sidepipe.stages.report.stage import page_path
 
-PLANTED = "Planted words among the words that matter"
+PLANTED = "Ranks of the planted words"
 WORDS = "The words that matter most"
 
 
@@ -83,7 +83,7 @@ def test_the_planted_word_on_top_is_counted_with_its_interval(page, results):
     assert list(rows)[1:-1] == by
     assert rows["planted, not memorized"][0] == str(found["other"]["of"])
     text = page.text.replace("\xa0", " ")
-    assert f"Of {all_of['of']} memorized prompts with a planted word" in text
+    assert f"in {all_of['count']} of {all_of['of']} memorized prompts with a planted word" in text
 
 
 def test_the_table_has_the_words_that_matter_most_in_order(page, tokens):

@@ -8,7 +8,7 @@ import pytest
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.comparison import read_attacks
 from sidepipe.stages.report.curves import excess_figure, scores_figure
-from sidepipe.stages.report.figures import our_style, told_apart
+from sidepipe.stages.report.figures import line_style, our_style
 from sidepipe.stages.report.plots import labels_figure, rarefaction_figure, roc_figure
 
 ENDS = ("num_images", "low", "high")
@@ -60,7 +60,7 @@ def test_the_excess_lies_in_its_band(attacks):
 
 def test_rarefaction_is_solid_up_to_the_images_made_and_dashed_beyond(attacks):
     axis = rarefaction_figure(attacks).axes[0]
-    first = [line for line in axis.get_lines() if line.get_color() == told_apart(0)["color"]]
+    first = [line for line in axis.get_lines() if line.get_color() == line_style(0)["color"]]
     solid = next(line for line in first if line.get_linestyle() == "-")
     dashed = next(line for line in first if line.get_linestyle() == "--")
     assert solid.get_xdata().max() == dashed.get_xdata().min() == attacks[0].num_images == 200
@@ -79,7 +79,7 @@ def test_rarefaction_has_its_intervals_as_bars(attacks):
 
 
 def test_attacks_in_one_panel_differ_in_mark_and_dashes_not_in_color_alone():
-    styles = [told_apart(number) for number in range(7)]
+    styles = [line_style(number) for number in range(7)]
     for kind in ("color", "marker", "linestyle"):
         assert len({str(style[kind]) for style in styles}) == len(styles)
 
@@ -91,7 +91,7 @@ def test_a_ranking_without_hits_has_no_curve_and_the_others_keep_their_marks(att
     axis = roc_figure([without, attacks[1]]).axes[0]
     diagonal, curve = axis.get_lines()
     assert list(diagonal.get_xdata()) == [0, 1]
-    assert curve.get_marker() == told_apart(1)["marker"]
+    assert curve.get_marker() == line_style(1)["marker"]
 
 
 def test_names_are_no_formulas_and_none_is_left_out(attacks):

@@ -44,7 +44,7 @@ def test_a_table_is_written_as_the_page_has_it(page, folder):
         *(f"training images hit: {name}" for name in ("different", "only here", "shared")),
         *(f"hit by this attack and by: {name}" for name in ATTACKS),
     ]
-    assert {name: cells for name, *cells in rows} == page.cells("Which attack finds what")
+    assert {name: cells for name, *cells in rows} == page.cells("Overlap of the attacks")
 
 
 def test_no_two_columns_of_a_csv_have_one_name(made, folder):

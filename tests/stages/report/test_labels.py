@@ -9,7 +9,7 @@ from tests.stages.report.planted import NUM_LABELS, RUNTIME
 
 from sidepipe.engine.stage import Job
 from sidepipe.stages.report.comparison import read_attacks
-from sidepipe.stages.report.labels import Beside, section
+from sidepipe.stages.report.labels import LabelYields, section
 from sidepipe.stages.report.stage import load_table, page_path
 
 TABLE = "Signals of labels and their yield"
@@ -60,7 +60,7 @@ def test_the_section_follows_those_of_the_attacks_which_stay_as_they_were(shown,
     headings = shown[0].headings
     assert headings == [
         *page.headings[:-1],
-        "Which labels are of memorized images",
+        "Which labels lead to memorized images",
         page.headings[-1],
     ]
     same = [name for name in page.tables if name != "Every artifact behind this page"]
@@ -86,12 +86,12 @@ def test_the_rank_correlation_is_that_of_the_ranks(ties):
         return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
 
     expected = np.corrcoef(ranks(signal), ranks(hits / images))[0, 1]
-    assert Beside("x", rows).correlation("signal") == pytest.approx(expected)
+    assert LabelYields("x", rows).correlation("signal") == pytest.approx(expected)
 
 
 def test_labels_that_yield_alike_have_no_correlation():
     rows = [{"images": 4, "hits": 1, "signal": s} for s in (1.0, 2.0, 3.0)]
-    assert Beside("x", rows).correlation("signal") is None
+    assert LabelYields("x", rows).correlation("signal") is None
 
 
 def test_labels_of_another_clustering_are_set_beside_nothing(outputs):

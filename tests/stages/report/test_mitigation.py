@@ -17,7 +17,7 @@ from sidepipe.stages.mitigate.stage import load, load_generated, load_prompts_as
 from sidepipe.stages.report.mitigation import baseline, mitigations_figure, read
 from sidepipe.stages.report.stage import load_table, page_path
 
-LEFT, PRICE = "What each method leaves", "What each method costs"
+LEFT, PRICE = "Memorization left by each method", "The cost of each method"
 
 
 @pytest.fixture(scope="module")

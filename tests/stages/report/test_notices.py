@@ -22,7 +22,7 @@ def attack(asked=(0.001, 0.01), used=(0.001, 0.01), num_real=1403, near=0, passi
     rows = [{"false_positive_rate": r, "num_real": num_real, "real_passing": passing} for r in used]
     results = {"asked_false_positive_rates": list(asked), "calibrated": rows}
     results |= {"near_duplicates": {"count": near}, "transform": "sscd-320-v1"}
-    return SimpleNamespace(has_truth=True, results=results, collapse=None, says_nothing=False)
+    return SimpleNamespace(has_truth=True, results=results, collapse=None, inconclusive=False)
 
 
 def said(*arguments: Any) -> list[str]:

@@ -104,8 +104,8 @@ def test_the_headline_says_how_sure_the_threshold_is(page, outputs):
     row = results(outputs, "side")["calibrated"][0]
     low, high = (f"{100 * end:.2g}" for end in row["true_rate_interval"])
     text = page.text.replace("\xa0", " ")
-    assert "of 1,200 real images that the model never saw, 1 is that close to a" in text
-    assert f"the true share of false positives lies between {low} to {high} %" in text
+    assert "1 of 1,200 held-out images is that close to a" in text
+    assert f"interval of the true share of false positives is {low} to {high} %" in text
 
 
 def test_the_page_opens_with_what_came_out_of_the_best_attack(page, outputs):
@@ -152,7 +152,7 @@ def test_a_comparison_without_any_hit_says_so(nothing):
     summary, page = nothing
     assert summary["attacks"]["other"]["hits"] == 0
     assert "No training image came out." in page.text
-    assert "does not show that nothing is there" in page.text
+    assert "does not prove that nothing is memorized" in page.text
     assert [cell.split()[0] for cell in page.cells(HITS)["other"][1:4]] == ["0", "0", "+0"]
     assert page.cell_of(BLIND, "other", "area under the ROC") == DASH
     assert page.cell_of(RAREFACTION, "other", "error, %") == DASH
@@ -375,7 +375,7 @@ def test_without_truth_a_page_ranks_and_says_that_nothing_was_compared(blind):
 def test_every_table_of_features_says_by_which_transform(page, outputs):
     transform = results(outputs, "side")["transform"]
     without = [caption for caption in page.captions if not caption.endswith(f" · {transform}")]
-    others = ("How each attack works", "The classifier by noise level", "Every artifact behind")
+    others = ("Settings and cost", "The classifier by noise level", "Every artifact behind")
     assert all(caption.startswith(others) for caption in without)
     assert len(page.captions) - len(without) >= 8
 

@@ -102,12 +102,12 @@ def test_measures_that_evaluate_left_out_are_left_out(two, tmp_path):
     finally:
         for path, text in zip(paths, before, strict=True):
             path.write_text(text)
-    assert "How good the images are" not in page.tables
+    assert "Image quality" not in page.tables
     assert "Left out: KID: 20 images, fewer than 100." in page.text
     assert "Gaussian" not in page.text
     assert "adaptive" not in page.text
-    table = page.tables["How much nearer to the training images than to held-out ones"]
-    assert table[1] == ["attack", "training less held-out"]
+    table = page.tables["Distance to training images compared with held-out images"]
+    assert table[1] == ["attack", "training minus held-out"]
 
 
 def test_a_report_on_no_attack_is_refused(tmp_path):
@@ -145,7 +145,7 @@ def test_a_page_on_prompts_alone_says_nothing_of_attacks(prompted):
     assert page.headings == [
         "Which prompts replay a training image",
         "Which words replay an image",
-        "What stops the replaying",
+        "Which methods stop replays",
         "Where the numbers come from",
     ]
     assert "42 of 122 pairs of an image and a caption (Planted, 8 " in page.text

@@ -1,7 +1,7 @@
-"""A row of the comparison: what one evaluate artifact and its lineage say, without any formatting.
+"""A row of the comparison: the facts of one evaluate artifact and its lineage, unformatted.
 
-Everything the report shows of an attack is asked of `Attack`. Without the truth (`has_truth` false)
-an attack has candidates and cost, and nothing about hits may be asked.
+The report reads every fact about an attack from `Attack`. Without the truth (`has_truth` false) an
+attack has candidates and cost; its properties about hits raise.
 """
 
 import csv
@@ -14,9 +14,9 @@ from typing import Any
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.stages.evaluate.stage import load_nearest
 
-# A share of images: a model of which so many are copies is taken to have memorized a lot.
+# A model with this share of copies among its images has memorized a lot.
 LARGE_EXCESS = 0.05
-# Of an encoder's transform, by how it begins: gamma in words.
+# Gamma in words, by the prefix of an encoder's transform.
 _GAMMA = {
     "pixels-rms": "RMS pixel difference",
     "pixels-centered": "correlation of pixels",
@@ -29,7 +29,7 @@ _GAMMA = {
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack. manifests: of every artifact it was made from, by stage."""
+    """One attack. manifests: those of every artifact behind it, by stage."""
 
     name: str
     folder: Path
@@ -55,13 +55,13 @@ class Attack:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the extract stage, with those that it chose by trials."""
+        """Settings of the extract stage, those chosen by trials included."""
         manifest = self.manifests["extract"]
         return manifest["settings"] | manifest["summary"].get("tuned", {})
 
     @property
     def trials(self) -> list[dict[str, Any]]:
-        """Trials of a tuned attack: what was tried, its blind score, and its true hits."""
+        """Trials of a tuned attack: the settings, the blind score and the true hits."""
         return self.results.get("trials", [])
 
     @property
@@ -76,7 +76,7 @@ class Attack:
 
     @property
     def band_names(self) -> list[str]:
-        """The bands, the closest first."""
+        """Names of the bands, the closest first."""
         ends = {name: band["band"] for name, band in self.results["bands"].items()}
         if self.metric == "cosine":
             return sorted(ends, key=lambda name: -_low(ends[name]))
@@ -84,28 +84,28 @@ class Attack:
 
     @property
     def scale(self) -> float:
-        """How many times as many images were trained on as are in a held-out set; >= 1."""
+        """Number of training images divided by the size of a held-out set; >= 1."""
         return self.results["control"]["scale"]
 
     @property
     def num_sets(self) -> int:
-        """Disjoint held-out sets."""
+        """Number of disjoint held-out sets."""
         return self.results["control"]["num_sets"]
 
     @property
     def collapse(self) -> str | None:
-        """How the images are nearly all alike, in words; None where they are not."""
+        """A description of how nearly all images are alike; None where they are not."""
         found = self.results["collapse"]
         return found["said"] if found else None
 
     @property
     def headline(self) -> dict[str, Any]:
-        """The first calibrated threshold and what reaches it: it defines a hit."""
+        """Results at the first calibrated threshold, which defines a hit."""
         return self.results["calibrated"][0]
 
     @property
     def threshold(self) -> float:
-        """The gamma that a hit reaches."""
+        """The gamma of the threshold of a hit."""
         return self.headline["threshold"]
 
     def hits(self) -> int:
@@ -114,7 +114,7 @@ class Attack:
 
     @property
     def heldout_hits(self) -> float:
-        """The same for as many held-out images: a mean over sets, scaled where they are smaller."""
+        """Hits on held-out images: a mean over sets, scaled up where the sets are smaller."""
         return self.headline["heldout"]["scaled"]
 
     def share(self, which: str = "train") -> float:
@@ -123,35 +123,35 @@ class Attack:
         return hits / self.num_images
 
     def share_interval(self, which: str = "train") -> tuple[float, float]:
-        """The 95 % interval of the share that ever more images of this attack would have."""
+        """The 95 % interval of the share in the limit of many images."""
         low, high = self.headline[which]["interval"]
         return low, high
 
     @property
     def unique(self) -> int:
-        """Different training images among the hits' nearest."""
+        """Number of different training images hit."""
         return self.headline["train"]["unique"]
 
     @property
     def num_different(self) -> int:
-        """Training images, near duplicates of each other counted once."""
+        """Number of training images, where near duplicates count once."""
         return self.results["num_different"]
 
     @property
     def unique_interval(self) -> tuple[float, float]:
-        """The 95 % interval of `unique`, of other images of the same number."""
+        """The 95 % interval of `unique` for other samples of the same size."""
         found = self.results["rarefaction"]
         at = found["num_images"].index(self.num_images)
         return found["low"][at], found["high"][at]
 
     @property
     def new_unique(self) -> int:
-        """Of the different training images, those that no synthetic image hits."""
+        """Number of different training images that no synthetic image hits."""
         return self.results["novelty"]["new"]["unique"]
 
     @property
     def excess(self) -> float:
-        """Hits on training images above those on an equal number of held-out images."""
+        """Hits on training images minus hits on as many held-out images."""
         return self.num_images * self.excess_share
 
     @property
@@ -161,19 +161,19 @@ class Attack:
 
     @property
     def excess_interval(self) -> tuple[float, float]:
-        """The excess share's 95 % interval, of independent images."""
+        """The 95 % interval of the excess share, for independent images."""
         low, high = self.headline["excess"]["interval"]
         return low, high
 
     @property
-    def says_nothing(self) -> bool:
+    def inconclusive(self) -> bool:
         """Whether neither no excess nor a large one can be ruled out."""
         low, high = self.excess_interval
         return low <= 0 and high > LARGE_EXCESS
 
     @cached_property
     def hit_images(self) -> frozenset[int]:
-        """Places of the different training images that some generated image hits."""
+        """Positions of the different training images that were hit."""
         table = load_nearest(self.folder)
         return frozenset(table.loc[table["hit"] == 1, "train_group"].tolist())
 
@@ -190,7 +190,7 @@ class Attack:
         return self.manifests[stage]["summary"]
 
     def artifact(self, stage: str) -> Path:
-        """The folder of the artifact of `stage` that this attack was made from."""
+        """The folder of this attack's artifact of `stage`."""
         found = Artifact(self.folder).ancestor(stage)
         assert found is not None
         return found.folder

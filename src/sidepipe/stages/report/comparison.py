@@ -1,4 +1,4 @@
-"""The attacks of one report together: whether they can be compared, what they share, what not."""
+"""The attacks of one report: whether they are comparable, what they share and where they differ."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from sidepipe.stages.report.attack import Attack
 
 
 def read_attacks(inputs: Mapping[str, Path]) -> list[Attack]:
-    """The attacks of evaluate artifacts, in order; ValueError unless of one model and measure."""
+    """The attacks of evaluate artifacts, in order; ValueError unless model and measure agree."""
     attacks = [read_attack(name, folder) for name, folder in inputs.items()]
     require(len(attacks) > 0, "attacks", "at least one row", 0, "attacks=compare")
     measures = {attack.name: _measure(attack) for attack in attacks}
@@ -25,7 +25,7 @@ def read_attacks(inputs: Mapping[str, Path]) -> list[Attack]:
 
 
 def read_attack(name: str, folder: Path) -> Attack:
-    """The attack of one evaluate artifact; FileNotFoundError where that is not finished."""
+    """The attack of one evaluate artifact; FileNotFoundError if the artifact is not finished."""
     manifests = {made.stage: made.manifest for made in Artifact(folder).lineage()}
     return Attack(name, folder, load_results(folder), manifests)
 
@@ -41,7 +41,7 @@ def _measure(attack: Attack) -> str:
 
 
 def distinct(attacks: Sequence[Attack], stage: str) -> list[tuple[Attack, list[str]]]:
-    """An attack for every different artifact of `stage`, with the names of all that share it."""
+    """One attack per artifact of `stage`, with the names of all attacks that share the artifact."""
     found: dict[str, tuple[Attack, list[str]]] = {}
     for attack in attacks:
         if stage in attack.manifests:

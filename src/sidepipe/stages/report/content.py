@@ -1,4 +1,4 @@
-"""The attacks' part of the page, section by section; what there is no truth for is left out."""
+"""The page's sections on attacks; those that need the truth are left out without it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from sidepipe.stages.report.terminal import terminal_table
 
 
 def section(attacks: Sequence[Attack]) -> Section:
-    """Everything that the report says of the attacks."""
+    """The report's section on the attacks."""
     galleries = [(a.name, load_gallery(a.folder)[0]) for a in attacks if a.has_truth]
     return Section(
         tables=tables(attacks),
@@ -34,7 +34,7 @@ def section(attacks: Sequence[Attack]) -> Section:
 
 
 def tables(attacks: Sequence[Attack]) -> list[t.Table]:
-    """The tables; those of features say by which transform."""
+    """The tables; captions of tables of features name the transform."""
     made = [t.blind_table(attacks)]
     if attacks[0].has_truth:
         made += [t.hits_table(attacks), t.rarefaction_table(attacks), t.novelty_table(attacks)]
@@ -69,7 +69,7 @@ def drawings(attacks: Sequence[Attack]) -> dict[str, dict[str, bytes]]:
 
 
 def sections(attacks: Sequence[Attack]) -> dict[str, Any]:
-    """Everything else that the templates of these sections name."""
+    """The other values that the templates of these sections use."""
     first = attacks[0]
     guided = [attack for attack in attacks if attack.guided]
     common = {

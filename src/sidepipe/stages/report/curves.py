@@ -1,4 +1,4 @@
-"""Figures over all thresholds: a panel an attack, training against held-out images."""
+"""Figures over all thresholds: one panel per attack, training against held-out images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def _scores(axis: Any, attack: Attack, first: Attack, score: str) -> None:
     def line(of: Attack, which: str, **style: Any) -> None:
         curve = of.results["curve"]
         values = 100 * _values(of, which, score)
-        # Nothing comes as close: a logarithm has no place for it.
+        # Nothing is as close: zero has no logarithm.
         axis.plot(curve["thresholds"], np.where(values > 0, values, np.nan), **style)
 
     if attack is not first:
@@ -47,7 +47,7 @@ def _scores(axis: Any, attack: Attack, first: Attack, score: str) -> None:
 
 
 def _values(attack: Attack, which: str, score: str) -> np.ndarray:
-    """The score's curve; of held-out images as if they were as many as the training images."""
+    """The score's curve, scaled for held-out images to the number of training images."""
     curve = attack.results["curve"]
     if which == "heldout" and score == "ams" and attack.scale > 1:
         return np.array(curve["train"]["ams"]) - curve["excess"]["share"]
@@ -63,7 +63,7 @@ def _limits(axis: Any, attacks: Sequence[Attack], score: str) -> None:
 
 
 def excess_figure(attacks: Sequence[Attack]) -> Figure:
-    """AMS on training images less that on held-out ones at every threshold, with its interval."""
+    """AMS on training images minus AMS on held-out images at every threshold, with its interval."""
     figure, axes = panels(len(attacks), COLUMNS)
     for axis, attack in zip(axes, attacks, strict=True):
         curve = attack.results["curve"]
@@ -75,7 +75,7 @@ def excess_figure(attacks: Sequence[Attack]) -> Figure:
         axis.plot(curve["thresholds"], share, color=TRAIN, linewidth=1.6)
     _label(axes, attacks, "excess, % of images")
     handles = [
-        Line2D([], [], color=TRAIN, linewidth=1.6, label="training less held-out"),
+        Line2D([], [], color=TRAIN, linewidth=1.6, label="training minus held-out"),
         Patch(facecolor="#c9d8ea", edgecolor=TRAIN, linewidth=0.4, label="95 % interval"),
         _threshold_handle(attacks[0]),
     ]

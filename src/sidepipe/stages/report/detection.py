@@ -1,4 +1,4 @@
-"""The report's section on prompts: which replay a training image, and how early that shows."""
+"""The report's section on prompts: which replay a training image, and how early this shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from sidepipe.stages.report.tables import Table
 from sidepipe.stages.report.terminal import aligned, wrapped
 from sidepipe.stages.report.words import count
 
-# Of the ranked prompts, as many stand open; the others unfold.
+# The number of ranked prompts shown at first; the others unfold.
 OPEN_PROMPTS = 20
 SIGNALS = {
     "norm": "norm of D_t",
     "hessian": "Hessian of log p times D_t",
     "entropy": "entropy of cross-attention",
-    "ssim": "likeness of first residuals",
-    "tile_l2": "likeness of images, by tiles",
+    "ssim": "similarity of first residuals",
+    "tile_l2": "similarity of images, by tiles",
 }
 ROLES = {
     "planted": "planted training captions",
@@ -40,14 +40,14 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Detection:
-    """What one detect artifact says of prompts. prompts: the most suspicious first."""
+    """The results of one detect artifact on prompts. prompts: the most suspicious first."""
 
     results: dict[str, Any]
     prompts: Rows
 
     @property
     def decision(self) -> dict[str, Any]:
-        """The row of the signal, the generations and the steps that the threshold is set on."""
+        """The row of the signal, generations and steps for which the threshold is set."""
         return self.results["decision"]
 
     @property
@@ -67,7 +67,7 @@ class Detection:
 
 
 def section(folder: Path) -> Section:
-    """Everything that the report says of prompts."""
+    """The report's section on prompts."""
     ranked = sorted(rows_of(load_prompts(folder)), key=lambda row: -row["d"])
     found = Detection(load(folder), ranked)
     tables = [signals_table(found)]
@@ -75,7 +75,7 @@ def section(folder: Path) -> Section:
     return Section(
         tables=tables,
         drawings={name: drawn(draw) for name, draw in _figures(found).items()},
-        content={"detection": {"found": found, "prompts": _pictured(folder), **_said(found)}},
+        content={"detection": {"found": found, "prompts": _pictured(folder), **_in_words(found)}},
         numbers={"signals": list(map(flat, found.results["signals"])), "prompts": ranked},
         text=_text(found),
         summary=_summary(found),
@@ -87,10 +87,10 @@ def _summary(found: Detection) -> dict[str, Any]:
     return {name: found.decision[name] for name in names}
 
 
-def _said(found: Detection) -> dict[str, Any]:
-    """What the template says in words."""
+def _in_words(found: Detection) -> dict[str, Any]:
+    """Numbers in words, for the template."""
     decision, tested = found.decision, found.tested
-    said = {
+    shown = {
         "open": OPEN_PROMPTS,
         "tested": len(tested),
         "flagged": sum(row["flagged"] for row in tested),
@@ -99,8 +99,8 @@ def _said(found: Detection) -> dict[str, Any]:
         "cut": sum(row["cut"] != "" for row in found.prompts),
     }
     if not found.known:
-        return said
-    return said | {
+        return shown
+    return shown | {
         "memorized": sum(row["memorized"] is True for row in tested),
         "auc": words.with_interval(decision["auc"], decision["auc_interval"], places=3),
         "tpr": words.percent_interval(decision["tpr"], decision["tpr_interval"]),
@@ -110,16 +110,16 @@ def _said(found: Detection) -> dict[str, Any]:
 
 
 def signals_table(found: Detection) -> Table:
-    """Every signal with so many generations and steps: its cost, and how well it tells."""
+    """Every signal by generations and steps: its cost and its accuracy."""
     rate = found.rate
-    groups = [("looked at", 3), ("network evaluations", 2)]
-    columns = ["images a prompt", "first steps", "decides", "an image", "a prompt"]
+    groups = [("used", 3), ("network evaluations", 2)]
+    columns = ["images per prompt", "first steps", "decides", "per image", "per prompt"]
     if found.known:
         groups += [("all thresholds (95 % interval)", 2), (f"at {rate} of calibration prompts", 2)]
         columns += ["area under the ROC", f"found at {rate} false positives, %"]
         columns += ["memorized flagged, %", "others flagged, %"]
     rows = [(SIGNALS[row["signal"]], _signal_row(row, found)) for row in found.results["signals"]]
-    caption = "Signals of memorization, and what they cost"
+    caption = "Signals of memorization and their cost"
     return Table("signals_of_prompts", caption, groups, columns, rows, head="signal")
 
 
@@ -135,15 +135,15 @@ def _signal_row(row: Mapping[str, Any], found: Detection) -> list[str]:
 
 
 def memorized_table(found: Detection) -> Table:
-    """Prompts that generation shows to be memorized, by role and by repeats in training."""
+    """Prompts whose generations are copies, by role and by repeats in training."""
     by = found.results["memorized_by"]
     of = {row["role"]: row for row in by["role"]}
     rows = [(name, _memorized_row(of[role])) for role, name in ROLES.items() if role in of]
-    # Of captions that training saw once most are no planted ones, and the roles say it better.
+    # Most captions seen once are not planted; the roles show them better.
     for row in by["repeats"]:
         if row["repeats"] > 1:
             rows.append((f"seen {count(row['repeats'])} times in training", _memorized_row(row)))
-    caption = "Prompts that replay a training image, told by what they generate"
+    caption = "Prompts whose generations replay a training image"
     groups, columns = [("", 1), ("memorized", 2)], ["prompts", "number", "share, % (95 % interval)"]
     return Table("memorized", caption, groups, columns, rows, head="prompts")
 
@@ -163,11 +163,11 @@ def _figures(found: Detection) -> dict[str, Any]:
 
 
 def distributions_figure(found: Detection) -> Figure:
-    """|| D_t || of memorized and of other prompts, with the threshold and what it was set on."""
+    """|| D_t || of memorized, other and calibration prompts, with the threshold."""
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "memorized": ("memorized", {"color": TRAIN, "linewidth": 1.6}),
         "others": ("others", {"color": HELDOUT, "linewidth": 1.4, "linestyle": DASHES}),
-        "unlabeled": ("not known", {"color": TRAIN, "linewidth": 1.6, "linestyle": "dashdot"}),
+        "unlabeled": ("unknown", {"color": TRAIN, "linewidth": 1.6, "linestyle": "dashdot"}),
         "calibration": ("calibration", {"color": GRAY, "linewidth": 1.2, "linestyle": "dotted"}),
     }
     figure = Figure(figsize=(7, 3.2), layout="constrained")
@@ -192,7 +192,7 @@ def distributions_figure(found: Detection) -> Figure:
 
 
 def signals_roc_figure(found: Detection) -> Figure:
-    """The ROC of every signal, of as many images as decide, where false positives are few."""
+    """The ROC of every signal at the deciding number of images, where false positives are few."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis, handles = figure.subplots(), []
     axis.axvline(found.results["false_positive_rate"], color="black", linewidth=0.7)
@@ -204,7 +204,7 @@ def signals_roc_figure(found: Detection) -> Figure:
         handles.append(line)
     axis.set_xlim(0, 0.2)
     axis.set_ylim(0, 1.01)
-    axis.set_xlabel("others taken for memorized, share")
+    axis.set_xlabel("others flagged, share")
     axis.set_ylabel("memorized prompts found, share")
     label = f"{100 * found.results['false_positive_rate']:g} % false positives"
     handles.append(Line2D([], [], color="black", linewidth=0.7, label=label))
@@ -228,8 +228,8 @@ def _pictured(folder: Path) -> dict[str, Any]:
 
 
 def _text(found: Detection) -> str:
-    """For a terminal: the decision in a sentence, and the signals of as many images as decide."""
-    said, decision = _said(found), found.decision
+    """The terminal's text: the decision, and the signals at the deciding number of images."""
+    shown, decision = _in_words(found), found.decision
     same = [r for r in found.results["signals"] if r["generations"] == decision["generations"]]
     names = ["signal", *(f"{SIGNALS[row['signal']]}, {row['steps']} steps" for row in same)]
     columns: list[Sequence[str]] = [
@@ -239,10 +239,10 @@ def _text(found: Detection) -> str:
         columns.append(["AUC", *(words.decimals(row["auc"]) for row in same)])
         columns.append([f"TPR at {found.rate}", *(words.decimals(row["tpr"]) for row in same)])
     text = (
-        f"Detection of {said['tested']} prompts, with {decision['generations']} images each: "
-        f"{said['flagged']} have a mean norm of D_t in the {said['steps']} above "
+        f"Detection of {shown['tested']} prompts, with {decision['generations']} images each: "
+        f"{shown['flagged']} have a mean norm of D_t in the {shown['steps']} above "
         f"{decision['threshold']:.3g}, which {found.rate} of calibration prompts exceed"
     )
-    text += f"; {said['memorized']} are memorized." if found.known else "."
+    text += f"; {shown['memorized']} are memorized." if found.known else "."
     table = [line.replace(words.NBSP, " ") for line in aligned(names, columns)]
     return "\n".join([*wrapped(text), "", *table]) + "\n"

@@ -1,6 +1,6 @@
 """A report as files: one page for a person, tables and figures for a paper, text for a terminal.
 
-Nothing comes from a clock: the same content gives the same bytes.
+There are no dates: the same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def write(
     """Writes report.html, table.txt, tables/ and figures/ into `folder`.
 
     drawings: SVG and PDF of each figure. numbers: rows of each tables/<name>.csv, unrounded. text:
-    for a terminal. content: what the template names beside `tables` and `figures`.
+    for a terminal. content: the values that the template uses in addition to `tables` and
+    `figures`.
     """
     from sidepipe.stages.report import figures, files
     from sidepipe.stages.report.pictures import data_uri
@@ -74,5 +75,5 @@ def load_table(folder: Path) -> str:
 
 
 def page_path(folder: Path) -> Path:
-    """The page."""
+    """The path of the page."""
     return folder / PAGE

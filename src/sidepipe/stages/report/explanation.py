@@ -1,4 +1,4 @@
-"""The report's section on words: which of a prompt's make the model replay an image."""
+"""The report's section on words: which words of a prompt make the model replay an image."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from sidepipe.stages.report.tables import Table
 from sidepipe.stages.report.terminal import wrapped
 from sidepipe.stages.report.words import DASH, count
 
-# Of the explained prompts of a kind, as many stand open; the others unfold.
+# The number of explained prompts of a kind shown at first; the others unfold.
 OPEN_PROMPTS = 16
 KINDS = {"memorized": "memorized prompts", "other": "other prompts"}
 TOP = 3
@@ -26,7 +26,7 @@ TOP = 3
 
 @dataclass(frozen=True)
 class Explained:
-    """A prompt with its ranked tokens: start and end are left out."""
+    """A prompt with its ranked tokens, without start and end."""
 
     id: str
     kind: str
@@ -36,12 +36,12 @@ class Explained:
 
     @property
     def top(self) -> Rows:
-        """The tokens, the most significant first."""
+        """The tokens in descending order of significance."""
         return sorted(self.tokens, key=lambda token: -token["share"])
 
 
 def section(folder: Path) -> Section:
-    """Everything that the report says of words."""
+    """The report's section on words."""
     results, tokens = load(folder), rows_of(load_tokens(folder))
     prompts = explained(rows_of(load_prompts_explained(folder)), tokens)
     planted = results["planted_word_on_top"]
@@ -64,7 +64,7 @@ def section(folder: Path) -> Section:
 
 
 def explained(prompts: Rows, tokens: Rows) -> list[Explained]:
-    """The prompts with their tokens; those that training repeated most come first."""
+    """The prompts with their tokens, in descending order of repeats in training."""
     of: dict[str, Rows] = {}
     for token in tokens:
         if not math.isnan(token["share"]):
@@ -77,10 +77,10 @@ def explained(prompts: Rows, tokens: Rows) -> list[Explained]:
 
 
 def planted_table(results: Mapping[str, Any]) -> Table:
-    """How often the planted word is the most significant one, of either kind of embedding."""
+    """How often the planted word is the most significant one, for both kinds of embedding."""
     groups, columns = [("", 1)], ["prompts"]
     for of in ("its own embedding", "the encoded embedding"):
-        groups.append((f"planted word on top, by {of}", 2))
+        groups.append((f"planted word ranks first, by {of}", 2))
         columns += ["number", "share, % (95 % interval)"]
     own, encoded = results["planted_word_on_top"], results["planted_word_on_top_encoded"]
     pairs = [("all memorized", own["memorized"], encoded["memorized"])]
@@ -88,7 +88,7 @@ def planted_table(results: Mapping[str, Any]) -> Table:
     pairs += [(f"memorized, seen {count(a['repeats'])} times", a, b) for a, b in by_repeats]
     pairs.append(("planted, not memorized", own["other"], encoded["other"]))
     rows = [(name, [count(a["of"]), *_counted(a), *_counted(b)]) for name, a, b in pairs]
-    caption = "Planted words among the words that matter"
+    caption = "Ranks of the planted words"
     return Table("planted_words", caption, groups, columns, rows, head="prompts")
 
 
@@ -97,8 +97,8 @@ def _counted(found: Mapping[str, Any]) -> list[str]:
 
 
 def words_table(prompts: Sequence[Explained]) -> Table:
-    """Of every explained prompt the words that matter most, and the place of the planted one."""
-    groups, columns = [("prompt", 3), ("words that matter most, %", TOP)], ["kind", "seen"]
+    """The most significant words of every explained prompt, and the rank of the planted word."""
+    groups, columns = [("prompt", 3), ("most significant words, %", TOP)], ["kind", "seen"]
     columns += ["planted word", *(f"{place}." for place in range(1, TOP + 1))]
     rows = [(prompt.id, _words_row(prompt)) for prompt in prompts]
     return Table("words", "The words that matter most", groups, columns, rows, head="prompt")
@@ -111,7 +111,7 @@ def _words_row(prompt: Explained) -> list[str]:
 
 
 def top_words_figure(prompts: Sequence[Explained]) -> Figure:
-    """How much of a prompt's significance its first word has: memorized prompts, and others."""
+    """The first word's share of a prompt's significance, for memorized and other prompts."""
     figure = Figure(figsize=(6.4, 3), layout="constrained")
     axis, handles = figure.subplots(), []
     for number, (kind, name) in enumerate(KINDS.items()):
@@ -124,18 +124,18 @@ def top_words_figure(prompts: Sequence[Explained]) -> Figure:
     axis.set_xlim(0, 100)
     axis.set_ylim(0, 1.01)
     axis.set_xlabel("significance of the first word, % of its prompt's")
-    axis.set_ylabel("prompts with at least that, share")
+    axis.set_ylabel("prompts with at least this, share")
     legend(figure, handles, loc="outside right upper")
     return figure
 
 
 def _text(results: dict[str, Any]) -> str:
-    """For a terminal: how often the planted word is on top."""
+    """The terminal's text: how often the planted word ranks first."""
     planted = results["planted_word_on_top"]["memorized"]
     if not planted["of"]:
         return "Explanation: no prompt has a planted word; the page shows every word's share.\n"
     text = (
-        f"Explanation: the planted word is the most significant one of {planted['count']} of "
+        f"Explanation: the planted word is the most significant one in {planted['count']} of "
         f"{planted['of']} memorized prompts, {words.share(planted)} %."
     )
     return "\n".join(wrapped(text)) + "\n"

@@ -1,4 +1,4 @@
-"""How every figure is drawn: one style, and as SVG and PDF the same bytes for the same numbers."""
+"""The style of all figures; the same numbers give the same bytes as SVG and PDF."""
 
 import io
 import warnings
@@ -13,13 +13,13 @@ from matplotlib.lines import Line2D
 
 TRAIN, HELDOUT, GRAY = "#1b4f8a", "#c2570c", "#8a8f98"
 DASHES = (0, (4, 2))
-# Of the attacks in one panel, which differ in color, mark and dashes: Okabe and Ito's colors,
-# which people with any color vision tell apart.
+# Attacks in one panel differ in color, mark and dashes. The colors are those of Okabe and Ito,
+# which are distinct for any color vision.
 COLORS = ("#1b4f8a", "#c2570c", "#00805e", "#8c4a86", "#7a5c00", "#2b90c9", "#4d4d4d", "#b0355e")
 MARKS = "osD^vPX*"
 LINES = ("solid", "dashed", "dashdot", "dotted", (0, (7, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 STYLE: dict[Any, Any] = {
-    # Text as outlines: the same picture whatever fonts the reader has.
+    # Text as outlines looks the same with any fonts.
     "svg.fonttype": "path",
     "svg.hashsalt": "sidepipe",
     "font.family": "DejaVu Sans",
@@ -38,9 +38,9 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def our_style() -> Iterator[None]:
-    """Figures made and saved within look alike."""
+    """The context in which all figures are drawn and saved."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # An attack's name may be in any script; one font does not have them all.
+        # An attack's name may be in any script; no font covers all of them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
@@ -67,7 +67,7 @@ def save(folder: Path, name: str, files: dict[str, bytes]) -> None:
         (folder / f"{name}.{kind}").write_bytes(content)
 
 
-def told_apart(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """Color, mark and dashes of the `number`-th attack of a panel."""
     styles = {"color": COLORS, "marker": MARKS, "linestyle": LINES}
     return {name: choice[number % len(choice)] for name, choice in styles.items()}
@@ -75,12 +75,12 @@ def told_apart(number: int) -> dict[str, Any]:
 
 def handle(name: str, number: int, **style: Any) -> Line2D:
     """The `number`-th attack's entry in a legend."""
-    # A legend leaves out what begins with an underscore.
-    return Line2D([], [], **{**told_apart(number), "markersize": 4, **style}, label=f" {name}")
+    # matplotlib omits labels that begin with an underscore.
+    return Line2D([], [], **{**line_style(number), "markersize": 4, **style}, label=f" {name}")
 
 
 def legend(figure: Figure, handles: Sequence[Any], **options: Any) -> None:
-    """A legend outside the axes whose names are no formulas."""
+    """A legend outside the axes, with names as plain text."""
     for text in figure.legend(handles=handles, frameon=False, **options).get_texts():
         text.set_parse_math(False)
 

@@ -1,4 +1,4 @@
-"""What papers and pages take from a report: its tables, and every number unrounded."""
+"""The report's files for papers and pages: its tables, and all numbers unrounded."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ _LATEX = {
 
 
 def write_table(folder: Path, table: Table) -> None:
-    """Writes `<name>.csv`, `.md` and `.tex` (package booktabs) with the cells as the page has them.
+    """Writes `<name>.csv`, `.md` and `.tex` (package booktabs) with the cells of the page.
 
     In CSV and Markdown a column's name begins with its group's heading, since columns of two
     groups may have one name.
@@ -80,7 +80,7 @@ def escaped(text: str) -> str:
 
 
 def write_numbers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """All numbers unrounded, one row an attack; a column that an attack lacks is empty."""
+    """Writes all numbers unrounded, one row per attack; missing values are empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
@@ -89,7 +89,7 @@ def write_numbers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def numbers(attack: Attack) -> dict[str, Any]:
-    """The attack's settings and every number of its results, under the names they have there.
+    """The attack's settings and every number of its results, under the same names.
 
     `calibrated_0.001_train_count` is `train.count` of the row of rate 0.001. The two ends of an
     interval end in `_low` and `_high`, KID's mean and deviation in `_mean` and `_std`. Curves are
@@ -112,7 +112,7 @@ def flat(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Single values within `value` with their paths; of lists, intervals and the like alone."""
+    """Single values within `value` with their paths; from lists, only intervals and the like."""
     if isinstance(value, Mapping):
         join = f"{name}_" if name else ""
         return [pair for key, inner in value.items() for pair in _flat(f"{join}{key}", inner)]

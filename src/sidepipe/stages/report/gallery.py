@@ -1,4 +1,4 @@
-"""The pictures that a reader looks at: pairs of all attacks, and candidates ranked blindly."""
+"""The pictures of the page: pairs of all attacks, and candidates ranked blindly."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.pictures import shown_pixels, thumbnail_uri
 
 LARGE, SMALL = 96, 64
-SHOWN_FIRST = 3  # pairs beside the answer
-# Of each attack's candidates, as many stand open; the others unfold.
+SHOWN_FIRST = 3  # pairs next to the answer
+# The number of candidates per attack shown at first; the others unfold.
 OPEN_CANDIDATES = 24
 
 
@@ -52,13 +52,13 @@ def pair(
 def first_pairs(
     shown: Sequence[Mapping[str, Any]], attacks: Sequence[Attack], best: Attack
 ) -> list[Mapping[str, Any]]:
-    """The closest hits of the best attack, at most three, to stand beside the answer."""
+    """The closest hits of the best attack, at most three, for display next to the answer."""
     of_best = [pair for pair in shown if attacks[pair["attack"]] is best and pair["hit"]]
     return of_best[:SHOWN_FIRST]
 
 
 def data(attacks: Sequence[Attack], shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page's script knows of the pairs; their order is that on the page."""
+    """The data of the pairs for the page's script, in the order of the page."""
     names = ("attack", "rank", "index", "hit", "new", "train_id", "train_gamma", "heldout_id")
     names += ("heldout_gamma",)
     return {
@@ -70,21 +70,21 @@ def data(attacks: Sequence[Attack], shown: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def slider(attacks: Sequence[Attack], shown: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The ends of the similarity slider, on its grid of thousandths, and where it hides nothing."""
+    """The ends of the similarity slider, in thousandths, and the position that hides no pair."""
     gammas = [pair["train_gamma"] for pair in shown]
     low, high = np.floor(1000 * min(gammas)) / 1000, np.ceil(1000 * max(gammas)) / 1000
     return {"min": low, "max": high, "start": low if attacks[0].metric == "cosine" else high}
 
 
 def sides(side: int) -> dict[str, Any]:
-    """At which sides images of `side` pixels are shown, and whether as plain pixels."""
+    """The display sizes of images of `side` pixels, and whether pixels are shown unsmoothed."""
     large = shown_pixels(side, LARGE)
     small = large // 2 if side >= 48 else shown_pixels(side, SMALL)
     return {"large": large, "small": small, "kind": "pixels" if side < 64 else "smooth"}
 
 
 def candidates(attack: Attack) -> dict[str, Any]:
-    """The attack's best bets: thumbnails and rows of candidates.csv."""
+    """The attack's best candidates: thumbnails and rows of candidates.csv."""
     images, rows = load_candidates(attack.folder)
     return {
         "attack": attack,

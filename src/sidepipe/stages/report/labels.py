@@ -1,4 +1,4 @@
-"""The report's section on surrogate labels: whether a label's signal foretells what it yields."""
+"""The report's section on surrogate labels: whether a label's signal predicts its yield."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from sidepipe.stages.report.tables import Table
 from sidepipe.stages.report.terminal import aligned, wrapped
 from sidepipe.stages.report.words import count
 
-FEWEST = 3  # labels of which a rank correlation says anything
+FEWEST = 3  # the fewest labels for a rank correlation
 CLASS = "DetectLabels"
 
 
 @dataclass(frozen=True)
-class Beside:
+class LabelYields:
     """An attack's labels: signal, cohesion, and the share of hits among the label's images."""
 
     name: str
     rows: Rows
 
     def column(self, name: str) -> np.ndarray:
-        """One number of every label."""
+        """The column `name`, one value per label."""
         return np.array([row[name] for row in self.rows], float)
 
     def correlation(self, name: str) -> float | None:
@@ -51,11 +51,11 @@ def is_of_labels(folder: Path) -> bool:
 
 
 def section(folder: Path, attacks: Sequence[Attack]) -> Section:
-    """What the report says of labels' signals, beside the yields of attacks that aim at them."""
+    """The report's section on labels: their signals and the yields of attacks that aim at them."""
     detect, signals = Artifact(folder), rows_of(load_labels(folder))
     of = {row["label"]: row for row in signals}
     found = [
-        Beside(attack.name, [{**row, **of[row["label"]]} for row in rows])
+        LabelYields(attack.name, [{**row, **of[row["label"]]} for row in rows])
         for attack in attacks
         if (rows := load_yields(attack.folder))
         and attack.manifests["label"]["key"] == detect.inputs["label"].key
@@ -73,8 +73,8 @@ def section(folder: Path, attacks: Sequence[Attack]) -> Section:
     )
 
 
-def labels_table(found: Sequence[Beside]) -> Table:
-    """How well the signal, and cohesion, foretell the yield of labels."""
+def labels_table(found: Sequence[LabelYields]) -> Table:
+    """How well the signal and cohesion predict the yield of labels."""
     groups, columns = [("", 2), ("rank correlation with the yield", 2)], ["labels", "with hits"]
     columns += ["norm of D_t", "cohesion"]
     rows = [(one.name, _row(one)) for one in found]
@@ -83,13 +83,13 @@ def labels_table(found: Sequence[Beside]) -> Table:
     )
 
 
-def _row(one: Beside) -> list[str]:
+def _row(one: LabelYields) -> list[str]:
     cells = [count(len(one.rows)), count((one.column("hits") > 0).sum())]
     return cells + [words.decimals(one.correlation(name), 2) for name in ("signal", "cohesion")]
 
 
-def _text(found: Sequence[Beside], num_labels: int) -> str:
-    """For a terminal: a line an attack."""
+def _text(found: Sequence[LabelYields], num_labels: int) -> str:
+    """The terminal's text: one line per attack."""
     if not found:
         return f"Detection of {num_labels} labels: no attack here aims at them.\n"
     table = labels_table(found)

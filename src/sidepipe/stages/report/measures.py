@@ -1,6 +1,6 @@
 """Tables of published measures, each against the training and the held-out images.
 
-None of them decides what a hit is; they make the numbers comparable with those of papers.
+None of them defines a hit; they allow comparison with the numbers of papers.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def _bands_row(attack: Attack) -> list[str]:
 
 
 def rules_table(attacks: Sequence[Attack]) -> Table:
-    """Images that the published decision rules call copies, of training and held-out images."""
+    """Images that the published rules classify as copies of training and of held-out images."""
     rules = attacks[0].results["rules"]
     groups = [(f"{name}: {rule['rule'].replace('<=', '≤')}", 4) for name, rule in rules.items()]
     columns = ["training", "different", "held-out", "different held-out"] * len(groups)
@@ -56,7 +56,7 @@ def rules_table(attacks: Sequence[Attack]) -> Table:
         )
         for attack in attacks
     ]
-    return Table("rules", "Images that published rules call copies", groups, columns, rows)
+    return Table("rules", "Images that published rules classify as copies", groups, columns, rows)
 
 
 def has_quality(attack: Attack) -> bool:
@@ -69,7 +69,7 @@ def quality_table(attacks: Sequence[Attack]) -> Table:
     groups = [("FID", 2), ("KID (standard deviation)", 2), ("MiFID", 2)]
     columns = ["training", "held-out"] * 3
     rows = [(attack.name, _quality_row(attack)) for attack in attacks]
-    return Table("quality", "How good the images are", groups, columns, rows)
+    return Table("quality", "Image quality", groups, columns, rows)
 
 
 def _quality_row(attack: Attack) -> list[str]:
@@ -86,13 +86,13 @@ def _quality_row(attack: Attack) -> list[str]:
 
 
 def distances_table(attacks: Sequence[Attack]) -> Table:
-    """How much nearer the images lie to the training set than to the held-out one."""
-    groups, columns = [("distance gap (95 % interval)", 1)], ["training less held-out"]
+    """How much closer the images are to the training set than to the held-out set."""
+    groups, columns = [("distance gap (95 % interval)", 1)], ["training minus held-out"]
     if attacks[0].results["divergence"] is not None:
         groups.append(("memorization divergence (standard error)", 3))
         columns += ["training", "held-out", "bandwidth"]
     rows = [(attack.name, _distances_row(attack)) for attack in attacks]
-    caption = "How much nearer to the training images than to held-out ones"
+    caption = "Distance to training images compared with held-out images"
     return Table("distances", caption, groups, columns, rows)
 
 

@@ -1,4 +1,4 @@
-"""The report's section on mitigation: what each method stops, what it costs, whether it holds."""
+"""The report's section on mitigation: the effect of each method, its cost, its robustness."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ class Mitigation:
 
     @property
     def memorized(self) -> dict[str, Any] | None:
-        """Of the memorized prompts those that still are, counted; None without training images."""
+        """The count of prompts that are still memorized; None without training images."""
         found = self.results["memorized"]
         return None if found is None else found["memorized"]["prompts"]
 
     def recovered(self, group: str) -> dict[str, Any] | None:
-        """Of the prompts of `group` those whose wanted image the adversary's embedding shows."""
+        """The count of prompts of `group` whose target image the adversary's embedding recovers."""
         found = self.results["adversary"]
         return None if found is None else found[group]["after"]["prompts"]
 
@@ -59,7 +59,7 @@ class Mitigation:
         ]
 
     def training_image(self, row: Mapping[str, Any]) -> str | None:
-        """A thumbnail of the training image that a prompt replayed without mitigation."""
+        """A thumbnail of the training image that the prompt replays without mitigation."""
         if row["nearest"] < 0:
             return None
         data = self.artifact.inputs["data"]
@@ -67,13 +67,13 @@ class Mitigation:
 
 
 def section(inputs: Mapping[str, Path]) -> Section:
-    """Everything that the report says of mitigation; inputs: mitigate artifacts by row."""
+    """The report's section on mitigation. inputs: mitigate artifacts by row."""
     methods = [read(name, folder) for name, folder in inputs.items()]
     draw = {"mitigations": drawn(partial(mitigations_figure, methods))}
     return Section(
         tables=[left_table(methods), price_table(methods)],
         drawings=draw if methods[0].memorized is not None else {},
-        content={"mitigation": _said(methods)},
+        content={"mitigation": _content(methods)},
         numbers={"mitigations": [_numbers(method) for method in methods]},
         text=_text(methods),
         summary={method.name: _headline(method) for method in methods},
@@ -81,13 +81,13 @@ def section(inputs: Mapping[str, Path]) -> Section:
 
 
 def read(name: str, folder: Path) -> Mitigation:
-    """One row; FileNotFoundError where its artifact is not finished."""
+    """One row; FileNotFoundError if its artifact is not finished."""
     prompts = rows_of(load_prompts_asked(folder))
     return Mitigation(name.removeprefix(PREFIX), Artifact(folder), load(folder), prompts)
 
 
 def baseline(methods: Sequence[Mitigation]) -> Mitigation | None:
-    """The row without a method on the model that detect looked at; None without one."""
+    """The row without a method, on the model that detect examined; None if there is none."""
     found_on = methods[0].artifact.inputs["detect"].inputs["dpm"].key
     for method in methods:
         if method.results["method"] == "none" and method.dpm == found_on:
@@ -96,13 +96,15 @@ def baseline(methods: Sequence[Mitigation]) -> Mitigation | None:
 
 
 def left_table(methods: Sequence[Mitigation]) -> Table:
-    """Of the memorized prompts those that each method leaves, and what an adversary brings back."""
-    groups = [("memorized prompts that still are", 3), ("brought back by an adversary, %", 2)]
-    columns = ["number", "share, % (95 % interval)", "of those without a method"]
+    """Prompts still memorized with each method, and those that an adversary recovers."""
+    groups = [("prompts still memorized", 3), ("recovered by an adversary, %", 2)]
+    columns = ["number", "share, % (95 % interval)", "relative to no method"]
     columns += ["images of memorized prompts", "images never trained on"]
     before = baseline(methods)
     rows = [(method.name, _left_row(method, before)) for method in methods]
-    return Table("mitigations_left", "What each method leaves", groups, columns, rows, "method")
+    return Table(
+        "mitigations_left", "Memorization left by each method", groups, columns, rows, "method"
+    )
 
 
 def _left_row(method: Mitigation, before: Mitigation | None) -> list[str]:
@@ -115,13 +117,13 @@ def _left_row(method: Mitigation, before: Mitigation | None) -> list[str]:
 
 
 def price_table(methods: Sequence[Mitigation]) -> Table:
-    """What each method costs: alignment, the model's quality, and network evaluations."""
-    groups = [("alignment (95 % interval)", 3), ("quality (95 % interval)", 1), ("spent", 1)]
-    columns = ["memorized prompts", "of that without a method", "prompts never trained on"]
-    columns += ["held-out denoising loss", "evaluations an image"]
+    """The cost of each method: alignment, the model's quality and network evaluations."""
+    groups = [("alignment (95 % interval)", 3), ("quality (95 % interval)", 1), ("cost", 1)]
+    columns = ["memorized prompts", "relative to no method", "prompts never trained on"]
+    columns += ["held-out denoising loss", "evaluations per image"]
     before = baseline(methods)
     rows = [(method.name, _price_row(method, before)) for method in methods]
-    return Table("mitigations_price", "What each method costs", groups, columns, rows, "method")
+    return Table("mitigations_price", "The cost of each method", groups, columns, rows, "method")
 
 
 def _price_row(method: Mitigation, before: Mitigation | None) -> list[str]:
@@ -139,7 +141,7 @@ def _relative(
     before: Mitigation | None,
     value: Callable[[Mitigation], float | None],
 ) -> str:
-    """A value as a share of that without a method: `24 %`."""
+    """A value relative to the one without a method: `24 %`."""
     was, now = None if before is None else value(before), value(method)
     if method is before or not was or now is None:
         return DASH
@@ -160,18 +162,18 @@ def _headline(method: Mitigation) -> dict[str, Any]:
 
 
 def mitigations_figure(methods: Sequence[Mitigation]) -> Figure:
-    """Of each method the memorized prompts that are left, before and after the adversary."""
+    """Prompts still memorized with each method, without and with the adversary, and alignment."""
     figure = Figure(figsize=(7, 0.9 + 0.42 * len(methods)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.1})
     for place, method in enumerate(methods):
         _point(left, place - 0.14, method.memorized, TRAIN, "o", TRAIN)
         _point(left, place + 0.14, method.recovered("memorized"), HELDOUT, "D", "white")
-        said = method.results["alignment"]["memorized"]
-        if said["mean"] is not None:
-            low, high = said["interval"]
+        aligned = method.results["alignment"]["memorized"]
+        if aligned["mean"] is not None:
+            low, high = aligned["interval"]
             style = {"color": TRAIN, "linewidth": 1.0}
             right.plot([low, high], [place, place], **style)
-            right.plot(said["mean"], place, "o", color=TRAIN, markersize=5)
+            right.plot(aligned["mean"], place, "o", color=TRAIN, markersize=5)
     left.set_yticks(range(len(methods)), [method.name for method in methods])
     for text in left.get_yticklabels():
         text.set_parse_math(False)
@@ -198,8 +200,8 @@ def _point(
     axis.plot(100 * found["share"], place, mark, color=color, markerfacecolor=face, markersize=5)
 
 
-def _said(methods: Sequence[Mitigation]) -> dict[str, Any]:
-    """What the template names."""
+def _content(methods: Sequence[Mitigation]) -> dict[str, Any]:
+    """The values that the template uses."""
     before = baseline(methods)
     shares = {m.name: m.memorized["share"] for m in methods if m.memorized}
     best = min(methods, key=lambda m: shares.get(m.name, 1.0))
@@ -216,7 +218,7 @@ def _said(methods: Sequence[Mitigation]) -> dict[str, Any]:
 
 
 def _gallery(methods: Sequence[Mitigation]) -> dict[str, Any]:
-    """Of some memorized prompts what every method makes from the same noise, and the image."""
+    """Images of every method from the same noise, for some memorized prompts."""
     first = methods[0]
     asked = set.intersection(*({row["number"] for row in m.prompts} for m in methods))
     some = [r for r in first.prompts if r["group"] == "memorized" and r["number"] in asked]
@@ -229,12 +231,12 @@ def _gallery(methods: Sequence[Mitigation]) -> dict[str, Any]:
 
 
 def _text(methods: Sequence[Mitigation]) -> str:
-    """For a terminal: a line a method."""
+    """The terminal's text: one line per method."""
     left, price = left_table(methods), price_table(methods)
     columns = [["still", *(cells[0] for _, cells in left.rows)]]
     columns.append(["% (95 % interval)", *(cells[1] for _, cells in left.rows)])
     columns.append(["alignment", *(cells[0] for _, cells in price.rows)])
     columns.append(["evaluations", *(cells[4] for _, cells in price.rows)])
     lines = aligned(["method", *(method.name for method in methods)], columns)
-    text = "Mitigation: prompts that were memorized without it, and still are."
+    text = "Mitigation: prompts memorized without mitigation that are still memorized."
     return "\n".join([*wrapped(text), "", *(line.replace(NBSP, " ") for line in lines)]) + "\n"

@@ -1,8 +1,8 @@
-"""What a reader must see before any number: everything that limits or forbids a conclusion.
+"""Everything that limits or forbids a conclusion, shown before any number.
 
 Each notice is one sentence, shown at the top of the page and above the table of the terminal. A
-stage that finds such a limit writes it into its summary or its results; this module alone puts it
-into words.
+stage that finds such a limit writes it into its summary or its results; only this module turns it
+into a sentence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ def notices(
 ) -> list[str]:
     """Sentences on the data, on the model, on each attack, on prompts and on empty rows.
 
-    data, dpm: manifests of the stages that the first row was made from. labels: how detect judged
-    the images of prompts; None for no prompts. empty: rows with nothing to work on, and why.
+    data, dpm: manifests of the stages behind the first row. labels: how detect judged the images of
+    prompts; None without prompts. empty: rows without a result, and the reasons.
     """
     found = [*_of_data(data["summary"]), *_of_model(dpm["summary"]), *_of_attacks(attacks)]
     rows: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def _of_model(summary: Mapping[str, Any]) -> list[str]:
     numbers = count(summary["num_heldout_images"]), count(summary["num_train_images"])
     sentences = {
         f"{count(kept)} of {numbers[0]} held-out images {_duplicate(kept)} training images and "
-        f"{'was' if kept == 1 else 'were'} kept: thresholds set on them miss copies, "
+        f"{'was' if kept == 1 else 'were'} kept: thresholds calibrated on them miss copies, "
         "and hits on them are counted as held-out hits.": kept,
         f"{_many(dropped, 'held-out image')} {_duplicate(dropped)} training images and "
         f"{'is' if dropped == 1 else 'are'} left out.": dropped,
@@ -81,10 +81,10 @@ def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
     collapsed = [f"{a.name}: the model {a.collapse}." for a in attacks if a.collapse]
     vague = [
         f"{a.name}: {_many(a.num_images, 'image')} {'is' if a.num_images == 1 else 'are'} too few "
-        "to say anything, since the 95 % "
+        "for a conclusion: the 95 % "
         f"interval of the excess is {excess_interval(a)} %."
         for a in attacks
-        if a.has_truth and not a.collapse and a.says_nothing
+        if a.has_truth and not a.collapse and a.inconclusive
     ]
     with_truth = [attack.results for attack in attacks if attack.has_truth]
     found = [sentence for results in with_truth for sentence in _of_calibration(results)]
@@ -92,7 +92,7 @@ def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
 
 
 def _of_calibration(results: Mapping[str, Any]) -> list[str]:
-    """On the false positive rates and on what sets their thresholds."""
+    """Notices on the false positive rates and on their thresholds."""
     at, num_real = results["calibrated"], count(results["calibrated"][0]["num_real"])
     used = [row["false_positive_rate"] for row in at]
     found = _of_rates(results.get("asked_false_positive_rates", used), used, num_real)
@@ -108,7 +108,7 @@ def _of_calibration(results: Mapping[str, Any]) -> list[str]:
 
 
 def _of_labels(labels: Mapping[str, Any]) -> list[str]:
-    """On the false positive rate of copies among the images of prompts."""
+    """Notices on the false positive rate of copies among the images of prompts."""
     if "asked_false_positive_rate" not in labels:
         return []
     asked, used = labels["asked_false_positive_rate"], labels["false_positive_rate"]

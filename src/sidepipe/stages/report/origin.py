@@ -1,4 +1,4 @@
-"""Where the numbers come from: every artifact behind the page, and all settings."""
+"""The origin of the numbers: every artifact behind the page, and all settings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ Manifest = dict[str, Any]
 
 
 def origin(inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """What the page says of the artifacts behind `inputs`; data and model are the first one's."""
+    """Facts about the artifacts behind `inputs`; data and model are those of the first one."""
     rows = {
         name: [made.manifest for made in Artifact(folder).lineage()]
         for name, folder in inputs.items()
@@ -28,13 +28,13 @@ def origin(inputs: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _source(settings: Mapping[str, Any]) -> str:
-    """A source in words: its class, and its folder's name if it has one."""
+    """A source in words: its class, and the name of its folder if any."""
     kind = settings["_target_"].rpartition(".")[2]
     return f"{kind} “{Path(settings['folder']).name}”" if "folder" in settings else kind
 
 
 def _artifacts(rows: Mapping[str, Sequence[Manifest]]) -> list[tuple[list[str], Manifest]]:
-    """Every artifact once, in the order of making: the rows that need it, its manifest."""
+    """Every artifact once, in the order of creation: the rows that need it, its manifest."""
     longest = max(rows.values(), key=len)
     every = [*longest, *(manifest for made in rows.values() for manifest in made)]
     stages = list(dict.fromkeys(manifest["stage"] for manifest in every))
@@ -46,7 +46,7 @@ def _artifacts(rows: Mapping[str, Sequence[Manifest]]) -> list[tuple[list[str], 
 
 
 def _settings(found: Sequence[tuple[list[str], Manifest]]) -> list[tuple[str, list[str], str]]:
-    """Stage, its rows and its settings; settings that several artifacts have come once."""
+    """Each stage with its rows and settings; settings shared by several artifacts occur once."""
     same: dict[str, tuple[str, list[str]]] = {}
     for names, manifest in found:
         lines = "\n".join(_flat(manifest["stage"], manifest["settings"]))
@@ -55,7 +55,7 @@ def _settings(found: Sequence[tuple[list[str], Manifest]]) -> list[tuple[str, li
 
 
 def _flat(name: str, value: Any) -> list[str]:
-    """Settings as they are typed on the command line, one a line."""
+    """Settings as on the command line, one per line."""
     if isinstance(value, Mapping):
         return [line for key, inner in value.items() for line in _flat(f"{name}.{key}", inner)]
     return [f"{name}={value if isinstance(value, str) else json.dumps(value)}"]

@@ -18,7 +18,7 @@ PICTURE_BYTES = 200_000
 
 
 def pairs_png(galleries: Sequence[tuple[str, np.ndarray]], columns: int = 16) -> bytes:
-    """Of each attack (name, uint8 (n, 3, h, w, c)) the closest pairs, as one picture for a paper.
+    """The closest pairs of each attack (name, uint8 (n, 3, h, w, c)), as one picture for a paper.
 
     Rows: generated image, nearest training image, nearest held-out image. Each training image
     comes once; a gallery shorter than `columns` leaves the rest blank.
@@ -46,7 +46,7 @@ def pairs_png(galleries: Sequence[tuple[str, np.ndarray]], columns: int = 16) ->
 
 
 def _sheet(triples: np.ndarray, columns: int) -> np.ndarray:
-    """A column a triple, on white; of gray images without the axis of channels."""
+    """One column per triple, on white; gray images have no axis of channels."""
     _, _, height, width, channels = triples.shape
     pad = max(1, height // 8)
     sheet = np.full((3 * (height + pad), columns * (width + pad), channels), 255, np.uint8)
@@ -63,9 +63,9 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def thumbnail_uri(image: np.ndarray) -> str:
-    """A uint8 (h, w, c) image: PNG where it is small, else WebP of at most 128 pixels.
+    """A uint8 (h, w, c) image: PNG if it is small, else WebP of at most 128 pixels.
 
-    A small image is enlarged by a whole factor: print and PDF viewers would smooth its pixels.
+    A small image is enlarged by a whole factor: print and PDF viewers would smooth it otherwise.
     """
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if max(picture.size) <= LOSSLESS_PIXELS:
@@ -78,7 +78,7 @@ def thumbnail_uri(image: np.ndarray) -> str:
 
 
 def picture_uri(path: Path) -> tuple[str, tuple[int, int]]:
-    """A PNG file, as WebP where it is heavy, and its width and height in pixels."""
+    """A PNG file, as WebP if it is large, and its width and height in pixels."""
     with Image.open(path) as picture:
         if path.stat().st_size <= PICTURE_BYTES:
             return data_uri(path.read_bytes(), "png"), picture.size

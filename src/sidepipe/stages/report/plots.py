@@ -1,4 +1,4 @@
-"""Figures with all attacks in one panel: rarefaction and ROC; and labels, a panel an attack."""
+"""Figures of all attacks in one panel (rarefaction, ROC) and of labels, one panel per attack."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sidepipe.stages.report.attack import Attack
-from sidepipe.stages.report.figures import GRAY, MARKS, TRAIN, handle, legend, panels, told_apart
+from sidepipe.stages.report.figures import GRAY, MARKS, TRAIN, handle, legend, line_style, panels
 
 
 def rarefaction_figure(attacks: Sequence[Attack]) -> Figure:
-    """Different training images against images made, with 95 % intervals as bars.
+    """Different training images against generated images, with 95 % intervals as bars.
 
-    Solid up to the images that were made, dashed beyond.
+    Lines are solid up to the number of generated images and dashed beyond.
     """
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -37,14 +37,14 @@ def _rarefaction(axis: Any, attack: Attack, number: int) -> None:
     found = attack.results["rarefaction"]
     x = np.array(found["num_images"])
     unique, low, high = (np.array(found[name], float) for name in ("unique", "low", "high"))
-    style = told_apart(number)
+    style = line_style(number)
     made = x <= attack.num_images
-    # The dashed line goes on where the solid one ends.
+    # The dashed line continues the solid one.
     beyond = x >= x[made][-1]
     line = {"color": style["color"], "linewidth": 1.4}
     axis.plot(x[made], unique[made], **line)
     axis.plot(x[beyond], unique[beyond], **line, linestyle="dashed")
-    # Every attack has its intervals at other places, or they would hide each other.
+    # Each attack has its intervals at different positions, so that all are visible.
     some = np.arange(3 + number % len(MARKS), len(x), len(MARKS))
     error = np.stack([unique - low, high - unique])[:, some]
     mark = {"fmt": style["marker"], "markersize": 4, "elinewidth": 0.7, "capsize": 2}
@@ -53,7 +53,7 @@ def _rarefaction(axis: Any, attack: Attack, number: int) -> None:
 
 
 def roc_figure(attacks: Sequence[Attack]) -> Figure:
-    """Hits against misses among the candidates ranked blindly, of the attacks that have both."""
+    """Hits against misses among the blindly ranked candidates, for attacks that have both."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color=GRAY, linewidth=0.9)
@@ -61,7 +61,7 @@ def roc_figure(attacks: Sequence[Attack]) -> Figure:
     for number, attack in enumerate(attacks):
         roc = attack.results["blind"]["roc"]
         if roc is not None:
-            style = told_apart(number)
+            style = line_style(number)
             axis.plot(
                 roc["false_positive_rate"],
                 roc["true_positive_rate"],
@@ -82,7 +82,7 @@ def roc_figure(attacks: Sequence[Attack]) -> Figure:
 def labels_figure(
     labels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], x: str, xlabel: str
 ) -> Figure:
-    """`x` and yield of every label, for each (attack's name, rows of labels.csv)."""
+    """The yield of every label against `x`, for each (attack's name, rows of labels.csv)."""
     figure, axes = panels(len(labels))
     for axis, (name, rows) in zip(axes, labels, strict=True):
         _labels(axis, rows, x)
@@ -106,7 +106,7 @@ def labels_figure(
 def _labels(axis: Any, rows: Sequence[Mapping[str, Any]], x: str) -> None:
     names = ("images", x, "hits", "new")
     images, places, hits, new = (np.array([row[name] for row in rows], float) for name in names)
-    # A label is listed where it was aimed at, so it has images.
+    # Every listed label was a target, so it has images.
     share = 100 * hits / images
     for mask, style in (
         (new > 0, {"marker": "o", "facecolors": TRAIN, "edgecolors": TRAIN}),

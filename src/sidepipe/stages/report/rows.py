@@ -1,4 +1,4 @@
-"""Rows of the comparison in plain words, from their settings: which attack a name stands for."""
+"""Rows of the comparison in words, from their settings."""
 
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.words import count, rate
@@ -18,13 +18,13 @@ _SURROGATES = {
 
 
 def described(attack: Attack) -> str:
-    """How the attack makes its images, as one sentence that starts in lower case."""
+    """How the attack generates its images, as one sentence that starts in lower case."""
     parts = [_guidance(attack), *_aims(attack), *_afterwards(attack)]
     return f"{'SIDE as published: ' if is_side(attack) else ''}{'; '.join(parts)}"
 
 
 def is_side(attack: Attack) -> bool:
-    """Whether this is SIDE's attack: its classifier of clusters at every step, uniform labels."""
+    """Whether this is SIDE: a classifier of clusters at every step, uniform labels."""
     settings = attack.settings
     return (
         settings["surrogate"] == "classifier"
@@ -56,7 +56,7 @@ def _guidance(attack: Attack) -> str:
 
 
 def _aims(attack: Attack) -> list[str]:
-    """How guidance differs from SIDE's: its targets, its timesteps, its strength."""
+    """Differences from the guidance of SIDE: targets, timesteps, strength."""
     if not attack.guided:
         return []
     settings, parts = attack.settings, []
@@ -65,7 +65,7 @@ def _aims(attack: Attack) -> list[str]:
     if settings["targets"] == "weighted":
         parts.append("it aims at cohesive, large clusters more often")
     if settings["guide_through"] == "pred_x_0":
-        parts.append("the surrogate sees the predicted clean image")
+        parts.append("the surrogate takes the predicted clean image")
     if settings["guidance_schedule"] != "constant":
         parts.append("its strength depends on t")
     if settings["t_min"] or settings["t_max"]:

@@ -1,4 +1,4 @@
-"""A section of the report: what it brings to the page, to the files beside it and to a terminal."""
+"""A section of the report: its part of the page, of the files and of the terminal's text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """drawings: SVG and PDF of each figure. content: what else the page's templates name.
+    """drawings: SVG and PDF of each figure. content: other values for the page's templates.
 
     numbers: rows of a CSV, unrounded, by its name. text: for a terminal. summary: for the manifest.
     """
@@ -28,6 +28,6 @@ class Section:
 
 
 def rows_of(table: pd.DataFrame) -> Rows:
-    """The rows of a table by column."""
+    """The rows of a table as dictionaries by column."""
     rows: Any = table.to_dict("records")
     return rows

@@ -1,7 +1,6 @@
-"""Stage `report`: what was found as one page, a table for the terminal, and files.
+"""Stage `report`: the findings as one page, a table for the terminal, and files.
 
-Everything is computed from the artifacts of evaluate, detect, explain and mitigate, and what they
-were made from.
+It reads the artifacts of evaluate, detect, explain and mitigate, and those they were made from.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Report(Stage):
 
 
 def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
-    """What each kind of input has to say, in the order of the page."""
+    """The section of each kind of input, in the order of the page."""
     from sidepipe.stages.report import content, detection, explanation, labels, mitigation
     from sidepipe.stages.report.comparison import read_attacks
 
@@ -99,13 +98,13 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
 
 
 def _require_one_model(inputs: Mapping[str, Path]) -> None:
-    """Raises ValueError unless attacks and prompts are of one model; mitigation may change it."""
+    """Raises ValueError unless attacks and prompts share one model; mitigation may change it."""
     models = {
         name: dpm.key
         for name, folder in inputs.items()
         if folder.parent.name != "mitigate" and (dpm := Artifact(folder).ancestor("dpm"))
     }
-    remedy = "attack the model that detect looks at"
+    remedy = "attack the model that detect examines"
     one = len(set(models.values())) <= 1
     require(one, "the model of attacks and detect", "one and the same", models, remedy)
 

@@ -1,4 +1,4 @@
-"""The tables of the comparison, a row an attack, as the page shows them and a paper prints them."""
+"""The tables of the comparison, one row per attack, for the page and for papers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from sidepipe.stages.report.words import COLLAPSED, DASH, count
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its files. groups: (heading, number of columns). rows: (name, cells).
+    """A table. name: of its files. groups: (heading, number of columns). rows: (name, cells).
 
-    head: of the column of the rows' names.
+    head: the heading of the column of row names.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Table:
 
     @property
     def starts(self) -> list[bool]:
-        """Of each column, whether it is the first of its group."""
+        """Whether each column is the first of its group."""
         return [i == 0 for _, span in self.groups for i in range(span)]
 
 
@@ -60,14 +60,14 @@ def _hits_row(attack: Attack) -> list[str]:
 
 
 def rarefaction_table(attacks: Sequence[Attack]) -> Table:
-    """How many different training images there are to extract, as far as the hits tell."""
+    """The estimated number of different training images that can be extracted."""
     groups = [("hits found", 4), ("training images within reach", 2)]
     groups.append(("check: all, predicted from a quarter", 4))
     columns = ["hits", "different", "seen once", "seen twice", "at least (95 % confidence)"]
     columns += ["coverage, %", "from images", "predicted (95 % interval)", "found", "error, %"]
     rows = [(attack.name, _rarefaction_row(attack)) for attack in attacks]
     return Table(
-        "rarefaction", "What was found, and what it says of the rest", groups, columns, rows
+        "rarefaction", "Training images found, and the estimated rest", groups, columns, rows
     )
 
 
@@ -89,14 +89,12 @@ def _percent(share: float | None) -> str:
 
 
 def novelty_table(attacks: Sequence[Attack]) -> Table:
-    """Hits that plain synthetic images had found already, new ones, and their price."""
+    """Hits already found by plain synthetic images, new hits, and their cost."""
     groups = [("N_syn plain images", 3), ("hits already among them", 2), ("new hits", 2)]
     groups.append(("per 1,000 network evaluations", 2))
     columns = ["images", *["hits", "different"] * 4]
     rows = [(attack.name, _novelty_row(attack)) for attack in attacks]
-    return Table(
-        "novelty", "Hits among plain samples, and hits that were new", groups, columns, rows
-    )
+    return Table("novelty", "Hits already among plain samples, and new hits", groups, columns, rows)
 
 
 def _novelty_row(attack: Attack) -> list[str]:
@@ -113,7 +111,7 @@ def overlap_table(attacks: Sequence[Attack]) -> Table:
     groups = [("training images hit", 3), ("hit by this attack and by", len(attacks))]
     columns = ["different", "only here", "shared", *(attack.name for attack in attacks)]
     rows = [(attack.name, _overlap_row(attack, attacks)) for attack in attacks]
-    return Table("overlap", "Which attack finds what", groups, columns, rows)
+    return Table("overlap", "Overlap of the attacks", groups, columns, rows)
 
 
 def _overlap_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
@@ -126,16 +124,16 @@ def _overlap_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
 
 
 def cost_table(attacks: Sequence[Attack]) -> Table:
-    """How each attack guides, and the network evaluations it took.
+    """The guidance of each attack, and its network evaluations.
 
-    each: of a gradient the counted operations, timed: the seconds, both in forwards of the UNet.
+    each: the operations of a gradient; timed: its seconds; both in forwards of the UNet.
     """
     columns = ["surrogate", "guidance scale", "guided", "targets", "refined"]
     columns += ["UNet forwards", "surrogate gradients", "each", "timed", "evaluations"]
     columns.append("N_syn before")
     groups = [("guidance", 4), ("", 1), ("spent", 6)]
     rows = [(attack.name, _cost_row(attack)) for attack in attacks]
-    return Table("cost", "How each attack works, and what it spent", groups, columns, rows)
+    return Table("cost", "Settings and cost of each attack", groups, columns, rows)
 
 
 def _cost_row(attack: Attack) -> list[str]:
@@ -154,15 +152,15 @@ def _cost_row(attack: Attack) -> list[str]:
 
 
 def tuning_table(attacks: Sequence[Attack]) -> Table:
-    """What tuned attacks tried: the blind score they chose by, beside the hits they did not see."""
-    groups = [("tried", 2), ("seen by the attack", 2), ("true", 3)]
+    """Trials of tuned attacks: the blind score that decided, and the hits, which it did not use."""
+    groups = [("tried", 2), ("available to the attack", 2), ("true", 3)]
     columns = ["settings", "images", "repeated", "chosen", "hits", "different", "rank of hits"]
     rows = [(attack.name, row) for attack in attacks for row in _tuning_rows(attack)]
     return Table("tuning", "Settings chosen without the training images", groups, columns, rows)
 
 
 def _tuning_rows(attack: Attack) -> list[list[str]]:
-    """A row a trial, the highest score first."""
+    """One row per trial, in descending order of the score."""
     measured = ("score", "judged_by", "images", "hits", "unique", *attack.cost)
     rows = []
     for trial in sorted(attack.trials, key=lambda trial: -trial["score"]):
@@ -177,7 +175,7 @@ def _tuning_rows(attack: Attack) -> list[list[str]]:
 
 
 def blind_table(attacks: Sequence[Attack]) -> Table:
-    """Candidates found without the training images and, where there is the truth, how right."""
+    """Candidates found without the training images and, with the truth, their precision."""
     groups = [("found without the training images", 4)]
     columns = ["images", "candidates", "of two images or more", "images in the largest"]
     if attacks[0].has_truth:
@@ -190,7 +188,7 @@ def blind_table(attacks: Sequence[Attack]) -> Table:
 
 
 def _depths(attacks: Sequence[Attack]) -> list[int]:
-    """Numbers of candidates at which any attack's precision is known."""
+    """Numbers of candidates with a known precision for any attack."""
     return sorted({int(k) for a in attacks for k in a.results["blind"]["precision_at"]})
 
 

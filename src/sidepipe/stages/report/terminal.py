@@ -1,4 +1,4 @@
-"""The comparison in plain characters, at most 110 wide, with what its words mean."""
+"""The comparison in plain text, at most 110 characters wide, with definitions of its terms."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ SHORTEST_NAME = 12
 
 
 def terminal_table(attacks: Sequence[Attack]) -> str:
-    """A line an attack, and below them what was counted."""
+    """One line per attack, and definitions below."""
     names = ["attack", *(attack.name for attack in attacks)]
     columns = [
         [title, *(cell(attack) for attack in attacks)]
@@ -25,8 +25,8 @@ def terminal_table(attacks: Sequence[Attack]) -> str:
 def aligned(names: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]:
     """Rows of names at the left and of cells at the right.
 
-    A name that leaves no room for its cells has a line of its own above them: cut names of sweeps
-    could not be told apart.
+    A name that leaves no room for its cells gets a line of its own above them, because truncated
+    names of sweeps would look the same.
     """
     widths = [2 + max(map(len, column)) for column in columns]
     room = max(SHORTEST_NAME, TERMINAL_COLUMNS - sum(widths))
@@ -42,7 +42,7 @@ def aligned(names: Sequence[str], columns: Sequence[Sequence[str]]) -> list[str]
 
 
 def wrapped(text: str) -> list[str]:
-    """Lines of the text in signs that every terminal has."""
+    """Lines of the text in characters that every terminal has."""
     for sign, plain in (("≥", ">="), ("≤", "<="), (NBSP, " ")):
         text = text.replace(sign, plain)
     return textwrap.wrap(text, TERMINAL_COLUMNS, break_on_hyphens=False)
@@ -76,7 +76,7 @@ def _legend(attack: Attack) -> str:
         f"hits at {share} FP (held-out false positives): images whose nearest of "
         f"{sizes['train']} training images has {words.hit_rule(attack)} ({attack.transform}), "
         f"which {share} of real held-out images reach; held-out: the same against "
-        f"{sizes['heldout']} images the model never saw{_control(attack)};"
+        f"{sizes['heldout']} images the model was not trained on{_control(attack)};"
     )
     return text + (
         f" different: training images hit, duplicates once; new: those of them that none of "
@@ -85,7 +85,7 @@ def _legend(attack: Attack) -> str:
 
 
 def _control(attack: Attack) -> str:
-    """How the held-out hits are counted where that is not on a single set of equal size."""
+    """A note on held-out hits unless they are counted on one set of equal size."""
     if attack.scale > 1:
         trained = count(attack.results["num_reference"]["train"])
         return f", scaled to the {trained} training images, {attack.scale:.3g} times as many"
@@ -94,8 +94,8 @@ def _control(attack: Attack) -> str:
 
 def _legend_without_truth(attack: Attack) -> str:
     return (
-        "No truth was given (evaluate.truth=none), so nothing here says how many images are "
-        "copies. candidates: images that stand for themselves or for a group of near-duplicates "
+        "No truth was given (evaluate.truth=none), so it is unknown how many images are "
+        "copies. candidates: single images, or representatives of groups of near-duplicates "
         f"({attack.transform}); groups: candidates of two images or more; largest: images in the "
         "largest group."
     )

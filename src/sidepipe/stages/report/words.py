@@ -1,4 +1,4 @@
-"""Numbers become words: counts, shares, intervals, rules. Without a number there is a dash."""
+"""Numbers in words: counts, shares, intervals, rules; a dash for a missing number."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,19 +6,19 @@ from typing import Any
 
 from sidepipe.stages.report.attack import Attack
 
-DASH = "–"  # noqa: RUF001 - what a person reads where there is no number
-COLLAPSED = "collapsed"  # in place of a finding: nearly all images are alike
-MOST_SETS = 6  # of which each one's hits are listed
+DASH = "–"  # noqa: RUF001 - shown for a missing number
+COLLAPSED = "collapsed"  # shown instead of a finding: nearly all images are alike
+MOST_SETS = 6  # the most sets whose hits are listed one by one
 NBSP = "\N{NO-BREAK SPACE}"
 
 
 def count(number: float | None) -> str:
-    """A whole number with thousands apart."""
+    """A whole number with separated thousands."""
     return DASH if number is None else f"{number:,.0f}"
 
 
 def percent(share: float, num_images: int) -> str:
-    """A share in percent, to as many decimals as one image makes; without the sign."""
+    """A share in percent, to the precision of one image; without the sign."""
     decimals = max(0, math.ceil(math.log10(max(1, num_images) / 100)))
     # Rounding gives -0 for a share just below zero.
     return f"{round(100 * share, decimals) + 0.0:.{decimals}f}"
@@ -71,17 +71,17 @@ def parameters(number: int) -> str:
 
 
 def epochs(number: float) -> str:
-    """Passes over the training images, to three digits at most."""
+    """Number of epochs, to at most three digits."""
     return count(number) if number >= 10 else f"{number:.2g}"
 
 
 def per_thousand(number: float, evaluations: int) -> str:
-    """A number for every 1,000 network evaluations, to three digits."""
+    """A number per 1,000 network evaluations, to three digits."""
     return f"{1000 * number / evaluations:#.3g}"
 
 
 def threshold_rule(attack: Attack, threshold: float) -> str:
-    """Closeness to at least `threshold`: `≤ 0.0612`."""
+    """The condition to reach `threshold`: `≤ 0.0612`."""
     return f"{'≥' if attack.metric == 'cosine' else '≤'}{NBSP}{threshold:.3g}"
 
 
@@ -94,23 +94,23 @@ def band_rule(band: Sequence[float | None]) -> str:
 
 
 def hit_rule(attack: Attack) -> str:
-    """What makes a hit: `RMS pixel difference ≤ 0.0612`."""
+    """The rule of a hit: `RMS pixel difference ≤ 0.0612`."""
     return f"{attack.gamma_in_words} {threshold_rule(attack, attack.threshold)}"
 
 
 def average(number: float) -> str:
-    """A mean of whole numbers, to two digits where it is small: `1.3`, `0.17`, `12`."""
+    """A mean of whole numbers, to two digits if it is small: `1.3`, `0.17`, `12`."""
     return count(number) if number >= 9.5 or number == round(number) else f"{number:.2g}"
 
 
 def hits(attack: Attack, which: str) -> str:
-    """Hits and their share: `85 (4.25 %)`; held-out ones are a mean over sets, `1.3 (0.07 %)`."""
+    """Hits and their share: `85 (4.25 %)`; held-out hits are a mean over sets, `1.3 (0.07 %)`."""
     number = average(attack.hits() if which == "train" else attack.heldout_hits)
     return f"{number} ({percent(attack.share(which), attack.num_images)} %)"
 
 
 def heldout_sets(attack: Attack) -> str:
-    """Hits on each held-out set, or their range where there are many: `0, 0, 3, 0, 0, 5`."""
+    """Hits on each held-out set, or their range if there are many: `0, 0, 3, 0, 0, 5`."""
     sets = attack.headline["heldout"]["sets"]
     if len(sets) > MOST_SETS:
         return f"{count(min(sets))} to {count(max(sets))}"
@@ -118,7 +118,7 @@ def heldout_sets(attack: Attack) -> str:
 
 
 def heldout_head(attack: Attack) -> str:
-    """Which held-out images are counted: `256 held-out images (mean of 6 sets)`."""
+    """The held-out images that are counted: `256 held-out images (mean of 6 sets)`."""
     sizes = attack.results["num_reference"]
     if attack.scale > 1:
         of = f"scaled from {count(sizes['heldout'])}"
@@ -128,7 +128,7 @@ def heldout_head(attack: Attack) -> str:
 
 
 def at_least(attack: Attack) -> str:
-    """Training images that can be hit at least, with 95 % confidence: `207`, or `all 256`."""
+    """The lower bound of reachable training images (95 % confidence): `207`, or `all 256`."""
     least, most = attack.results["rarefaction"]["at_least"], attack.num_different
     return f"all {count(most)}" if least >= most else count(least)
 
@@ -140,7 +140,7 @@ def excess(attack: Attack) -> str:
 
 def signed_excess(attack: Attack) -> str:
     """The excess in images with its sign: `+85`, `-0.67`."""
-    # Rounded first: 84.99999999999999 is a whole number of images.
+    # Rounding first makes 84.99999999999999 a whole number of images.
     excess = round(attack.excess, 6)
     return f"{'-' if excess < 0 else '+'}{average(abs(excess))}"
 
@@ -163,13 +163,13 @@ def excess_images(attack: Attack) -> str:
 
 
 def refinement(attack: Attack) -> str:
-    """Moves of a finished image toward a mode of the model: `8 at t = 60`."""
+    """Number of refinement steps and their timestep: `8 at t = 60`."""
     steps = attack.settings.get("refine_steps", 0)
     return f"{steps} at t = {attack.settings['refine_t']}" if steps else DASH
 
 
 def blind_score(trial: Mapping[str, Any]) -> str:
-    """By what a trial was judged: `12.5 %` of its images have a near duplicate, or `90 groups`."""
+    """A trial's score: `12.5 %` of its images have a near duplicate, or `90 groups`."""
     score = trial["score"]
     return f"{score:.0f} groups" if trial["judged_by"] == "groups" else f"{100 * score:.1f} %"
 
@@ -185,7 +185,7 @@ def guided_timesteps(attack: Attack) -> str:
 
 
 def targets(attack: Attack) -> str:
-    """Which labels the attack aims at, and how many these are."""
+    """The labels that the attack aims at, and their number."""
     if not attack.guided:
         return DASH
     number = attack.summary("extract")["num_targets"]
@@ -196,6 +196,6 @@ def targets(attack: Attack) -> str:
 
 
 def came_out(attack: Attack, which: str = "train") -> str:
-    """Different real images among an attack's hits, and how many there are: `214 of 256`."""
+    """The number of different real images hit, out of all: `214 of 256`."""
     most = attack.num_different if which == "train" else attack.results["num_reference"][which]
     return f"{average(attack.headline[which]['unique'])} of {count(most)}"

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 from tests.stages.report.sweep.conftest import SIZES
 
-from sidepipe.stages.report.figures import our_style, told_apart
+from sidepipe.stages.report.figures import line_style, our_style
 from sidepipe.stages.report.sweep.figures import shortened, sweep_figure
 from sidepipe.stages.report.sweep.points import Point, read
 from sidepipe.stages.report.sweep.quantities import (
@@ -32,7 +32,7 @@ def style():
 
 def line_of(axis, number):
     """The line of the `number`-th attack's means: the first in its color."""
-    color = told_apart(number)["color"]
+    color = line_style(number)["color"]
     return next(line for line in axis.get_lines() if line.get_color() == color)
 
 

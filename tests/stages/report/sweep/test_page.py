@@ -34,7 +34,7 @@ def test_the_head_says_what_was_swept_and_how_much_is_done(written):
         "Missing: 1 failed, 1 queued",
         "Hits at 1\N{NO-BREAK SPACE}% held-out false positives",
         "How much each model has memorized",
-        "Beside the paper",
+        "Comparison with the paper",
         "Where the numbers come from",
     ]
 

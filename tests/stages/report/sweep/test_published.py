@@ -76,7 +76,7 @@ def test_other_data_of_the_paper_has_its_own_rows(sweep_of, source, data):
     assert {row[0] for name, row in rows if name.endswith("(paper)")} == data
     said = " ".join(differences(comparable(sweep)))
     side, measure = ("32", "normalized L2") if "CIFAR-10" in data else ("128", "SSCD")
-    assert f"Images are 8 pixels a side here, {side} there." in said
+    assert f"Images are 8 pixels wide here, {side} in the paper." in said
     assert f"Gamma is the RMS pixel difference {'' if side == '32' else '('}" in said
     assert measure in said
     assert "N_G is 60 here" in said
@@ -93,7 +93,7 @@ def test_the_papers_own_measure_differs_only_in_its_bands(planted, sweep_of):
     attack.manifests["data"]["summary"]["shape"] = [128, 128, 3]
     said = differences([attack])
     assert said[0].startswith("Bands are high ")
-    assert "low 0.4 to 0.5, mid 0.5 to 0.6, high ≥\N{NO-BREAK SPACE}0.6 there." in said[0]
+    assert "low 0.4 to 0.5, mid 0.5 to 0.6, high ≥\N{NO-BREAK SPACE}0.6 in the paper." in said[0]
     printed = {"low": [0.4, 0.5], "mid": [0.5, 0.6], "high": [0.6, None]}
     attack.results["bands"] = {name: {"band": ends} for name, ends in printed.items()}
     assert [sentence.split()[0] for sentence in differences([attack])] == ["N_G"]

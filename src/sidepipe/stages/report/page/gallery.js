@@ -1,4 +1,4 @@
-// Filters, sorts and enlarges the pairs, which all stand on the page without this script. The form
+// Filters, sorts and enlarges the pairs, which are all on the page without this script. The form
 // is the state; location.hash is the form (and the open pair) as text, so that a link shows a view.
 const known = JSON.parse(document.getElementById("pair-data").textContent);
 const form = document.getElementById("filters");
@@ -45,7 +45,7 @@ function show() {
     `${shown.length} of ${items.length} pairs shown, of ${images} different training images.`;
 }
 
-// The view as text; what stands at its default is left out.
+// The view as text, without defaults.
 function write() {
   const view = new URLSearchParams();
   const checked = boxes.filter((box) => box.checked);
@@ -70,7 +70,7 @@ function read() {
     boxes.forEach((box) => { box.checked = view.getAll("attack").includes(box.value); });
   }
   for (const name of ["hits", "new"]) form.elements[name].checked = view.has(name);
-  // A link may come from another report or another hand: what makes no sense stays at its default.
+  // A link may come from another report or be edited: invalid parts keep their defaults.
   const [within, place] = ["within", "pair"].map((name) => Number(view.get(name) ?? NaN));
   if (!Number.isNaN(within)) form.elements.within.value = within;
   if (Object.hasOwn(ORDERS, view.get("sort"))) form.elements.sort.value = view.get("sort");
@@ -102,7 +102,7 @@ async function enlarge(place) {
   if (!dialog.open) dialog.showModal();
   const pictures = [...items[place].querySelectorAll("img")].map((image) => image.cloneNode());
   await Promise.all(pictures.map((picture) => picture.decode()));
-  if (open !== place) return; // the next one was asked for in the meantime
+  if (open !== place) return; // the reader has opened another pair in the meantime
   const [generated, training, heldout] = pictures;
   const { canvas, mean, largest } = difference(generated, training);
   const gamma = (value) => `${known.gamma} ${value.toFixed(3)}`;
@@ -151,7 +151,7 @@ items.forEach((item, place) => {
   button.addEventListener("click", () => enlarge(place));
 });
 const settle = () => { show(); write(); };
-// A slider's every step is an input, and browsers allow only so many new addresses a second.
+// A slider's every step is an input, and browsers allow only so many new addresses per second.
 form.addEventListener("input", show);
 form.addEventListener("change", settle);
 form.addEventListener("submit", (event) => event.preventDefault());

@@ -1,1 +1,1 @@
-"""The report of a sweep, at any time: what is finished, what is missing, what it says so far."""
+"""The report of a sweep at any time: finished points, missing points, results so far."""

@@ -1,4 +1,4 @@
-"""A figure a quantity: the swept setting to the right, a line an attack, a panel for all else."""
+"""One figure per quantity: the swept setting is the x axis, each attack a line."""
 
 import math
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from sidepipe.stages.report.figures import GRAY, handle, legend, panels, told_apart
+from sidepipe.stages.report.figures import GRAY, handle, legend, line_style, panels
 from sidepipe.stages.report.sweep.points import Spot, Sweep, value_words
 from sidepipe.stages.report.sweep.quantities import Quantity
 
-# Attacks at one place stand side by side by so many points of a printer; their data do not move.
+# The distance, in printer's points, between attacks drawn side by side at one value.
 APART = 4.0
-# Beyond such a ratio of largest to smallest a scale is logarithmic; zero keeps its place on it.
+# Above this ratio of largest to smallest value, a scale is logarithmic; zero is still shown.
 WIDE_X, WIDE_Y = 10, 30
-# The width of a label's sign, what a turned label takes along the axis, and the most signs.
+# The width of a label's character, the space of a turned label, and the most characters.
 SIGN_POINTS, TURNED_POINTS = 5.0, 18.0
 LONGEST_LABEL, LONGEST_NAME = 24, 30
 
 
 def shortened(name: str, width: int) -> str:
-    """The name, its middle left out where it is too long: variants often differ at their end."""
+    """The name without its middle if it is too long: variants often differ at their end."""
     if len(name) <= width:
         return name
     tail = (width - 2) // 2
@@ -35,11 +35,11 @@ def sweep_figure(sweep: Sweep, quantity: Quantity) -> Figure:
     """The quantity at every place of the sweep.
 
     With several seeds every run is a hollow mark and the line joins their means; else the bars are
-    the intervals of the runs. A setting that is no number has no line: nothing lies between.
+    the intervals of the runs. A setting that is not a number has no line.
     """
     figure, axes = panels(len(sweep.panels))
     columns = min(3, len(axes))
-    room = 0.8 * 72 * figure.get_figwidth() / columns  # of a panel, in points
+    room = 0.8 * 72 * figure.get_figwidth() / columns  # the width of a panel, in points
     apart = min(APART, 0.6 * _scale_x(axes, sweep, room) / len(sweep.names))
     for axis, panel in zip(axes, sweep.panels, strict=True):
         for number, name in enumerate(sweep.names):
@@ -60,7 +60,7 @@ def sweep_figure(sweep: Sweep, quantity: Quantity) -> Figure:
 def _attack(
     axis: Any, spots: Sequence[Spot], quantity: Quantity, sweep: Sweep, aside: float, number: int
 ) -> None:
-    style = told_apart(number)
+    style = line_style(number)
     moved = {
         "transform": offset_copy(axis.transData, axis.figure, x=aside, units="points"),
         "color": style["color"],
@@ -87,9 +87,9 @@ def _runs(axis: Any, spots: Sequence[Spot], quantity: Quantity, style: dict[str,
 
 
 def _scale_x(axes: Sequence[Any], sweep: Sweep, room: float) -> float:
-    """Makes the values themselves the ticks, or without a setting the attacks, within `room`.
+    """Uses the values as ticks (the attacks, without a swept setting), within `room`.
 
-    Returns how close they come. Both are in points.
+    Returns the smallest distance between ticks. Both are in points.
     """
     values = sweep.names if sweep.x is None else sweep.axes[sweep.x]
     names = [shortened(value_words(value), LONGEST_LABEL) for value in values]
@@ -106,7 +106,7 @@ def _scale_x(axes: Sequence[Any], sweep: Sweep, room: float) -> float:
 
 
 def _numbers(axis: Any, values: Sequence[Any], names: Sequence[str], room: float) -> float:
-    """A tick at every value, and the names that have room; returns how close the ticks come."""
+    """Sets a tick at every value and names where they fit; returns the smallest distance."""
     _stretch(axis.set_xscale, values)
     scale = axis.xaxis.get_transform()
     places = scale.transform(np.array(values, float))
@@ -120,19 +120,19 @@ def _numbers(axis: Any, values: Sequence[Any], names: Sequence[str], room: float
 
 
 def _stretch(set_scale: Any, values: Sequence[float]) -> None:
-    """Sets a logarithmic scale where these values ask for one."""
+    """Sets a logarithmic scale if the range of the values requires it."""
     above = [value for value in values if value > 0]
     if min(values) < 0 or not above or max(above) / min(above) <= WIDE_X:
         return
     if min(values) > 0:
         set_scale("log")
     else:
-        # Zero needs a place: below the smallest value the scale is linear.
+        # To include zero, the scale is linear below the smallest value.
         set_scale("symlog", linthresh=min(above))
 
 
 def _with_room(names: Sequence[str], places: Sequence[float]) -> list[str]:
-    """The names, empty where the one before it leaves no room; places in points."""
+    """The names, empty where the previous one leaves no room; places in points."""
     end, shown = -math.inf, []
     for name, place in zip(names, places, strict=True):
         half = len(name) * SIGN_POINTS / 2
@@ -143,7 +143,7 @@ def _with_room(names: Sequence[str], places: Sequence[float]) -> list[str]:
 
 
 def _turn(axes: Sequence[Any]) -> None:
-    """Turns names that have no room beside each other."""
+    """Turns names that do not fit next to each other."""
     for axis in axes:
         axis.tick_params(axis="x", labelrotation=30)
         for text in axis.get_xticklabels():
@@ -151,7 +151,7 @@ def _turn(axes: Sequence[Any]) -> None:
 
 
 def _scale_y(axis: Any, sweep: Sweep, quantity: Quantity) -> None:
-    """From zero, or from the lowest where that is below; logarithmic where values ask for it."""
+    """Starts the axis at zero or at the lowest value; logarithmic if the range requires it."""
     attacks = [attack for _, attack in sweep.runs]
     values = [quantity.value(attack) for attack in attacks]
     above = [value for value in values if value > 0]

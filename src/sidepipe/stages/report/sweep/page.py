@@ -1,4 +1,4 @@
-"""What the page of a sweep is filled with, and writing it: all that is finished, nothing else."""
+"""The page of a sweep: its content, from everything that is finished."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,8 +25,8 @@ OPEN = 12
 def write_sweep(folder: Path, title: str, points: Sequence[Point]) -> Path:
     """The page of the sweep, written into `folder` with its tables, figures and text.
 
-    Raises ValueError where the points are not measured alike, FileNotFoundError where an evaluate
-    artifact that is given is not finished.
+    Raises ValueError if the points are not measured alike, FileNotFoundError if a given evaluate
+    artifact is not finished.
     """
     sweep = read(points)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,14 +44,14 @@ def write_sweep(folder: Path, title: str, points: Sequence[Point]) -> Path:
 
 
 def _tables(sweep: Sweep) -> list[Table]:
-    """The tables; means only where seeds repeat a point, the paper's only beside its data."""
+    """The tables; means only if seeds repeat a point, the paper's only for its data sets."""
     made = [runs_table(sweep), seeds_table(sweep), models_table(sweep)]
     made += [means_table(sweep)] if sweep.repeated else []
     return made + ([paper_table(sweep)] if comparable(sweep) else [])
 
 
 def _head(sweep: Sweep) -> dict[str, Any]:
-    """What was swept, how much of it is done, and what is missing."""
+    """The swept settings, the progress and the missing points."""
     fixed = [name for name in sweep.axes if name not in sweep.swept]
     return {
         "axes": {name: _values(sweep.axes[name]) for name in sweep.swept},
@@ -74,7 +74,7 @@ def _values(values: Sequence[Any]) -> str:
 
 
 def _missing(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
-    """By kind of state: the points, their state, and which attacks wait, with their keys."""
+    """Missing points by kind of state, with the attacks that wait and their keys."""
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for point, name, missing in sweep.waiting:
         same = found.setdefault((label(point, sweep.swept), missing.state), [])
@@ -87,7 +87,7 @@ def _missing(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
 
 
 def _found(sweep: Sweep) -> dict[str, Any]:
-    """What is said of the finished attacks; nothing where there is none."""
+    """Facts about the finished attacks; empty if there are none."""
     if not sweep.runs:
         return {"first": None}
     attacks = [attack for _, attack in sweep.runs]
@@ -107,7 +107,7 @@ def _found(sweep: Sweep) -> dict[str, Any]:
 
 
 def _best(sweep: Sweep) -> dict[str, Any]:
-    """The spot of the largest mean excess, and plain sampling at the same place if it is there."""
+    """The spot with the largest mean excess, and plain sampling at the same place if any."""
     done = [spot for spot in sweep.spots if spot.finished]
     sound = [spot for spot in done if not any(attack.collapse for attack in spot.finished)]
     best = max(sound or done, key=EXCESS.mean)
@@ -133,7 +133,7 @@ def _excess(spot: Spot, sweep: Sweep) -> str:
 
 
 def _links(sweep: Sweep, folder: Path) -> list[tuple[str, str]]:
-    """(point, relative address) of the points' own reports."""
+    """(point, relative address) of the reports of single points."""
     return [
         (label(point, sweep.swept) or "its report", relpath(page_path(point.report), folder))
         for point in sweep.ordered

@@ -1,4 +1,4 @@
-"""A sweep as its report sees it: points, what is finished of each, and which setting is drawn how.
+"""The data of a sweep's report: points, their finished attacks, and the axis of each setting.
 
 Points are plain data that the caller computes from keys; every number comes from the finished
 evaluate artifacts. A setting named `seed` repeats a point and is never an axis of a figure.
@@ -32,8 +32,8 @@ class Missing:
 class Point:
     """One point of a sweep.
 
-    axes: its swept settings by name, as typed (1000, not "1000"). attacks: of each by name, the
-    folder of its finished evaluate artifact. report: the folder of the point's own report.
+    axes: its swept settings by name, as typed (1000, not "1000"). attacks: the folder of each
+    attack's finished evaluate artifact, by name. report: the folder of the point's own report.
     """
 
     axes: Mapping[str, Any]
@@ -43,10 +43,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Spot:
-    """An attack at one place of the sweep: its points there differ in nothing but the seed.
+    """An attack at one place of the sweep: its points differ only in the seed.
 
-    point: the first of these. x: where figures draw it. panel: in which of their panels, "" where
-    there is one alone.
+    point: the first of these. x: its position in figures. panel: its panel, "" for a single panel.
     """
 
     attack: str
@@ -60,14 +59,14 @@ class Spot:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The points, and what there is of each finished attack by its name and folder."""
+    """The points, and the finished attacks by name and folder."""
 
     points: Sequence[Point]
     attacks: Mapping[tuple[str, Path], Attack]
 
     @cached_property
     def ordered(self) -> list[Point]:
-        """The points in the order of the settings' values, the seed's last."""
+        """The points in the order of the settings' values; the seed sorts last."""
 
         def place(point: Point) -> list[int]:
             names = [*self.places, *self.repeated]
@@ -87,7 +86,7 @@ class Sweep:
 
     @property
     def waiting(self) -> list[tuple[Point, str, Missing]]:
-        """Every attack that is not finished with its point, failed ones first."""
+        """Every unfinished attack with its point, failed attacks first."""
         told = [
             (point, name, found)
             for point in self.ordered
@@ -103,12 +102,12 @@ class Sweep:
 
     @cached_property
     def swept(self) -> list[str]:
-        """Settings of more than one value, seeds included."""
+        """Settings with more than one value, seeds included."""
         return [name for name, values in self.axes.items() if len(values) > 1]
 
     @property
     def repeated(self) -> list[str]:
-        """Seeds of more than one value."""
+        """Seeds with more than one value."""
         return [name for name in self.swept if name.rpartition(".")[2] == "seed"]
 
     @property
@@ -118,9 +117,9 @@ class Sweep:
 
     @cached_property
     def x(self) -> str | None:
-        """The setting drawn to the right: of those of numbers, if any, the one of most values.
+        """The setting on the x axis: the one with the most values, numbers preferred.
 
-        None where there is nothing but attacks and seeds: then attacks stand side by side.
+        None if only attacks and seeds vary: then attacks are drawn side by side.
         """
         numeric = [name for name in self.places if self.is_numeric(name)]
         return max(numeric or self.places, key=lambda name: len(self.axes[name]), default=None)
@@ -164,7 +163,7 @@ class Sweep:
         )
 
     def _position(self, point: Point, attack: str) -> float:
-        """The value itself, or of what is no number its place among the values."""
+        """The value itself, or its place among the values if these are not numbers."""
         if self.x is None:
             return self.names.index(attack)
         value = point.axes[self.x]
@@ -180,7 +179,7 @@ def read(points: Sequence[Point]) -> Sweep:
     labels = [label(point, point.axes) for point in points]
     twice = sorted({name for name in labels if labels.count(name) > 1})
     require(not twice, "points", "different from each other", twice, "give each one once")
-    # Points share artifacts: plain sampling knows no guidance scale.
+    # Points share artifacts: plain sampling has no guidance scale.
     attacks = {
         (name, found): read_attack(name, found)
         for name, found in dict.fromkeys(item for point in points for item in point.attacks.items())
@@ -191,7 +190,7 @@ def read(points: Sequence[Point]) -> Sweep:
 
 
 def _check_measures(attacks: Iterable[Attack]) -> None:
-    """Thresholds are calibrated for every model; what they are of must be the same."""
+    """Requires the same measure everywhere; thresholds are calibrated for each model."""
     measures = {}
     for attack in attacks:
         require(
@@ -219,7 +218,7 @@ def _is_number(value: Any) -> bool:
 
 
 def value_words(value: Any) -> str:
-    """A setting's value as people write it: `25,000`, `0.5`, `null`."""
+    """A setting's value for display: `25,000`, `0.5`, `null`."""
     if _is_number(value):
         return count(value) if isinstance(value, int) else f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,7 +1,7 @@
-"""SIDE's table 1 beside a sweep of the same data, in the same columns.
+"""Table 1 of SIDE next to a sweep of the same data, in the same columns.
 
 Chen, Wang, Zou, Ma, "SIDE: Surrogate Conditional Data Extraction from Diffusion Models", arXiv
-2410.02467 v7. `published.csv` has its rows of data sets that the pipeline reads, as printed.
+2410.02467 v7. `published.csv` has its rows for the data sets that the pipeline reads, as printed.
 """
 
 import csv
@@ -16,12 +16,12 @@ from sidepipe.stages.report.words import band_rule, count, decimals, percent
 SIZE = "dpm.num_train_images"
 BANDS = {"low": [0.4, 0.5], "mid": [0.5, 0.6], "high": [0.6, None]}
 _CELEBA = ("CelebA-HQ-FI", "CelebA-25000", "CelebA")
-# By the class of our source.
+# The paper's data sets by the class of our source.
 _COMPARABLE = {"CelebA": _CELEBA, "CelebAHQFI": _CELEBA, "CIFAR10": ("CIFAR-10",)}
 
 
 def comparable(sweep: Sweep) -> list[Attack]:
-    """The finished attacks on data that the paper has too."""
+    """The finished attacks on data sets of the paper."""
     return [attack for _, attack in sweep.runs if _source(attack) in _COMPARABLE]
 
 
@@ -57,34 +57,34 @@ def _measures(attack: Attack) -> list[str]:
 
 
 def differences(attacks: Sequence[Attack]) -> list[str]:
-    """What of ours is not as in the paper, a sentence each."""
+    """Differences from the paper, one sentence each."""
     cifar = all(_source(attack) == "CIFAR10" for attack in attacks)
     sides = {attack.summary("data")["shape"][0] for attack in attacks}
     first = attacks[0]
-    said = []
+    found = []
     if sides != {32 if cifar else 128}:
-        said.append(
-            f"Images are {_either(sides)} pixels a side here, {32 if cifar else 128} there."
+        found.append(
+            f"Images are {_either(sides)} pixels wide here, {32 if cifar else 128} in the paper."
         )
     if cifar:
-        said.append(
-            f"Gamma is the {first.gamma_in_words} here, a normalized L2 distance there, of which "
-            "the paper prints no bands: neither the bands nor the percentiles compare."
+        found.append(
+            f"Gamma is the {first.gamma_in_words} here, a normalized L2 distance in the paper, "
+            "which prints no bands: neither bands nor percentiles are comparable."
         )
     elif not first.transform.startswith("sscd"):
-        said.append(
-            f"Gamma is the {first.gamma_in_words} ({first.transform}) here, the similarity of SSCD "
-            "features there: bands of one name are not one closeness, nor do percentiles compare."
+        found.append(
+            f"Gamma is the {first.gamma_in_words} ({first.transform}) here, that of SSCD features "
+            "in the paper: neither bands of one name nor percentiles are comparable."
         )
     elif any(first.results["bands"].get(n, {}).get("band") != ends for n, ends in BANDS.items()):
         ours = {n: band_rule(b["band"]) for n, b in first.results["bands"].items()}
         theirs = {name: band_rule(ends) for name, ends in BANDS.items()}
-        said.append(f"Bands are {_named(ours)} here, {_named(theirs)} there.")
+        found.append(f"Bands are {_named(ours)} here, {_named(theirs)} in the paper.")
     made = {attack.num_images for attack in attacks}
-    said.append(
-        f"N_G is {_either(made)} here; UMS falls as N_G grows, so it compares at equal N_G alone."
+    found.append(
+        f"N_G is {_either(made)} here; UMS falls as N_G grows, so compare it at equal N_G only."
     )
-    return said
+    return found
 
 
 def _either(numbers: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep is drawn by: each a number of an attack, most with an interval.
+"""The quantities that figures of a sweep show: numbers of an attack, most with an interval.
 
 Intervals are those of a single run. Runs that differ in the seed have a mean and a range, never an
 averaged interval.
@@ -17,14 +17,15 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Quantity:
-    """name: of its figure's files. title: of its axis. said: its caption. places: decimals shown.
+    """name: of its figure's files. title: of its axis. caption: its caption. places: decimals
+    shown.
 
-    value: of one attack. interval: of the same attack, 95 %.
+    value: the number of one attack. interval: its 95 % interval.
     """
 
     name: str
     title: str
-    said: str
+    caption: str
     places: int
     value: Callable[[Attack], float]
     interval: Callable[[Attack], Interval] | None = None
@@ -55,7 +56,7 @@ def _per_thousand_interval(attack: Attack) -> Interval:
 EXCESS = Quantity(
     "excess",
     "excess, % of images",
-    "Excess: hits on training images less hits on held-out ones",
+    "Excess: hits on training images minus hits on held-out images",
     2,
     lambda a: 100 * a.excess_share,
     lambda a: _percent(a.excess_interval),
@@ -94,7 +95,7 @@ NEW = Quantity(
 COST = Quantity(
     "cost",
     "hits per 1,000 evaluations",
-    "Hits on training images for every 1,000 network evaluations",
+    "Hits on training images per 1,000 network evaluations",
     2,
     lambda a: _per_thousand(a, a.hits()),
     _per_thousand_interval,

@@ -13,7 +13,7 @@ from sidepipe.stages.report.words import DASH, count, decimals, percent
 
 
 def runs_table(sweep: Sweep) -> Table:
-    """A row for every attack of every point that is finished, each with its own intervals."""
+    """One row per finished attack of every point, with its own intervals."""
     first = sweep.runs[0][1]
     groups = [("point", len(sweep.swept)), ("", 1)] if sweep.swept else [("", 1)]
     columns = [*sweep.swept, "images", "on training images"]
@@ -37,7 +37,7 @@ def _run(point: Point, attack: Attack, sweep: Sweep) -> list[str]:
 
 
 def means_table(sweep: Sweep) -> Table:
-    """What figures draw: of every attack at every place the mean over its runs, and their range."""
+    """The numbers of the figures: each attack's mean and range over its runs at every place."""
     groups = [("place", len(sweep.places))] if sweep.places else []
     groups += [("", 1), ("mean over runs (lowest to highest)", len(QUANTITIES))]
     columns = [*sweep.places, "runs", *(quantity.title for quantity in QUANTITIES)]
@@ -52,9 +52,9 @@ def _spot(spot: Spot, sweep: Sweep) -> list[str]:
 
 
 def seeds_table(sweep: Sweep) -> Table:
-    """A row for every attack at every place, in which its runs stand side by side by seed.
+    """One row per attack and place, with its runs side by side by seed.
 
-    Held-out hits are scaled to as many images as were trained on.
+    Held-out hits are scaled to the number of training images.
     """
     columns = [*sweep.places, "hits", "held out", "excess, % (95 % interval)"]
     columns += ["different (held out)", "new", "network evaluations"]
@@ -86,7 +86,7 @@ def runs_in_words(spot: Spot) -> str:
 
 
 def models_table(sweep: Sweep) -> Table:
-    """How much every model under attack has memorized: its losses, and what plain samples hit."""
+    """How much each model has memorized: its losses, and the hits of plain samples."""
     found: dict[Path, list[tuple[Point, Attack]]] = {}
     for point, attack in sweep.runs:
         found.setdefault(attack.artifact("dpm"), []).append((point, attack))
@@ -99,7 +99,7 @@ def models_table(sweep: Sweep) -> Table:
 
 
 def _model_name(runs: Sequence[tuple[Point, Attack]], sweep: Sweep) -> str:
-    """The settings that all points of the model share, or its key."""
+    """The settings shared by all points of the model, or its key."""
     points = [point for point, _ in runs]
     same = [n for n in sweep.swept if len({value_words(p.axes[n]) for p in points}) == 1]
     return label(points[0], same) or runs[0][1].manifests["dpm"]["key"]
@@ -114,7 +114,7 @@ def _model(runs: Sequence[tuple[Point, Attack]]) -> list[str]:
     if plain is not None:
         cells += [count(plain.num_images), words.hits(plain, "train"), words.hits(plain, "heldout")]
         return [*cells, words.excess(plain)]
-    # Every evaluation has scored the N_syn plain samples too, though on training images alone.
+    # Every evaluation also scores the N_syn plain samples, on training images only.
     results = attacks[0].results
     number, hits = results["num_synthetic"], results["novelty"]["synthetic_hits"]
     return [
@@ -127,7 +127,7 @@ def _model(runs: Sequence[tuple[Point, Attack]]) -> list[str]:
 
 
 def _losses(summary: dict[str, Any]) -> list[str]:
-    """Losses at the end of training and how far they lie apart; a checkpoint of others has none."""
+    """Losses at the end of training and their gap; a foreign checkpoint has none."""
     train, heldout = (summary.get(f"val/loss_{which}") for which in ("train", "heldout"))
     gap = None if train is None or heldout is None else 100 * (heldout / train - 1)
     return [decimals(train, 4), decimals(heldout, 4), decimals(gap, 1)]

@@ -1,4 +1,4 @@
-"""The sweep in plain characters, at most 110 wide: every attack at every place, done or not."""
+"""The sweep in plain text, at most 110 characters wide: every attack, finished or not."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ MOST_FAILED = 10
 
 
 def sweep_text(sweep: Sweep) -> str:
-    """A line an attack under each place: the means over its runs, or what it waits for."""
+    """One line per attack under each place: the means over its runs, or its state."""
     spots = sweep.spots
     titles = ["runs", "images", "hits %", "held-out %", "excess %"]
     titles += ["lowest to highest" if sweep.repeated else "95 % interval"]
@@ -41,7 +41,7 @@ def collapsed(sweep: Sweep) -> list[str]:
 
 
 def _missing(sweep: Sweep) -> list[str]:
-    """How many attacks are in which state, and the first of those that failed."""
+    """The number of missing attacks by state, and the first that failed."""
     if not sweep.waiting:
         return []
     kinds = ", ".join(f"{number} {name}" for name, number in states(sweep).items())
@@ -55,7 +55,7 @@ def _missing(sweep: Sweep) -> list[str]:
 
 
 def states(sweep: Sweep) -> Counter[str]:
-    """How many attacks that are not finished are in which kind of state, failed ones first."""
+    """The number of unfinished attacks by kind of state, failed attacks first."""
     return Counter(kind(missing.state) for _, _, missing in sweep.waiting)
 
 
@@ -71,7 +71,7 @@ def _cells(spot: Spot, sweep: Sweep) -> list[str]:
 
 
 def _states(spot: Spot) -> str:
-    """The state itself where one run is awaited; of several, how many are in which."""
+    """The state of a single missing run, or the number of runs by state."""
     if len(spot.missing) == 1:
         return spot.missing[0].state
     kinds = Counter(kind(missing.state) for missing in spot.missing)
@@ -84,7 +84,7 @@ def _legend(sweep: Sweep) -> str:
         f"hits: images that come as close to a training image ({first.gamma_in_words}, "
         f"{first.transform}) as {words.rate(first.headline['false_positive_rate'])} of real "
         "held-out images do, for every model its own; held-out: the same against as many images "
-        "that the model never saw"
+        "that the model was not trained on"
     )
     if any(attack.scale > 1 for _, attack in sweep.runs):
         text += " (scaled to as many where fewer of these are left)"
