@@ -106,8 +106,8 @@ def test_pooling_of_half_precision_keeps_small_values():
     [
         ({"size": 3}, "size must be >= 4 pixels, got 3"),
         ({"dimensions": 1}, "dimensions must be >= 2, got 1"),
-        ({"widths": []}, "widths must be multiples of 8, one a level, got"),
-        ({"widths": [8, 12]}, r"widths must be multiples of 8, one a level, got \[8, 12\]"),
+        ({"widths": []}, "widths must be multiples of 8, one per level, got"),
+        ({"widths": [8, 12]}, r"widths must be multiples of 8, one per level, got \[8, 12\]"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(changes, message):

@@ -258,7 +258,7 @@ def test_a_zero_vector_is_near_nothing():
 @pytest.mark.parametrize(
     ("distance", "threshold", "message"),
     [
-        (np.array([]), 0.1, "nearest_cosine_distance must be one number an image"),
+        (np.array([]), 0.1, "nearest_cosine_distance must be one number per image"),
         (np.array([0.5, 1.5]), 0.1, r"in \[0, 1\], got \(0.5, 1.5\); use quality"),
         (np.array([0.5, np.nan]), 0.1, r"nearest_cosine_distance must be in \[0, 1\]"),
         (np.array([0.5]), 0.0, r"threshold must be in \(0, 1\], got 0.0"),

@@ -1,1 +1,1 @@
-"""What every part may import: checked settings, whole files, images, downloaded weights."""
+"""Parts that every package may import: checked settings, files, images, downloaded weights."""

@@ -17,7 +17,7 @@ class CannotWrite(OSError):
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`: the file that the block writes there becomes `path`.
+    """A temporary name next to `path`: the file that the block writes there becomes `path`.
 
     It is flushed to disk before it is renamed, so that a crash leaves the old file or the new one.
     A block that fails leaves no temporary file. Raises CannotWrite where the disk is full.
@@ -36,7 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that a disk or a quota is full.
+    """Whether `error` means that a disk or a quota is full.
 
     Libraries drop the error number: then their words tell. torch's own writer has no other word
     than the line of its source.
@@ -89,7 +89,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def load_json(path: Path, remedy: str) -> Any:
-    """What a JSON file holds; ValueError with the file and the remedy where it is no JSON."""
+    """The content of a JSON file; ValueError with the file and the remedy if it is not JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:

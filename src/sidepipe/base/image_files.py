@@ -57,7 +57,7 @@ PLUGINS = {
     "HEIF": ("pillow-heif", "pillow_heif"),
     "JXL": ("pillow-jxl-plugin", "pillow_jxl"),
 }
-# Files and folders that lie beside images in most data sets, and hold none.
+# Files and folders that accompany images in many data sets, and hold none.
 NO_IMAGES = frozenset(
     [
         *(".cfg", ".csv", ".db", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md"),
@@ -195,7 +195,7 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
 
 
 def _other(item: os.DirEntry[str]) -> str | None:
-    """What kind of file this is, None for an image, "" for one that nobody takes for an image."""
+    """The kind of a file, None for an image, "" for one that cannot be mistaken for an image."""
     stem, dot, end = item.name.lower().rpartition(".")
     # Longer ends are words of a name, as in "photo.of a friend", and names are nobody's business.
     suffix = f".{end}" if dot and stem and len(end) <= 8 and end.isalnum() else ""

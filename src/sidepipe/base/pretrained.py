@@ -47,7 +47,7 @@ def folder_or_hub_id(name: str, path: str) -> Path | str:
 
 
 def _hint(folder: Path) -> str:
-    """What there is instead of a folder that does not exist."""
+    """A hint at similar folders if a folder does not exist."""
     there = next(parent for parent in folder.parents if parent.is_dir())
     names = sorted(path.name for path in there.iterdir() if path.is_dir())
     missing = folder.relative_to(there).parts[0]

@@ -1,6 +1,6 @@
 """Checks of settings: every message gives name, rule, value and remedy.
 
-Used by stages before anything expensive starts. A stage's dataclass fields are its schema.
+Stages call these before anything expensive starts. A stage's dataclass fields are its schema.
 """
 
 import difflib

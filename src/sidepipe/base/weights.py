@@ -105,7 +105,7 @@ def log_prefix(found: Collection[str], names: Collection[str], where: str) -> No
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises ValueError naming the first tensor that holds NaN or infinity."""
     for name, value in tensors.items():
-        # Of float8 torch has no isfinite.
+        # torch has no isfinite for float8.
         wide = value.float() if value.is_floating_point() and value.itemsize == 1 else value
         if value.is_floating_point() and not wide.isfinite().all():
             kind = "NaN" if wide.isnan().any() else "infinity"

@@ -20,7 +20,7 @@ from sidepipe.engine.refusals import told
 _CHECKOUT = Path(__file__).resolve().parents[3] / "conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parents[1] / "conf"
 
-# What configs need beyond plain interpolation, most of it for conf/hydra/launcher/slurm.yaml.
+# Resolvers for configs, mostly for conf/hydra/launcher/slurm.yaml.
 RESOLVERS = {
     "first_given": lambda *values: next(value for value in values if value is not None),
     "given": lambda settings: {k: v for k, v in settings.items() if v is not None},
@@ -32,13 +32,13 @@ for _name, _resolver in RESOLVERS.items():
 
 log = logging.getLogger("sidepipe")
 
-# What a run raises for the user to read: one line, no traceback.
+# Errors for the user: one line, no traceback.
 FAULTS = (ValueError, OSError, RuntimeError, ImportError, HydraException, OmegaConfBaseException)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _hydra_main(cfg: DictConfig) -> None:
-    # Imported here: help and tab completion then answer without loading torch.
+    # This import is here so that help and tab completion answer without loading torch.
     from sidepipe.engine import ranks
 
     with ranks.leading() as leads:
@@ -47,7 +47,7 @@ def _hydra_main(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig) -> None:
-    """What the command line asks for; exits with 1 where it fails."""
+    """Runs the stages of the command line; exits with 1 if one fails."""
     from sidepipe.engine.logs import quiet_libraries
 
     quiet_libraries()  # before faiss and others are imported and speak

@@ -1,6 +1,6 @@
-"""How fast a device goes: the batch size up to which doubling pays, and whether compiling does.
+"""The speed of a device: the useful batch size, and whether compiling is worthwhile.
 
-What is decided here changes images by floating-point rounding only.
+These decisions change images by floating-point rounding only.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ Compile = Literal["auto", True, False]
 PAYS_SECONDS = 600.0
 # Fewer evaluations than this are over sooner on any network, and are not worth timing.
 WORTH_TIMING = 10_000
-# What torch's autocast takes for a precision of Lightning; nothing for the others.
+# The dtype of torch's autocast for a precision of Lightning; none for the others.
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 CPU_BATCH_SIZE = 256  # of 32, 64, 128 and 256 the fastest, the last two within 7 %
 MEMORY_SHARE = 0.8
@@ -31,7 +31,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = (-1, 2**31 - 1), (-3, 2**25)
 
 
 def largest_useful_batch(images_per_second: Callable[[int], float], first: int, most: int) -> int:
-    """The batch size, doubled from `first` up to `most` while that gives 5 % more images a second.
+    """The batch size, doubled from `first` up to `most` while that gives 5 % more images per
+    second.
 
     images_per_second: of a batch size; it may raise torch.OutOfMemoryError, which ends the search.
     """
@@ -142,7 +143,7 @@ def has_compiler(device: torch.device) -> bool:
         torch.compile(torch.square)(torch.ones(2, device=device))
     except TorchDynamoException as error:
         why = str(error).strip().partition("\n")[0]
-        log.warning("torch.compile does not work here (%s); going on without it", why)
+        log.warning("torch.compile does not work here (%s); continuing without it", why)
         return False
     return True
 

@@ -11,7 +11,7 @@ __all__ = ["Content", "MetricsCSV", "Tracked", "Tracking"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only when it is asked for: uploads and dashboards answer without loading torch.
+    # This import is lazy: uploads and dashboards answer without loading torch.
     if name == "MetricsCSV":
         from sidepipe.tracking.metrics import MetricsCSV
 

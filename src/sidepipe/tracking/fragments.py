@@ -1,7 +1,7 @@
 """The files of tracked runs: found, read back, and made fit to be uploaded.
 
-A run that was killed and went on lies in several fragments, one a process. What a kill leaves
-behind can block the upload of all fragments of its run while `wandb sync` reports success.
+A run that was killed and resumed consists of several fragments, one per process. Remains of a
+killed process can block the upload of all fragments of its run while `wandb sync` reports success.
 """
 
 import json
@@ -30,7 +30,7 @@ BROKEN = "broken"
 class Fragment:
     """One process's part of a run.
 
-    path: its .wandb file. run: what it says of the run (project, job type, config), None where it
+    path: its .wandb file. run: its facts about the run (project, job type, config), None where it
     ends before. rows: of history. ended: whether the process closed it.
     """
 
@@ -61,7 +61,7 @@ def paths_by_run(folder: Path) -> dict[str, list[Path]]:
 
 
 def read(path: Path) -> Fragment:
-    """What a .wandb file holds; of a torn one, its whole records."""
+    """The content of a .wandb file; for a torn file, its whole records."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     run, rows, ended = None, 0, False

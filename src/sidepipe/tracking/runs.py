@@ -1,4 +1,4 @@
-"""A W&B run per artifact: opened, told what is measured, closed as its stage ended.
+"""A W&B run per artifact: opening it, sending measurements, closing it with its stage.
 
 The truth is on disk: whatever W&B raises is a warning and never fails a stage. No image is sent
 unless `tracking.images` asks for it: they are people's faces.
@@ -37,7 +37,7 @@ Mode = Literal["offline", "online"]
 
 @dataclass(frozen=True)
 class Content:
-    """What a finished artifact tells W&B.
+    """The content that a finished artifact sends to W&B.
 
     summary: single values by key. curves: of each x axis, rows that hold it and what is drawn over
     it. pictures: images or files of them by key. files: of the artifact's folder, by name; a
@@ -141,7 +141,7 @@ class Tracking:
     def run(self, stage: str, key: str, config: Mapping[str, Any]) -> Iterator[Tracked]:
         """Tracks a stage's artifact as one run whose id is its key.
 
-        A stage that raises is recorded as failed, one that was asked to stop as preempted.
+        A stage that raises is recorded as failed, one that a signal stops as preempted.
         """
         tracked = self._open(stage, key, config)
         current.append(tracked)
@@ -177,7 +177,7 @@ class Tracking:
         folder.mkdir(parents=True, exist_ok=True)
         if mode == "offline":
             os.environ["WANDB_MODE"] = "offline"  # read once, at the import
-            # Online it is the user's own: it says which server `wandb login` chose.
+            # Online it is the user's own: it names the server of `wandb login`.
             os.environ["WANDB_CONFIG_DIR"] = str(folder / "config_dir")
         import wandb
 
@@ -186,7 +186,7 @@ class Tracking:
             id=key,
             name=" ".join(filter(None, (stage, config.get("attack"), key))),
             job_type=stage,
-            resume="allow",  # a run that goes on adds to what is there
+            resume="allow",  # a resumed run appends to its history
             project=self.project,
             group=self.group or _chosen("sweep"),
             tags=self.tags or ([experiment] if experiment else None),
@@ -199,7 +199,7 @@ class Tracking:
 
 
 def keep_beside(folder: Path) -> None:
-    """Makes wandb keep whatever it stages beside the runs in `folder`, not at home.
+    """Makes wandb keep its staged files next to the runs in `folder`, not at home.
 
     Before wandb is imported, which reads this once. Uploading needs the staged files again.
     """
@@ -209,5 +209,5 @@ def keep_beside(folder: Path) -> None:
 
 
 def _chosen(group: str) -> str | None:
-    """What the command line chose of a config group, None for nothing."""
+    """The command line's choice of a config group, None if there is none."""
     return HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None

@@ -20,14 +20,14 @@ from sidepipe.tracking.runs import keep_beside
 
 log = logging.getLogger("sidepipe.tracking.sync")
 
-ARRIVED = ".wandb.arrived"  # beside a fragment whose rows and edges were seen on the server
+ARRIVED = ".wandb.arrived"  # next to a fragment whose rows and edges were seen on the server
 CONNECT_SECONDS = 20
 ARRIVE_SECONDS, POLL_SECONDS = 30.0, 2.0  # a server counts rows a moment after it took them
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of a run: a line of the table. failed: whether a person has to look at it."""
+    """The result for a run: a line of the table. failed: whether a person has to check it."""
 
     run: str
     stage: str = ""
@@ -52,7 +52,7 @@ class Server:
     project: str | None
 
     def path(self, fragment: Fragment, name: str) -> str:
-        """Of something in the fragment's project, as the API wants it."""
+        """The API's path of something in the fragment's project."""
         assert fragment.run is not None
         return f"{self.entity}/{self.project or fragment.run['project']}/{name}"
 

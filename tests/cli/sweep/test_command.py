@@ -71,7 +71,7 @@ def test_a_sweep_on_a_cluster_is_submitted_once_and_can_be_cancelled(
     slurm.queue_all(tmp_path / "sweeps" / "attack_demo")
     assert "nothing to submit" in command(capsys, "run", "attack_demo", *given)[1]
     assert "queued" in command(capsys, "status", "attack_demo", here)[1]
-    assert "cancelled 2 jobs" in command(capsys, "cancel", "attack_demo", here)[1]
+    assert "canceled 2 jobs" in command(capsys, "cancel", "attack_demo", here)[1]
     assert slurm.cancelled == ["--quiet", "100_0", "101_0"]
 
 

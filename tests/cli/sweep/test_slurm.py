@@ -104,7 +104,7 @@ def test_what_was_killed_or_failed_is_named_and_the_same_command_goes_on(
     again = [job for job in jobs.jobs(sweep.folder.parent) if job.key == good][-1]
     assert again.id != job.id
     wait(lambda: again.log.exists() and "resuming from" in again.log.read_text())
-    assert "cancelled" in command("cancel", "attack_demo", options[0])
+    assert "canceled" in command("cancel", "attack_demo", options[0])
     wait(lambda: is_over(sweep))
     assert manifests(sweep).keys() == {
         key for key, task in sweep.tasks.items() if task.node.stage.name == "data"

@@ -249,7 +249,7 @@ def test_a_setting_out_of_range_is_refused_by_name_rule_and_value(name, value, r
     [
         ({"batch_size": 6}, r"descriptor.batch_size must be >= 4 and divisible by 4, .* got 6"),
         ({"batch_size": 2}, r"descriptor.batch_size must be >= 4 .* got 2"),
-        ({"widths": [8, 9]}, r"widths must be multiples of 8, one a level, got \[8, 9\]"),
+        ({"widths": [8, 9]}, r"widths must be multiples of 8, one per level, got \[8, 9\]"),
         ({"dimensions": 1}, "dimensions must be >= 2, got 1"),
     ],
 )

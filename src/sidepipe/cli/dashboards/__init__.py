@@ -1,1 +1,1 @@
-"""What runs say of finished artifacts, and the W&B workspace that shows it."""
+"""The content of runs of finished artifacts, and the W&B workspace that shows it."""

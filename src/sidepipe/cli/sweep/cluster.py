@@ -1,4 +1,4 @@
-"""Slurm: what a stage's jobs ask for, their scripts, and what the cluster says of them."""
+"""Slurm: the resources of a stage's jobs, their scripts, and their states on the cluster."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ MAX_ARRAY = 1000  # tasks of one array; Slurm's default limit
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """What a job asks for, in sbatch's words; None is the cluster's default or your SBATCH_*.
+    """The resources of a job, named as in sbatch; None is the cluster's default or your SBATCH_*.
 
     nodes x tasks_per_node processes share one training or sampling run, a device each.
     array_parallelism: jobs of one stage that run at once, None for no limit. signal_seconds: before
@@ -105,7 +105,7 @@ def script(name: str, slurm: Slurm, tasks: Path, count: int, logs: Path) -> str:
         "job-name": name,
         "array": f"0-{count - 1}{limit}",
         "output": f"{logs}/%x-%A_%a.log",
-        "open-mode": "append",  # a requeued job goes on in its log
+        "open-mode": "append",  # a requeued job appends to its log
         "signal": f"USR2@{slurm.signal_seconds}",
         "nodes": slurm.nodes,
         "ntasks-per-node": slurm.tasks_per_node,
@@ -125,7 +125,7 @@ def script(name: str, slurm: Slurm, tasks: Path, count: int, logs: Path) -> str:
             *given,
             "#SBATCH --requeue",
             *(f"#SBATCH {option}" for option in slurm.sbatch),
-            # What the shell that submitted was told by another job mixes up the ranks of two jobs.
+            # Variables that the submitting shell has from another job would mix up the ranks.
             "unset MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK",
             *map(str, slurm.setup),
             # srun does not take it from the job since Slurm 22.05.
@@ -161,7 +161,7 @@ def submit(text: str, after: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Queued:
-    """What squeue says of a job: its state (RUNNING, PENDING, ...), the reason, the node."""
+    """A job in the queue: its state (RUNNING, PENDING, ...), the reason, the node."""
 
     state: str
     reason: str

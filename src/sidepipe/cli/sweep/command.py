@@ -74,7 +74,7 @@ def _submit(sweep: Sweep, slurm: cluster.Slurm) -> int:
 
 
 def forecast(sweep: Sweep) -> str:
-    """What is done and what will run, by stage, with device-hours as earlier runs foretell them."""
+    """Finished and missing artifacts by stage, with device-hours estimated from earlier runs."""
     left = {key: task for key, task in sweep.tasks.items() if not task.is_done}
     expected = estimates(left.values())
     rows: list[list[object]] = [
@@ -109,7 +109,7 @@ def status(name: str, overrides: Sequence[str]) -> int:
 
 
 def cancel(name: str, overrides: Sequence[str]) -> int:
-    """Cancels the sweep's jobs that wait or run; what they made stays, and half-made goes on."""
+    """Cancels the sweep's jobs that wait or run; their work is kept and can be resumed."""
     cluster.require_answer()
     sweep = _known(name, overrides)
     mine = [
@@ -118,7 +118,7 @@ def cancel(name: str, overrides: Sequence[str]) -> int:
         if job.sweep == name
     ]
     cluster.cancel(mine)
-    print(f"cancelled {len(mine)} jobs of sweep {name}")
+    print(f"canceled {len(mine)} jobs of sweep {name}")
     return 0
 
 
@@ -231,8 +231,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", help="as of sidepipe; a=1,2 is one more axis")
         if command is run:
             sub.add_argument("--launcher", choices=["auto", "slurm", "local"], default="auto")
-            sub.add_argument("--dry", action="store_true", help="only say what would run")
-    sub = commands.add_parser("task", help="what a job of an array runs")
+            sub.add_argument("--dry", action="store_true", help="only print what would run")
+    sub = commands.add_parser("task", help="run one task of a job array")
     sub.set_defaults(command=task)
     sub.add_argument("path", type=Path, help="the job file")
     index = os.environ.get("SLURM_ARRAY_TASK_ID")

@@ -12,7 +12,7 @@ from sidepipe.cli.sweep.grid import Task
 from sidepipe.engine.artifacts import MANIFEST, Artifact
 from sidepipe.engine.graph import Node
 
-# Seconds grow with the product of those of these that a stage has.
+# Seconds grow with the product of these settings, of those that a stage has.
 AMOUNTS = ("max_steps", "batch_size", "num_images", "num_inference_steps")
 NEWEST = 50  # manifests looked at, of a stage
 

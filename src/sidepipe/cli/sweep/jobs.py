@@ -1,7 +1,8 @@
-"""The jobs of sweeps: which artifact each makes, written down beside the sweep, and submitting.
+"""The jobs of sweeps: the artifact of each, their records in the sweep's folder, and submission.
 
 A sweep's jobs are arrays of one stage; a task makes one artifact, from inputs that earlier jobs
-have made. What is finished, and what some sweep's job is about to make, is not submitted.
+have made. Finished artifacts, and those of jobs of any sweep that have not ended, are not
+submitted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

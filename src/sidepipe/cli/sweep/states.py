@@ -14,7 +14,7 @@ from sidepipe.engine.status import State, state
 from sidepipe.stages.report import terminal
 
 KINDS = ("done", "running", "queued", "failed", "damaged", "blocked", "unfinished", "missing")
-# Shown one by one; of the others the count is enough.
+# These kinds are listed one by one; the others are only counted.
 TOLD = ("running", "failed", "damaged", "blocked", "unfinished")
 BLOCKING = ("failed", "damaged", "blocked")
 # `srun --label` begins each line with the rank.
@@ -64,7 +64,7 @@ def _plain(at: State) -> Seen:
 def _with_job(
     at: State, job: Job, queue: Mapping[str, cluster.Queued], ended: Mapping[str, str]
 ) -> Seen:
-    """What disk and cluster say together of an artifact whose latest job is `job`."""
+    """The state, from disk and cluster, of an artifact whose latest job is `job`."""
     if at.kind in ("done", "running"):
         return _plain(at)
     if (queued := queue.get(job.id)) is not None:
