@@ -22,7 +22,7 @@ from sidepipe.engine.stage import Job, NoMaterial
 
 log = logging.getLogger(__name__)
 
-# Beside an artifact's results: what was logged, and why the last try failed.
+# An artifact also holds its log, and the reason why the last attempt failed.
 LOG, ERROR = "log.txt", "error.json"
 
 

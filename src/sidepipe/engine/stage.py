@@ -241,7 +241,7 @@ class Stage:
     def check_sources(self, runtime: Runtime) -> None:
         """Raises ValueError or an OSError where what it reads outside the outputs is not there.
 
-        Asked before jobs are submitted, which would find out one after another.
+        The engine calls it before it submits jobs, each of which would fail by itself.
         """
 
     def check_data(self, data: Path, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:

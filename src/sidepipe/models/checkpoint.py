@@ -1,4 +1,4 @@
-"""Somebody else's diffusers checkpoint: what it must be, and loading it.
+"""Checkpoints of others in the diffusers format: checking and loading them.
 
 A checkpoint is a folder written by `DDPMPipeline.save_pretrained`, or its copy on a hub. The oldest
 have the network's and the schedule's files at the root, not in `unet/` and `scheduler/`.

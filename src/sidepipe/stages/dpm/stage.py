@@ -290,7 +290,7 @@ class Pretrained(DPM):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedDPM(Pretrained):
-    """Somebody else's unconditional diffusers checkpoint, attacked as it is."""
+    """An unconditional diffusers checkpoint of others, attacked as it is."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]

@@ -222,7 +222,7 @@ def _validation(images: np.ndarray, ids: np.ndarray, *parts: np.ndarray) -> list
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedTextDPM(Pretrained):
-    """Somebody else's StableDiffusionPipeline (1.x or 2.x), or one of a model trained here."""
+    """A StableDiffusionPipeline of others (1.x or 2.x), or one of a model trained here."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         self._local_folder()  # raises where there can be none
