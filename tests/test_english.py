@@ -26,7 +26,6 @@ OPEN: set[str] = {
     "src/sidepipe/__init__.py",
     "src/sidepipe/api/result.py",
     "src/sidepipe/base/interruption.py",
-    "src/sidepipe/cli/dashboards/measures.py",
     "src/sidepipe/cli/dashboards/overview.py",
     "src/sidepipe/cli/sweep/cluster.py",
     "src/sidepipe/cli/sweep/command.py",
