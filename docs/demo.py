@@ -10,6 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+
+from sidepipe.cli.main import CONF
+from sidepipe.engine.artifacts import Artifact, read_manifest
+from sidepipe.engine.plan import plan
+from sidepipe.stages.report.comparison import read_attacks
+from sidepipe.stages.report.rows import described
+
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = ROOT / "docs" / "results" / "demo.json"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "demo.md")
@@ -21,15 +29,10 @@ def collected(report: Path, inputs: Mapping[str, Path]) -> dict[str, Any]:
 
     inputs: the evaluate artifact of each row, in the order of the rows.
     """
-    from sidepipe.engine import artifacts
-    from sidepipe.stages.report.comparison import read_attacks
-    from sidepipe.stages.report.origin import made_from
-    from sidepipe.stages.report.rows import described
-
-    manifest = artifacts.read_manifest(report)
+    manifest = read_manifest(report)
     assert manifest is not None
     attacks = read_attacks(inputs)
-    made = {m["key"]: m for folder in inputs.values() for m in made_from(folder)}
+    made = {read for folder in inputs.values() for read in Artifact(folder).lineage()}
     rows = [
         {
             "row": attack.name,
@@ -53,7 +56,7 @@ def collected(report: Path, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "seed": first.settings["seed"],
         "commit": (manifest["git"] or {}).get("commit", "unknown")[:10],
         "finished": manifest["finished"][:10],
-        "seconds": round(sum(m["seconds"] for m in made.values())),
+        "seconds": round(sum(read.manifest["seconds"] for read in made)),
         "torch": manifest["packages"]["torch"],
         "cpus": manifest["machine"]["cpus"],
         "device": manifest["device"],
@@ -91,16 +94,11 @@ def placed(page: str, text: str) -> str:
 
 def main() -> None:
     """Reads the report that `make demo` made and writes file, pages and picture."""
-    from hydra import compose, initialize_config_dir
-
-    from sidepipe.cli.main import CONF
-    from sidepipe.engine import graph
-
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        plan = graph.plan(compose("config", ["experiment=demo"]))
-    (goal,) = plan.goals("report")
-    report = goal.folder(plan.runtime)
-    inputs = {name: node.folder(plan.runtime) for name, node in goal.inputs.items()}
+        the_plan = plan(compose("config", ["experiment=demo"]))
+    (goal,) = the_plan.goals("report")
+    report = goal.folder(the_plan.runtime)
+    inputs = {name: node.folder(the_plan.runtime) for name, node in goal.inputs.items()}
     NUMBERS.write_text(json.dumps(collected(report, inputs), indent=2) + "\n")
     shutil.copyfile(report / "figures" / "pairs.png", NUMBERS.with_suffix(".png"))
     for page in PAGES:

@@ -1,7 +1,9 @@
 """The command line as a user meets it: the whole pipeline in small, helps, and wrong commands."""
 
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +54,17 @@ def test_the_whole_pipeline_prints_a_table_and_a_report_that_exists(
     page = re.search(r"report: (\S+)", printed)
     assert page is not None
     assert "<html" in Path(page[1]).read_text()
+
+
+def test_make_docs_finds_the_numbers_of_a_report(finished: tuple[Path, str]) -> None:
+    report = next(finished[0].glob("outputs/report/*/manifest.json")).parent
+    read = json.loads((report / "manifest.json").read_text())["inputs"]
+    inputs = {row: report.parents[1] / "evaluate" / key for row, key in read.items()}
+    demo = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "demo.py"))
+    found = demo["collected"](report, inputs)
+    assert {row["row"] for row in found["rows"]} == set(read)
+    assert found["seconds"] > 0
+    assert all(f"| `{row}`: " in demo["table"](found) for row in read)
 
 
 def test_a_second_run_makes_nothing_and_prints_the_same(finished: tuple[Path, str]) -> None:

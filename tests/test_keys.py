@@ -6,12 +6,14 @@ demo is meant to change.
 
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 from tests.composing import composed
 
+from sidepipe.cli.main import CONF
 from sidepipe.engine.artifacts import key_of
 from sidepipe.engine.plan import plan
 
@@ -147,3 +149,12 @@ def test_a_class_that_moves_to_another_module_keeps_its_key() -> None:
     assert key("sidepipe.stages.dpm.stage.TrainDPM") == key("sidepipe.dpm.TrainDPM")
     assert key("sidepipe.dpm.TrainDPM") != key("sidepipe.dpm.PretrainedDPM")
     assert key("diffusers.UNet2DModel") != key("other.UNet2DModel")
+
+
+def test_no_two_classes_of_the_configs_have_one_name() -> None:
+    """Else two different artifacts could have one key."""
+    texts = [path.read_text() for path in CONF.rglob("*.yaml")]
+    targets = {t for text in texts for t in re.findall(r"_target_: (sidepipe\.\S+)", text)}
+    names = [target.rpartition(".")[2] for target in targets]
+    assert len(names) > 20
+    assert len(names) == len(set(names))
