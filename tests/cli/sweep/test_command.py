@@ -136,11 +136,12 @@ def test_a_row_without_material_is_reported_as_empty_and_why(tmp_path: Path) -> 
     sweep = sweep_of("attack_demo", [*SMOKE, f"runtime.outputs={tmp_path}"])
     runtime = sweep.points[0].plan.runtime
     node = next(t.node for t in sweep.tasks.values() if t.node.stage.name == "evaluate")
-    assert reported_attack(node, Seen("done", ""), runtime) == node.folder(runtime)
     waits = reported_attack(node, Seen("failed", "no disk"), runtime)
     assert waits == Missing(node.key, "failed: no disk")
     folder = node.folder(runtime)
     folder.mkdir(parents=True)
+    artifacts.write_manifest(folder, {"summary": {"hits": 3}})
+    assert reported_attack(node, Seen("done", ""), runtime) == folder
     artifacts.write_manifest(folder, {"summary": {"empty": "nothing repeats"}})
     empty = reported_attack(node, Seen("done", ""), runtime)
     assert empty == Missing(node.key, "empty: nothing repeats")
