@@ -116,7 +116,7 @@ def test_latents_are_sampled_and_decoded_in_every_precision(tmp_path, precision)
 def test_a_model_without_text_takes_no_prompts_and_no_weights_of_16_bits():
     upstream = {"dpm": TrainDPM(**SETTINGS)}
     for changes in ({"prompts": "train"}, {"precision": "bf16-true"}):
-        with pytest.raises(ValueError, match=r"this model knows no text"):
+        with pytest.raises(ValueError, match=r"this model takes no text"):
             generate(**changes).check(upstream, RUNTIME)
 
 

@@ -89,7 +89,7 @@ class Sampling(Stage):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
         if isinstance(dpm, TrainDPM | PretrainedDPM):
-            remedy = "this model knows no text"
+            remedy = "this model takes no text"
             require(self.prompts is None, f"{self.name}.prompts", "null", self.prompts, remedy)
             known, rule = ("32-true", "bf16-mixed", "16-mixed"), "32-true or mixed"
             require(self.precision in known, f"{self.name}.precision", rule, self.precision, remedy)
