@@ -8,8 +8,8 @@ made per row, and which once, is a fact of each stage. A stage whose config is n
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 from hydra.utils import get_class
@@ -130,9 +130,15 @@ def _chain(
     laid = {name: _laid_over(plain[name], changes.get(name) or {}) for name in known}
     where = {name: f"{group}.{row}.{name}" if name in changes else name for name in known}
     _take(laid, where, plain)
-    # An owner comes before its taker: a wrong setting is reported of the stage whose it is.
-    built = {name: _stage(name, where[name], laid[name]) for name in _owners_first(laid)}
-    needed = set(built) if goals is None else _needed(built, goals)
+
+    @cache
+    def built(name: str) -> Stage:
+        # The owner of a setting comes before a stage that takes it, and reports what is wrong.
+        for source in stage_class(name).takes.values():
+            built(source.partition(".")[0])
+        return _stage(name, where[name], laid[name])
+
+    needed = set(laid) if goals is None else _needed(built, laid, goals)
     chain: dict[str, Node] = {}
     for name in before_last:
         if name in fixed:
@@ -141,7 +147,7 @@ def _chain(
             continue
         same = json.dumps([name, laid[name], [id(node) for node in chain.values()]])
         if same not in made:
-            made[same] = _node(built[name], where[name], laid[name], chain, runtime)
+            made[same] = _node(built(name), where[name], laid[name], chain, runtime)
         chain[name] = made[same]
     return chain
 
@@ -169,19 +175,14 @@ def _within(settings: Any, path: Sequence[str]) -> Any:
     return settings
 
 
-def _owners_first(names: Iterable[str]) -> list[str]:
-    """Those that take settings of other stages last."""
-    return sorted(names, key=lambda name: bool(stage_class(name).takes))
-
-
-def _needed(built: Mapping[str, Stage], goals: Sequence[str]) -> set[str]:
-    """The stages of `built` that `goals` are made from, and these."""
+def _needed(built: Callable[[str], Stage], known: Iterable[str], goals: Sequence[str]) -> set[str]:
+    """The stages among `known` that `goals` are made from, and these."""
     needed, left = set(), list(goals)
     while left:
         name = left.pop()
-        if name not in needed and name in built:
+        if name not in needed and name in known:
             needed.add(name)
-            left += built[name].inputs()
+            left += built(name).inputs()
     return needed
 
 

@@ -66,13 +66,12 @@ class Training(Stage):
         """The last metrics of a training by these settings; see `sidepipe.engine.training.fit`."""
         from sidepipe.engine.training import fit
 
-        every = validate_every_steps
         return fit(
             self,
             module,
             rows,
             validation,
             job,
-            validate_every_steps=every,
+            validate_every_steps=validate_every_steps,
             callbacks=callbacks,
         )
