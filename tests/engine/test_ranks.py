@@ -4,6 +4,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.engine.test_sampling import SAMPLING as PLAIN
 from tests.stepping import step, step_variables
 from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
@@ -12,20 +13,7 @@ from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.stage import TrainDPM
 from sidepipe.stages.generate.stage import Generate
 
-SAMPLING = {
-    "num_images": 50,
-    "num_inference_steps": 4,
-    "eta": 1.0,
-    "sampler": "ddim",
-    "timestep_spacing": "leading",
-    "refine_steps": 0,
-    "refine_t": 0,
-    "precision": "32-true",
-    "prompts": None,
-    "prompt_guidance_scale": 1.0,
-    "shard_size": 16,
-    "seed": 3,
-}
+SAMPLING = {**PLAIN, "num_inference_steps": 4, "eta": 1.0}
 
 
 @pytest.fixture

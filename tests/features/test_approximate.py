@@ -44,7 +44,7 @@ def test_planted_neighbors_are_found_and_the_recall_is_logged(metric, beyond, ca
     assert said
     assert float(said[1]) >= approximate.MIN_RECALL
     assert float(said[1]) == pytest.approx(found, abs=0.05)
-    # gamma is exact, whichever neighbor was found.
+    # gamma is exact for the neighbor that was found, even if it is not the nearest.
     i = indices[:, 0]
     q, x = queries.astype(float), database[i].astype(float)
     exact_gamma = (q * x).sum(1) if metric == "cosine" else np.linalg.norm(q - x, axis=1)

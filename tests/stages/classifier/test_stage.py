@@ -268,7 +268,7 @@ def test_the_weights_saved_are_those_of_the_best_validation(overfitted):
 def test_learning_the_closed_form_comes_nearer_to_it_than_labels_do_where_noise_is_high(
     tmp_path_factory,
 ):
-    """Images of eight labels, all alike but for noise of their own: they are learned by heart."""
+    """Images of eight labels, alike but for noise of their own: the classifier memorizes them."""
     rng = np.random.default_rng(0)
     images = (128 + rng.normal(0, 40, (64, 8, 8, 1))).clip(0, 255).astype(np.uint8)
     inputs = upstream(tmp_path_factory.mktemp("inputs"), images, np.arange(64) % 8)

@@ -52,7 +52,7 @@ def test_held_out_are_first_the_rest_of_the_pool_in_its_order():
 def test_subset_and_held_out_images_are_shuffled_and_depend_on_the_seed():
     everyone = np.array(["train"] * 100 + ["test"] * 100)
     train, heldout = splits(50, ["train"], partitions=everyone)
-    # Of an order as it lies on disk, 49 of 49 neighbors would rise.
+    # In the order on disk, 49 of 49 neighbors would rise.
     for order in (train, heldout[:50], heldout[50:]):
         assert 10 < (np.diff(order) > 0).sum() < len(order) - 10
     assert set(splits(50, ["train"], seed=1, partitions=everyone)[0]) != set(train)

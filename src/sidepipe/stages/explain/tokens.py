@@ -63,7 +63,7 @@ def summary(
 def _planted(
     top: pd.DataFrame, prompts: pd.DataFrame, pieces: Callable[[str], Sequence[str]]
 ) -> dict[str, Any]:
-    """Of both groups, and of memorized prompts by repeats; prompts without a planted word: none."""
+    """Rates of both groups and, by repeats, of memorized prompts; only with a planted word."""
     found = top["word"].to_dict()
     rows = [
         (row["group"], row["repeats"], found[row["id"]] in pieces(row["word"]))

@@ -50,9 +50,9 @@ class Extract(GuidedSampling):
 
     targets: "uniform" over the labels, "top_cohesion", the target_fraction most cohesive of them,
     or "weighted", by cohesion rank and cluster size. tuned: whether what the stage tune chose takes
-    the place of these settings; of plain samples their refinement can be tuned. rounds: in how many
-    the images are made, each round's joining the synthetic ones, which are then labeled anew, and
-    later rounds aiming at clusters that none has reached; 1 for all at once. stop_rounds: whether
+    the place of these settings; of plain samples their refinement can be tuned. rounds: how
+    many times the attack adds its images to the synthetic ones and labels all again; later rounds
+    aim at clusters that no image has reached; 1 for all at once. stop_rounds: whether
     to sample plainly once a round makes fewer new groups of near duplicates for its network
     evaluations than plain sampling. features: an encoder, and duplicate_threshold: gamma of two
     images that it takes for near duplicates, by which rounds are judged.

@@ -88,7 +88,7 @@ def copied(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table with each prompt's number of copies, and the rates of copies.
 
-    Of either group, and of memorized prompts by how often training saw their pair.
+    The rates are per group and, for memorized prompts, per number of repeats in training.
     """
     found = copies.of_any(images)
     group, repeats = table["group"].to_numpy(), table["repeats"].to_numpy()

@@ -49,14 +49,14 @@ class Mitigate(Stage):
     first of detect's. copied_share: of a prompt's images, at least that many copies make it
     memorized.
 
-    Of embedding: lr and max_iterations of the optimizer; target, the norm to reach, None for the
-    median of detect's calibration prompts. Of random_tokens: num_random_tokens. Of drop_word:
-    num_word_steps, first ones of the trajectory over which significance is taken. Of attention:
-    start_scale, what the start token's logits are multiplied by.
+    The method embedding has lr and max_iterations of the optimizer, and target, the norm to reach,
+    None for the median of detect's calibration prompts. random_tokens has num_random_tokens.
+    drop_word has num_word_steps, the first steps of the trajectory, which give the significance.
+    attention has start_scale, the factor of the start token's logits.
 
-    adversary: None, or num_steps and lr of who wants the images back. clip: a CLIP model (folder or
-    hub id) to measure alignment with, None for the captions' attributes. features: an encoder, that
-    of detect.
+    adversary: None, or num_steps and lr of an attacker who wants the images back. clip: a CLIP
+    model (folder or hub id) to measure alignment with, None for the captions' attributes.
+    features: an encoder, that of detect.
     """
 
     name: ClassVar[str] = "mitigate"
