@@ -94,10 +94,10 @@ def test_a_split_s_folder_within_itself_is_no_identity():
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["train", "test", "extra"], r"test/ \(2\), train/ \(2\) beside extra/ \(2\)"),
-        (["train", "test", ""], r"test/ \(2\), train/ \(2\) beside no sub-folder \(2\)"),
-        (["test", "cats", "dogs"], r"test/ \(2\) beside cats/ \(2\), dogs/ \(2\)"),
-        (["cats/train", "cats/test", "dogs"], r"cats/train/ \(2\) beside dogs/ \(2\)"),
+        (["train", "test", "extra"], r"test/ \(2\), train/ \(2\) next to extra/ \(2\)"),
+        (["train", "test", ""], r"test/ \(2\), train/ \(2\) next to no sub-folder \(2\)"),
+        (["test", "cats", "dogs"], r"test/ \(2\) next to cats/ \(2\), dogs/ \(2\)"),
+        (["cats/train", "cats/test", "dogs"], r"cats/train/ \(2\) next to dogs/ \(2\)"),
         (["train", "cats/test"], r"images in cats/test/ \(2\), train/ \(2\); remedy"),
         (["train/cats", "train/test"], r"train/test/ lie in folders of two partitions"),
         (["train/a/val", "train/a/train"], "two partitions, train and val"),

@@ -91,7 +91,7 @@ def test_full_memory_halves_the_batches_for_good_and_nothing_is_made_twice(caplo
     assert sizes == [10, 5, 3, 3, 3, 3]
     in_batches(step, 2)
     assert sizes[-1] == 2
-    assert "going on with 3 images at once" in caplog.text
+    assert "continuing with 3 images at once" in caplog.text
 
 
 def test_one_image_that_does_not_fit_is_an_error():

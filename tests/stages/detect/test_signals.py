@@ -130,7 +130,7 @@ def test_looking_at_attention_changes_no_image_and_leaves_no_hook():
 
 
 def test_a_network_without_cross_attention_is_refused():
-    with pytest.raises(ValueError, match=r"cross-attention must be one layer at least"):
+    with pytest.raises(ValueError, match=r"cross-attention must be at least one layer"):
         attention_maps(nn.Linear(2, 2)).__enter__()
 
 
@@ -195,5 +195,5 @@ def test_the_tile_distance_is_that_of_the_tile_that_differs_most():
 
 
 def test_images_smaller_than_the_tiles_are_refused():
-    with pytest.raises(ValueError, match=r"images must be >= 4 pixels a side"):
+    with pytest.raises(ValueError, match=r"images must be >= 4 pixels per side"):
         pair_tile_distance(torch.zeros(2, 3, 8, 1, dtype=torch.uint8))

@@ -1,6 +1,6 @@
-"""A text-conditional diffusion model, of images or of latents: encode prompts, eps, decode.
+"""A text-conditional diffusion model, of pixels or of latents: encode prompts, predict eps, decode.
 
-Made of the parts of a diffusers pipeline folder; everything downstream sees this one interface.
+It has the parts of a diffusers pipeline folder; later stages use nothing else of it.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from sidepipe.diffusion.schedule import eps_from_prediction
 
 Embeddings = Float[Tensor, "n l d"]
 Latents = Float[Tensor, "n c h w"]
-# Decoding an image takes far more memory than predicting its noise, and far less of the time.
+# Decoding an image takes far more memory than predicting its noise, and far less time.
 DECODED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt as the encoder sees it.
+    """A tokenized prompt.
 
-    words: the text of each position, special tokens included, padding left out. cut: the text that
-    did not fit, "" where all did.
+    words: the text of each position, with special tokens and without padding. cut: the text that
+    exceeds `max_tokens`, "" where the whole prompt fits.
     """
 
     words: list[str]
@@ -34,15 +34,14 @@ class Tokens:
 
 
 class TextModel(nn.Module):
-    """A UNet2DConditionModel with its text encoder and, of a latent model, its autoencoder.
+    """A UNet2DConditionModel with its text encoder and, for a latent model, its autoencoder.
 
-    unet, text_encoder, vae: diffusers' and transformers' modules; vae None where the
-    model is of images itself. alphas_cumprod: (T,). prediction_type: "epsilon", "v_prediction" or
-    "sample". steps_offset: added to leading timesteps, 1 for Stable Diffusion. autocast: what the
-    UNet's operations are cast to, None for no cast. clip_range: pred_x_0 of images is clipped to
-    [-clip_range, clip_range], None for no clipping; latents are never clipped. Networks run in
-    their own dtype; x_t and embeddings are float32 outside, and so is eps where the network
-    predicts it.
+    unet, text_encoder, vae: modules of diffusers and transformers; vae is None for a model of
+    pixels. alphas_cumprod: (T,). prediction_type: "epsilon", "v_prediction" or "sample".
+    steps_offset: added to leading timesteps, 1 for Stable Diffusion. autocast: the type of the
+    UNet's operations, None for no cast. clip_range: pred_x_0 of pixels is clipped to [-clip_range,
+    clip_range], None for no clipping; latents are never clipped. Each network runs in its own
+    dtype; x_t and embeddings are float32, and so is eps where the network predicts it.
     """
 
     unet: Any
@@ -71,7 +70,7 @@ class TextModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return self.alphas_cumprod.device
 
     @property
@@ -87,7 +86,7 @@ class TextModel(nn.Module):
         return self.tokenizer.model_max_length
 
     def encode(self, prompts: Sequence[str]) -> Embeddings:
-        """The prompts' embeddings, float32; what is longer than `max_tokens` is cut."""
+        """The prompts' embeddings, float32; prompts are truncated to `max_tokens`."""
         inputs = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -95,7 +94,7 @@ class TextModel(nn.Module):
             truncation=True,
             return_tensors="pt",
         )
-        # Stable Diffusion attends to the padding as well, unless its encoder says otherwise.
+        # Stable Diffusion attends to the padding as well, unless the encoder's config has a mask.
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
         mask = inputs["attention_mask"].to(self.device) if masked else None
         with torch.no_grad():
@@ -103,10 +102,10 @@ class TextModel(nn.Module):
         return found[0].float()
 
     def tokens(self, prompt: str) -> Tokens:
-        """The words at the positions of `encode([prompt])`, and what is cut."""
+        """The words at the positions of `encode([prompt])`, and the text that does not fit."""
         ids = self.tokenizer(prompt, truncation=True, max_length=self.max_tokens)["input_ids"]
         everything = self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
-        # The last position is the end token, in both; what lies between is lost.
+        # Both end with the end token; the tokens before it that do not fit are lost.
         lost = everything[len(ids) - 1 : -1] if len(everything) > len(ids) else []
         words = [self.tokenizer.decode([i]).strip() for i in ids]
         return Tokens(words, self.tokenizer.decode(lost).strip() if lost else "")
@@ -114,7 +113,7 @@ class TextModel(nn.Module):
     def eps(self, x_t: Latents, t: int | Int64[Tensor, "n"], e: Embeddings) -> Latents:
         """The noise predicted in x_t for the prompts of `e`; differentiable in both.
 
-        float32, or float64 where it is derived, as by `eps_from_prediction`.
+        float32, or float64 where `eps_from_prediction` computes it in float64.
         """
         if isinstance(t, int):
             t = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
@@ -125,7 +124,7 @@ class TextModel(nn.Module):
 
     @torch.no_grad()
     def decode(self, x_0: Latents) -> UInt8[Tensor, "n h w c"]:
-        """Images of latents, or of what is an image already."""
+        """Images of latents; a model of pixels only changes their range and type."""
         if self.vae is None:
             return to_uint8(x_0)
         latents = (x_0 / self.vae.config["scaling_factor"]).to(self.vae.dtype)

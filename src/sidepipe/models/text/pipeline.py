@@ -1,7 +1,7 @@
-"""Pipeline folders of text-conditional models: what they must be, loading and saving them.
+"""Pipeline folders of text-conditional models: checking, loading and saving them.
 
-A folder is Stable Diffusion's, written by `StableDiffusionPipeline.save_pretrained` (1.x and 2.x),
-or one of a model of images trained here, which has no autoencoder. Weights are safetensors.
+A folder is Stable Diffusion's, as `StableDiffusionPipeline.save_pretrained` writes it (1.x and
+2.x), or that of a model of pixels trained here, which has no autoencoder. Weights are safetensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,9 +39,9 @@ from sidepipe.models.text.model import TextModel
 
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 MISSING = "dpm.path must name a folder written by StableDiffusionPipeline.save_pretrained"
-# Parts that Stable Diffusion's index names and that nothing here uses.
+# Parts that Stable Diffusion's index lists and that no code here uses.
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
-# What no part needs and hubs hold: other precisions, weights without averaging.
+# Files of hubs that no part needs: other precisions, weights without averaging.
 NOT_FETCHED = ["*.fp16.*", "*non_ema*"]
 FETCHED = [f"{part}/*{ending}" for part in PARTS for ending in (".json", ".txt", ".safetensors")]
 
@@ -49,8 +49,8 @@ DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 class TextToImagePipeline(DiffusionPipeline):
-    """A model of images, not latents: unet, scheduler, text_encoder and tokenizer, as diffusers
-    saves and loads them. To sample, use `load_model`."""
+    """A model of pixels: unet, scheduler, text_encoder and tokenizer, as diffusers saves and
+    loads them. To sample, use `load_model`."""
 
     def __init__(self, unet: Any, scheduler: Any, text_encoder: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class TextToImagePipeline(DiffusionPipeline):
 
 
 def found_folder(path: str, revision: str | None, variant: str | None = None) -> Path:
-    """The folder at `path`, or of the hub id that it is, fetched without pickles."""
+    """The folder at `path`, or a download of the hub id without pickles."""
     found = folder_or_hub_id("dpm.path", path)
     if isinstance(found, Path):
         return found
@@ -76,13 +76,13 @@ def found_folder(path: str, revision: str | None, variant: str | None = None) ->
 def check_pipeline(folder: Path, variant: str | None = None) -> None:
     """Raises unless `folder` is a pipeline guided by the text of one encoder.
 
-    FileNotFoundError where a file is missing, ValueError where one has the wrong content. The
-    weights of UNet and autoencoder are compared with their networks by name and shape.
+    FileNotFoundError where a file is missing, ValueError where its content is wrong. Names and
+    shapes of the weights of UNet and autoencoder must be those of their networks.
     """
     parts = parts_of(read_object(folder / INDEX, MISSING))
     there = [name for name in PARTS if name in parts]
     missing = [name for name in PARTS if name not in there and name != "vae"]
-    rule = "unet, scheduler, text_encoder, tokenizer and, of latent models, vae"
+    rule = "unet, scheduler, text_encoder, tokenizer and, for latent models, vae"
     remedy = f"{', '.join(missing)} missing; dpm=pretrained is for unconditional checkpoints"
     require(not missing, f"the parts of {folder}", rule, there, remedy)
     second = [name for name in parts if name.endswith("encoder_2")]
@@ -103,7 +103,7 @@ def _checked_unet(inside: Path, variant: str | None) -> Any:
     check_network(config, str(path))
     unet = built(UNet2DConditionModel, config, str(path))
     size = unet.config["sample_size"]
-    remedy = 'write "sample_size" there: pixels a side or, of latents, pixels divided by 8'
+    remedy = 'write "sample_size" there: pixels per side, or pixels divided by 8 for latents'
     require(size is not None, f"sample_size of {path}", "set", size, remedy)
     _check_names(unet, unet_files(inside, variant))
     return unet
@@ -120,7 +120,7 @@ def _checked_vae(folder: Path, variant: str | None, unet: Any) -> None:
 
 def _check_names(network: Any, files: Sequence[Path]) -> None:
     shapes = read_shapes(files)
-    assert shapes is not None  # of safetensors they are always there
+    assert shapes is not None  # only other formats than safetensors have none
     network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
 
 
@@ -150,8 +150,8 @@ def check_network(config: Mapping[str, Any], where: str) -> None:
     more = config.get("addition_embed_type")
     require(more is None, f"the conditions of {where}", "text alone", more, "SDXL is not supported")
     name, distilled = f"time_cond_proj_dim of {where}", config.get("time_cond_proj_dim")
-    remedy = "it was distilled for one guidance scale and knows no empty prompt"
-    require(distilled is None, name, "none, as of a model that can be guided", distilled, remedy)
+    remedy = "it was distilled for one guidance scale and has no empty prompt"
+    require(distilled is None, name, "none, as in a model that can be guided", distilled, remedy)
     names = f"in_channels and out_channels of {where}"
     both = [config.get(name, 4) for name in ("in_channels", "out_channels")]  # diffusers' default
     require(both[0] == both[1], names, "equal", both, "inpainting and learned variances are not")
@@ -162,8 +162,8 @@ def load_model(
 ) -> TextModel:
     """The model of a pipeline folder, on the CPU, in eval mode, its weights without gradient.
 
-    precision: "true" casts the weights, "mixed" casts what each operation takes. variant: of the
-    weight files. Raises ValueError where weights do not fit or are not finite.
+    precision: "true" casts the weights, "mixed" casts the inputs of each operation. variant: that
+    of the weight files. Raises ValueError where weights do not fit or are not finite.
     """
     _without_bars()
     parts = parts_of(read_object(folder / INDEX, MISSING))
@@ -202,12 +202,12 @@ def load_schedule(folder: Path) -> Any:
 def _tokenizer(folder: Path, kind: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # AutoTokenizer has CLIP's own class; a tokenizer made here names none that every version has.
+    # AutoTokenizer picks CLIP's own class; a tokenizer made here names no class of one version.
     made_here = kind not in ("CLIPTokenizer", "CLIPTokenizerFast")
     tokenizers = PreTrainedTokenizerFast if made_here else AutoTokenizer
     try:
         return tokenizers.from_pretrained(folder)
-    except Exception as error:  # what tokenizers raise is no closed list
+    except Exception as error:  # tokenizers document no list of their errors
         raise ValueError(f"the tokenizer {folder} cannot be read: {one_line(error)}") from None
 
 
@@ -219,7 +219,7 @@ def read_text_encoder(folder: Path, variant: str | None = None) -> Any:
     found = read_tensors(files)
     prefix = common_prefix(found)
     log_prefix(found, (), str(files[0]))
-    # Old files hold the buffer position_ids, which every version computes.
+    # Files of old versions hold the buffer position_ids, which every version computes.
     tensors = {
         name.removeprefix(prefix): value.float()
         for name, value in found.items()
@@ -234,7 +234,7 @@ def read_text_encoder(folder: Path, variant: str | None = None) -> Any:
             state_dict=tensors,
             output_loading_info=True,
         )
-    except Exception as error:  # what transformers raises is no closed list
+    except Exception as error:  # transformers documents no list of its errors
         raise ValueError(
             f"the weights in {files[0]} do not fit {path}: {one_line(error)}"
         ) from None
@@ -248,7 +248,7 @@ def read_text_encoder(folder: Path, variant: str | None = None) -> Any:
 
 
 def save_model(model: TextModel, scheduler: Any, folder: Path) -> None:
-    """Writes the parts as a pipeline folder, from which `load_model` and diffusers read them."""
+    """Writes the parts as a pipeline folder for `load_model` and diffusers."""
     _without_bars()
     parts = {"unet": model.unet, "scheduler": scheduler, "text_encoder": model.text_encoder}
     parts |= {"tokenizer": model.tokenizer}
@@ -264,7 +264,7 @@ def save_model(model: TextModel, scheduler: Any, folder: Path) -> None:
 
 
 def _without_bars() -> None:
-    """Reading and writing a file or two needs no progress bar; fetching them keeps its own."""
+    """Hides progress bars of reading and writing single files; downloads keep theirs."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -1,8 +1,8 @@
-"""Files of prompts, those of the literature as well, and which of their images lie here.
+"""Lists of prompts, those of the literature included, and the ground-truth images at hand.
 
-Of the literature are read: the 500 prompts of Webster (2023) as Wen et al. (2024) give them (JSON
-lines of caption, index and url), the tables of Hintersdorf et al. (2024; Caption, URL and Index
-between semicolons), MemBench (Hong et al., 2024; a list of urls for each prompt) and plain lists.
+Formats of the literature: the 500 prompts of Webster (2023) as in Wen et al. (2024; JSON lines with
+caption, index and url), the tables of Hintersdorf et al. (2024; Caption, URL and Index, separated
+by semicolons), MemBench (Hong et al., 2024; a list of urls per prompt) and plain lists.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ TRUTHS = {"true": True, "1": True, "false": False, "0": False, "": None, "none":
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what its file says of it.
+    """A prompt and the other columns of its row.
 
-    url: where the training images were, with spaces between several; image: where one lies;
-    memorized: the file's own word for it, None where it says nothing.
+    url: where the training images were, with spaces between several; image: the path of one;
+    memorized: the value in the file, None where there is none.
     """
 
     id: str
@@ -47,9 +47,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a .csv, .jsonl or .txt file, in its order.
 
     .txt has a prompt per line, whose number is the id. The others have a column caption (or prompt,
-    or text) and perhaps id (or index, or key, or one without a name; else the row's number), url
-    (or urls), image and memorized. Raises FileNotFoundError without the file, and ValueError for an
-    empty prompt, an id that comes twice, another suffix, or a row that cannot be read.
+    or text) and optionally id (or index, or key, or a column without a name; default: the row's
+    number), url (or urls), image and memorized. Raises FileNotFoundError without the file, and
+    ValueError for an empty prompt, a duplicate id, another suffix, or a row that cannot be read.
     """
     suffix, known = path.suffix.lower(), (*SUFFIXES, ".txt")
     require(suffix in known, f"the suffix of {path}", f"one of {', '.join(known)}", suffix)
@@ -66,12 +66,12 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def present_images(prompts: Sequence[Prompt], folder: Path) -> pd.DataFrame:
-    """For each prompt its images below `folder`, and how many prompts share one of its urls.
+    """Each prompt's images below `folder`, and how many prompts share one of its urls.
 
     Columns: id, caption, url, files (paths within the folder, sorted), found_by ("image", "id",
-    "url" or "" where there is none) and prompts_of_url. Looked for are, first come first taken: the
-    prompt's own image; files named by its id, or in a folder named by it (zeros in front do not
-    count); files named as the end of a url, where no other url of the prompts ends so.
+    "url" or "" where there is none) and prompts_of_url. The first that exists is taken: the
+    prompt's own image; files named by its id, or in a folder named by it (leading zeros do not
+    count); files named as the end of a url, where no other prompt has a url with this end.
     """
     import pandas as pd
 
@@ -96,7 +96,7 @@ def present_images(prompts: Sequence[Prompt], folder: Path) -> pd.DataFrame:
 
 
 def count_images(present: pd.DataFrame) -> dict[str, int]:
-    """How many prompts there are, have an image, and share a url, and how many urls there are."""
+    """The numbers of prompts, prompts with an image, prompts that share a url, and urls."""
     return {
         "prompts": len(present),
         "with_image": sum(by != "" for by in present["found_by"]),
@@ -127,7 +127,7 @@ def _prompt(where: str, row: Record, number: int) -> Prompt:
 
 def _urls(where: str, value: Any) -> str:
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:  # MemBench writes lists as Python does
+        try:  # MemBench writes lists as Python literals
             value = ast.literal_eval(value)
         except (SyntaxError, ValueError):
             raise ValueError(f"{where}: urls must be a list or one url, got {value!r}") from None
@@ -145,7 +145,7 @@ Files = dict[str, list[str]]
 
 
 def _files(folder: Path) -> tuple[Files, Files, Files]:
-    """Paths of images below `folder` by path, by file name, and by what may be a prompt's id."""
+    """Paths of images below `folder` by path, by file name, and by the possible id of a prompt."""
     by_path: Files = defaultdict(list)
     by_name: Files = defaultdict(list)
     by_id: Files = defaultdict(list)

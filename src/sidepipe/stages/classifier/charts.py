@@ -1,4 +1,4 @@
-"""What tracking draws of a classifier: its quality by noise level. Keys are the dashboards' too."""
+"""The charts of a classifier for tracking: its quality by noise level, with keys for dashboards."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""Training the classifier on synthetic images, noised or clean, and judging it by noise."""
+"""Training of the classifier on noised or clean images, and its quality by noise level."""
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -16,7 +16,7 @@ from sidepipe.engine.training import adamw_with_warmup, noised, require_finite, 
 
 
 class IgnoresTime(nn.Module):
-    """The network told t = 0 at every t: what was trained on clean images knows no other."""
+    """Calls the network with t = 0 at every t, for one trained on clean images."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -29,10 +29,9 @@ class IgnoresTime(nn.Module):
 class NoisyClassifierModule(L.LightningModule):
     """Minimizes cross-entropy of the surrogate label of x_t, t uniform (SIDE, algorithm 1, line 9).
 
-    network: (x_t, t) -> logits. alphas_cumprod: (T,), of the model under attack. noised False: of
-    the clean image instead, at t = 0 (Carlini et al., 2023). teacher: the closed form whose
-    probabilities at x_t are learned in place of the label of the image that was noised; None for
-    that label.
+    network: (x_t, t) -> logits. alphas_cumprod: (T,), of the model under attack. noised: False for
+    clean images, at t = 0 (Carlini et al., 2023). teacher: the closed form whose probabilities at
+    x_t are the target; None for the label of the noised image.
     """
 
     alphas_cumprod: Tensor
@@ -60,7 +59,7 @@ class NoisyClassifierModule(L.LightningModule):
     def _noised(
         self, images: Tensor, generator: torch.Generator, share: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """What the network sees, x_t and t, of this rank's share (rank, world) of the batch."""
+        """The network's inputs x_t and t, for this rank's share (rank, world) of the batch."""
         flip = self.random_flip and self.training
         x = noised(images, self.alphas_cumprod, generator, share, flip)
         return (x.x_t, x.t) if self.noised else (x.x_0, torch.zeros_like(x.t))
@@ -101,9 +100,9 @@ def quality_by_noise_level(
     draws: int = 4,
     teacher: Posterior | None = None,
 ) -> list[dict[str, int | float]]:
-    """Cross-entropy (nats) and accuracy of `network` in equal bins of t, on images it has not seen.
+    """Cross-entropy (nats) and accuracy of `network` in equal bins of t, on validation images.
 
-    Each image is noised `draws` times in every bin. Rows: t_from, t_to (exclusive), cross_entropy,
+    Each image is noised `draws` times per bin. Rows: t_from, t_to (exclusive), cross_entropy,
     accuracy, and with a teacher posterior_kl: KL(teacher || network), mean over the bin, in nats.
     """
     steps = len(alphas_cumprod)
@@ -126,7 +125,7 @@ def quality_by_noise_level(
 def quality_on_clean_images(
     network: nn.Module, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, "n"]
 ) -> dict[str, float]:
-    """Cross-entropy (nats) and accuracy of `network` at the images themselves and t = 0."""
+    """Cross-entropy (nats) and accuracy of `network` on images without noise, at t = 0."""
     batches = zip(images.split(256), labels.split(256), strict=True)
     return _quality(network, ((x_0, torch.zeros_like(y), y) for x_0, y in batches))
 

@@ -1,4 +1,4 @@
-"""A ResNet that knows the noise level (SIDE, section 4.1): p(y | x_t, t).
+"""A ResNet conditioned on the noise level (SIDE, section 4.1): p(y | x_t, t).
 
 Each residual block gets a time module after its first batch norm: the time embedding scales and
 shifts every channel of the normalized feature map.
@@ -54,9 +54,10 @@ class TimeBlock(nn.Module):
 class TimeResNet(nn.Module):
     """Logits of p(y | x_t, t).
 
-    blocks, widths: basic blocks and channels of each level, every level after the first at half
-    the resolution; (3, 4, 6, 3) and (64, 128, 256, 512) are ResNet34. stem: "small" (3x3), or
-    "imagenet" (7x7, stride 2, pooling), a quarter of the resolution, for images from 128 pixels on.
+    blocks, widths: basic blocks and channels per level, where each level after the first halves the
+    resolution; (3, 4, 6, 3) and (64, 128, 256, 512) are ResNet34. stem: "small" (3x3), or
+    "imagenet" (7x7, stride 2, pooling) at a quarter of the resolution, for images of 128 pixels and
+    more.
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class TimeResNet(nn.Module):
 def fold_batch_norms(network: nn.Module) -> nn.Module:
     """`network`, in eval mode, with the batch norm after each convolution folded into it.
 
-    The same function to rounding, faster, and no longer to be trained. Finds them in `TimeBlock`
-    and in sequences, and leaves other modules as they are.
+    The function is the same up to rounding, and faster; it cannot be trained further. Batch norms
+    outside `TimeBlock` and sequences are left as they are.
     """
     for module in network.modules():
         if isinstance(module, TimeBlock):

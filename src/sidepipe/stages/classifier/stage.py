@@ -1,4 +1,4 @@
-"""Stage `classifier`: trains p(y | x_t, t) on labeled synthetic images, and judges it by noise."""
+"""Stage `classifier`: trains p(y | x_t, t) on labeled synthetic images; quality by noise level."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ BEST = "best.ckpt"
 class Classifier(Training):
     """A time-conditioned classifier of surrogate labels.
 
-    network: a partial config; `in_channels` and `num_classes` are added. noised: train it on noised
-    images, as the paper does, or on clean ones, blind to t, as Carlini's. labels: what it learns of
-    x_t, "hard" the label of the image that was noised, as the paper does, or "posterior" the
-    probabilities of the closed form over all labeled images, which it then stands for at a cost
-    that does not grow with their number. validation_fraction: share of the images kept for judging.
-    The weights with the lowest validation cross-entropy are kept.
+    network: a partial config; `in_channels` and `num_classes` are added. noised: train on noised
+    images, as in SIDE, or on clean ones at t = 0, as in Carlini et al. labels: the target at x_t,
+    "hard" for the label of the noised image, as in SIDE, or "posterior" for the probabilities of
+    the closed form over all labeled images, whose cost at sampling then does not grow with their
+    number. validation_fraction: share of the images for validation. The weights with the lowest
+    validation cross-entropy are kept.
     """
 
     name: ClassVar[str] = "classifier"
@@ -81,7 +81,7 @@ class Classifier(Training):
         )
 
     def unused(self) -> tuple[str, ...]:
-        # What is trained as it always was keeps its key.
+        # "hard" is left out of the key, so that artifacts from before this setting keep theirs.
         return ("labels",) if self.labels == "hard" else ()
 
     def inputs(self) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ class Classifier(Training):
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         import torch
 
-        # Without memory or weights: what the network refuses is refused before anything runs.
+        # On "meta", without memory or weights: a refused network fails before any stage runs.
         with torch.device("meta"):
             sizes = {"in_channels": 1, "num_classes": 2}
             tried("classifier.network", {**self.network, "_partial_": False, **sizes})
@@ -133,7 +133,7 @@ class Classifier(Training):
     def _teacher(
         self, images: np.ndarray, labels: np.ndarray, alphas_cumprod: torch.Tensor
     ) -> Posterior | None:
-        """The closed form that the network stands for, None where it learns from labels."""
+        """The closed form that the network learns, None where it learns from labels."""
         import torch
 
         from sidepipe.diffusion.guidance import Posterior
@@ -192,11 +192,11 @@ class Classifier(Training):
 
 
 def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray) -> dict[str, Any]:
-    """Writes quality.csv beside what chance gives; warns where the classifier knows nothing.
+    """Writes quality.csv with chance levels; warns where the classifier is no better than chance.
 
-    Chance is an equal probability for every label, ln K', and always naming the most frequent one.
-    Who knows how frequent each label is, and nothing of the image, has the entropy of the labels:
-    a classifier above it misleads.
+    Chance is ln K', an equal probability for every label, and the accuracy of the most frequent
+    label. The entropy of the labels is the cross-entropy of their frequencies alone, without the
+    image: guidance by a classifier above it misleads.
     """
     import pandas as pd
 
@@ -251,16 +251,16 @@ def _keep_best(folder: Path) -> ModelCheckpoint:
 
 
 def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of labeled images to train on, and to judge by."""
+    """Indices of labeled images for training and for validation."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
     count = max(1, round(len(order) * fraction))
     return order[count:], order[:count]
 
 
 def load(folder: Path) -> nn.Module:
-    """The trained network (x_t, t) -> logits, to evaluate; on clean images, blind to t.
+    """The trained network (x_t, t) -> logits, in eval mode, batch norms folded into convolutions.
 
-    Its batch norms are folded into its convolutions.
+    A network trained on clean images ignores t.
     """
     from sidepipe.stages.classifier.module import IgnoresTime
     from sidepipe.stages.classifier.resnet import fold_batch_norms

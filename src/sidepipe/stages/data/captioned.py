@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 class Captioned(Source):
     """The pairs of `file`: .csv with a header, or .jsonl with an object per line.
 
-    Columns: image (its path, relative to the file's folder) and caption; and perhaps repeats (how
-    often training sees the pair, 1), partition (train, val, test or a word for one of them, see
-    `layouts`) and word (a word of the caption that no other has). Others are not read. Rows without
-    a partition have that of the folders in their image's path, see `layouts.partitioned`.
+    Columns: image (its path, relative to the file's folder) and caption; optionally repeats (how
+    often the pair is in the training set, default 1), partition (train, val, test or a synonym, see
+    `layouts`) and word (a word of the caption that no other caption has). Other columns are
+    ignored. Rows without a partition have that of the folders in their image's path, see
+    `layouts.partitioned`.
     """
 
     file: str
@@ -41,7 +42,7 @@ class Captioned(Source):
         pairs = set()
         for (where, _), entry in zip(rows, entries, strict=True):
             pair = entry.file, entry.caption and entry.caption.text
-            rule = "listed once; remedy: say how often training sees it in a column repeats"
+            rule = "listed once; remedy: write how often it is trained on into a column repeats"
             require(pair not in pairs, f"{where}: a pair", rule, pair)
             pairs.add(pair)
             other = seen.setdefault(entry.file, entry.partition)
@@ -66,7 +67,7 @@ class Captioned(Source):
         return normpath(Path(self.file).parent.absolute()).rstrip("/")
 
     def _full(self, name: str) -> str:
-        # Not resolved: a link keeps the name that the list gives it.
+        # Links are not resolved: a link keeps its name in the list.
         return normpath(name if name.startswith("/") else f"{self._folder}/{name}")
 
     def _partitions(self, rows: Sequence[tuple[str, Record]], names: Sequence[str]) -> list[str]:
@@ -80,9 +81,9 @@ class Captioned(Source):
         return [partition or next(of_folders) for partition in own]
 
     def _below(self, names: Sequence[str]) -> list[str]:
-        """Paths without the folders above the list, or above all images that lie elsewhere."""
+        """Paths without the folders above the list, or above all images outside its folder."""
         outside = [self._full(name) for name in names if name.startswith(("/", ".."))]
-        # The last folder that all share stays: it may be test/.
+        # The last common folder stays: it may be test/.
         above = Path(commonpath([Path(file).parent for file in outside] or ["/"])).parent
         return [
             relpath(self._full(name), above) if name.startswith(("/", "..")) else name
@@ -118,7 +119,7 @@ def _size(file: str) -> int:
     try:
         return Path(file).stat().st_size
     except OSError:
-        return -1  # reading it says so
+        return -1  # reading the image raises the error
 
 
 def _repeats(where: str, value: object) -> int:

@@ -1,7 +1,7 @@
-"""CIFAR-10 from its official files, extracted or not, of the Python or the binary version.
+"""CIFAR-10 from its official files: the Python or the binary version, extracted or not.
 
-The Python version is pickles, and a pickle can run any program while it is loaded. Ours are read
-by an unpickler that knows three names of NumPy, and those stand for nothing but containers.
+The Python version is pickles, and loading a pickle can run any program. The unpickler here accepts
+three names of NumPy and makes inert containers of them.
 """
 
 import io
@@ -26,7 +26,7 @@ CLASSES = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-# What the folder may hold, first come first taken, and how its batches' names end.
+# Names in the folder, the first that exists is read, and how the names of its batches end.
 FORMS = {
     "cifar-10-batches-py": "",
     "cifar-10-batches-bin": ".bin",
@@ -40,7 +40,7 @@ PIXELS = 3 * 32 * 32
 class CIFAR10(Source):
     """The 60,000 images; identity is the class.
 
-    folder: holds one of `FORMS`. Ids are the same whichever it is.
+    folder: holds one of `FORMS`. Ids do not depend on which one.
     """
 
     folder: str
@@ -53,7 +53,7 @@ class CIFAR10(Source):
         for name, content in read(place, [name + end for name in BATCHES]):
             try:
                 batches[name.removesuffix(end)] = parse(content)
-            except Exception as error:  # a broken pickle raises nearly anything
+            except Exception as error:  # a broken pickle can raise nearly any error
                 raise _broken(place, f"{name}: {type(error).__name__}: {error}") from None
         if missing := [name for name in BATCHES if name not in batches]:
             raise _broken(place, f"{missing[0]}{end} is missing")
@@ -100,7 +100,7 @@ def _from_folder(folder: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _from_archive(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    # In the archive's own order: going back would unpack it from the start.
+    # In the archive's own order, which unpacks it once.
     try:
         with tarfile.open(archive, "r:gz") as members:
             for member in members:
@@ -115,7 +115,7 @@ Rows = tuple[UInt8[np.ndarray, "n 3072"], list[int]]
 
 
 def _parse_binary(content: bytes) -> Rows:
-    """Images and classes of records of one byte of class and 3,072 of pixels."""
+    """Images and classes of records with one byte of class and 3,072 of pixels."""
     if not content or len(content) % (1 + PIXELS):
         raise ValueError(f"its bytes must be a multiple of {1 + PIXELS}, got {len(content)}")
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
@@ -123,7 +123,7 @@ def _parse_binary(content: bytes) -> Rows:
 
 
 def _parse_pickle(content: bytes) -> Rows:
-    """Images and classes of a pickled dict as Python 2 wrote it."""
+    """Images and classes of a pickled dict from Python 2."""
     batch = _InertUnpickler(io.BytesIO(content), encoding="bytes").load()
     _, shape, dtype, fortran_order, raw = batch[b"data"].state
     if dtype.arguments[0] != b"u1":
@@ -141,7 +141,7 @@ def _checked(pixels: UInt8[np.ndarray, "n 3072"], labels: list[int]) -> Rows:
 
 
 class _Inert:
-    """What a pickle asked to be made and filled, kept and not made."""
+    """Stands for an object of a pickle: keeps its arguments and state, and creates nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -164,7 +164,7 @@ class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> type[_Inert]:
         if (module_name, global_name) not in self.NAMES:
             raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}, which no file of CIFAR-10 does; "
-                "nothing of it was executed"
+                f"it names {module_name}.{global_name}, which no file of CIFAR-10 does; nothing in "
+                "it was executed"
             )
         return _Inert

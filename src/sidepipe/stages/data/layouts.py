@@ -1,8 +1,8 @@
-"""Partitions and identities of images, from the folders that they lie in.
+"""Partitions and identities of images, from the names of their folders.
 
-A folder named as a split (train/, valid/, Test-Set/, val2017/) gives the partition. Where folders
-leave it open whether an image belongs to the training set, the layout is refused: an unseen image
-that counts as a training image raises the threshold of a hit, and hides copies.
+A folder named as a split (train/, valid/, Test-Set/, val2017/) gives the partition. A layout is
+refused where it is ambiguous whether an image belongs to the training set: an unseen image that
+counts as a training image raises the threshold of a hit, and hides copies.
 """
 
 import re
@@ -22,10 +22,10 @@ _NAME = re.compile(
     "(?:" + "|".join(f"(?P<{kind}>{'|'.join(names)})" for kind, names in SYNONYMS.items()) + ")"
     r"(?:set|split|data|images?|imgs?)?\d*"
 )
-# Two words that mean a split together, and one that means two.
+# Two words that together mean a split, and one word that means two splits.
 _JOINED = re.compile(r"(?<![a-z])(held|hold|non)[\W_]+(out|members?)(?![a-z])")
 _TRAINVAL = re.compile(r"(?<![a-z])trainval(?![a-z])")
-# Words that tell nothing about what an image shows.
+# Words that do not describe the content of an image.
 _PLAIN = re.compile(
     "(?:image|img|photo|picture|pic|dataset|set|split|folder|file)s?|data|my|our|new|all|the"
 )
@@ -33,31 +33,31 @@ REMEDY = (
     "remedy: put what the model trains on below train/ and the rest below val/ or test/ (links to "
     "folders will do), or list the images with their partitions in a file (data=captioned)"
 )
-# The partition that a part of a name stands for, and the name's other words.
+# The partition that a part of a name means, and the other words of the name.
 Parsed = tuple[str | None, tuple[str, ...]]
 
 
-@lru_cache(maxsize=2**16)  # 200,000 files have few words
+@lru_cache(maxsize=2**16)  # 200,000 files have few different words
 def partition_of(name: str) -> str | None:
-    """ "train", "val" or "test" for a word that means it ("Training", "held-out"), else None.
+    """ "train", "val" or "test" for a synonym ("Training", "held-out"), else None.
 
-    Case, spaces, hyphens, underscores, and what follows as in val2017 or test_images do not count.
+    Case, spaces, hyphens, underscores, and endings as in val2017 or test_images do not count.
     """
     match = _NAME.fullmatch(re.sub(r"[\s._-]", "", name.casefold()))
     return match.lastgroup if match else None
 
 
 def words() -> list[str]:
-    """The words that `partition_of` maps."""
+    """The words that `partition_of` accepts."""
     return [name for names in SYNONYMS.values() for name in names]
 
 
 def partitioned(names: Sequence[str], where: str) -> tuple[list[tuple[str, str]], str]:
-    """(partition, identity) of each image, and in words which folder became which partition.
+    """(partition, identity) of each image, and a sentence about which folder has which partition.
 
     names: relative paths. A split's folder lies at the top, or below one folder that holds all
     images, or within each class (cats/train/, cats/test/). The other folders are the identity.
-    Without such a folder every image is "train". Raises ValueError, with what was found in `where`,
+    Without such a folder every image is "train". Raises ValueError, with the content of `where`,
     for any other mixture.
     """
     counts = Counter(name.rpartition("/")[0] for name in names)
@@ -69,7 +69,7 @@ def partitioned(names: Sequence[str], where: str) -> tuple[list[tuple[str, str]]
         identity = {folder: ("train", folder) for folder in counts}
         top = sorted({f"{parts[0]}/" for parts in parents.values() if parts})
         people = f"; {_few(top)} are identities" if top else ""
-        said = f"train: {len(names):,} images (no folder is named as a split{people})"
+        layout = f"train: {len(names):,} images (no folder is named as a split{people})"
     else:
         if len(found) > 1 or None in places.values():
             raise _mixture(counts, where)
@@ -80,8 +80,8 @@ def partitioned(names: Sequence[str], where: str) -> tuple[list[tuple[str, str]]
             folder: (_partition(parts[place]), "/".join(_rest(parts, kept, place)))
             for folder, parts in parents.items()
         }
-        said = _in_words(counts, parents, identity, place)
-    return [identity[name.rpartition("/")[0]] for name in names], said
+        layout = _in_words(counts, parents, identity, place)
+    return [identity[name.rpartition("/")[0]] for name in names], layout
 
 
 def _partition(name: str) -> str:
@@ -91,12 +91,12 @@ def _partition(name: str) -> str:
 
 
 def _rest(parts: Sequence[str], kept: int, place: int) -> list[str]:
-    """The identity: the classes above a split, and all below it but the same name once more."""
+    """The identity: the classes above a split, and the folders below it except a repeated class."""
     return [*parts[:kept], *(name for name in parts[place + 1 :] if name != parts[place])]
 
 
 def _place(parts: Sequence[str], where: str) -> int | None:
-    """Which of the folders above an image is its split's; ValueError where they contradict."""
+    """Index of the split's folder in the path of an image; ValueError where two contradict."""
     kinds = {i: kind for i, name in enumerate(parts) if (kind := partition_of(name)) is not None}
     if len(set(kinds.values())) > 1:
         raise ValueError(
@@ -107,7 +107,7 @@ def _place(parts: Sequence[str], where: str) -> int | None:
 
 
 def _mixture(counts: Counter[str], where: str) -> ValueError:
-    """Some images lie in a split's folder, others do not, or it lies at different depths."""
+    """The error where only some images are in a split's folder, or at different depths."""
     splits: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for folder, count in counts.items():
@@ -117,7 +117,7 @@ def _mixture(counts: Counter[str], where: str) -> ValueError:
             others[f"{parts[0]}/" if parts else "no sub-folder"] += count
         else:
             splits["/".join(parts[: place + 1]) + "/"] += count
-    found = f"{_listed(splits)} beside {_listed(others)}" if others else _listed(splits)
+    found = f"{_listed(splits)} next to {_listed(others)}" if others else _listed(splits)
     return ValueError(
         f"{where}: it is ambiguous which images belong to the training set, found were images in "
         f"{found}; {REMEDY}"
@@ -129,7 +129,7 @@ def _listed(counts: Counter[str], most: int = 5) -> str:
 
 
 def _refuse_hidden_splits(names: Sequence[str], counts: Counter[str], where: str) -> None:
-    """Raises ValueError where folders such as bedroom_val/, or file names, tell splits apart."""
+    """Raises ValueError where folders such as bedroom_val/, or file names, may name splits."""
     folders: dict[str, Counter[Parsed]] = defaultdict(Counter)
     like: set[str] = set()
     for folder, count in counts.items():
@@ -167,7 +167,7 @@ def _without_suffix(file: str) -> str:
 def _parsed(name: str) -> Parsed:
     """The partition of the first word for a split in a name, or None, and the name's other words.
 
-    A word ends at anything but a letter, and before a capital: img_test_1, TrainFaces. Numbers,
+    A word ends before a capital, and before any other sign: img_test_1, TrainFaces. Numbers,
     single letters and plain words are left out.
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()
@@ -179,14 +179,14 @@ def _parsed(name: str) -> Parsed:
 
 
 def _tell_apart(levels: Collection[Counter[Parsed]], num_images: int, of_folders: bool) -> bool:
-    """Whether names tell training images from others; levels: images by name, of each folder.
+    """Whether names distinguish training images from others; levels: images by name, per folder.
 
-    They do where names with words for two partitions are alike otherwise, or are those of most
+    They do where names with words for two partitions are otherwise alike, or are those of most
     images. They also do where a name with such a word is in the same folder as the same name
-    without it, or, of two folders, where one name has no other words. One image is no split.
+    without it, or, for folders, where one of two names has no other words. One image is no split.
     """
     partitions: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    beside = 0
+    together = 0
     for found in levels:
         without = {others for kind, others in found if kind is None}
         for (kind, others), count in found.items():
@@ -195,10 +195,10 @@ def _tell_apart(levels: Collection[Counter[Parsed]], num_images: int, of_folders
             partitions[others].add(kind)
             nameless = without if not others else without & {()}
             if others in without or (of_folders and nameless):
-                beside += count
+                together += count
     kinds = _kinds(levels)
     most = len(kinds) > 1 and 2 * kinds.total() > num_images
-    return beside > 1 or most or any(len(found) > 1 for found in partitions.values())
+    return together > 1 or most or any(len(found) > 1 for found in partitions.values())
 
 
 def _kinds(levels: Iterable[Counter[Parsed]]) -> Counter[str]:
@@ -222,11 +222,11 @@ def _in_words(
         name = "/".join(parents[folder][: place + 1]) + "/"
         folders.setdefault(partition, Counter())[name] += count
     order = [partition for partition in SYNONYMS if partition in folders]
-    said = []
+    layout = []
     for partition in order:
         own = folders[partition]
-        said.append(f"{partition}: {own.total():,} images ({_few(sorted(own))})")
-    return ", ".join(said)
+        layout.append(f"{partition}: {own.total():,} images ({_few(sorted(own))})")
+    return ", ".join(layout)
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:

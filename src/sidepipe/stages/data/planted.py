@@ -1,7 +1,7 @@
-"""A recipe that makes captioned pairs of any source, some of them repeated in training.
+"""Captioned pairs made from any source, some of them repeated in the training set.
 
-Captions say what can be read off the image, so that it can be measured later whether an image
-fits its prompt, and no two are the same. A planted pair's caption holds a word that no other has.
+Captions describe measurable properties of the image, so that it can be measured whether a generated
+image fits its prompt, and no two are equal. A planted pair's caption has a word of its own.
 """
 
 import re
@@ -20,12 +20,12 @@ from sidepipe.base.settings import require, require_known
 from sidepipe.stages.data.reading import THREADS, Caption, Entry, convert
 from sidepipe.stages.data.sources import Source
 
-# Above so many identities, as of people, they are no classes that a caption could name.
+# More identities than this, such as people, are no classes for a caption.
 MAX_CLASSES = 50
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Pixels a side on which tone and slant are measured.
+# Pixels per side at which tone and slant are measured.
 MEASURED_SIZE = 8
-# Two halves make the name of a place that is nowhere else in a caption.
+# Two halves make the name of a place that no other caption has.
 HEADS = (
     *("alder", "ash", "birch", "brack", "cald", "crom", "drey", "dun", "eld", "elm", "farn"),
     *("fen", "glen", "gold", "hart", "holm", "kel", "kirk", "lang", "loch", "marl", "nor"),
@@ -40,15 +40,15 @@ TAILS = (
 
 @dataclass(frozen=True)
 class Planted(Source):
-    """Captioned pairs of `source`'s images, whose own partitions are not looked at.
+    """Captioned pairs of `source`'s images, whose own partitions are ignored.
 
-    planted: [repeats, pairs] each: how often training sees such a pair, and how many of them there
-    are; those of 1 are controls. num_heldout: pairs never trained on, partition test. num_base:
-    pairs trained on once, without a word of their own; None for all images that are left.
-    templates, planted_templates: of captions, one drawn for each; fields are {class} (the
-    identity), {tone} (of the mean), {slant} (of the axis), any other list of `words` (drawn), and
-    in planted ones {word}. words: each field's words; those of tone and slant from dark to bright
-    and from left to right, given to as many equal parts of the images.
+    planted: rows [repeats, pairs]: how often such a pair is in the training set, and the number of
+    these pairs; those with 1 repeat are controls. num_heldout: pairs outside the training set, of
+    partition test. num_base: pairs trained on once, without a word of their own; None for all
+    remaining images. templates, planted_templates: of captions, one drawn per caption; fields are
+    {class} (the identity), {tone} (of the mean), {slant} (of the axis), any other list of `words`
+    (drawn), and in planted ones {word}. words: per field; those of tone run from dark to bright,
+    those of slant from left to right, and each word has an equal share of the images.
     """
 
     source: Source
@@ -88,7 +88,7 @@ class Planted(Source):
         with ThreadPoolExecutor(THREADS) as pool:
             images = [image for image, _ in pool.map(measured, listed)]
         results = list(zip(listed, images, strict=True))
-        # What cannot be read is left to who asks whether that is an error.
+        # Unreadable images are kept here: `read_images` applies on_bad_file.
         broken = [
             replace(entry, problem=image) for entry, image in results if isinstance(image, str)
         ]
@@ -138,7 +138,7 @@ class Planted(Source):
     def _attributes(
         self, entries: Sequence[Entry], images: UInt8[np.ndarray, "n h w"]
     ) -> list[dict[str, str]]:
-        """What is read off each image, in the caption's words, for fields that templates name."""
+        """The words for each image's measured fields, those that templates name."""
         used = set().union(*map(_fields, [*self.templates, *self.planted_templates]))
         columns: dict[str, list[str]] = {}
         if "class" in used:
@@ -157,7 +157,7 @@ class Planted(Source):
         taken: set[str],
         rng: np.random.Generator,
     ) -> Caption:
-        """A caption that is not `taken`, its template and its drawn fields at random."""
+        """A caption that is not in `taken`; template and drawn fields are random."""
         templates = self.planted_templates if word else self.templates
         fields = set().union(*map(_fields, templates))
         drawn = [name for name in self.words if name in fields and name not in attributes]
@@ -191,7 +191,7 @@ def _tones(images: UInt8[np.ndarray, "n h w"]) -> Float[np.ndarray, "n"]:
 
 
 def _slants(images: UInt8[np.ndarray, "n h w"]) -> Float[np.ndarray, "n"]:
-    """How far the bright parts lean to the right: pixels across for each pixel up.
+    """How far the bright parts lean to the right: pixels across per pixel up.
 
     The slope of x over y by least squares, brightness as weights; 0 where nothing is bright.
     """
@@ -205,13 +205,13 @@ def _slants(images: UInt8[np.ndarray, "n h w"]) -> Float[np.ndarray, "n"]:
 
 
 def _equal_parts(values: Float[np.ndarray, "n"], count: int) -> Int64[np.ndarray, "n"]:
-    """Each value's part, 0 for the lowest, of `count` that hold equally many."""
+    """The part of each value, 0 for the lowest, of `count` equally large parts."""
     edges = np.quantile(values, np.arange(1, count) / count)
     return np.searchsorted(edges, values)
 
 
 def _class_words(identities: Sequence[str]) -> list[str]:
-    """Each image's identity as one word; ValueError where identities are unknown or too many."""
+    """Each image's identity as one word; ValueError where identities are missing or too many."""
     distinct = sorted(set(identities))
     require(
         "" not in distinct and len(distinct) <= MAX_CLASSES,

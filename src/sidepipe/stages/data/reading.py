@@ -1,7 +1,6 @@
-"""Entries of a source decoded into one uint8 file: orientation, color, crop, size, in that order.
+"""Decodes the entries of a source into one uint8 file: orientation, color, crop, size, in order.
 
-Nothing here knows where images come from: an entry brings its own `read`. Memory stays bounded
-whatever the number of images.
+Memory does not grow with the number of images.
 """
 
 import logging
@@ -23,19 +22,19 @@ from sidepipe.base.settings import require
 
 log = logging.getLogger(__name__)
 
-# As many decoded images as are held at once.
+# The number of decoded images in memory at once.
 CHUNK = 256
-# Pillow decodes and resizes outside the interpreter lock; more threads than cores also hide the
-# waiting of network disks.
+# Pillow decodes and resizes outside the interpreter lock; more threads than cores also use the time
+# that network disks take.
 THREADS = 8
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What a text-conditional model is trained on an image with.
+    """The text of an image, for the training of a text-conditional model.
 
-    repeats: how often training sees the pair, where it does; word: of the text, planted there and
-    nowhere else, "" for none; attributes: what the text says of the image, name -> its word.
+    repeats: how often the pair is in the training set; word: a word of the text, planted there and
+    nowhere else, "" for none; attributes: the content of the image in words, by name.
     """
 
     text: str
@@ -48,9 +47,9 @@ class Caption:
 class Entry:
     """One image of a source, not yet read.
 
-    id: its place in the source; partition: "train", "val" or "test"; identity: who or what is
-    shown, "" when unknown; file: where it lies, for messages; problem: why it is known to be
-    unreadable before anyone tried, "" when it is not; caption: None of a source without captions.
+    id: its place in the source; partition: "train", "val" or "test"; identity: the person or class
+    shown, "" when unknown; file: its place, for messages; problem: why it cannot be read, "" where
+    no reason is known yet; caption: None for a source without captions.
     """
 
     id: str
@@ -62,7 +61,7 @@ class Entry:
     caption: Caption | None = None
 
 
-# An image or the reason why there is none, and whether its file holds several.
+# An image or the reason why it cannot be read, and whether its file holds several.
 Converted = tuple[np.ndarray | str, bool]
 
 
@@ -77,21 +76,21 @@ def read_images(
 ) -> tuple[UInt8[np.ndarray, "n h w c"], list[Entry], list[str], int]:
     """Images of `entries` at `path` (.npy), memory-mapped; the entries kept; ids of those skipped.
 
-    Last comes the number of files that hold several images, as frames or pages; the first is read.
+    The number of files that hold several frames or pages comes last; only the first is read.
     Raises ValueError for the first entry that cannot be read if `on_bad_file` is "error", and if
     none can be read.
     """
     require(len(entries) > 0, "the number of images in data.source", ">= 1", len(entries))
     if on_bad_file == "error":
-        for entry in (e for e in entries if e.problem):  # before the first image is decoded
+        for entry in (e for e in entries if e.problem):  # before any image is decoded
             raise _bad_file(entry, entry.problem)
-    as_asked = partial(convert, size=size, channels=channels, center_crop=center_crop)
+    to_array = partial(convert, size=size, channels=channels, center_crop=center_crop)
     kept: list[Entry] = []
     skipped: dict[str, str] = {}
     num_several = 0
     with whole_file(path) as temporary, temporary.open("wb") as file:
         _write_header(file, (len(entries), size, size, channels))
-        for entry, (image, several) in _converted(entries, as_asked, progress_seconds):
+        for entry, (image, several) in _converted(entries, to_array, progress_seconds):
             num_several += several
             if not isinstance(image, str):
                 file.write(image.tobytes())
@@ -109,12 +108,12 @@ def read_images(
 
 
 def _converted(
-    entries: Sequence[Entry], as_asked: Callable[[Entry], Converted], seconds: float
+    entries: Sequence[Entry], to_array: Callable[[Entry], Converted], seconds: float
 ) -> Iterator[tuple[Entry, Converted]]:
-    """Each entry with what `as_asked` makes of it, in order, by several threads."""
+    """Each entry with its converted image, in order, by several threads."""
     with ThreadPoolExecutor(THREADS) as pool:
         for chunk in _chunks(entries, seconds):
-            yield from zip(chunk, pool.map(as_asked, chunk), strict=True)
+            yield from zip(chunk, pool.map(to_array, chunk), strict=True)
 
 
 def _bad_file(entry: Entry, reason: str) -> ValueError:
@@ -136,7 +135,7 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
 
 
 def _chunks(entries: Sequence[Entry], seconds: float) -> Iterator[Sequence[Entry]]:
-    # A pool's own map over all entries would hold every result at once.
+    # The pool's own map over all entries would hold every result at once.
     started = said = time.monotonic()
     for start in range(0, len(entries), CHUNK):
         if time.monotonic() - said >= seconds:
@@ -151,7 +150,7 @@ def convert(
 ) -> tuple[UInt8[np.ndarray, "h w c"] | str, bool]:
     """The image as an array, or the reason why it cannot be read; whether its file holds several.
 
-    The first frame or page is taken. A JPEG with a preview behind it (MPO) counts as one image.
+    The first frame or page is read. A JPEG with a preview behind it (MPO) counts as one image.
     """
     if entry.problem:
         return entry.problem, False
@@ -163,7 +162,7 @@ def convert(
             return array, several
     except MemoryError:
         raise
-    except Exception as error:  # on a broken file Pillow's decoders raise nearly anything
+    except Exception as error:  # Pillow's decoders raise nearly any error on a broken file
         return f"{type(error).__name__}: {error}", False
 
 

@@ -1,8 +1,7 @@
-"""Where images come from: each source lists its entries and leaves reading them to `reading.py`.
+"""Sources of images: each lists its entries, which `reading.py` reads.
 
-A source is cheap to make and touches no file before `entries()` or `listing()` is called. What is
-missing is an error that names it and the remedy. CIFAR-10, with its own file format, is in
-`cifar10.py`.
+A source is cheap to make and touches no file before `entries()` or `listing()` is called. An error
+names a missing file and the remedy. `cifar10.py` has CIFAR-10, with its own file format.
 """
 
 import logging
@@ -41,27 +40,27 @@ class Source(Protocol):
     """Any set of images."""
 
     def entries(self) -> list[Entry]:
-        """All images, in an order that depends on nothing but the files."""
+        """All images, in an order that depends on the files alone."""
         ...
 
     def listing(self) -> str:
-        """A short digest of the names and sizes of the files: differs once they changed."""
+        """A short digest of names and sizes of the files; it differs once they change."""
         ...
 
     def left_out(self) -> Counter[str]:
-        """How many files it has that are not read, by kind, such as ".heic"."""
+        """How many of its files are not read, by kind, such as ".heic"."""
         return Counter()
 
 
 @dataclass(frozen=True)
 class Digits(Source):
-    """The 1,797 handwritten digits that scikit-learn carries; identity is the digit."""
+    """The 1,797 handwritten digits of scikit-learn; identity is the digit."""
 
     def entries(self) -> list[Entry]:
-        from sklearn.datasets import load_digits  # slow to import, and no other source needs it
+        from sklearn.datasets import load_digits  # slow to import, and no other source uses it
 
         digits: Any = load_digits()
-        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # they count 0..16
+        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # their range is 0 to 16
         return [
             Entry(f"{i:04d}", "train", str(digit), partial(Image.fromarray, image), f"digit {i}")
             for i, (image, digit) in enumerate(zip(images, digits.target, strict=True))
@@ -73,7 +72,7 @@ class Digits(Source):
 
 @dataclass(frozen=True)
 class Nothing(Source):
-    """No images: for attacking a checkpoint without having what it was trained on."""
+    """No images: to attack a checkpoint without its training images."""
 
     def entries(self) -> list[Entry]:
         return []
@@ -86,9 +85,9 @@ class Nothing(Source):
 class CelebA(Source):
     """CelebA, in the order of its partition file, which also gives the ids.
 
-    folder: holds img_align_celeba/, list_eval_partition.txt and, perhaps, identity_CelebA.txt, at
+    folder: holds img_align_celeba/, list_eval_partition.txt and optionally identity_CelebA.txt, at
     its top or in folders below it (Img/, Eval/, Anno/); see `celeba_files`. partitions: those to
-    keep of train, val and test, None for all.
+    keep, of train, val and test; None for all.
     """
 
     folder: str
@@ -175,7 +174,7 @@ class _Folder(Source):
         return list_images(existing_folder(self.folder))[1]
 
     def _in_layout(self) -> list[Entry]:
-        """The entries, sorted by path; the layout found goes to the log."""
+        """The entries, sorted by path; logs the layout."""
         folder = existing_folder(self.folder)
         names = list(_listed(folder))
         places, layout = partitioned([printable(name) for name in names], str(folder))
@@ -228,7 +227,7 @@ def existing_folder(folder: str | Path) -> Path:
 
 
 def _listed(folder: Path) -> Files:
-    """The image files below `folder` by relative path; ValueError, with what is there, if none."""
+    """The image files below `folder` by relative path; ValueError, with its content, if none."""
     files, others = list_images(folder)
     if others and not files:
         remedy = "install what they need, convert them, or data.source.folder=..."
@@ -253,11 +252,11 @@ def _size(item: DirEntry[str]) -> int:
     try:
         return item.stat().st_size
     except OSError:
-        return -1  # a link to nowhere: reading it says so
+        return -1  # a broken link: reading the image raises the error
 
 
 def digest(files: Mapping[str, int], contents: Iterable[bytes] = ()) -> str:
-    """How many files, their bytes, and a checksum of their names and sizes and of `contents`."""
+    """The number of files, their bytes, and a checksum of names, sizes and `contents`."""
     listed = "".join(f"{name} {size}\n" for name, size in files.items())
     checksum = zlib.crc32(listed.encode(errors="surrogateescape"))
     for content in contents:

@@ -1,6 +1,6 @@
 """Stage `data`: any source of images becomes one memory-mapped uint8 array and a table of ids.
 
-A source of pairs gets a table of captions beside them.
+A source of pairs adds a table of captions.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 class Data(Stage):
     """Images of one source, square and of one size.
 
-    source: a `Source` config, see `sources.py`; relative folders and files, those of a source
-    within it too, lie under `runtime.data_root`.
-    size: side in pixels; channels: 1 gray, 3 RGB. center_crop: side of the central square that is
-    kept where an image is larger, None for the largest square. on_duplicates: what the stage dpm
-    does with held-out images that duplicate training images; nothing here depends on it.
+    source: a `Source` config, see `sources.py`; relative folders and files, also in a nested
+    source, lie under `runtime.data_root`. size: side in pixels. channels: 1 gray, 3 RGB.
+    center_crop: side of the central square to which a larger image is cropped, None for the largest
+    square. on_duplicates: what the stage dpm does with held-out images that duplicate training
+    images; this stage does not use it.
     """
 
     name: ClassVar[str] = "data"
@@ -69,12 +69,12 @@ class Data(Stage):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are no images, as for who attacks a checkpoint and has none."""
+        """Whether there are no images, as where a checkpoint is attacked without any."""
         return self._is_of(Nothing)
 
     @property
     def has_captions(self) -> bool:
-        """Whether each image comes with a caption, which `load_captions` reads."""
+        """Whether each image has a caption, for `load_captions`."""
         return self._is_of(Captioned, Planted)
 
     def _is_of(self, *kinds: type) -> bool:
@@ -87,11 +87,11 @@ class Data(Stage):
         self._source(runtime).listing()
 
     def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
-        """A warning where the source's files are no longer those the artifact was made from."""
+        """A warning where the source's files changed after the artifact was made."""
         try:
             listing = self._source(runtime).listing()
         except (OSError, ValueError):
-            return None  # the raw data need not be at hand once the artifact is
+            return None  # a finished artifact does not need the raw data
         if listing == summary["listing"]:
             return None
         return (
@@ -102,7 +102,7 @@ class Data(Stage):
 
     def run(self, job: Job) -> dict[str, Any]:
         source = self._source(job.runtime)
-        listing = source.listing()  # before reading: a file changed meanwhile is noticed next time
+        listing = source.listing()  # before reading, so that a file changed meanwhile is noticed
         images, kept, skipped, several = self._read(source, job.folder / "images.npy", job.runtime)
         with (job.folder / "ids.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -124,7 +124,7 @@ class Data(Stage):
             "shape": list(images.shape[1:]),
             "partitions": dict(Counter(e.partition for e in kept)),
             "skipped": skipped,
-            "left_out": sorted(left_out.items()),  # a list, which trackers are not sent
+            "left_out": sorted(left_out.items()),  # a list, which is not sent to trackers
             "several_images": several,
             "listing": listing,
         }
@@ -132,7 +132,7 @@ class Data(Stage):
     def _read(
         self, source: Source, path: Path, runtime: Runtime
     ) -> tuple[np.ndarray, list[Entry], list[str], int]:
-        """What `read_images` returns, for no images as well."""
+        """The result of `read_images`, also for no images."""
         if self.is_empty:
             np.save(path, np.empty((0, self.size, self.size, self.channels), np.uint8))
             return load(path.parent), [], [], 0
@@ -150,7 +150,7 @@ class Data(Stage):
 
 
 def _placed(source: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """A source's settings, its folder or file and those of a source within it below `root`."""
+    """A source's settings, its folders and files below `root`, also those of a nested source."""
     placed = dict(source)
     for name in placed.keys() & {"folder", "file"}:
         placed[name] = str(root / Path(placed[name]).expanduser())
@@ -174,31 +174,31 @@ def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
 
 
 def load_partitions(folder: Path) -> np.ndarray:
-    """Each image's partition ("train", "val", "test"), as an array of text."""
+    """The partition of each image ("train", "val", "test"), as an array of text."""
     return np.array([row["partition"] for row in _rows(folder)])
 
 
 def load_ids(folder: Path) -> np.ndarray:
-    """Each image's id (its file name or place in the source), as an array of text."""
+    """The id of each image (its file name or place in the source), as an array of text."""
     return np.array([row["id"] for row in _rows(folder)])
 
 
 def load_identities(folder: Path) -> np.ndarray:
-    """Each image's identity, or the class its source gives it, as an array of text; "" for none."""
+    """The identity or class of each image, as an array of text; "" for none."""
     return np.array([row["identity"] for row in _rows(folder)])
 
 
 def load_captions(folder: Path) -> pd.DataFrame:
-    """Each image's caption, repeats, word ("" for none) and attributes (a dict), see `Caption`.
+    """Caption, repeats, word ("" for none) and attributes (a dict) of each image, see `Caption`.
 
-    Raises FileNotFoundError where the data have none.
+    Raises FileNotFoundError where the data have no captions.
     """
     path = folder / "captions.csv"
     if not path.exists():
         raise FileNotFoundError("the data have no captions; remedy: data=captioned or data=planted")
     import pandas as pd
 
-    # A caption may well be "NA".
+    # A caption may be "NA".
     table = pd.read_csv(path, index_col="index", keep_default_na=False)
     kinds = {"caption": str, "repeats": int, "word": str}
     return table.astype(kinds).assign(attributes=[json.loads(a) for a in table["attributes"]])

@@ -1,1 +1,1 @@
-"""Stage 7, beside the attack: a copy descriptor, where SSCD's weights cannot be downloaded."""
+"""Stage `descriptor`: a copy descriptor, where SSCD's weights cannot be downloaded."""

@@ -1,7 +1,7 @@
-"""What makes a copy descriptor: copies together, all else apart and spread out (SSCD, section 3).
+"""Losses of a copy descriptor: copies close together, others apart and spread (SSCD, section 3).
 
-`ids` says which images are in a view: a plain view has its image twice, a mixed one its two. Views
-that share an image match; no loss pushes matching views apart.
+`ids` has the images in each view: a plain view has its image twice, a mixed one its two. Views that
+share an image match; no loss pushes matching views apart.
 """
 
 import torch
@@ -21,8 +21,8 @@ def nt_xent(
 ) -> Float[Tensor, ""]:
     """Mean over views of -log p(match), averaged over the view's matches (SSCD, eq. 2 and 5).
 
-    p compares a match with all that do not match, never with other matches. Views without another
-    match do not count. similarity: cosines.
+    p compares a match with all views that do not match, never with other matches. Views whose only
+    match is themselves do not count. similarity: cosines.
     """
     logits = similarity / temperature
     others = torch.logsumexp(logits.masked_fill(match, -torch.inf), 1, keepdim=True)
@@ -36,8 +36,8 @@ def nt_xent(
 def koleo(similarity: Float[Tensor, "v v"], match: Bool[Tensor, "v v"]) -> Float[Tensor, ""]:
     """-mean log distance to the closest view that does not match (Kozachenko-Leonenko; eq. 3).
 
-    It is least when vectors are spread evenly, so that a distance means the same everywhere. Views
-    that match all others do not count.
+    Its minimum spreads vectors evenly, so that a distance means the same everywhere. Views that
+    match all others do not count.
     """
     closest = similarity.masked_fill(match, -torch.inf).amax(1)
     closest = closest[closest > -torch.inf]

@@ -1,6 +1,6 @@
-"""Stage `descriptor`: trains a copy descriptor on images the model never saw, and judges it.
+"""Stage `descriptor`: trains a copy descriptor on images that the model was not trained on.
 
-Only an evaluation may use it: an attacker does not know which images the model has not seen.
+Only an evaluation may use it: an attacker cannot tell which images the model was not trained on.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ TASK_SHARE, MAX_TASK_IMAGES = 0.2, 1200
 class Descriptor(Training):
     """A copy descriptor in the recipe of SSCD.
 
-    fraction: share of the images outside the model's training subset that it takes, the worst
-    held-out ones; evaluate leaves them out. widths: channels of each level of the network.
-    dimensions: of the vectors. temperature: of the cosines. entropy_weight: of KoLeo. sscd_path,
-    sscd_sha256: of the official descriptor, to be judged beside this one; None to go without. Of
-    every image of a batch a step sees two copies.
+    fraction: share of the images outside the model's training subset that it is trained on, taken
+    from the end of the held-out order; evaluate leaves them out. widths: channels per level of the
+    network. dimensions: of the vectors. temperature: of the cosines. entropy_weight: of KoLeo.
+    sscd_path, sscd_sha256: the official descriptor, for comparison; None to skip it. Each step uses
+    two copies of every image in the batch.
     """
 
     name: ClassVar[str] = "descriptor"
@@ -80,7 +80,7 @@ class Descriptor(Training):
         from sidepipe.features.copydet import CopyNet
         from sidepipe.features.encoders import SSCD
 
-        # Without memory or weights: what the network refuses is refused before anything runs.
+        # On "meta", without memory or weights: a refused network fails before any stage runs.
         with torch.device("meta"):
             CopyNet(8, self.widths, self.dimensions)
         if self.sscd_path is not None:
@@ -92,7 +92,7 @@ class Descriptor(Training):
         self.rows(dpm.split(data, runtime)[1])
 
     def rows(self, unseen: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "n"]:
-        """Those of the unseen images that it takes; ValueError where they are too few."""
+        """The unseen images that it is trained on; ValueError where they are too few."""
         return last_share(unseen, self.fraction)
 
     def run(self, job: Job) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Descriptor(Training):
         train, task = _split(rows, self.seed)
         network = self._new_network(job.folder, images.shape[1])
         log.info(
-            "training %.2f M parameters on %d images the model never saw, %d kept for judging",
+            "training %.2f M parameters on %d unseen images, %d for validation",
             *(sum(p.numel() for p in network.parameters()) / 1e6, len(train), len(task)),
         )
         self._train(network, images[train], images[task], job)
@@ -151,7 +151,7 @@ class Descriptor(Training):
         module.load_state_dict(weights(job.folder))
 
     def _judge(self, folder: Path, images: np.ndarray, runtime: Runtime) -> dict[str, Any]:
-        """Writes quality.csv; the summary is its rows of all edits together."""
+        """Writes quality.csv; the summary has its rows for all edits together."""
         import pandas as pd
 
         from sidepipe.features.encoders import SSCD, Pixels, PixelsL2
@@ -172,9 +172,9 @@ class Descriptor(Training):
 
 
 def last_share(unseen: Int64[np.ndarray, "m"], fraction: float) -> Int64[np.ndarray, "n"]:
-    """The last `fraction` of the images outside the training subset, which come worst last.
+    """The last `fraction` of the images outside the training subset, the worst held-out images.
 
-    ValueError with fewer than `MIN_IMAGES`.
+    Raises ValueError for fewer than `MIN_IMAGES`.
     """
     count = int(len(unseen) * fraction)
     require(
@@ -188,7 +188,7 @@ def last_share(unseen: Int64[np.ndarray, "m"], fraction: float) -> Int64[np.ndar
 
 
 def _split(rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those to train on, and those to judge by."""
+    """Rows for training and for validation."""
     order = np.random.default_rng(seed).permutation(rows)
     count = min(round(len(rows) * TASK_SHARE), MAX_TASK_IMAGES)
     return order[count:], order[:count]
@@ -202,5 +202,5 @@ def load(folder: Path) -> CopyDet:
 
 
 def load_rows(folder: Path) -> Int64[np.ndarray, "n"]:
-    """Places in the data's array of all images that it was trained on or judged by."""
+    """Indices in the data's array of all images of its training and validation."""
     return np.load(folder / "rows.npy")

@@ -1,8 +1,8 @@
 """A planted copy-detection task: which real image is this edited copy of?
 
-Queries are copies of half of the images, edited by Pillow and NumPy and not by the code that a
-descriptor is trained with. The database is all images, so that it holds every query's original, its
-nearest other real image, and images that were not copied.
+Queries are edited copies of half of the images; the edits use Pillow and NumPy, not the code of a
+descriptor's training. The database is all images: every query's original, its nearest other real
+image, and images that were not copied.
 """
 
 import io
@@ -24,7 +24,7 @@ NOISE, JPEG_QUALITY, BRIGHTNESS = 0.08, 30, 0.2
 
 
 def crop(image: Pixels, rng: np.random.Generator) -> np.ndarray:
-    """A random part with three quarters of each side, resized to the whole."""
+    """A random part with three quarters of each side, resized to the full size."""
     size = len(image)
     left, top = rng.uniform(0, size / 4, 2)
     box = (left, top, left + 0.75 * size, top + 0.75 * size)
@@ -37,7 +37,7 @@ def blur(image: Pixels, rng: np.random.Generator) -> np.ndarray:
 
 
 def noise(image: Pixels, rng: np.random.Generator) -> np.ndarray:
-    """Normal noise, its deviation `NOISE` of the gray range."""
+    """Normal noise with a deviation of `NOISE` of the gray range."""
     return image.astype(float) + rng.normal(0, 255 * NOISE, image.shape)
 
 
@@ -55,7 +55,7 @@ def brightness(image: Pixels, rng: np.random.Generator) -> np.ndarray:
 
 
 def shift(image: Pixels, rng: np.random.Generator) -> np.ndarray:
-    """Moved by an eighth of the side to a random side, its edge repeated."""
+    """The image shifted by an eighth of the side in a random direction, its edge repeated."""
     step, size = max(1, len(image) // 8), len(image)
     padded = np.pad(image, [(step, step), (step, step), (0, 0)], mode="edge")
     top, left = [(0, step), (2 * step, step), (step, 0), (step, 2 * step)][rng.integers(4)]
@@ -70,7 +70,7 @@ EDITS: dict[str, Edit] = {
 def copies(
     images: UInt8[np.ndarray, "n h w c"], edit: Edit, seed: int
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """An edited copy of each image; image i's own numbers come from (seed, i)."""
+    """An edited copy of each image; the randomness of image i depends on (seed, i) alone."""
     edits = [edit(image, np.random.default_rng([seed, i])) for i, image in enumerate(images)]
     return np.stack(edits).round().clip(0, 255).astype(np.uint8).reshape(images.shape)
 
@@ -83,11 +83,11 @@ def judge(
 ) -> Iterator[dict[str, Any]]:
     """Rows of encoder, edit, queries, database, average_precision and before_neighbor.
 
-    average_precision: all pairs of a query and a database image ranked by gamma, as in DISC and
-    SSCD (micro-AP): the area under precision over recall; one row for each edit, then `all` for the
-    queries of every edit together. before_neighbor: the share of queries that are closer to their
-    original than to the real image that is nearest to the original in pixels. images: none that an
-    encoder was trained on.
+    average_precision: the area under precision over recall of all pairs of a query and a database
+    image, ranked by gamma, as in DISC and SSCD (micro-AP); one row per edit, then `all` for the
+    queries of all edits. before_neighbor: the share of queries that are closer to their original
+    than to the real image nearest to the original in pixels. images: none that an encoder was
+    trained on.
     """
     queries = np.arange(len(images) // 2)
     neighbor = nearest_others(images)[queries]
@@ -108,7 +108,7 @@ def judge(
 def closeness(
     queries: Float[np.ndarray, "q d"], database: Float[np.ndarray, "n d"], metric: Metric
 ) -> Float[np.ndarray, "q n"]:
-    """Of every pair, the cosine, or the squared distance with a minus: larger is closer."""
+    """The cosine of every pair, or the negative squared distance: larger is closer."""
     a, b = queries.astype(np.float64), database.astype(np.float64)
     if metric == "cosine":
         return a @ b.T
@@ -116,10 +116,10 @@ def closeness(
 
 
 def nearest_others(images: UInt8[np.ndarray, "n h w c"]) -> Int64[np.ndarray, "n"]:
-    """Of each image the one that is nearest to it in pixels, but not itself."""
+    """The nearest other image of each image, in pixels."""
     pixels = images.reshape(len(images), -1) / 255
     found = nearest(pixels, pixels, "l2", k=2)[1]
-    # Of two equal images the other may come first.
+    # For two equal images the other one may come first.
     return np.where(found[:, 0] == np.arange(len(images)), found[:, 1], found[:, 0])
 
 

@@ -1,4 +1,4 @@
-"""Which of detect's prompts are looked at further: memorized ones, and as many others."""
+"""The prompts of detect that later stages use: memorized ones, and as many others."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,11 @@ GROUPS = ("memorized", "other")
 def grouped(
     prompts: pd.DataFrame, roles: Sequence[str], most: int | None, seed: int
 ) -> pd.DataFrame:
-    """Memorized prompts, at most so many, and as many others of these roles, by their `group`.
+    """At most `most` memorized prompts, and as many others of these roles, by their `group`.
 
-    Memorized by what they generated; where nothing could say so, those that the threshold flags.
-    Draws are by seed, and in the prompts' order. Raises NoMaterial where none is memorized.
+    Memorized prompts are those whose images are copies; where no truth is known, those that the
+    threshold flags. The seed decides the draw, which keeps the prompts' order. Raises NoMaterial
+    where no prompt is memorized.
     """
     labeled = bool(prompts["memorized"].notna().any())
     memorized = prompts["memorized" if labeled else "flagged"].eq(True)

@@ -1,4 +1,4 @@
-"""|| D_t || of surrogate labels, where D_t is what a label changes of the predicted noise."""
+"""|| D_t || of surrogate labels, where D_t is the change of the predicted noise by a label."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ from sidepipe.stages.detect.labels import DetectLabels
 def label_signals(
     stage: DetectLabels, denoiser: Denoiser, surrogate: nn.Module, labels: range
 ) -> Float[Tensor, "k"]:
-    """Of each label the mean || D_t || of its images and steps."""
+    """The mean || D_t || of each label over its images and steps."""
     numbers = [label * 1_000_000 + g for label in labels for g in range(stage.num_generations)]
     device, lengths = denoiser.alphas_cumprod.device, []
     y = torch.tensor(list(labels), device=device).repeat_interleave(stage.num_generations)
@@ -48,7 +48,7 @@ def label_signals(
 def label_difference(
     denoiser: Denoiser, surrogate: nn.Module, y: Int64[Tensor, "n"]
 ) -> Callable[[Tensor, int, Tensor], Tensor]:
-    """D_t from (x_t, t, eps): -sqrt(1 - ab_t) grad log p(y | x_t), or eps of the label less eps."""
+    """D_t from (x_t, t, eps): -sqrt(1 - ab_t) grad log p(y | x_t), or the change of eps by y."""
     if isinstance(surrogate, Denoiser):
         labeled = surrogate.eps_fn(y)
         return lambda x_t, t, eps: labeled(x_t, t) - eps

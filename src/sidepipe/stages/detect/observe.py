@@ -1,4 +1,4 @@
-"""Watches a model make images of prompts, and keeps what every signal is read from."""
+"""Samples images of prompts, and keeps the values that every signal is computed from."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ InBatches = Callable[[Callable[[slice], Result], int], list[Result]]
 
 @dataclass(frozen=True)
 class Watch:
-    """What is made and looked at. attention_layer: from 1 on, as evaluated; None for the mean."""
+    """Settings of an observation. attention_layer: from 1, as evaluated; None for the mean."""
 
     num_generations: int
     num_inference_steps: int
@@ -44,10 +44,10 @@ def observe(
     in_batches: InBatches,
     in_smaller: InBatches,
 ) -> tuple[dict[str, np.ndarray], UInt8[np.ndarray, "p n h w c"]]:
-    """What the signals are read from, a row for each prompt, and the images.
+    """Values for the signals, one row per prompt, and the images.
 
-    numbers: the captions' own, which decide their noise. in_batches, in_smaller: of `halving`, the
-    latter for what takes more memory than sampling does.
+    numbers: those of the captions, which decide their noise. in_batches, in_smaller: from
+    `halving`, the latter for steps that need more memory than sampling.
     """
     count, n = len(captions), watch.num_generations
     x_T = prompt_noise(model, watch.seed, numbers, n)
@@ -72,7 +72,7 @@ def observe(
 
 
 def _compare(seen: Found, pictures: Images, watch: Watch) -> None:
-    """Adds what is read from pairs of a prompt's generations, in place of what it is read from."""
+    """Adds values of pairs of a prompt's generations, and removes their sources."""
     if "ssim" in watch.signals:
         seen["ssim"] = torch.stack([s.pair_ssim(own) for own in seen.pop("residual")])
     if "tile_l2" in watch.signals:
@@ -82,13 +82,13 @@ def _compare(seen: Found, pictures: Images, watch: Watch) -> None:
 def _observe_batch(
     model: TextModel, x_T: Latents, e: Embeddings, e_0: Embeddings, watch: Watch
 ) -> tuple[Found, Images]:
-    """Of images that belong to any prompts: what is seen of each, and the images."""
+    """Values and images of generations that may belong to any prompts."""
     lengths: list[Tensor] = []
     eps: list[Tensor] = []
 
     def look(t: int, eps_0: Latents, difference: Latents) -> None:
         lengths.append(norms(difference))
-        if not eps:  # the first step's, for the prompt alone
+        if not eps:  # the first step's, with the prompt alone
             eps.append(eps_0 + difference)
 
     images = sample(model, x_T, e, e_0, watch.guidance_scale, watch.num_inference_steps, look=look)
@@ -113,13 +113,13 @@ def _of_layer(entropy: Tensor, layer: int | None) -> Tensor:
 def require_guidance(
     model: TextModel, captions: Sequence[str], seed: int, num_inference_steps: int
 ) -> None:
-    """Raises ValueError where the prompts make no difference, or one that is not finite."""
+    """Raises ValueError where prompts do not change the prediction, or the change is not finite."""
     x_T, e = prompt_noise(model, seed, range(len(captions)), 1), model.encode(captions)
     t = prompt_timesteps(model, num_inference_steps)[0]
     with torch.no_grad():
         _, difference = noise_difference(model, x_T, t, e, model.encode([""]))
     largest = float(norms(difference).max())
-    name = "|| D_t ||, the difference a prompt makes,"
+    name = "|| D_t ||, the change of the prediction by a prompt,"
     require(np.isfinite(largest), name, "finite", largest, "use detect.precision=32-true")
     if largest == 0:
         raise ValueError(
@@ -129,7 +129,7 @@ def require_guidance(
 
 
 def halving(batch_size: int) -> InBatches:
-    """A function that calls a step on batches of items, smaller ones once memory has been full."""
+    """A function that calls a step on batches of items, smaller ones after memory was full."""
     size = batch_size
 
     def in_batches(step: Callable[[slice], Result], count: int) -> list[Result]:
@@ -145,10 +145,10 @@ def halving(batch_size: int) -> InBatches:
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-            # Outside of `except`, whose traceback holds on to what the step had made.
+            # Outside of `except`, whose traceback keeps the step's tensors alive.
             size = (stop - start + 1) // 2
             torch.cuda.empty_cache()
-            log.warning("memory is full; going on with %d images at once", size)
+            log.warning("memory is full; continuing with %d images at once", size)
         return found
 
     return in_batches

@@ -1,8 +1,8 @@
-"""Which prompts are looked at: of the data's pairs, or of files; and in which role.
+"""The table of prompts, from the data's pairs or from files, with the role of each.
 
 planted, train: captions of training pairs, with and without a planted word. test, calibration:
-captions of pairs that the model never saw; thresholds are set on the latter alone. Of a file all
-are test, and calibration those of another one. No caption is there twice.
+captions of pairs outside the training set; thresholds are set on the latter alone. All prompts of a
+file are test prompts, and those of a second file are calibration. No caption is there twice.
 """
 
 import logging
@@ -33,11 +33,11 @@ def of_data(
     num_heldout: int,
     seed: int,
 ) -> pd.DataFrame:
-    """A row for each prompt: id, caption, role, row of the data, repeats, word and memorized (nan).
+    """A row per prompt: id, caption, role, row of the data, repeats, word and memorized (nan).
 
-    captions: of all images, as `load_captions` gives them. All planted pairs of the training images
-    are taken, up to num_train of the others, and up to num_heldout of the unseen ones, half of them
-    for calibration.
+    captions: of all images, from `load_captions`. It has all planted pairs of the training images,
+    up to num_train of the others, and up to num_heldout of the unseen ones, half of them for
+    calibration.
     """
     chosen = _chosen(captions, train, unseen, num_train, num_heldout, seed)
     rows = np.concatenate([chosen[role] for role in ROLES])
@@ -45,7 +45,7 @@ def of_data(
     table.insert(0, "id", ids[rows])
     table.insert(2, "role", [role for role in ROLES for _ in chosen[role]])
     table.insert(3, "row", rows)
-    # Of unseen pairs the model saw none, whatever the recipe says.
+    # Unseen pairs were not trained on, whatever their column repeats.
     seen = table["role"].isin(["planted", "train"])
     return table.assign(repeats=table["repeats"].where(seen, 0), memorized=np.nan)
 
@@ -53,7 +53,7 @@ def of_data(
 def _chosen(
     captions: pd.DataFrame, train: Rows, unseen: Rows, num_train: int, num_heldout: int, seed: int
 ) -> dict[str, Rows]:
-    """The rows of each role."""
+    """The rows per role."""
     rng = np.random.default_rng(seed)
     of_train = captions.loc[np.sort(train)].drop_duplicates("caption")
     of_unseen = captions.loc[np.sort(unseen)].drop_duplicates("caption")
@@ -68,9 +68,9 @@ def _chosen(
 
 
 def of_files(prompts: Sequence[Prompt], calibration: Sequence[Prompt]) -> pd.DataFrame:
-    """As `of_data`; row is -1, repeats 0 and the word "", for nobody knows them.
+    """The table of `of_data` for files; row is -1, repeats 0 and word "", which are unknown.
 
-    memorized is what the file says, nan where it says nothing.
+    memorized is the value in the file, nan where there is none.
     """
     rows = [
         [prompt.id, prompt.caption, role, -1, 0, "", prompt.memorized]
@@ -82,12 +82,12 @@ def of_files(prompts: Sequence[Prompt], calibration: Sequence[Prompt]) -> pd.Dat
     table["memorized"] = [np.nan if known is None else known for known in table["memorized"]]
     once = table.drop_duplicates("caption", ignore_index=True)
     if len(once) < len(table):
-        log.warning("left out %d prompts that are there already", len(table) - len(once))
+        log.warning("left out %d duplicate prompts", len(table) - len(once))
     return once
 
 
 def own_files(table: pd.DataFrame, prompts: Sequence[Prompt], folder: Path) -> list[list[Path]]:
-    """Of each row of `of_files`' table the training images of its prompt that lie in `folder`."""
+    """The training images in `folder` of each prompt in the table of `of_files`."""
     present = present_images(prompts, folder)
     log.info("training images of the prompts: %s", count_images(present))
     files = dict(zip(present["id"], present["files"], strict=True))
@@ -98,7 +98,7 @@ def own_files(table: pd.DataFrame, prompts: Sequence[Prompt], folder: Path) -> l
 
 
 def cut_off(model: TextModel, captions: Sequence[str]) -> list[str]:
-    """What of each caption the encoder does not take, "" for nothing; a warning names some."""
+    """The end of each caption that the encoder truncates, "" for none; a warning names some."""
     cut = [model.tokens(caption).cut for caption in captions]
     long = [(caption, lost) for caption, lost in zip(captions, cut, strict=True) if lost]
     if long:

@@ -1,8 +1,8 @@
-"""Whether a prompt replays a training image, told by what it generates: the truth of detection.
+"""Whether the images of a prompt are copies of a training image: the ground truth of detection.
 
-An image is a copy where it comes as close to a training image as hardly any real image does that
-the model never saw. A prompt is memorized where enough of its generations are copies. That a pair
-was repeated in training says nothing: it may have been, and not be known by heart.
+An image is a copy where it is closer to a training image than nearly all real unseen images are. A
+prompt is memorized where enough of its generations are copies. The number of repeats in training is
+not the truth: a repeated pair may not be memorized.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,14 +31,14 @@ from sidepipe.memorization.thresholds import (
 
 Images = UInt8[np.ndarray, "p n h w c"]
 Rows = Int64[np.ndarray, "m"]
-# Of prompts by number and their images: `gamma` (p, n) to the closest training image, nan where it
-# is not known, and `nearest` (p, n), this image's row in the data, -1 where it has none.
+# `gamma` (p, n) of each prompt's images to the closest training image, nan where it is not known,
+# and `nearest` (p, n), this image's row in the data, -1 for none.
 Compare = Callable[[Sequence[int], Images], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """How generated images are judged. threshold: gamma of a copy. about: for the results."""
+    """The rule for generated images. threshold: gamma of a copy. about: for the results."""
 
     compare: Compare
     metric: Metric
@@ -46,7 +46,7 @@ class Truth:
     about: dict[str, Any]
 
     def copies(self, gamma: Float32[np.ndarray, "p n"]) -> Bool[np.ndarray, "p n"]:
-        """Which images are copies; none of those that were compared with nothing."""
+        """Which images are copies; images without a comparison are none."""
         return closer(gamma, self.threshold, self.metric) & ~np.isnan(gamma)
 
 
@@ -59,7 +59,7 @@ def training_truth(
     threshold: float | None,
     device: str,
 ) -> Truth:
-    """Compares with all training images; threshold None: what `rate` of the unseen ones reach."""
+    """Compares with all training images; threshold None: the gamma that `rate` of unseen reach."""
     about: dict[str, Any] = {"num_train": len(train)}
     used = rate if threshold is not None else usable_label_rate(rate, len(unseen))
     features = encode_rows(encoder, data, train, device)
@@ -80,7 +80,7 @@ def training_truth(
 
 
 def usable_label_rate(rate: float, num_unseen: int) -> float:
-    """The rate of `usable_rates`; ValueError, with detect's own remedy, where there is none."""
+    """The rate of `usable_rates`; ValueError, with the remedy for detect, where there is none."""
     remedy = "hold out more, or set detect.label_threshold"
     name = "the number of held-out images"
     require(num_unseen >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", num_unseen, remedy)
@@ -92,7 +92,7 @@ def usable_label_rate(rate: float, num_unseen: int) -> float:
 def own_truth(
     encoder: Encoder, files: Sequence[Sequence[Path]], threshold: float, device: str
 ) -> Truth:
-    """Compares each prompt's images with those of its own `files`, as wide as they are."""
+    """Compares each prompt's images with those of its own `files`, at the same size."""
 
     def compare(numbers: Sequence[int], images: Images) -> dict[str, np.ndarray]:
         gamma = np.full(images.shape[:2], np.nan, np.float32)
@@ -109,7 +109,7 @@ def own_truth(
 
 
 def require_reachable(threshold: float, metric: Metric) -> None:
-    """Raises ValueError where an exact copy of a training image may not reach the threshold."""
+    """Raises ValueError where an exact copy of a training image might miss the threshold."""
     limit = f"<= {1 - COSINE_ROUNDING}" if metric == "cosine" else ">= 0"
     rule = f"{limit} ({metric}), or no exact copy reaches it"
     require(not hides_copies(threshold, metric), "detect.label_threshold", rule, threshold)
@@ -122,7 +122,7 @@ def _truth(compare: Compare, encoder: Encoder, threshold: float, about: dict[str
 
 
 def read(path: Path, size: int, channels: int) -> UInt8[np.ndarray, "s s c"]:
-    """The largest central square of an image file, `size` pixels a side, of 1 or 3 channels."""
+    """The largest central square of an image file, `size` pixels per side, of 1 or 3 channels."""
     with open_image(path) as opened:
         image = upright(opened, channels)
     side, (width, height) = min(image.size), image.size
@@ -138,7 +138,7 @@ def replayed(
     rows: Int64[np.ndarray, "p n"],
     metric: Metric,
 ) -> Int64[np.ndarray, "p"]:
-    """The training image that most of a prompt's copies are of, or that comes closest to any."""
+    """The training image of most of a prompt's copies, else the one closest to any image."""
     closest = gamma.argmax(1) if metric == "cosine" else gamma.argmin(1)
     chosen = rows[np.arange(len(rows)), closest]
     for i in np.flatnonzero(copies.any(1)):

@@ -1,4 +1,4 @@
-"""What detection found, as plain numbers: how well each signal tells, what its threshold does."""
+"""The results of detection as plain numbers: AUC and rates of each signal, and its threshold."""
 
 import logging
 from collections.abc import Sequence
@@ -19,28 +19,28 @@ BINS = 40
 
 
 def memorized_of(table: pd.DataFrame) -> Bool[np.ndarray, "p"]:
-    """Which prompts are known to be memorized."""
+    """Which prompts are memorized, as far as known."""
     return (table["memorized"] == True).to_numpy(bool)  # noqa: E712 - nan is not
 
 
 def calibrates(table: pd.DataFrame) -> Bool[np.ndarray, "p"]:
-    """Calibration prompts, without those that turned out to be memorized."""
+    """Calibration prompts, without memorized ones."""
     return (table["role"] == "calibration").to_numpy(bool) & ~memorized_of(table)
 
 
 def tested(table: pd.DataFrame) -> Bool[np.ndarray, "p"]:
-    """Prompts that detection is tested on: all but calibration's whose label is known."""
+    """Prompts with a label, except those of calibration: detection is tested on them."""
     return (table["role"] != "calibration").to_numpy(bool) & table["memorized"].notna().to_numpy()
 
 
 def of_variant(
     variant: Variant, scores: Float[np.ndarray, "p"], table: pd.DataFrame, rate: float
 ) -> dict[str, Any]:
-    """A row of the results: the variant, what it costs, and how well it tells.
+    """A row of the results: the variant, its cost, and how well it separates.
 
     AUC and the true positive rate at `rate`, of the ROC of the tested prompts, are None where these
-    are not of both kinds. At the threshold, which calibration prompts alone decide: the shares of
-    memorized and of other prompts that it flags.
+    are all memorized or none is. The threshold depends on calibration prompts alone; the row has
+    the shares of memorized and of other prompts above it.
     """
     threshold = threshold_above(scores[calibrates(table)], rate)
     test, memorized = tested(table), memorized_of(table)
@@ -63,7 +63,7 @@ def of_variant(
 def distributions(scores: Float[np.ndarray, "p"], table: pd.DataFrame) -> dict[str, Any]:
     """Histograms of memorized, other and calibration prompts, and of prompts without a label.
 
-    With the ROC's points where there are both kinds. edges: BINS + 1, the same for all.
+    The points of the ROC are added where both kinds exist. edges: BINS + 1, the same for all.
     """
     test, memorized = tested(table), memorized_of(table)
     kinds = {
@@ -83,7 +83,7 @@ def distributions(scores: Float[np.ndarray, "p"], table: pd.DataFrame) -> dict[s
 
 
 def counts(table: pd.DataFrame) -> dict[str, Any]:
-    """Prompts of each role, and of these the memorized ones, by role and by repeats."""
+    """Prompts per role, and the memorized ones among them, by role and by repeats."""
     known, memorized = table["memorized"].notna().to_numpy(), memorized_of(table)
     by: dict[str, Any] = {}
     for name in ("role", "repeats"):
@@ -114,10 +114,10 @@ def scored(
     decision: Variant,
     rate: float,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table with d, flagged and a column a signal, and the results' part about them.
+    """The table with d, flagged and a column per signal, and the results' part about signals.
 
-    decision: the variant that gives d; the columns are of as many generations, and of || D_t || of
-    as many steps. Raises ValueError where no calibration prompt is left to give a threshold.
+    decision: the variant of d; each column uses as many generations, and || D_t || as many steps.
+    Raises ValueError where no calibration prompt is left for a threshold.
     """
     if not calibrates(table).any():
         raise ValueError(
@@ -142,7 +142,7 @@ def scored(
 
 
 def headline(results: dict[str, Any]) -> dict[str, Any]:
-    """The summary, after saying it in the log."""
+    """The summary, after writing it to the log."""
     decision, by_role = results["decision"], results["memorized_by"]["role"]
     for row in by_role:
         log.info("%(role)s: %(count)d of %(of)d prompts are memorized", row)

@@ -1,7 +1,7 @@
-"""Signals of memorization besides || D_t ||, which is in `sidepipe.models.text`.
+"""Signals of memorization other than || D_t ||, which is in `sidepipe.models.text`.
 
-Each is a function of tensors alone. What is compared in pairs is compared among the generations of
-one prompt, which differ in x_T: a prompt that is known by heart leads them all to one image.
+Each is a function of tensors alone. Pairs are generations of one prompt with different x_T: a
+memorized prompt leads all of them to one image.
 """
 
 import warnings
@@ -21,8 +21,8 @@ from sidepipe.base.settings import require
 from sidepipe.models.text.guidance import noise_difference, norms
 from sidepipe.models.text.model import Embeddings, Latents, TextModel
 
-TILES = 4  # a side, as Carlini et al. cut images of 512 pixels into 16
-WINDOW = 7  # pixels a side of SSIM's window, smaller for smaller images
+TILES = 4  # per side, as Carlini et al. cut images of 512 pixels into 16
+WINDOW = 7  # pixels per side of SSIM's window, smaller for smaller images
 
 
 def hessian_norms(
@@ -44,11 +44,11 @@ def hessian_norms(
 
 @contextmanager
 def _forward_derivatives(model: TextModel) -> Iterator[None]:
-    """Within it dual numbers can go through the model, without fused attention and autocast."""
+    """A context in which dual numbers pass through the model, without fused attention, autocast."""
     autocast, model.autocast = model.autocast, None
     try:
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            # What torch says of its own code, which it compiles at the first derivative.
+            # torch warns about its own code, which it compiles at the first derivative.
             warnings.filterwarnings("ignore", r"`torch\.jit\.script` is", DeprecationWarning)
             with forward_ad.dual_level():
                 yield
@@ -58,9 +58,9 @@ def _forward_derivatives(model: TextModel) -> Iterator[None]:
 
 @contextmanager
 def attention_maps(unet: nn.Module) -> Iterator[list[Float[Tensor, "n l"]]]:
-    """A list that each cross-attention layer adds its map to: the mean over its heads and places.
+    """A list to which each cross-attention layer adds its map, the mean over heads and places.
 
-    By hooks, so that whichever attention processor is set goes on making the layers' output.
+    It uses hooks, so the processor of an attention layer still computes its output.
     """
     maps: list[Tensor] = []
 
@@ -72,7 +72,7 @@ def attention_maps(unet: nn.Module) -> Iterator[list[Float[Tensor, "n l"]]]:
         maps.append(scores.unflatten(0, (len(x), -1)).mean((1, 2)))
 
     layers = [m for m in unet.modules() if isinstance(m, Attention) and m.is_cross_attention]
-    require(len(layers) > 0, "the UNet's cross-attention", "one layer at least", 0)
+    require(len(layers) > 0, "the UNet's cross-attention", "at least one layer", 0)
     hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in layers]
     try:
         yield maps
@@ -86,7 +86,7 @@ def attention_entropy(
 ) -> Float[Tensor, "n k"]:
     """Entropy over a prompt's positions of each layer's mean cross-attention (Ren et al., 2024).
 
-    Higher for memorized prompts: others' attention gathers at the start token.
+    Memorized prompts have higher entropy: attention to others concentrates on the start token.
     """
     with attention_maps(model.unet) as maps, torch.no_grad():
         model.eps(x_t, t, e)
@@ -105,9 +105,9 @@ def residuals(x_T: Latents, eps: Latents) -> Latents:
 
 
 def pair_ssim(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n n"]:
-    """SSIM of each two images in [0, 1] (Wang et al., 2004), of one scale, where a window fits.
+    """SSIM of every pair of images in [0, 1] (Wang et al., 2004), at one scale, in whole windows.
 
-    NeMo's has three scales, for which small images have no room.
+    NeMo uses three scales, for which small images are too small.
     """
     side = min(images.shape[2:])
     window = min(WINDOW, side - 1 + side % 2)  # odd
@@ -126,14 +126,14 @@ def pair_ssim(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n n"]:
 
 
 def pair_tile_distance(images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n n"]:
-    """The largest distance of any of two images' 4 x 4 tiles (Carlini et al., 2023, section 4.2).
+    """The largest distance of two images' 4 x 4 tiles (Carlini et al., 2023, section 4.2).
 
-    Root-mean-square differences in units of [0, 1]. Rows and columns beyond whole tiles are left
-    out.
+    Distances are root-mean-square differences in units of [0, 1]. Rows and columns beyond whole
+    tiles are left out.
     """
     x = images.permute(0, 3, 1, 2).float() / 255
     height, width = (side // TILES for side in x.shape[2:])
-    require(min(height, width) >= 1, "images", f">= {TILES} pixels a side", tuple(x.shape[2:]))
+    require(min(height, width) >= 1, "images", f">= {TILES} pixels per side", tuple(x.shape[2:]))
     x = x[:, :, : TILES * height, : TILES * width]
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -144,9 +144,9 @@ def pair_tile_distance(images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n n"]
 
 
 def _of_pairs(images: Tensor, compare: Any, itself: float) -> Float[Tensor, "n n"]:
-    """`compare` of each image with each other one; itself: what it gives for equal ones."""
+    """`compare` of each image with each other one; itself: its value for equal images."""
     found = torch.full((len(images), len(images)), itself, device=images.device)
-    # A row at a time: all pairs at once would be n times as much memory.
+    # One row at a time: all pairs at once would take n times the memory.
     for i in range(len(images) - 1):
         row = compare(images[i : i + 1].expand_as(images[i + 1 :]), images[i + 1 :])
         found[i, i + 1 :] = found[i + 1 :, i] = row

@@ -1,4 +1,4 @@
-"""Training a text-conditional model: caption dropout, and what keeps it from memorizing."""
+"""Training of a text-conditional model: caption dropout, and measures against memorization."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,18 +14,19 @@ from sidepipe.models.text.model import TextModel
 from sidepipe.models.text.trajectory import prompt_noise, sample
 from sidepipe.stages.dpm.module import PREVIEW_IMAGES, PREVIEW_STEPS, DenoisingModule
 
-PREVIEW_SCALE = 3.0  # of guidance, in previews
-# Held-out pairs, each noised anew, that one calibration of the filter measures.
+PREVIEW_SCALE = 3.0  # guidance scale of previews
+# The number of held-out pairs, each with new noise, for one calibration of the filter.
 CALIBRATED_ON, CALIBRATED_AT_ONCE = 1024, 256
 
 Ids = Int64[Tensor, "n l"]
 
 
 class MemorizationFilter:
-    """Thresholds of || D_t || by noise level: a percentile of what held-out pairs have.
+    """Thresholds of || D_t || by noise level: a percentile of held-out pairs.
 
-    (Wen et al., 2024, section 5.2, with thresholds of our own images' dimension.) images, ids: the
-    held-out pairs. percentile: in (0, 100). num_bins: of t. every_steps: between calibrations.
+    They are those of Wen et al. (2024, section 5.2), for the dimension of these images. images,
+    ids: the held-out pairs. percentile: in (0, 100). num_bins: of t. every_steps: between
+    calibrations.
     """
 
     def __init__(
@@ -44,10 +45,10 @@ class CaptionedModule(DenoisingModule):
     """Minimizes |target - network(x_t, t, e)|^2, with e_0 in the place of some captions' e.
 
     model: with `unet` and `text_encoder`, both trained. caption_dropout: share of captions replaced
-    by the empty one, for classifier-free guidance (Ho & Salimans, 2022). random_tokens: words drawn
-    at random that every caption gets at random places (Somepalli et al., 2023). preview_captions:
-    of the previews' images. memorization_filter: leaves out examples whose || D_t || is that of
-    memorized ones, for one more forward; None for none.
+    by the empty one, for classifier-free guidance (Ho & Salimans, 2022). random_tokens: the number
+    of random words added to every caption at random places (Somepalli et al., 2023).
+    preview_captions: of the previews' images. memorization_filter: skips examples whose || D_t ||
+    is that of memorized ones, at the cost of one more forward; None for no filter.
     """
 
     model: TextModel
@@ -70,7 +71,7 @@ class CaptionedModule(DenoisingModule):
         self.preview_captions = list(preview_captions)[:PREVIEW_IMAGES]
         self.filter = memorization_filter
         bins = 1 if memorization_filter is None else memorization_filter.num_bins
-        # In the checkpoint: a run that goes on filters as before.
+        # In the checkpoint: a resumed run filters as before.
         self.register_buffer("thresholds", torch.full((bins,), torch.inf))
         self.register_buffer("empty", token_ids(model, [""]), persistent=False)
 
@@ -93,14 +94,14 @@ class CaptionedModule(DenoisingModule):
         if self.filter is None:
             return error
         with torch.no_grad():
-            # What is not yet known of the pair: its caption's prediction where that was left out.
+            # The prediction with the caption, where dropout removed it above.
             other = self.predict(x, torch.where(without, ids, self.empty))
             kept = norms(self._eps(x, prediction) - self._eps(x, other)) < self._threshold(x.t)
         self.log("kept", kept.float().mean())
         return error[kept] if kept.any() else 0 * error
 
     def predict(self, x: Noised, ids: Ids) -> Tensor:
-        """What the network predicts of x_t with the captions' embeddings."""
+        """The network's prediction at x_t with the captions' embeddings."""
         e = self.model.text_encoder(ids)[0]
         return self.model.unet(x.x_t, x.t, encoder_hidden_states=e).sample
 
@@ -124,7 +125,7 @@ class CaptionedModule(DenoisingModule):
 
     @torch.no_grad()
     def calibrate(self, of: MemorizationFilter) -> None:
-        """Sets each noise level's threshold to the percentile of the held-out pairs' || D_t ||."""
+        """Sets the threshold per noise level to the percentile of held-out pairs' || D_t ||."""
         # A stream of its own: the seed plus one would be another run's training noise.
         generator = step_generator(self.seed + 2**32, self.global_step, self.device)
         found, levels = [], []
@@ -148,7 +149,7 @@ class CaptionedModule(DenoisingModule):
                 self.thresholds[level] = torch.quantile(here, of.percentile / 100)
 
     def preview(self) -> Any:
-        """Images of some captions by the present weights, uint8 NHWC."""
+        """Images of some captions by the current weights, uint8 NHWC."""
         model, prompts = self.model, self.preview_captions
         x_T = prompt_noise(model, self.seed, range(len(prompts)), 1)
         e, e_0 = model.encode(prompts), model.encode([""])
@@ -157,7 +158,7 @@ class CaptionedModule(DenoisingModule):
 
 
 def token_ids(model: TextModel, captions: Sequence[str]) -> Ids:
-    """The captions as the text encoder takes them, padded to its length."""
+    """The captions as ids for the text encoder, padded to its length."""
     return model.tokenizer(
         list(captions),
         padding="max_length",
@@ -170,9 +171,9 @@ def token_ids(model: TextModel, captions: Sequence[str]) -> Ids:
 def with_random_token(
     ids: Ids, empty: Int64[Tensor, "1 l"], num_tokens: int, generator: torch.Generator
 ) -> Ids:
-    """Each row with one token more, at a random place between its first and its last word's end.
+    """Each row with one more token, at a random place between the start and the end of its words.
 
-    empty: the row of no words. Padding makes room; where there is none the last token is lost.
+    empty: the row without words. The new token takes the place of padding, or of the last token.
     """
     count, length = ids.shape
     options: dict[str, Any] = {"generator": generator, "device": ids.device}

@@ -1,4 +1,4 @@
-"""Training a diffusion model: the Lightning module and its validation."""
+"""The Lightning module of a diffusion model: its loss, validation and averaged weights."""
 
 from functools import partial
 from pathlib import Path
@@ -67,14 +67,14 @@ class DenoisingModule(L.LightningModule):
         generator: torch.Generator,
         share: tuple[int, int] = (0, 1),
     ) -> Float[Tensor, "n"]:
-        """Each image's squared error at a random t; share: rank and number of ranks."""
+        """The squared error of each image at a random t; share: rank and number of ranks."""
         x = self.noised(images, generator, share)
         return self.squared_error(x, self.unet(x.x_t, x.t).sample)
 
     def noised(
         self, images: UInt8[Tensor, "n h w c"], generator: torch.Generator, share: tuple[int, int]
     ) -> Noised:
-        """The images at uniform t, in training mirrored where that is asked for."""
+        """The images at uniform t; in training, mirrored at random if `random_flip`."""
         flip = self.random_flip and self.training
         return noised(images, self.alphas_cumprod, generator, share, flip)
 
@@ -93,21 +93,21 @@ class DenoisingModule(L.LightningModule):
 
     def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss on training and held-out images with the same noise; their gap is memorization."""
-        # Lightning has put the EMA weights in place. The batch's number takes the step's place.
+        # Lightning has put the EMA weights in place. The batch's number replaces the step's.
         generator = step_generator(self.seed, batch_idx, self.device)
         name = ("val/loss_train", "val/loss_heldout")[dataloader_idx]
         loss = self.loss(*batch, generator=generator).mean()
         self.log(name, loss, add_dataloader_idx=False, batch_size=len(batch[0]), sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        # The EMA callback's hooks run before the module's: at the start its weights are in place,
-        # at the end they are gone.
+        # The EMA callback's hooks run before the module's: its weights are in place at the start,
+        # and removed at the end.
         if self.trainer.is_global_zero:
             self.preview_folder.mkdir(exist_ok=True)
             save_grid(self.preview_folder / f"step_{self.global_step:07d}.png", self.preview())
 
     def preview(self) -> np.ndarray:
-        """A few samples of the present weights by DDIM, uint8 NHWC."""
+        """Samples of the current weights by DDIM, uint8 NHWC."""
         steps = len(self.alphas_cumprod)
         timesteps = sampling_timesteps(steps, min(PREVIEW_STEPS, steps), "leading")
         noise = image_noise(
@@ -126,10 +126,10 @@ class DenoisingModule(L.LightningModule):
 
 
 class EMA(WeightAveraging):
-    """Moving average of the weights: from its first step on, average += (1 - decay) (w - average).
+    """Moving average of the weights: from its first step, average += (1 - decay) (w - average).
 
-    In place of the weights during validation, and in checkpoints. Lightning's own
-    EMAWeightAveraging holds a closure, which cannot be sent to spawned processes.
+    It replaces the weights in validation and in checkpoints. Lightning's own EMAWeightAveraging
+    holds a closure, which cannot be sent to spawned processes.
     """
 
     def __init__(self, decay: float, start_step: int) -> None:

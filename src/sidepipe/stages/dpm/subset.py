@@ -1,4 +1,4 @@
-"""Which images the model is trained on, and which are held out; fixed once, read by everyone."""
+"""The split into training and held-out images; every stage uses this one."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,12 @@ def split(
     """Indices of the training subset and of everything else, the best held-out images first.
 
     The subset is a prefix of one seeded permutation of the pool, so 1,000 images are within 5,000.
-    Held out are first the rest of the pool in the same order, then the images outside the pool.
+    The held-out images are first the rest of the pool in the same order, then the images outside
+    the pool.
 
-    partitions: each image's partition. num_train_images: None for the whole pool.
-    train_partitions: which partitions are the pool, None for all. Raises ValueError where the pool
-    is smaller than asked for, or a partition has no images. Without any images both are empty.
+    partitions: each image's partition. num_train_images: None for the whole pool. train_partitions:
+    the partitions of the pool, None for all. Raises ValueError where the pool is smaller than
+    num_train_images, or a partition has no images. Without any images both are empty.
     """
     if len(partitions) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)

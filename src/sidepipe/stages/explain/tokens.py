@@ -1,4 +1,4 @@
-"""The table of tokens, and how often a planted word is the one that matters most."""
+"""The table of tokens, and how often a planted word has the highest significance."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from sidepipe.memorization.rates import mean, rate
 from sidepipe.stages.detect.groups import GROUPS
 
-# The first and the last token of every prompt, start and end, are no words and are not ranked.
+# Start and end token, the first and last of every prompt, are no words and are not ranked.
 FIRST, LAST = 1, -1
 
 Values = Float[np.ndarray, "p l"]
@@ -19,10 +19,10 @@ Values = Float[np.ndarray, "p l"]
 def token_table(
     ids: Sequence[str], words: Sequence[Sequence[str]], significance: Values, encoded: Values
 ) -> pd.DataFrame:
-    """A row for each token: id (of the prompt), position, word, significance, share and encoded.
+    """A row per token: id (of the prompt), position, word, significance, share and encoded.
 
-    words: of each prompt, start and end token included. share: of the significance of the tokens
-    between them, which are ranked; nan for start and end. encoded: the significance by the encoded
+    words: of each prompt, with start and end token. share: of the significance of the tokens in
+    between, which are ranked; nan for start and end. encoded: the significance by the encoded
     embedding.
     """
     tables = []
@@ -37,7 +37,7 @@ def token_table(
 
 
 def top_tokens(tokens: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Each prompt's ranked token that is first by a column, by the prompt's id."""
+    """Each prompt's ranked token with the highest value in a column, by the prompt's id."""
     ranked = tokens.dropna(subset="share").sort_values(by, ascending=False, kind="stable")
     return ranked.drop_duplicates("id").set_index("id")
 
@@ -45,10 +45,10 @@ def top_tokens(tokens: pd.DataFrame, by: str) -> pd.DataFrame:
 def summary(
     tokens: pd.DataFrame, prompts: pd.DataFrame, pieces: Callable[[str], Sequence[str]]
 ) -> dict[str, Any]:
-    """How concentrated significance is and, of prompts with a planted word, how often it is on top.
+    """How concentrated significance is, and how often a planted word has the highest one.
 
-    prompts: id, word, repeats and group. pieces: the tokens that a word is made of; any of them
-    counts as the word.
+    prompts: id, word, repeats and group. pieces: the tokens of a word; any of them counts as the
+    word.
     """
     top = top_tokens(tokens, "share")
     by_group = prompts.set_index("id")["group"]
@@ -63,7 +63,7 @@ def summary(
 def _planted(
     top: pd.DataFrame, prompts: pd.DataFrame, pieces: Callable[[str], Sequence[str]]
 ) -> dict[str, Any]:
-    """Rates of both groups and, by repeats, of memorized prompts; only with a planted word."""
+    """Rates of both groups, and of memorized prompts by repeats; only with a planted word."""
     found = top["word"].to_dict()
     rows = [
         (row["group"], row["repeats"], found[row["id"]] in pieces(row["word"]))

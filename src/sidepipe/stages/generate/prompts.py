@@ -1,7 +1,7 @@
-"""Prompts of plain samples: captions that the attacker has, and which of them each image gets.
+"""Prompts of plain samples: captions that an attacker has, and the draw of one per image.
 
-The one place outside the data and the model where captions are read: whoever attacks by prompts has
-them (Carlini et al., 2023). Images are not.
+Only this module reads captions outside the data and the model: an attacker by prompts has them
+(Carlini et al., 2023), but not the images.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from sidepipe.stages.generate.stage import OF_DATA
 
 
 def prompts_of(source: str, inputs: Mapping[str, Path], root: str) -> list[str]:
-    """The different prompts of a source, as they come: "train", "heldout" or a file below root."""
+    """The different prompts of a source, in order: "train", "heldout" or a file below root."""
     if source not in OF_DATA:
         captions = [
             p.caption for p in read_prompts(Path(root).expanduser() / Path(source).expanduser())
@@ -33,6 +33,6 @@ def prompts_of(source: str, inputs: Mapping[str, Path], root: str) -> list[str]:
 
 
 def draw_prompts(num_prompts: int, num_images: int, seed: int) -> Int64[np.ndarray, "n"]:
-    """The number of each image's prompt, uniform; image i's does not depend on their number."""
+    """The prompt's number for each image, uniform and independent of `num_images`."""
     drawn = [generator(seed, "targets", i).integers(num_prompts) for i in range(num_images)]
     return np.array(drawn, np.int64)

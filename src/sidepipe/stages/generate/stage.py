@@ -35,16 +35,15 @@ OF_DATA = ("train", "heldout")
 class Sampling(Stage):
     """Settings that every sampling stage has.
 
-    num_images: how many. sampler: "ddim", or "dpm_solver_pp", of second order, for few steps.
-    num_inference_steps: network evaluations an image. eta: 0 DDIM, 1 ancestral. timestep_spacing:
-    as in diffusers. prompts: of a text-conditional model, None for the empty one, "train" or
-    "heldout" for captions of the data, or a file's under `runtime.data_root`; each image's is drawn
-    from them at random.
-    prompt_guidance_scale: s of classifier-free guidance by them; 1 for the prompt alone, at half
-    the cost. precision: "true" of 16 bits is for text-conditional models. shard_size: images a
-    file. refine_steps: how often a finished sample moves toward a mode of the model, which brings
-    out what it has memorized; each costs a network evaluation. refine_t: the noise at which, in
-    timesteps; at more of it samples that are alike merge.
+    num_images: the number of samples. sampler: "ddim", or "dpm_solver_pp", of second order, for few
+    steps. num_inference_steps: network evaluations per image. eta: 0 DDIM, 1 ancestral.
+    timestep_spacing: as in diffusers. prompts: for a text-conditional model, None for the empty
+    prompt, "train" or "heldout" for captions of the data, or a file under `runtime.data_root`; each
+    image gets a random one. prompt_guidance_scale: s of classifier-free guidance; 1 uses the prompt
+    alone, at half the cost. precision: "true" of 16 bits is for text-conditional models.
+    shard_size: images per file. refine_steps: how many times a finished sample moves toward a mode
+    of the model, which reveals memorized images; each move costs one network evaluation. refine_t:
+    the noise level of these moves, in timesteps; at higher levels similar samples merge.
     """
 
     parallel: ClassVar[bool] = True
@@ -78,7 +77,7 @@ class Sampling(Stage):
         return ("dpm", "data") if self.prompts in OF_DATA else ("dpm",)
 
     def unused(self) -> tuple[str, ...]:
-        # What is sampled as it always was keeps its key.
+        # Newer settings at their defaults are not in the key, so that older artifacts keep theirs.
         unused = ("sampler",) if self.sampler == "ddim" else ()
         if self.refine_steps == 0:
             unused = (*unused, "refine_steps", "refine_t")
@@ -111,7 +110,7 @@ class Sampling(Stage):
             self._check_x_0(dpm.noise_schedule)
 
     def _check_x_0(self, noise_schedule: Mapping[str, Any]) -> None:
-        """Raises ValueError where a model is asked for the eps of an x_t that is noise alone."""
+        """Raises ValueError where eps is not defined at the first x_t, which is noise alone."""
         from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
 
         scheduler = tried("diffusion", noise_schedule)
@@ -134,9 +133,9 @@ class Sampling(Stage):
         targets: np.ndarray | None = None,
         first: int = 0,
     ) -> dict[str, Any]:
-        """Writes the images' shards; returns what was spent, in evaluations.
+        """Writes the images' shards; returns the evaluations spent.
 
-        first: how many images an earlier call made, and accounted for.
+        first: the number of images that an earlier call made and counted.
         """
         from sidepipe.engine.sampling import sample_to_shards
 
@@ -188,7 +187,7 @@ class Sampling(Stage):
         }
 
     def _draw_prompts(self, job: Job, source: str) -> tuple[list[str], np.ndarray]:
-        """The prompts, and the number of each image's, which prompts.csv keeps in words."""
+        """The prompts, and the number of each image's prompt; prompts.csv has the text."""
         import pandas as pd
 
         from sidepipe.stages.generate.prompts import draw_prompts, prompts_of
@@ -223,9 +222,9 @@ def load_denoiser(
     prompts: Sequence[str] | None = None,
     prompt_guidance_scale: float = 1.0,
 ) -> Denoiser:
-    """The model of a dpm artifact as samplers see it, on the CPU.
+    """The model of a dpm artifact as a denoiser for samplers, on the CPU.
 
-    prompts: what a text-conditional one is asked for by their numbers; None for the empty one.
+    prompts: the prompts of a text-conditional model, None for the empty one.
     """
     from sidepipe.models.text.denoiser import PromptedDenoiser
 

@@ -1,7 +1,7 @@
-"""Frozen networks with LoRA (Hu et al., 2022) and what labels add: called with (x_t, t, y).
+"""Frozen networks with LoRA (Hu et al., 2022) and a vector per label: called with (x_t, t, y).
 
-All that is trained begins at zero effect, so before training the network is the one under attack,
-to the bit, whatever the label.
+All trained weights begin with zero effect: before training, the network equals the model under
+attack to the bit, for every label.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from sidepipe.models.text.denoiser import PromptedDenoiser
 
 
 class LabeledUNet(nn.Module):
-    """What a UNet2DModel predicts for a label: a learned vector is added to its time embedding.
+    """A UNet2DModel conditioned on a label: a learned vector is added to its time embedding.
 
-    rank: of LoRA. target_modules: ends of the names of linear and convolution layers that get it.
+    rank: of LoRA. target_modules: ends of the names of linear and convolution layers with LoRA.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class LabeledUNet(nn.Module):
 
 
 class LabeledTextUNet(nn.Module):
-    """What a text model's UNet predicts for a label: a learned change of the empty prompt's e_0.
+    """A text model's UNet conditioned on a label: a learned change of the empty prompt's embedding.
 
-    e_0: that embedding, to every position of which a label adds its own.
+    e_0: this embedding; a label adds one vector to each of its positions.
     """
 
     e_0: Tensor
@@ -61,7 +61,7 @@ class LabeledTextUNet(nn.Module):
 
 
 def with_lora(unet: Any, rank: int, target_modules: Sequence[str]) -> Any:
-    """The frozen network, in place, its layers of those names with LoRA of zero effect.
+    """The frozen network, in place; its layers of those names get LoRA of zero effect.
 
     Raises ValueError naming the ends that no layer has.
     """
@@ -75,23 +75,23 @@ def with_lora(unet: Any, rank: int, target_modules: Sequence[str]) -> Any:
             f"layers end with {sorted({name.split('.')[-1] for name in names})}"
         )
     unet.requires_grad_(False)
-    # alpha = rank: what LoRA adds is its product of matrices as it is.
+    # alpha = rank: the product of LoRA's matrices is added without a factor.
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(target_modules))
     return inject_adapter_in_model(config, unet)
 
 
 def _ends(name: str, end: str) -> bool:
-    """As peft compares them."""
+    """The comparison of peft."""
     return name == end or name.endswith(f".{end}")
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
-    """What is trained, by name: LoRA's matrices and what labels add."""
+    """The trained weights by name: LoRA's matrices and the vectors of labels."""
     return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
 
 def merged(denoiser: "LabeledDenoiser") -> "LabeledDenoiser":
-    """It with LoRA added to the weights, in place: a step then costs what the model's does."""
+    """The denoiser with LoRA merged into the weights, in place, so that steps cost no more."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in list(denoiser.network.named_modules()):

@@ -1,4 +1,4 @@
-"""Training LoRA and labels on labeled synthetic images, by the loss the model was trained by."""
+"""Training of LoRA and labels on labeled synthetic images, with the loss of the model."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from sidepipe.stages.lora.adapters import LabeledDenoiser, trained_weights
 class LabeledDenoisingModule(L.LightningModule):
     """Minimizes |target - network(x_t, t, y)|^2 over uniform t (DDPM, eq. 14; SIDE, large models).
 
-    denoiser: its network is trained, but for what is frozen, which checkpoints leave out.
+    denoiser: its network is trained, except frozen weights, which checkpoints leave out.
     num_labels: K'. Raises RuntimeError naming the step when a loss is not finite.
     """
 
@@ -42,7 +42,7 @@ class LabeledDenoisingModule(L.LightningModule):
         self.strict_loading = False
 
     def squared_error(self, x: Noised, y: Int64[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """Of each image, for its label y: |target - network(x_t, t, y)|^2, its mean over pixels."""
+        """|target - network(x_t, t, y)|^2 of each image for its label y, the mean over pixels."""
         kind, alphas_cumprod = self.denoiser.prediction_type, self.denoiser.alphas_cumprod
         target = training_target(kind, x.x_0, x.eps, x.t, alphas_cumprod)
         prediction = self.denoiser.network(x.x_t, x.t, y).float()
@@ -59,13 +59,13 @@ class LabeledDenoisingModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Loss with each image's label, and with another one: their gap is what labels tell."""
+        """Loss with each image's label and with another label: the gap is the use of labels."""
         for name, loss in self.losses(batch, batch_idx).items():
             self.log(f"val/{name}", loss, batch_size=len(batch[0]), sync_dist=True)
 
     @torch.no_grad()
     def losses(self, batch: list[Tensor], number: int) -> dict[str, Tensor]:
-        """What a validation batch of this number gives, with the same noise every time."""
+        """The losses of the validation batch of this number, with the same noise every time."""
         x_0, y = batch
         generator = step_generator(self.seed, number, self.device)
         x = noised(x_0, self.denoiser.alphas_cumprod, generator)

@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Forward and backward of a training step, for each image, in forwards.
+# The cost of a training step, forward and backward, per image and in forwards.
 TRAINING_COST = 3
-# Images that an autoencoder encodes at once.
+# The number of images per call of an autoencoder.
 ENCODED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Training):
-    """The frozen model with LoRA and what labels add, trained on the labeled synthetic images.
+    """The frozen model with LoRA and a vector per label, trained on labeled synthetic images.
 
-    rank: of LoRA; the paper has 512, and low ranks find more different images. target_modules: ends
-    of the names of layers that get it. validation_fraction: share of the images kept for judging
-    whether labels tell anything. Images of no label are left out.
+    rank: of LoRA; SIDE has 512, and low ranks find more different images. target_modules: ends of
+    the names of layers with LoRA. validation_fraction: share of the images for validation, which
+    compares the loss with right and wrong labels. Images without a label are left out.
     """
 
     name: ClassVar[str] = "lora"
@@ -64,7 +64,7 @@ class Lora(Training):
         return ("dpm", "generate", "label")
 
     def check_peft(self) -> None:
-        """Raises ImportError where what this stage needs is not installed.
+        """Raises ImportError where peft is not installed.
 
         Not in `check`: a config has the stage whether or not an attack reads it.
         """
@@ -123,7 +123,7 @@ class Lora(Training):
         )
 
     def _rows(self, inputs: Mapping[str, Path], device: str) -> np.ndarray:
-        """What the labels are of, as the model has it: images, or the latents of images."""
+        """The labeled data in the model's space: images, or latents of images."""
         import torch
 
         from sidepipe.models.text.denoiser import PromptedDenoiser
@@ -140,7 +140,7 @@ class Lora(Training):
 def _loss_without_labels(
     module: LabeledDenoisingModule, rows: list[np.ndarray], device: str
 ) -> float:
-    """Of the model as it is, which an adapter before its training equals; at validation's noise."""
+    """The loss of the unadapted model, at the noise of the validation."""
     from sidepipe.engine.training import validation_batches
 
     module.to(device)
@@ -154,7 +154,7 @@ def _loss_without_labels(
 
 
 def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of labeled images to train on, and to judge by."""
+    """Indices of labeled images for training and for validation."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
     count = max(1, round(len(order) * fraction))
     return order[count:], order[:count]
@@ -170,7 +170,7 @@ def _adapted(described: Mapping[str, Any], dpm: Path, precision: Precision) -> L
 
 
 def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabeledDenoiser:
-    """The adapted model, whose conditions are labels, on the CPU; dpm: what it was made from.
+    """The adapted model, whose conditions are labels, on the CPU; dpm: the model it adapts.
 
     Its `network` takes (x_t, t, y).
     """
@@ -184,5 +184,5 @@ def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabeledDe
 
 
 def load_training_evaluations(folder: Path) -> int:
-    """What its training cost, in forwards of the network for one image."""
+    """The cost of its training, in forwards of the network for one image."""
     return json.loads((folder / "adapter.json").read_text())["training_evaluations"]

@@ -1,1 +1,1 @@
-"""Stage 4, beside the synthetic images: real ones that the attacker has, with their own labels."""
+"""Stage `original`: the attacker's own real images with their labels."""

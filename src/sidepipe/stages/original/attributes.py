@@ -1,4 +1,4 @@
-"""CelebA's 40 yes-or-no attributes, as its list_attr_celeba.txt gives them."""
+"""CelebA's 40 yes-or-no attributes, from its list_attr_celeba.txt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +18,9 @@ def read_attributes(
 ) -> Bool[np.ndarray, "n a"]:
     """Whether each image has each of the attributes `names`.
 
-    The file's first line counts its images, the second names the attributes, every further one
-    gives an image's id and 1 or -1 for each; Kaggle's copy has commas, and no count. A file that
-    lies in a folder beside, as Anno/, is found. Raises FileNotFoundError without it, and
+    The file's first line has the number of images, the second the names of the attributes, and each
+    further line an image's id and 1 or -1 per attribute; Kaggle's copy has commas, and no number. A
+    file in a neighboring folder, such as Anno/, is found. Raises FileNotFoundError without it, and
     ValueError for an attribute or an image that it does not list, or a line of another form.
     """
     found = file if file.is_file() else None

@@ -1,1 +1,1 @@
-"""Stage 7, beside the attack: the real images that all attacks are held against, encoded once."""
+"""Stage `reference`: the real images with which all attacks are compared, encoded once."""

@@ -1,8 +1,8 @@
-"""Stage `reference`: the training images and unseen ones, encoded once for all attacks.
+"""Stage `reference`: training images and unseen ones, encoded once for all attacks.
 
-An attack's images are held against them by `evaluate`, whose encoder it takes. What no attack
-changes is measured here: how near real unseen images come to training images, and each image to
-the others of its set.
+`evaluate` compares an attack's images with them, by its own encoder. Values that do not depend on
+the attack are measured here: the distance of real unseen images to training images, and of each
+image to the others of its set.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ NO_HELDOUT = (
     "dpm.num_train_images, or bring images outside the training set and set "
     "'dpm.train_partitions=[train]', or evaluate.truth=none for a blind ranking alone"
 )
-# The files of an artifact, by what is in them.
+# The files of an artifact, by content.
 ROWS, FEATURES, OTHER_GAMMA = "{}_rows.npy", "{}.npy", "other_gamma_{}.npy"
 REAL_GAMMA, NEAR_DUPLICATES = "real_gamma.npy", "near_duplicates.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference(Stage):
-    """Real images as evaluate's encoder sees them.
+    """Real images encoded for `evaluate`.
 
-    features, false_positive_rates: evaluate's. The rates change no file; thresholds at which no
-    image could be a hit are an error before an attack is sampled.
+    features, false_positive_rates: those of evaluate. The rates change no file; where no image
+    could be a hit, they are an error before an attack is sampled.
     """
 
     name: ClassVar[str] = "reference"
@@ -118,7 +118,7 @@ class Reference(Stage):
         }
 
     def _rows(self, inputs: Mapping[str, Path]) -> dict[str, Int64[np.ndarray, "_"]]:
-        """Training images, and unseen ones that nothing was trained on; the best control first."""
+        """Training images, and unseen ones that no stage trained on; the best control first."""
         train, unseen = load_subset(inputs["dpm"])
         if "descriptor" in inputs:
             unseen = unseen[~np.isin(unseen, load_rows(inputs["descriptor"]))]
