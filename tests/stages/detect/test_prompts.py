@@ -74,7 +74,7 @@ def test_prompts_of_files_keep_what_the_file_says_and_calibration_has_none_of_th
     assert table["role"].tolist() == ["test", "test", "test", "calibration"]
     assert table["memorized"].tolist()[0] is True
     assert table["memorized"].isna().tolist() == [False, True, True, False]
-    assert "left out 1 prompts" in caplog.text
+    assert "left out 1 prompts as duplicates" in caplog.text
 
 
 def test_what_the_encoder_does_not_take_is_named(caplog):

@@ -82,7 +82,7 @@ def of_files(prompts: Sequence[Prompt], calibration: Sequence[Prompt]) -> pd.Dat
     table["memorized"] = [np.nan if known is None else known for known in table["memorized"]]
     once = table.drop_duplicates("caption", ignore_index=True)
     if len(once) < len(table):
-        log.warning("left out %d duplicate prompts", len(table) - len(once))
+        log.warning("left out %d prompts as duplicates", len(table) - len(once))
     return once
 
 
