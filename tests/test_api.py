@@ -245,13 +245,19 @@ def write_manifest_of_dpm(folder):
         (lambda m: m.sample(1, num_inference_steps=1001), r"num_inference_steps must be in \[1, 1"),
         (lambda m: m.sample(1, eta=2), r"eta must be in \[0, 1\], got 2"),
         (lambda m: m.sample(1, eta=1, sampler="dpm_solver_pp"), "eta must be 0 for dpm_solver_pp"),
-        (lambda m: m.sample(1, sampler="dim"), "sampler does not know 'dim'; did you mean 'ddim'"),
-        (lambda m: m.sample(1, precision="fp8"), "precision does not know 'fp8'"),
-        (lambda m: m.sample(1, timestep_spacing="x"), "timestep_spacing does not know 'x'"),
+        (
+            lambda m: m.sample(1, sampler="dim"),
+            "sampler does not accept 'dim'; did you mean 'ddim'",
+        ),
+        (lambda m: m.sample(1, precision="fp8"), "precision does not accept 'fp8'"),
+        (lambda m: m.sample(1, timestep_spacing="x"), "timestep_spacing does not accept 'x'"),
         (lambda m: m.refine(TRAIN, t=1000), r"t must be in \[0, 1000\), the timesteps of the m"),
         (lambda m: m.refine(TRAIN, t=-1), r"t must be in \[0, 1000\)"),
         (lambda m: m.refine(TRAIN, steps=0), "steps must be >= 1, got 0"),
-        (lambda m: m.refine(TRAIN / 255), r"images must be uint8, got 'float64'; of values in \["),
+        (
+            lambda m: m.refine(TRAIN / 255),
+            r"images must be uint8, got 'float64'; convert values in \[",
+        ),
         (lambda m: m.refine(TRAIN[:0]), "images must be >= 1 images, got 0"),
         (lambda m: m.refine(TRAIN[0]), r"images must be of shape \(n, h, w, c\), got \(8, 8, 1\)"),
         (lambda m: m.refine(list(TRAIN)), r"images must be a uint8 array .* got 'list'; numpy"),
@@ -270,7 +276,7 @@ def test_wrong_arguments_of_a_model_are_named(loaded, call, message):
         ({"path": "no/such/folder"}, FileNotFoundError, "path names no/such/folder, which is not"),
         ({"path": "."}, FileNotFoundError, "path must name a folder written by DDPMPipeline"),
         ({"variant": "fp16"}, ValueError, r"variant must be one of \['default'\]"),
-        ({"device": "gpu0"}, ValueError, "device does not know 'gpu0'"),
+        ({"device": "gpu0"}, ValueError, "device does not accept 'gpu0'"),
         ({"batch_size": 0}, ValueError, "batch_size must be >= 1 or None, got 0"),
     ],
 )
@@ -357,12 +363,15 @@ def test_duplicates_across_the_split_are_an_error_unless_dropped_or_kept():
     [
         (
             {"generated": GENERATED[:19]},
-            "generated must be >= 20 images, got 19; bring more images",
+            "generated must be >= 20 images, got 19; pass more images",
         ),
         ({"heldout": HELDOUT[:19]}, "heldout must be >= 20 images, got 19"),
         ({"train": TRAIN[:1]}, "train must be >= 2 images, got 1"),
         ({"train": TRAIN[:0]}, "train must be >= 1 images, got 0"),
-        ({"generated": GENERATED / 255}, "generated must be uint8, got 'float64'; of values in"),
+        (
+            {"generated": GENERATED / 255},
+            "generated must be uint8, got 'float64'; convert values in",
+        ),
         ({"heldout": HELDOUT.astype(int)}, "heldout must be uint8, got 'int64'; convert it"),
         ({"train": random_images(40, shape=(9, 9, 1))}, "train must be 8 x 8 pixels, as generated"),
         (
@@ -372,8 +381,8 @@ def test_duplicates_across_the_split_are_an_error_unless_dropped_or_kept():
         ({"train": [1]}, r"train must be a uint8 array \(n, h, w, c\), got 'list'"),
         ({"features": "sscd"}, r"features must be one of \['pixels', 'pixels_l2'\], got 'sscd'"),
         ({"false_positive_rate": 1}, r"false_positive_rate must be in \(0, 1\), got 1"),
-        ({"on_duplicates": "ignore"}, "on_duplicates does not know 'ignore'"),
-        ({"device": "tpu"}, "device does not know 'tpu'"),
+        ({"on_duplicates": "ignore"}, "on_duplicates does not accept 'ignore'"),
+        ({"device": "tpu"}, "device does not accept 'tpu'"),
         ({"size": 0}, "size must be >= 1 or None, got 0"),
     ],
 )

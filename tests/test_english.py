@@ -23,9 +23,6 @@ SOURCES = [
 ]
 # Not yet rewritten; this list may only become shorter.
 OPEN: set[str] = {
-    "src/sidepipe/__init__.py",
-    "src/sidepipe/api/result.py",
-    "src/sidepipe/base/interruption.py",
     "src/sidepipe/cli/dashboards/overview.py",
     "src/sidepipe/cli/sweep/cluster.py",
     "src/sidepipe/cli/sweep/command.py",

@@ -73,12 +73,12 @@ def test_rows_that_are_not_tuned_need_no_trials_and_stage_tune_says_which_would(
         ([row("mine", "extract: {sede: 1}")], r"^attacks\.mine\.extract\.sede is not a setting"),
         (["extract.t_min=-1"], r"^extract\.t_min must be >= 0"),
         (["tune.num_images=1"], r"^tune\.num_images must be >= 2, got 1"),
-        (["+tune.grid.t_mn=[0]"], r"^tune\.grid does not know 't_mn'; did you mean 't_min'"),
+        (["+tune.grid.t_mn=[0]"], r"^tune\.grid does not accept 't_mn'; did you mean 't_min'"),
         (
             ["tune.grid.t_min=[0,951]", "extract.num_inference_steps=20"],
             r"timesteps .* \[951, None",
         ),
-        (["tune.grid.targets=[tight]"], r"^tune\.grid\.targets does not know 'tight'"),
+        (["tune.grid.targets=[tight]"], r"^tune\.grid\.targets does not accept 'tight'"),
         (["~tune"], r"^tune must be set, for extract reads it, got None; choose tune=\.\.\."),
         (
             [row("mine", "tune: {attack: {t_min: 5}}")],

@@ -87,8 +87,8 @@ def test_ctrl_c_in_training_saves_and_the_same_command_resumes(tmp_path: Path) -
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert "saving after this batch; Ctrl-C again stops at once" in said
-    assert "stopped; finished work is saved: to resume, run the same command again" in said
+    assert "saving after this batch; Ctrl-C again stops immediately" in said
+    assert "stopped: finished work is saved; to resume, run the same command again" in said
     assert "Traceback" not in said
     (dpm,) = tmp_path.glob("outputs/dpm/*/")
     assert (dpm / "last.ckpt").exists()

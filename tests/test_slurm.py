@@ -149,7 +149,7 @@ def test_a_job_near_its_time_limit_and_one_that_is_killed_go_on_to_the_same_resu
     again = start(tmp_path / "run", "stage=dpm", *LONGER)
     assert again.state() == "COMPLETED", again.log.read_text()
     said = job.log.read_text()
-    assert said.count("is queued again") == 1
+    assert said.count("is requeued") == 1
     assert said.count("resuming from") == 2
     assert "waiting for" not in said
     for name, value in weights(uninterrupted).items():

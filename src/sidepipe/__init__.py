@@ -1,4 +1,4 @@
-"""sidepipe measures how many of its training images a diffusion model gives away.
+"""Measure how many of its training images a diffusion model gives away.
 
 From Python: ``sidepipe.load``, ``Model.sample``, ``Model.refine`` and ``sidepipe.compare``; see
 docs/api.md. From the command line: the open implementation of SIDE (Chen et al., "SIDE: Surrogate
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sidepipe.api import load as load
     from sidepipe.api import load_split as load_split
 
-# Imported at their first use: the command line needs none of them.
+# `__getattr__` imports these at their first use: the command line needs none of them.
 _PUBLIC = ("Estimate", "Model", "Pair", "Result", "compare", "load", "load_split")
 
 

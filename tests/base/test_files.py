@@ -84,9 +84,9 @@ def test_a_full_disk_names_the_file_and_the_same_write_succeeds_later(
         WRITES[name](tmp_path)
     message = str(raised.value)
     assert message.startswith(
-        f"{tmp_path / name} cannot be written, its disk or your quota is full"
+        f"{tmp_path / name} cannot be written: its disk or your quota is full"
     )
-    assert message.endswith("; remedy: free space and run the same command again, it resumes")
+    assert message.endswith("; remedy: free space and run the same command again, which resumes")
     assert "\n" not in message
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from tests.engine.test_ranks import SAMPLING, STAGES, ended
 from tests.stepping import step
 from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
-from sidepipe.base.interruption import Preempted, asked, deferred, handled
+from sidepipe.base.interruption import Preempted, deferred, handled, requested
 from sidepipe.cli import main as __main__
 from sidepipe.cli.sweep import local
 from sidepipe.engine import artifacts
@@ -92,7 +92,7 @@ def test_afterwards_handlers_are_those_of_before(caplog):
     assert [signal.getsignal(number) for number in numbers] == before
     assert stopped_by(SIGINT, caplog) == [STOPPED]
     assert [signal.getsignal(number) for number in numbers] == before
-    assert not asked()
+    assert not requested()
 
 
 def test_ctrl_c_stays_ignored_where_a_shell_started_a_background_job_so():
@@ -100,7 +100,7 @@ def test_ctrl_c_stays_ignored_where_a_shell_started_a_background_job_so():
     try:
         with handled():
             send(SIGINT)
-            assert not asked()
+            assert not requested()
     finally:
         signal.signal(SIGINT, before)
 
@@ -124,7 +124,9 @@ def test_a_second_ctrl_c_stops_at_once_and_the_first_says_so():
         assert process.stdout.readline() == "at work\n"
         process.send_signal(SIGINT)
         assert process.stderr.readline() == "\n"
-        assert process.stderr.readline() == "saving after this batch; Ctrl-C again stops at once\n"
+        assert (
+            process.stderr.readline() == "saving after this batch; Ctrl-C again stops immediately\n"
+        )
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
         process.send_signal(SIGINT)
@@ -137,9 +139,9 @@ def test_in_common_work_a_signal_is_a_flag_until_its_end():
     flags = []
 
     def work():
-        flags.append(asked())
+        flags.append(requested())
         send(SIGTERM)
-        flags.append(asked())
+        flags.append(requested())
 
     with pytest.raises(Preempted), handled(), deferred():
         work()
@@ -190,16 +192,16 @@ def test_an_error_of_common_work_is_not_hidden_by_a_signal():
         work()
 
 
-def test_a_stage_that_was_asked_to_stop_leaves_no_traceback_in_its_log(tmp_path):
+def test_a_stage_that_a_signal_stops_leaves_no_traceback_in_its_log(tmp_path):
     with pytest.raises(Preempted), stage_log(tmp_path / "log.txt"), handled():
         send(SIGTERM)
-    assert (tmp_path / "log.txt").read_text().endswith("INFO asked to stop\n")
+    assert (tmp_path / "log.txt").read_text().endswith("INFO stopped by a signal\n")
 
 
 # What follows
 
 
-STOPPED = "stopped; finished work is saved: to resume, run the same command again"
+STOPPED = "stopped: finished work is saved; to resume, run the same command again"
 
 
 def stopped_by(number, caplog):
@@ -226,7 +228,7 @@ def test_near_the_time_limit_the_job_is_queued_again_by_the_name_scontrol_knows(
     for name, value in {"JOB": 45, **array}.items():
         monkeypatch.setenv(f"SLURM_{name}_ID", str(value))
     [said] = stopped_by(SIGUSR2, caplog)
-    assert said == f"the time limit is near; saved, and job {job} is queued again"
+    assert said == f"the time limit is near: finished work is saved, and job {job} is requeued"
     assert scontrol.read_text() == f"requeue {job}\n"
 
 
@@ -350,7 +352,7 @@ def test_the_processes_of_a_step_stop_at_one_step_and_the_first_asks_for_the_job
     assert codes == [143, 143], errors
     assert scontrol.read_text() == f"requeue {os.getpid()}\n"
     assert list(outputs) == ["", ""]
-    assert "is queued again" in errors[0]
+    assert "is requeued" in errors[0]
     assert errors[1] == ""
     assert_one_process_goes_on_to(tmp_path / "dpm", long_whole, data)
 
@@ -391,7 +393,7 @@ def test_ctrl_c_reaches_the_whole_process_group_as_a_terminal_sends_it(tmp_path,
     assert codes == [130], errors
     assert list(outputs) == [""]
     assert "Traceback" not in errors[0]
-    assert "Ctrl-C again stops at once" in errors[0]
+    assert "Ctrl-C again stops immediately" in errors[0]
     assert STOPPED in errors[0]
     assert_one_process_goes_on_to(tmp_path / "dpm", long_whole, data)
 

@@ -140,7 +140,7 @@ def test_the_only_variant_is_taken_and_another_one_by_its_name(tmp_path, names, 
     ],
 )
 def test_weights_of_several_kinds_have_to_be_chosen(tmp_path, names):
-    with pytest.raises(ValueError, match=r"of one variant, or chosen, .*; set dpm.variant="):
+    with pytest.raises(ValueError, match=r"of one variant, .*; set dpm.variant="):
         weight_files(made(tmp_path / "unet", *names))
 
 
@@ -169,7 +169,7 @@ def test_shards_are_those_of_the_index_and_all_there(tmp_path, index):
     assert [p.name for p in weight_files(folder)] == shards
     (folder / shards[1]).unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"lists .*00002-of-00002.safetensors, which is not"
+        FileNotFoundError, match=r"lists .*00002-of-00002.safetensors, which is missing"
     ):
         weight_files(folder)
     (folder / index).write_text("{}")
@@ -183,7 +183,7 @@ def test_a_shard_outside_the_folder_is_not_read(tmp_path):
     (folder / "model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "../model.safetensors"}}'
     )
-    with pytest.raises(FileNotFoundError, match="which is not there"):
+    with pytest.raises(FileNotFoundError, match="which is missing"):
         weight_files(folder)
 
 

@@ -38,7 +38,7 @@ def test_a_refusal_says_name_rule_value_and_remedy():
 
 def test_an_unknown_name_is_refused_with_the_closest_and_all_that_are_known():
     with refused(
-        r"^stage does not know 'evaluat'; did you mean 'evaluate'\? known: dpm, evaluate, extract$"
+        r"^stage does not accept 'evaluat'; did you mean 'evaluate'\? known: dpm, evaluate, extract"
     ):
         require_known("stage", "evaluat", iter(["extract", "evaluate", "dpm"]))
     require_known("stage", "dpm", iter(["dpm"]))
@@ -203,9 +203,9 @@ def test_an_int_becomes_a_float_where_a_float_is_meant():
         (
             "mode",
             "mem",
-            "dpm.mode does not know 'mem'; did you mean 'members'? known: all, members",
+            "dpm.mode does not accept 'mem'; did you mean 'members'? known: all, members",
         ),
-        ("channels", 2, "dpm.channels does not know 2; known: 1, 3"),
+        ("channels", 2, "dpm.channels does not accept 2; known: 1, 3"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_setting_rule_and_value(name, value, message):
@@ -224,12 +224,12 @@ def test_a_choice_or_a_number_is_refused_by_naming_both():
     for value in ("auto", 3):
         assert check_field_types("runtime", owner, {"num_threads": value}) == {"num_threads": value}
     for value in (None, "two", 1.5, True):
-        with refused(rf"num_threads does not know {value!r}; .*known: a whole number, auto"):
+        with refused(rf"num_threads does not accept {value!r}; .*known: a whole number, auto"):
             check_field_types("runtime", owner, {"num_threads": value})
 
 
 def test_true_is_not_the_choice_1():
-    with refused(r"^dpm\.channels does not know True"):
+    with refused(r"^dpm\.channels does not accept True"):
         check(channels=True)
 
 

@@ -62,7 +62,7 @@ def test_known_prefixes_are_stripped_and_logged(folder, prefix, caplog):
     with caplog.at_level(logging.INFO):
         network = loaded(folder, {prefix + name: value for name, value in tensors().items()})
     assert_is(network, tensors())
-    assert f"every name begins with {prefix}, which is stripped" in caplog.text
+    assert f"every name begins with {prefix}, which is removed" in caplog.text
 
 
 def test_a_prefix_of_some_names_is_an_error(folder):
@@ -145,7 +145,7 @@ def test_half_precision_is_converted_and_logged(folder, caplog):
     with caplog.at_level(logging.INFO):
         network = loaded(folder, half)
     assert_is(network, {name: value.float() for name, value in half.items()})
-    assert "weights of float16 are converted" in caplog.text
+    assert "converting weights of float16" in caplog.text
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, 2000])

@@ -348,7 +348,7 @@ def test_a_full_disk_is_one_line_that_names_the_folder_and_the_same_command_resu
     object.__setattr__(total.stage, "error", OSError(28, "No space left on device"))
     folder = total.folder(plan.runtime)
     with pytest.raises(
-        OSError, match=f"{folder} cannot be written, its disk .* remedy: free space"
+        OSError, match=f"{folder} cannot be written: its disk .* remedy: free space"
     ):
         pipeline.run(plan, "dpm")
     assert states(plan)[1].startswith(f"failed: {folder} cannot be written")

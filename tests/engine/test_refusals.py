@@ -61,7 +61,10 @@ def refused(monkeypatch, tmp_path, capsys):
         (["evaluate.false_positive_rates=[x]"], "evaluate has a value of the wrong type: .*'str'"),
         (["evaluate.bands.high=[a,null]"], "evaluate has a value of the wrong type"),
         (["diffusion.num_train_timesteps=x"], "or a stage that it reads, has a value of the wrong"),
-        (["evaluate.features.path=x"], "evaluate.features.path is not a setting; there are none"),
+        (
+            ["evaluate.features.path=x"],
+            "evaluate.features.path is not a setting; there are no choices",
+        ),
         (["+attacks.x=5"], r"attacks.x must be changes by stage, as \{extract: .* got 5"),
         (["+attacks.x=[1]"], r"attacks.x must be changes by stage, .* got \[1\]"),
         (["+attacks.x={extract: 5}"], "attacks.x.extract must be a mapping of its settings, got 5"),

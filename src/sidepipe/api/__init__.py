@@ -1,6 +1,6 @@
-"""The front door: arrays in, dataclasses out; no Hydra, and no files unless asked.
+"""The Python API: arrays in, dataclasses out; no Hydra, and no files unless requested.
 
-`import sidepipe` offers what is here without importing it before the first use.
+`sidepipe` exports these names and imports them at their first use.
 """
 
 from sidepipe.api.comparing import compare as compare

@@ -1,4 +1,4 @@
-"""Generated images compared with training images, and with held-out images as the control."""
+"""`compare`: generated images against training images, with held-out images as the control."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 ENCODERS = {"pixels": Pixels, "pixels_l2": PixelsL2}
 NUM_PAIRS = 60
-NAMED = 5  # duplicates in a message
+NAMED = 5  # duplicates that a message lists
 
 
 def compare(
@@ -61,9 +61,9 @@ def compare(
         false_positive_rate: in ``(0, 1)``; with too few held-out images, ``1 / len(heldout)``.
         on_duplicates: where held-out images duplicate training images: ``"error"``; ``"drop"``
             leaves these held-out images out; ``"keep"`` continues with a warning.
-        size: pixels a side, to which all images are cropped and resized; ``None`` where they have
-            one size.
-        device: of an encoder that is a network.
+        size: side in pixels to which all images are cropped and resized; ``None`` where they
+            have one size.
+        device: where an encoder that is a network runs.
 
     Returns:
         Hits, held-out hits, excess with its 95 % interval, different training images, pairs.
@@ -152,7 +152,7 @@ def _without_duplicates(
         return unseen
     left = unseen[~found.found]
     name = f"the number of held-out images that on_duplicates='drop' leaves of {len(unseen)}"
-    require(len(left) >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", len(left), "bring other ones")
+    require(len(left) >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", len(left), "pass other images")
     return left
 
 

@@ -1,4 +1,4 @@
-"""Images as arguments: arrays are checked, folders are read as `data=imagefolder` reads them."""
+"""Images as arguments: checked arrays, or folders read as `data=imagefolder` reads them."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ def checked(name: str, images: object, least: int = 1) -> Images:
     assert isinstance(images, np.ndarray)
     dtype, remedy = str(images.dtype), "convert it to gray levels of 0 to 255"
     if images.dtype.kind == "f":
-        remedy = "of values in [0, 1] take (255 * x).round().astype(numpy.uint8)"
+        remedy = "convert values in [0, 1] by (255 * x).round().astype(numpy.uint8)"
     require(images.dtype == np.uint8, name, "uint8", dtype, remedy)
     shape, remedy = images.shape, "images of one channel have c = 1: x[..., None]"
     require(images.ndim == 4, name, "of shape (n, h, w, c)", shape, remedy)
-    remedy = "of images (n, c, h, w) take x.transpose(0, 2, 3, 1)"
+    remedy = "convert images (n, c, h, w) by x.transpose(0, 2, 3, 1)"
     require(shape[3] in (1, 3), name, "of 1 or 3 channels, the last axis", shape, remedy)
     require(min(shape[1:3]) > 0, name, "images of at least one pixel", shape)
     require_count(name, len(images), least)
@@ -40,7 +40,7 @@ def checked(name: str, images: object, least: int = 1) -> Images:
 
 def require_count(name: str, count: int, least: int) -> None:
     """Raises ValueError unless there are at least `least` images."""
-    require(count >= least, name, f">= {least} images", count, "bring more images")
+    require(count >= least, name, f">= {least} images", count, "pass more images")
 
 
 def read_sets(
@@ -48,8 +48,8 @@ def read_sets(
 ) -> tuple[dict[str, Images], dict[str, list[str]]]:
     """The images of every argument, all of one shape, and how messages name each image.
 
-    sets: by the argument's name. size: pixels a side to which all are cropped and resized, as
-    `data.size` does; None where sizes must agree.
+    sets: images by the argument's name. size: side in pixels to which all are cropped and resized,
+    as by `data.size`; None where sizes must agree.
     """
     require(size is None or size >= 1, "size", ">= 1 or None", size)
     entries = {name: _entries(name, images) for name, images in sets.items()}

@@ -1,4 +1,4 @@
-"""A diffusion model as its checkpoint has it: sampling and refinement of uint8 images."""
+"""`load` and `Model`: sampling and refinement of uint8 images by a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sidepipe.engine.sampling import ImageSampler, sample_to_array
 from sidepipe.engine.stage import Runtime
 from sidepipe.models.checkpoint import denoiser_of, load_checkpoint
 
-# Batches never cross a multiple of it, as they never cross two files of the sampling stages.
+# No batch crosses a multiple of it, as no batch of the sampling stages crosses two files.
 SHARD_SIZE = 1000
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -30,7 +30,7 @@ class Model:
     """An unconditional diffusion model of images. ``sidepipe.load`` makes it.
 
     Attributes:
-        path: the folder or the hub id that it comes from.
+        path: the folder or the hub id of the checkpoint.
         image_shape: ``(height, width, channels)`` of its images.
         num_train_timesteps: noise levels of its schedule; ``t`` is in ``[0, num_train_timesteps)``.
     """
@@ -184,18 +184,18 @@ def load(
         path: a folder written by ``DDPMPipeline.save_pretrained``; a hub id such as
             ``"google/ddpm-cifar10-32"`` (``"hf://owner/name"`` where a folder ``owner`` exists); a
             finished artifact ``outputs/dpm/<key>``; or ``outputs/dpm`` itself where it holds one.
-        variant: of the weight files, such as ``"fp16"`` or ``"ema"``; ``"default"`` for the file
-            without one; ``None`` for the only one.
-        revision: of the hub id; ``None`` for its main branch.
+        variant: variant of the weight files, such as ``"fp16"`` or ``"ema"``; ``"default"`` for
+            the file without one; ``None`` for the only one.
+        revision: revision of the hub id; ``None`` for its main branch.
         device: ``"auto"`` for a GPU where there is one.
-        batch_size: images per batch; ``None`` for the size that measures fastest. It changes
-            images by rounding only.
+        batch_size: images per batch; ``None`` for the fastest size, by timing. It changes images
+            by rounding only.
 
     Returns:
         The model, which samples and refines.
 
     Raises:
-        FileNotFoundError: where there is no such folder, or a file is missing.
+        FileNotFoundError: where the folder or one of its files is missing.
         ValueError: where the checkpoint is of another kind (latent, conditional, learned variance),
             or where the variant has to be chosen.
 
@@ -220,7 +220,7 @@ def load(
 
 
 def load_split(path: str | Path) -> tuple[Images, Images]:
-    """Load the images that a model of the pipeline was trained on, and the held-out ones.
+    """Load the training images and the held-out images of a model that the pipeline trained.
 
     Args:
         path: a finished artifact ``outputs/dpm/<key>``; or ``outputs/dpm`` itself where it holds
@@ -255,7 +255,7 @@ def load_split(path: str | Path) -> tuple[Images, Images]:
 
 
 def _artifact(folder: Path) -> Path | None:
-    """The dpm artifact that `folder` is or holds, None where it is something else."""
+    """The dpm artifact that `folder` is or contains; None for any other folder."""
     if (folder / "model_index.json").is_file() or not folder.is_dir():
         return None
     if _is_dpm(folder):

@@ -1,4 +1,4 @@
-"""Errors of shared checks name settings of the command line; the API names its arguments."""
+"""Errors of shared checks: settings of the command line renamed to arguments of the API."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ ARGUMENTS = {
 
 @contextmanager
 def as_arguments() -> Iterator[None]:
-    """Raises ValueError and FileNotFoundError of the body with the arguments' names."""
+    """Renames settings to arguments in ValueError and FileNotFoundError of the body."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:

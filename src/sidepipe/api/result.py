@@ -1,4 +1,4 @@
-"""What a comparison finds: numbers with intervals, the closest pairs, one page."""
+"""The result of a comparison: numbers with intervals, the closest pairs, a one-page report."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Pair:
     """A generated image, its nearest training image and its nearest held-out image.
 
     Attributes:
-        generated: place of the generated image in ``generated``.
-        train: place of the nearest training image in ``train``.
-        heldout: place of the nearest held-out image in ``heldout``, among as many of its first
+        generated: index of the generated image in ``generated``.
+        train: index of the nearest training image in ``train``.
+        heldout: index of the nearest held-out image in ``heldout``, among as many of its first
             images as there are training images.
-        train_gamma: distance, or for a cosine similarity, to the training image.
-        heldout_gamma: the same to the held-out image.
+        train_gamma: distance to the training image, or cosine similarity with it.
+        heldout_gamma: the same for the held-out image.
         hit: whether the generated image is a hit.
         images: uint8 ``(3, height, width, channels)``: generated, training, held-out.
     """
@@ -59,22 +59,22 @@ class Result:
     ``threshold``, which ``false_positive_rate`` of the held-out images reach.
 
     Attributes:
-        num_images: generated images.
-        hits: those of them that hit a training image.
-        heldout_hits: those that would hit one of equally many held-out images; a mean over
+        num_images: number of generated images.
+        hits: generated images that hit a training image.
+        heldout_hits: generated images that hit one of equally many held-out images; a mean over
             disjoint held-out sets where there are several, and an upper bound where there are
             fewer held-out images than training images.
         excess: the share of hits less the share of held-out hits. It is near 0 for a model that
             copies nothing.
-        unique: different training images that are hit; near duplicates count once.
-        pairs: the closest pairs, each of another training image, the closest first.
+        unique: number of different training images that are hit; near duplicates count once.
+        pairs: the closest pairs, each of a different training image, the closest first.
         threshold: a distance (``metric`` ``"l2"``) or a similarity (``"cosine"``).
         false_positive_rate: the share of held-out images that may reach the threshold.
         true_rate_interval: the exact 95 % interval of the true false positive rate.
         metric: ``"l2"``, where smaller is closer, or ``"cosine"``, where larger is closer.
         features: name and version of the encoder.
         hit: which generated images are hits, bool ``(num_images,)``.
-        warnings: sentences on what limits the numbers; they are also logged.
+        warnings: limitations of the numbers, as sentences; they are also logged.
     """
 
     num_images: int
@@ -105,7 +105,7 @@ class Result:
         """Write one page: the answer, the numbers with their intervals and the closest pairs.
 
         Args:
-            path: of the file, which is replaced. The page needs no other file and no network.
+            path: the file to write or replace. The page needs no other file and no network.
             title: the heading of the page.
 
         Returns:

@@ -38,8 +38,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def is_disk_full(error: BaseException) -> bool:
     """Whether `error` means that a disk or a quota is full.
 
-    Libraries drop the error number: then their words tell. torch's own writer has no other word
-    than the line of its source.
+    Some libraries drop the error number, and only the message remains; the message of torch's
+    writer is a line of its source.
     """
     full = (errno.ENOSPC, errno.EDQUOT)
     words = ("No space left on device", "Disk quota exceeded", "fail at inline_container.cc")
@@ -48,18 +48,18 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def cannot_write(path: Path, error: BaseException) -> CannotWrite:
-    """The error for a file or folder on a full disk: how much is free, and the remedy."""
+    """The error for a file or folder on a full disk, with the free space and the remedy."""
     if isinstance(error, CannotWrite):
         return error
     free = shutil.disk_usage(existing(path)).free
     return CannotWrite(
-        f"{path} cannot be written, its disk or your quota is full ({gigabytes(free)} are free); "
-        "remedy: free space and run the same command again, it resumes"
+        f"{path} cannot be written: its disk or your quota is full ({gigabytes(free)} free); "
+        "remedy: free space and run the same command again, which resumes"
     )
 
 
 def gigabytes(num_bytes: float) -> str:
-    """A number of bytes for a person to read, such as "1,234.500 GB"."""
+    """A number of bytes as text, such as "1,234.500 GB"."""
     return f"{num_bytes / 1e9:,.3f} GB"
 
 
@@ -72,7 +72,7 @@ _hashes: dict[tuple[str, int, int, int], str] = {}
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex; computed once per process while the file stays as it is."""
+    """SHA-256 of a file, in hex; computed once per process while the file does not change."""
     status = path.stat()
     identity = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
     if identity not in _hashes:
@@ -82,7 +82,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON under a temporary name, then renames: readers never see half a file."""
+    """Writes JSON under a temporary name, then renames it: no reader gets half a file."""
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     with whole_file(path) as temporary:
         temporary.write_text(text)
@@ -97,7 +97,7 @@ def load_json(path: Path, remedy: str) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or None where there is no file or another content."""
+    """The JSON object in a file, or None where the file is missing or holds anything else."""
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):

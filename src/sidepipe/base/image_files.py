@@ -1,7 +1,7 @@
-"""Files of images: which ones a folder holds, told by content where a suffix does not, and opening.
+"""Image files: listing those of a folder, by suffix or by content, and opening them.
 
-Only formats with a right-value test are opened (docs/reading-images.md lists them); every other
-file is counted, so that none is ignored in silence.
+Only formats with a test of pixel values are opened (docs/reading-images.md lists them); all other
+files are counted and reported.
 """
 
 import functools
@@ -57,7 +57,7 @@ PLUGINS = {
     "HEIF": ("pillow-heif", "pillow_heif"),
     "JXL": ("pillow-jxl-plugin", "pillow_jxl"),
 }
-# Files and folders that accompany images in many data sets, and hold none.
+# Files and folders that accompany images in many data sets and hold no images.
 NO_IMAGES = frozenset(
     [
         *(".cfg", ".csv", ".db", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md"),
@@ -66,7 +66,7 @@ NO_IMAGES = frozenset(
 )
 NO_DATA = frozenset(["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"])
 
-# Pillow only warns of so many pixels, and several such images at once exhaust the memory.
+# Pillow only warns about so many pixels, and several such images together exhaust the memory.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 Files = dict[str, os.DirEntry[str]]
@@ -96,8 +96,8 @@ def readable_suffixes() -> tuple[str, ...]:
 def open_image(file: str | Path) -> Image.Image:
     """The image of a file, not yet decoded; the first one where it holds several.
 
-    Raises UnidentifiedImageError with what the file holds instead, ValueError for more pixels than
-    Pillow's limit, and OSError where it cannot be read.
+    Raises UnidentifiedImageError, with the actual content, for a file of another kind, ValueError
+    for more pixels than Pillow's limit, and OSError where the file cannot be read.
     """
     formats = sorted(readable_formats() - {"TGA"})
     if str(file).lower().endswith(SUFFIXES["TGA"]):
@@ -128,12 +128,12 @@ def _format_of(start: bytes) -> str | None:
 
 
 def list_images(folder: str | Path) -> tuple[Files, Counter[str]]:
-    """The image files below `folder` by relative path, sorted, and how many others of each kind.
+    """The image files below `folder` by relative path, sorted, and the count of others by kind.
 
     A file counts as an image if its suffix is that of a readable format, or its first bytes are.
     Hidden files and those of `NO_IMAGES` are neither. Links are followed; a link to a folder above
-    it is skipped with a warning. Raises ValueError where a link leads to a folder that is listed
-    already, and OSError where a folder cannot be read.
+    it is skipped with a warning. Raises ValueError where a link leads to a folder that was already
+    listed, and OSError where a folder cannot be read.
     """
     images: Files = {}
     others: Counter[str] = Counter()
@@ -176,7 +176,7 @@ def _followed(path: str, prefix: str, parent: str) -> list[tuple[str, str, str]]
 
 
 def _items(path: str) -> list[os.DirEntry[str]]:
-    # A folder's listing tells files from folders; asking for each of 200,000 is slow on some disks.
+    # The listing separates files from folders; one call for each of 200,000 is slow on some disks.
     try:
         with os.scandir(path) as items:
             return list(items)
@@ -197,7 +197,7 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
 def _other(item: os.DirEntry[str]) -> str | None:
     """The kind of a file, None for an image, "" for one that cannot be mistaken for an image."""
     stem, dot, end = item.name.lower().rpartition(".")
-    # Longer ends are words of a name, as in "photo.of a friend", and names are nobody's business.
+    # A longer end is a word of a name, as in "photo.of a friend", and names are private.
     suffix = f".{end}" if dot and stem and len(end) <= 8 and end.isalnum() else ""
     if suffix in NO_IMAGES:
         return ""

@@ -1,4 +1,4 @@
-"""Any decoded image as a person sees it: upright, gray or RGB with 8 bits, without transparency."""
+"""Conversion of any decoded image: upright, gray or RGB with 8 bits, without transparency."""
 
 import warnings
 
@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, TiffImagePlugin
 
-# Broken EXIF data give no orientation, and that is all that is read of them.
+# Only the orientation is read from EXIF data, and broken data give none.
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
-    """The image as a person sees it: turned as its EXIF says, 8 bit, on white where transparent.
+    """The image upright by its EXIF orientation, with 8 bits, on white where transparent.
 
     channels: 1 for gray, 3 for RGB. Raises ValueError for pixels without a known range.
     """
@@ -20,7 +20,7 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 for none; also 1 where the EXIF data are broken, as in browsers."""
+    """The EXIF orientation; 1 where it is missing or, as in browsers, broken."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # the pixels are decoded already
@@ -41,7 +41,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _color(image: Image.Image, channels: int) -> Image.Image:
-    """Gray or RGB, 8 bit; what is transparent becomes white."""
+    """Gray or RGB, 8 bit; transparent pixels become white."""
     mode = "L" if channels == 1 else "RGB"
     # Older Pillows open 16-bit PNG and PGM as I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -57,7 +57,7 @@ def _color(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _sixteen_bit(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
-    """Gray pixels of 16 bits as 8 bits, by rounding; white where a PNG's tRNS says transparent."""
+    """Gray pixels of 16 bits as 8 bits, by rounding; white where a PNG's tRNS is transparent."""
     values = np.asarray(image).astype(np.float64)
     # Pillow inverts a TIFF whose 0 is white (photometric 0) for up to 8 bits only.
     tags = getattr(image, "tag_v2", {})

@@ -1,7 +1,4 @@
-"""Images as they lie on disk and as models see them, converted in this one place.
-
-On disk: uint8, NHWC. In models: float32, NCHW, in [-1, 1].
-"""
+"""Conversion between images on disk (uint8, NHWC) and in models (float32, NCHW, in [-1, 1])."""
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ def to_model(
     """Float images in [-1, 1] from uint8 ones."""
     import torch
 
-    # A copy: torch warns of memory-mapped arrays, which it could write to by mistake.
+    # A copy: torch warns about memory-mapped arrays, which are read-only.
     tensor = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
     return tensor.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
 
 
 def finite_images(x: Float[Tensor, "n ..."]) -> Bool[Tensor, "n"]:
-    """Which images, or rows, hold only finite numbers."""
+    """Whether each image, or row, holds only finite numbers."""
     return x.isfinite().flatten(1).all(1)
 
 

@@ -1,20 +1,20 @@
-"""How long OpenMP threads spin while they wait for each other; set when the package is imported.
+"""The time that OpenMP threads spin while they wait for each other, set at import.
 
-libgomp reads the setting when torch loads it, so this module is imported first and loads nothing.
+libgomp reads it when torch loads libgomp, so this module is imported first and loads nothing.
 """
 
 import os
 
 # By default libgomp spins for about 3 ms (libgomp/env.c), Intel's and LLVM's runtimes for 200 ms.
-# Where other work has the core of the thread that is waited for, that time is lost at every
-# operation. benchmarks/threads.py compares the values.
+# Where other work occupies the core of the last thread, every operation loses that time.
+# benchmarks/threads.py compares the values.
 SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
 def spin_briefly() -> None:
-    """Sets a short spin in the environment, of this process and its children.
+    """Sets a short spin in the environment of this process and its children.
 
-    A variable that the user set is kept, and OMP_WAIT_POLICY replaces both.
+    Keeps a variable that the user set; OMP_WAIT_POLICY replaces both.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in SHORT_SPIN.items():

@@ -1,7 +1,7 @@
-"""Folders of models that somebody saved: where they are, their configs, and their weight files.
+"""Folders of saved models: their location, configs and weight files.
 
-All but `fingerprint` read names and JSON alone, so that a wrong path or a damaged config is refused
-before anything is loaded.
+All functions but `fingerprint` read only names and JSON, so that a wrong path or a damaged config
+is an error before anything is loaded.
 """
 
 import difflib
@@ -26,10 +26,11 @@ _WEIGHTS = re.compile(
 
 
 def folder_or_hub_id(name: str, path: str) -> Path | str:
-    """The folder at `path`, or the hub id "owner/name" that it is; name: of the setting.
+    """The folder at `path`, or `path` itself where it is a hub id "owner/name".
 
-    A path whose first part exists here is a local one, so that a misspelled folder is not looked up
-    on the hub; `hf://owner/name` is always on the hub. Raises FileNotFoundError for any other.
+    name: the setting, for messages. A path whose first part exists is a local one, so that a
+    misspelled folder is not looked up on the hub; `hf://owner/name` is always on the hub. Raises
+    FileNotFoundError for anything else.
     """
     if path.startswith(HUB):
         hub_id = path.removeprefix(HUB)
@@ -58,9 +59,9 @@ def _hint(folder: Path) -> str:
 
 
 def read_object(path: Path, missing: str = "") -> dict[str, Any]:
-    """The JSON object in a file; missing: what its absence means.
+    """The JSON object in a file; missing: the rule that a missing file breaks.
 
-    Raises FileNotFoundError where there is none, ValueError where it is something else.
+    Raises FileNotFoundError for a missing file, ValueError for any other content.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{missing}{', but ' if missing else ''}there is no {path}")
@@ -68,14 +69,14 @@ def read_object(path: Path, missing: str = "") -> dict[str, Any]:
     require(not (junk := junk_in(content)), str(path), "a JSON object", *(junk or ("", "")))
     try:
         found = json.loads(content)
-    except ValueError as error:  # a wrong encoding is one as well
+    except ValueError as error:  # includes a wrong encoding
         raise ValueError(f"{path} must be a JSON object, but it cannot be read: {error}") from None
     require(isinstance(found, dict), str(path), "a JSON object", found)
     return found
 
 
 def junk_in(content: bytes) -> tuple[str, str] | None:
-    """Known junk that a file holds, and the remedy; None for anything else."""
+    """The known junk that a file holds, and the remedy; None for anything else."""
     start = content[:512].lstrip()
     if not content:
         return "an empty file", "copy it again"
@@ -100,7 +101,7 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
 
 
 def part_folder(folder: Path, name: str) -> Path:
-    """Where a pipeline's part is; the oldest checkpoints have all their files at the root."""
+    """The folder of a pipeline's part: the root in the oldest checkpoints."""
     return folder / name if (folder / name).is_dir() else folder
 
 
@@ -118,14 +119,14 @@ def network_folder(folder: Path, variant: str | None) -> Path:
 
 
 def unet_files(folder: Path, variant: str | None, *, pickles: bool = False) -> list[Path]:
-    """The weight files of the UNet in a `network_folder`; arguments as of `weight_files`."""
-    # The folder unet_ema was chosen by its name; its file has none.
+    """The weight files of the UNet in a `network_folder`; arguments as in `weight_files`."""
+    # The variant "ema" chose the folder unet_ema; the file in it has no variant.
     within = None if folder.name == f"unet_{EMA}" else variant
     return weight_files(folder, within, pickles=pickles)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a pipeline's parts, to notice a checkpoint that changed."""
+    """SHA-256 of each file of a pipeline's parts, to detect a changed checkpoint."""
     networks = {folder / "unet", folder / f"unet_{EMA}"}
     folders = {path for path in networks | {folder / name for name in PARTS} if path.is_dir()}
     if not networks & folders or folder / "scheduler" not in folders:
@@ -139,10 +140,10 @@ def weight_files(
 ) -> list[Path]:
     """The files that hold the weights of the network in `folder`: one, or its shards.
 
-    variant: "fp16", "non_ema", "ema", ...; "default" for the file without a variant; None for that,
-    or else the only one. pickles: whether `.bin` is taken where there is no `.safetensors`.
-    required False: another variant is taken where this one is missing. Raises FileNotFoundError
-    without weights, ValueError where the variant has to be chosen.
+    variant: "fp16", "non_ema", "ema", ...; "default" for the file without a variant; None for that
+    file or else the only variant. pickles: whether `.bin` is accepted where `.safetensors` is
+    missing. required: False accepts another variant where this one is missing. Raises
+    FileNotFoundError without weights, ValueError where the user must choose the variant.
     """
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -174,7 +175,7 @@ def _chosen(folder: Path, variants: list[str], variant: str | None) -> str:
         require(
             DEFAULT in variants and EMA not in variants,
             f"the weights in {folder}",
-            "of one variant, or chosen",
+            "of one variant",
             variants,
             f"set dpm.variant={variants[0]} or another of them",
         )
@@ -194,5 +195,5 @@ def _shards(path: Path) -> list[Path]:
     files = [path.parent / name for name in sorted(set(map(str, names.values())))]
     missing = [file.name for file in files if not file.is_file() or file.parent != path.parent]
     if missing:
-        raise FileNotFoundError(f"{path} lists {missing[0]}, which is not there; copy it again")
+        raise FileNotFoundError(f"{path} lists {missing[0]}, which is missing; copy it again")
     return files

@@ -1,4 +1,4 @@
-"""Rows of the CSV and JSON-lines files that people write, each with its line for messages."""
+"""Rows of CSV and JSON-lines files, each with its file and line for messages."""
 
 import codecs
 import csv
@@ -22,7 +22,7 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
 
     CSV is separated by commas or, where its header has more of them, semicolons or tabs. Raises
     FileNotFoundError without the file, and ValueError for another suffix, a row that cannot be
-    read, a column that comes twice, or no rows.
+    read, a duplicate column, or no rows.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} must end with {' or '.join(SUFFIXES)}, got {path.suffix!r}")
@@ -35,7 +35,7 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
             _require_text(where, name, value)
         rows.append((where, row))
     if not rows:
-        raise ValueError(f"{path} has no rows; remedy: one row per image or prompt")
+        raise ValueError(f"{path} has no rows; remedy: write one row per image or prompt")
     if is_csv:
         _require_even_spaces(rows)
     return rows
@@ -89,10 +89,10 @@ def _require_text(where: str, name: str, value: Any) -> None:
 
 
 def _require_even_spaces(rows: Sequence[tuple[str, Record]]) -> None:
-    """Raises ValueError where few values of a column begin with a space, as behind a separator.
+    """Raises ValueError where only some values of a column begin with a space.
 
-    "a cat; sitting" without quotes fills two columns, and where the last value is missing the row
-    has the right number of them.
+    "a cat; sitting" without quotes fills two columns, and a row whose last value is missing still
+    has the right number of values.
     """
     for column in rows[0][1].keys() - TEXTS:
         values = [(where, row.get(column)) for where, row in rows]
@@ -107,7 +107,7 @@ def _require_even_spaces(rows: Sequence[tuple[str, Record]]) -> None:
 
 
 def _named(where: str, names: Sequence[str]) -> list[str]:
-    """Columns in lower case, without spaces around; ValueError where two are the same."""
+    """Columns in lower case, without outer spaces; ValueError for duplicates."""
     known = [name.strip().lower() for name in names]
     for name, count in Counter(known).items():
         if count > 1:
@@ -118,7 +118,7 @@ def _named(where: str, names: Sequence[str]) -> list[str]:
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
     header = text.lstrip("\n").partition("\n")[0]
     source = io.StringIO(text, newline="")
-    # strict: else a quote that is never closed swallows the rest of the file.
+    # strict: otherwise an unclosed quote takes in the rest of the file.
     lines = csv.reader(source, delimiter=max(",;\t", key=header.count), strict=True)
     names: list[str] = []
     start = 1
@@ -150,8 +150,13 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
             json.loads(line, object_pairs_hook=objects.append)
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON: {error}; remedy: one object per line") from None
+            raise ValueError(
+                f"{where} is not JSON: {error}; remedy: write one object per line"
+            ) from None
         names = [_named(where, [name for name, _ in pairs]) for pairs in objects]
         if not isinstance(row, dict):
             raise ValueError(f"{where} must be an object, got {line[:40]!r}")
-        yield number, dict(zip(names[-1], row.values(), strict=True))  # the outermost ends last
+        yield (
+            number,
+            dict(zip(names[-1], row.values(), strict=True)),
+        )  # the outermost object ends last

@@ -36,10 +36,10 @@ def build(config: Any, **arguments: Any) -> Any:
 
 
 def tried(where: str, config: Mapping[str, Any]) -> Any:
-    """The object of a config, to be looked at and not used: equal configs give the same one.
+    """The object of a config, only to be inspected: equal configs return the same object.
 
-    A sweep's points have few networks between them, and building each takes most of a plan's time.
-    Raises ValueError with what the object itself says of its settings.
+    The points of a sweep share a few networks, and building them takes most of the time of a plan.
+    Raises ValueError with the message of the object's own check.
     """
     try:
         return _tried(json.dumps(config))
@@ -53,24 +53,24 @@ def _tried(config: str) -> Any:
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """A hint naming the closest of `known`, and all of them."""
+    """A hint: the closest of `known`, and all of them."""
     known = sorted(map(str, known))
     if not known:
-        return "there are none"
+        return "there are no choices"
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(known)}"
 
 
 def require_known(name: str, value: str, known: Iterable[str]) -> None:
-    """Raises ValueError with the closest known value unless `value` is one of `known`."""
+    """Raises ValueError, with the closest of `known`, unless `value` is one of them."""
     known = list(known)
     if value not in known:
-        raise ValueError(f"{name} does not know {value!r}; {did_you_mean(value, known)}")
+        raise ValueError(f"{name} does not accept {value!r}; {did_you_mean(value, known)}")
 
 
 def bind(where: str, target: str, arguments: Mapping[str, Any], partial: bool = False) -> None:
-    """Checks that `arguments` fit the signature of `target`, and so for every `_target_` within."""
+    """Checks that `arguments` fit the signature of `target`, and so for every nested `_target_`."""
     bind_signature(where, target, arguments, partial)
     for name, value in arguments.items():
         bind_nested(f"{where}.{name}", value)
@@ -81,8 +81,8 @@ def bind_signature(
 ) -> None:
     """Checks that `arguments` fit the signature of `target`.
 
-    Errors name the setting as typed on the command line (`where.argument`) and the closest
-    argument that exists. `partial`: the caller supplies the positional rest (`_partial_: true`).
+    Errors name the setting as on the command line (`where.argument`) and the closest argument.
+    partial: the caller supplies the remaining positional arguments (`_partial_: true`).
     """
     try:
         function = get_object(target)
@@ -122,7 +122,7 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
     # inspect follows functools.wraps, with which diffusers decorates constructors.
     if inspect.isclass(function):
         if function.__init__ is object.__init__:
-            return {}  # its signature says that it takes anything, and it takes nothing
+            return {}  # it takes nothing, although its signature has *args and **kwargs
         parameters = dict(inspect.signature(function.__init__).parameters)
         parameters.pop("self", None)
         return parameters
@@ -130,10 +130,10 @@ def _parameters(function: Any) -> dict[str, inspect.Parameter]:
 
 
 def check_field_types(where: str, owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with whole floats made int where the field says int; ValueError on a wrong type.
+    """`values`, with whole floats as int for int fields; ValueError on a wrong type.
 
-    Understands the few types settings have: int, float, str, bool, dict, list, Literal, None and
-    unions of them.
+    Supports the types of settings: int, float, str, bool, dict, list, Literal, None and unions of
+    them.
     """
     hints = typing.get_type_hints(owner)
     return {name: _fit(f"{where}.{name}", hints[name], value) for name, value in values.items()}
@@ -142,12 +142,12 @@ def check_field_types(where: str, owner: type, values: Mapping[str, Any]) -> dic
 def _fit(where: str, hint: Any, value: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
-        # 1 == 1.0 == True: the choice itself comes back, and a bool is no number.
+        # 1 == 1.0 == True: return the choice itself, and accept no bool as a number.
         for choice in typing.get_args(hint):
             if choice == value and isinstance(choice, bool) == isinstance(value, bool):
                 return choice
         raise ValueError(
-            f"{where} does not know {value!r}; {did_you_mean(value, typing.get_args(hint))}"
+            f"{where} does not accept {value!r}; {did_you_mean(value, typing.get_args(hint))}"
         )
     if origin in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
@@ -158,7 +158,7 @@ def _fit(where: str, hint: Any, value: Any) -> Any:
         choices = typing.get_args(option) if typing.get_origin(option) is typing.Literal else ()
         if choices and int in options and value not in choices:
             known = did_you_mean(value, [*choices, _name(int)])
-            raise ValueError(f"{where} does not know {value!r}; {known}")
+            raise ValueError(f"{where} does not accept {value!r}; {known}")
         return _fit(where, option, value)
     kind = origin or hint
     if kind is Any:
@@ -167,7 +167,7 @@ def _fit(where: str, hint: Any, value: Any) -> Any:
         return float(value)
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
-    # bool is an int for Python, never for a person who typed `num_images=true`.
+    # A bool is an int in Python, but `num_images=true` is an error.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} must be {_name(hint)}, got {value!r}")
     return value

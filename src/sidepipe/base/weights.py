@@ -1,7 +1,7 @@
-"""Weights of other people's models and of our own, put only into networks that they fit exactly.
+"""Loading weights only into networks that they fit exactly.
 
-A key that is missing or left over, a wrong shape and a weight that is not finite are errors:
-a network that is random in part still makes images, and an attack on it finds nothing.
+A missing or unexpected key, a wrong shape and a weight that is not finite are errors: a network
+with some random weights still makes images, and an attack on it finds nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Names that wrappers put before all others: data parallelism, torch.compile, whole pipelines.
+# Prefixes of names by wrappers: data parallelism, torch.compile, whole pipelines.
 PREFIXES = ("module.", "_orig_mod.", "unet.", "model.", "vae.", "text_encoder.")
 # Names of attention layers before diffusers 0.12.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -32,8 +32,8 @@ SHOWN = 3
 def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     """Every tensor of the files by its name, on the CPU.
 
-    Raises ValueError naming the file where it is damaged or holds something else, and the tensor
-    where it is not finite.
+    Raises ValueError for a file that is damaged or holds anything else, and for a tensor that is
+    not finite.
     """
     tensors: dict[str, Tensor] = {}
     for path in files:
@@ -44,7 +44,7 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def read_shapes(files: Sequence[Path]) -> Shapes | None:
-    """The shape of every tensor, of which only headers are read; None where that is impossible."""
+    """The shape of every tensor, from headers alone; None where a file has none."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -54,7 +54,7 @@ def read_shapes(files: Sequence[Path]) -> Shapes | None:
         try:
             with safe_open(path, "pt") as file:
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:  # what safetensors raises is no closed list
+        except Exception as error:  # of many classes
             raise _damaged(path, error) from None
     return shapes
 
@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch and safetensors raise is no closed list
+    except Exception as error:  # of many classes
         raise _damaged(path, error) from None
     require(isinstance(found, dict), str(path), "tensors by name", type(found).__name__)
     others = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
@@ -97,9 +97,9 @@ def common_prefix(names: Collection[str]) -> str:
 
 
 def log_prefix(found: Collection[str], names: Collection[str], where: str) -> None:
-    """Logs what was stripped from all names found."""
+    """Logs the prefix that is stripped from all names."""
     if prefix := common_prefix(found).removesuffix(common_prefix(names)):
-        log.info("%s: every name begins with %s, which is stripped", where, prefix)
+        log.info("%s: every name begins with %s, which is removed", where, prefix)
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -112,12 +112,12 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             count = int((~wide.isfinite()).sum())
             raise ValueError(
                 f"{name} of {where} must be finite, got {kind} ({count} of {value.numel()} values "
-                "are not finite); remedy: an earlier checkpoint of the same training"
+                "are not finite); remedy: use an earlier checkpoint of the same training"
             )
 
 
 def network_names(expected: Shapes, found: Shapes, where: str) -> dict[str, str]:
-    """The network's name of every tensor found; ValueError unless both have the same ones."""
+    """The network's name of every tensor found; ValueError unless both have the same names."""
     prefix = common_prefix(found).removesuffix(common_prefix(expected))
     names = {name: _present_name(name.removeprefix(prefix), expected) for name in found}
     missing = [name for name in expected if name not in names.values()]
@@ -132,7 +132,7 @@ def network_names(expected: Shapes, found: Shapes, where: str) -> dict[str, str]
     if wrong or len(set(names.values())) < len(names):
         raise ValueError(
             f"the weights in {where} must fit the network of its config.json, got "
-            f"{', '.join(wrong) or 'two weights of one name'}; remedy: bring the config and the "
+            f"{', '.join(wrong) or 'two weights of one name'}; remedy: use the config and the "
             "weights of the same model"
         )
     return names
@@ -143,7 +143,7 @@ def _first(rows: Sequence[str]) -> str:
 
 
 def _present_name(name: str, expected: Collection[str]) -> str:
-    """A name as the network has it, where it is one of attention layers of old."""
+    """The network's present name where `name` is an old one of an attention layer."""
     parts = name.split(".")
     if name in expected or len(parts) < 2 or parts[-2] not in OLD_NAMES:
         return name
@@ -159,9 +159,9 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
 def load_exactly(
     network: nn.Module, files: Sequence[Path], only: Collection[str] | None = None
 ) -> None:
-    """Puts the files' tensors into the network, in its own dtype, which they must fit exactly.
+    """Loads the files' tensors, which must fit exactly, into the network, in its own dtype.
 
-    only: names that the files hold where they hold not all. Raises ValueError.
+    only: the names in the files where they are not all of the network. Raises ValueError.
     """
     where, tensors = str(files[0]), read_tensors(files)
     there = network.state_dict()
@@ -170,15 +170,15 @@ def load_exactly(
     log_prefix(tensors, names.values(), where)
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()} - {"float32", "int64"}
     if dtypes:
-        log.info("%s: weights of %s are converted", where, " and ".join(sorted(dtypes)))
+        log.info("%s: converting weights of %s", where, " and ".join(sorted(dtypes)))
     fitting = {new: tensors[name].to(expected[new].dtype) for name, new in names.items()}
     network.load_state_dict(fitting, strict=only is None, assign=True)
 
 
 def built(kind: Any, config: Mapping[str, Any], where: str) -> Any:
-    """A diffusers network of a config, without memory or weights.
+    """A diffusers network of a config, on the meta device: without memory or weights.
 
-    Raises ValueError naming the config where the network's own constructor refuses it.
+    Raises ValueError, which names the config, where the network's constructor fails.
     """
     import torch
 
@@ -186,7 +186,7 @@ def built(kind: Any, config: Mapping[str, Any], where: str) -> Any:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors", UserWarning)
             return kind.from_config(dict(config))
-    except Exception as error:  # what diffusers raises is no closed list
+    except Exception as error:  # of many classes
         raise ValueError(f"{where} cannot be built as {kind.__name__}: {one_line(error)}") from None
 
 
@@ -197,7 +197,7 @@ def read_network(kind: Any, folder: Path, files: Sequence[Path]) -> Any:
     config = read_object(folder / "config.json")
     network = built(kind, config, str(folder / "config.json"))
     buffers = {name for name, _ in network.named_buffers()} - set(network.state_dict())
-    if buffers:  # computed by the constructor, and not in files
+    if buffers:  # the constructor computes these, and files do not hold them
         with torch.random.fork_rng(devices=[]):
             network = kind.from_config(config)
     load_exactly(network, files)

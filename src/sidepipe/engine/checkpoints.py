@@ -39,7 +39,7 @@ class SaveLast(Checkpoint):
     def _save(self, trainer: Any) -> None:
         step = trainer.global_step
         # Of several processes only some may have got the signal, or some a step earlier.
-        self.stops = trainer.strategy.reduce_boolean_decision(interruption.asked(), all=False)
+        self.stops = trainer.strategy.reduce_boolean_decision(interruption.requested(), all=False)
         if self.stops or step % self.every_steps == 0 or step == trainer.max_steps:
             trainer.save_checkpoint(self.path)
 

@@ -64,7 +64,7 @@ def stage_log(path: Path) -> Iterator[None]:
     try:
         yield
     except Preempted:
-        log.info("asked to stop")
+        log.info("stopped by a signal")
         raise
     except BaseException as error:
         # To the file alone: on the console the message is enough.

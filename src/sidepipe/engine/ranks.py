@@ -196,7 +196,7 @@ def together(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
         except ProcessExitedException:  # one that Lightning spawned
-            if interruption.asked():
+            if interruption.requested():
                 raise Preempted from None
             raise
 

@@ -44,7 +44,7 @@ class ShardWriter(BasePredictionWriter):
         if batch["ends_shard"]:
             self.shards.write(batch["shard"], self.parts)
             self.parts = []
-        if interruption.asked():
+        if interruption.requested():
             raise Preempted
 
     def on_predict_end(self, *args: Any) -> None:

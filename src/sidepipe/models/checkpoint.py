@@ -1,7 +1,7 @@
-"""Checkpoints of others in the diffusers format: checking and loading them.
+"""Checkpoints in the diffusers format: checking and loading them.
 
 A checkpoint is a folder written by `DDPMPipeline.save_pretrained`, or its copy on a hub. The oldest
-have the network's and the schedule's files at the root, not in `unet/` and `scheduler/`.
+have the files of the network and the schedule at the root, not in `unet/` and `scheduler/`.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def check_checkpoint(
 ) -> int:
     """The side of the images of the checkpoint in `folder`, after every check.
 
-    Raises unless it is an unconditional model of images of this shape; None for any shape.
-    FileNotFoundError where a file is missing, ValueError where one has the wrong content. Weights
-    are compared with the network by name and shape where they are safetensors.
+    size, channels: the required shape, None for any. Raises FileNotFoundError where a file is
+    missing, and ValueError unless it is an unconditional model of images of this shape. Weights in
+    safetensors are compared with the network by name and shape.
     """
     from diffusers import UNet2DModel
 
     parts = sorted(parts_of(read_object(folder / "model_index.json", MISSING)))
-    # A latent model's network may look like an image model's; its other parts give it away.
+    # The network of a latent model may equal that of an image model; its other parts differ.
     require(
         parts == ["scheduler", "unet"],
         f"the parts of {folder}",
@@ -65,7 +65,7 @@ def check_checkpoint(
     channels = _own_channels(network.config, where) if channels is None else channels
     check_network(network.config, where, size, channels)
     halved = 2 ** (len(network.config["block_out_channels"]) - 1)
-    rule = f"divisible by {halved}, or its blocks cannot halve images"
+    rule = f"divisible by {halved}, as its blocks halve images"
     require(size % halved == 0, f"sample_size of {where}", rule, size)
     scheduler = part_folder(folder, "scheduler") / SCHEDULER
     read_schedule(read_object(scheduler, MISSING), str(scheduler))
@@ -79,7 +79,7 @@ def _own_size(config: Mapping[str, Any], where: str) -> int:
     given = config["sample_size"]
     side = side_of(given)
     remedy = "models of images that are not square are not supported"
-    remedy = remedy if given else 'write the pixels a side there, such as "sample_size": 32'
+    remedy = remedy if given else 'write the side in pixels there, such as "sample_size": 32'
     require(side is not None, f"sample_size of {where}", "a number of pixels", given, remedy)
     assert side is not None
     return side
@@ -92,7 +92,7 @@ def _own_channels(config: Mapping[str, Any], where: str) -> int:
 
 
 def check_kind(config: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError unless this is the config of a UNet without conditions."""
+    """Raises ValueError unless this is the config of an unconditional UNet."""
     kind = config.get("_class_name", "UNet2DModel")
     require(kind == "UNet2DModel", f"the network of {where}", "an unconditional UNet2DModel", kind)
 
@@ -117,14 +117,14 @@ def check_size(config: Mapping[str, Any], where: str, size: int) -> None:
     side = side_of(given)
     rule = f"{size}, as the data are"
     if side is None:
-        remedy = f'write "sample_size": {size} there if its images have {size} pixels a side'
+        remedy = f'write "sample_size": {size} there if its images are {size} x {size} pixels'
         require(given is not None, name, rule, given, remedy)
         require(False, name, rule, given, "models of images that are not square are not supported")
     require(side == size, name, rule, given, f"set data.size={side}")
 
 
 def side_of(sample_size: Any) -> int | None:
-    """The side of a config's square images: of 8 and of [8, 8] it is 8; None for no square."""
+    """The side of a config's square images: 8 for 8 and [8, 8]; None for other shapes."""
     sides = {sample_size} if isinstance(sample_size, int) else set(sample_size or [])
     return sides.pop() if len(sides) == 1 else None
 
@@ -146,7 +146,7 @@ def load_checkpoint(
     files = unet_files(inside, variant, pickles=True)
     log.info("reading %s", ", ".join(map(str, files)))
     unet: Any = read_network(UNet2DModel, inside, files)
-    unet.register_to_config(sample_size=side)  # of [8, 8] a number
+    unet.register_to_config(sample_size=side)  # a number instead of [8, 8]
     scheduler = part_folder(folder, "scheduler") / SCHEDULER
     config, where = read_object(scheduler), str(scheduler)
     log_replaced(config, where)
@@ -161,7 +161,7 @@ def _fetched(hub_id: str, revision: str | None, variant: str | None) -> Path:
 
 
 def denoiser_of(unet: UNet2DModel, scheduler: DDPMScheduler) -> Denoiser:
-    """The model as samplers take it, on the CPU."""
+    """The model as a Denoiser, on the CPU."""
     from sidepipe.diffusion.denoiser import Denoiser
 
     side, channels = unet.config["sample_size"], unet.config["in_channels"]

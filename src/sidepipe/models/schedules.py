@@ -1,7 +1,7 @@
-"""Noise schedules of diffusers' schedulers: which are honored, which are refused, and why.
+"""Noise schedules of diffusers' schedulers: which are supported, and why others are not.
 
-A scheduler is a model's own properties (betas, what the network predicts, the range of its images)
-and a rule for steps. The first are read from its config; the second is `generate.sampler`'s.
+A scheduler has properties of the model (betas, prediction type, range of images) and a rule for
+steps. Its config gives the former; the settings of the sampling stages replace the latter.
 """
 
 import inspect
@@ -25,7 +25,7 @@ DISCRETE = (
     "SASolverScheduler",
 )
 DISTILLED = ("LCMScheduler", "TCDScheduler")
-# Rules for steps: what needs no word, and the settings of sampling stages that decide instead.
+# Rules for steps: the value that is not logged, and the setting that replaces the rule.
 REPLACED = {
     "timestep_spacing": ("leading", "generate.timestep_spacing"),
     **{
@@ -39,11 +39,11 @@ REPLACED = {
 
 
 def check_scheduler(config: Mapping[str, Any], kind: str, where: str) -> None:
-    """Raises ValueError naming the first setting that nothing here honors; kind: its class."""
+    """Raises ValueError for the first setting that is not supported; kind: the class."""
     remedy = "score-based, consistency and flow models are not supported"
     if kind in DISTILLED:
-        remedy = "its model was distilled for a few steps of its own, which is not supported"
-    rule = "one with betas at discrete timesteps (DDPM, DDIM and kin)"
+        remedy = "models distilled for a few steps are not supported"
+    rule = "one with betas at discrete timesteps, such as DDPM or DDIM"
     require(kind in DISCRETE, f"the scheduler of {where}", rule, kind, remedy)
     steps = config.get("num_train_timesteps")
     whole = isinstance(steps, int) and steps >= 1
@@ -73,7 +73,7 @@ def check_scheduler(config: Mapping[str, Any], kind: str, where: str) -> None:
 def read_schedule(config: Mapping[str, Any], where: str) -> Any:
     """The DDPMScheduler of a scheduler's config, after every check; where: its file.
 
-    A setting that the config leaves out has the default of the scheduler's own class.
+    A setting that the config lacks has the default of the scheduler's own class.
     """
     import diffusers
 
@@ -86,7 +86,7 @@ def read_schedule(config: Mapping[str, Any], where: str) -> Any:
     taken = {k: v for k, v in settings.items() if k in known and (v is not None)}
     try:
         scheduler: Any = diffusers.DDPMScheduler.from_config(taken)
-    except Exception as error:  # what diffusers raises is no closed list
+    except Exception as error:  # of many classes
         raise ValueError(f"{where} cannot be built: {one_line(error)}") from None
     check_alphas(scheduler, where)
     return scheduler
@@ -123,6 +123,6 @@ def check_alphas(scheduler: Any, where: str) -> None:
 
 
 def clip_range(scheduler: Any) -> float | None:
-    """To which pred_x_0 of images is clipped, on either side of 0; None for no clipping."""
+    """The bound to which pred_x_0 of images is clipped, on both sides of 0; None for none."""
     config = scheduler.config
     return float(config["clip_sample_range"]) if config["clip_sample"] else None

@@ -17,22 +17,21 @@ log = logging.getLogger(__name__)
 
 Compile = Literal["auto", True, False]
 
-# On two cores compiling a 16-pixel UNet took one to three minutes and made it 1.4 times as fast: a
-# run of 10 minutes is about where that begins to pay.
+# On two cores, compiling a 16-pixel UNet took one to three minutes and made it 1.4 times as fast,
+# which pays in runs of about 10 minutes or more.
 PAYS_SECONDS = 600.0
-# Fewer evaluations than this are over sooner on any network, and are not worth timing.
+# Fewer evaluations take less time on any network, and are not timed.
 WORTH_TIMING = 10_000
 # The dtype of torch's autocast for a precision of Lightning; none for the others.
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-CPU_BATCH_SIZE = 256  # of 32, 64, 128 and 256 the fastest, the last two within 7 %
+CPU_BATCH_SIZE = 256  # the fastest of 32, 64, 128 and 256; the last two differ by 7 %
 MEMORY_SHARE = 0.8
-# glibc's mallopt: what to set, and the most that it takes.
+# glibc's mallopt: parameter and largest value.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = (-1, 2**31 - 1), (-3, 2**25)
 
 
 def largest_useful_batch(images_per_second: Callable[[int], float], first: int, most: int) -> int:
-    """The batch size, doubled from `first` up to `most` while that gives 5 % more images per
-    second.
+    """The batch size: doubled from `first` to `most` while it adds 5 % images per second.
 
     images_per_second: of a batch size; it may raise torch.OutOfMemoryError, which ends the search.
     """
@@ -52,9 +51,8 @@ def largest_useful_batch(images_per_second: Callable[[int], float], first: int, 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     """Seconds of one `step`, after one that warms up; infinite where memory is nearly full.
 
-    On a CPU without the time for which other work has the cores: the time that this thread, which
-    takes part in all that is computed, spends on them. Raises torch.OutOfMemoryError
-    where memory is full.
+    On a CPU this excludes the time that other work has the cores: it is the CPU time of this
+    thread, which takes part in every operation. Raises torch.OutOfMemoryError where memory is full.
     """
     step()
     on_gpu = device.type == "cuda"
@@ -85,8 +83,8 @@ def compiling_pays(
 ) -> bool:
     """Whether to compile; with "auto", where the rest of the run is long enough.
 
-    evaluations: of a network on one image, in the rest of the run. seconds: what they take without
-    compiling, asked for only where it matters.
+    evaluations: of a network on one image, in the rest of the run. seconds: their time without
+    compiling, called only where it matters.
     """
     if setting != "auto":
         return setting
@@ -96,9 +94,9 @@ def compiling_pays(
 
 
 def cast_once(device: torch.device) -> torch.autocast:
-    """The present autocast, but keeping cast weights from step to step, which Lightning's does not.
+    """The present autocast, which keeps cast weights between steps; Lightning's does not.
 
-    Worth 5 % of a 16-pixel UNet on a CPU. Only for weights that stay as they are.
+    It saves 5 % of a 16-pixel UNet on a CPU. The weights must not change.
     """
     kind = device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
@@ -106,9 +104,9 @@ def cast_once(device: torch.device) -> torch.autocast:
 
 
 def keep_freed_memory() -> None:
-    """Has the process keep what it frees for what it allocates next, where its malloc is glibc's.
+    """Makes glibc's malloc keep freed memory for later allocations.
 
-    Else that returns freed activations to the system, and every step fetches them again page by
+    By default it returns freed activations to the system, and every step maps them again page by
     page: an eighth of a guided 16-pixel run on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -118,7 +116,7 @@ def keep_freed_memory() -> None:
 
 
 def network_gradients(surrogate: nn.Module | None) -> Iterator[Any]:
-    """The surrogate, or what it wraps, whose `grad_log_prob` evaluates a network of its own."""
+    """The surrogate, or the modules within it, whose `grad_log_prob` evaluates a network."""
     for module in [] if surrogate is None else surrogate.modules():
         inside = [hasattr(child, "grad_log_prob") for child in module.children()]
         if hasattr(module, "grad_log_prob") and not all(inside):
@@ -126,9 +124,9 @@ def network_gradients(surrogate: nn.Module | None) -> Iterator[Any]:
 
 
 def lay_out(surrogate: nn.Module) -> None:
-    """Lays its convolutions out with channels last, which makes a classifier 1.3 times as fast.
+    """Sets channels last for its convolutions, which makes a classifier 1.3 times as fast.
 
-    Not for a UNet: on a CPU group norm is up to 20 times slower with channels last.
+    Not for a UNet: on a CPU, group norm is up to 20 times slower with channels last.
     """
     for module in surrogate.modules():
         if isinstance(module, nn.Conv2d):
@@ -136,7 +134,7 @@ def lay_out(surrogate: nn.Module) -> None:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile works for `device`; says why where it does not."""
+    """Whether torch.compile works for `device`; logs the reason where it does not."""
     from torch._dynamo.exc import TorchDynamoException  # slow to import, and needed only here
 
     try:
@@ -158,6 +156,6 @@ def compile_networks(
     for module in network_gradients(surrogate):
         module.grad_log_prob = torch.compile(module.grad_log_prob, dynamic=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what dynamo says of others' code
+        warnings.simplefilter("ignore")  # dynamo's, about code of other packages
         step()
     log.info("compiled in %.0f s", time.monotonic() - start)

@@ -26,8 +26,11 @@ def test_a_stage_asks_for_what_all_do_but_where_it_differs() -> None:
         ({"nodes": 0}, r"runtime\.slurm\.nodes must be >= 1, got 0"),
         ({"array_parallelism": 0}, r"array_parallelism must be >= 1 or null"),
         ({"setup": "module load cuda"}, r"runtime\.slurm\.setup must be a list, as"),
-        ({"stages": {"dmp": {}}}, r"stages does not know 'dmp'; did you mean 'dpm'"),
-        ({"stages": {"dpm": {"tme": 1}}}, r"stages\.dpm does not know 'tme'; did you mean 'time'"),
+        ({"stages": {"dmp": {}}}, r"stages does not accept 'dmp'; did you mean 'dpm'"),
+        (
+            {"stages": {"dpm": {"tme": 1}}},
+            r"stages\.dpm does not accept 'tme'; did you mean 'time'",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict | None, message: str) -> None:

@@ -107,7 +107,7 @@ def test_a_job_whose_config_changed_meanwhile_says_so(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "attack_dmo"], "SWEEP does not know 'attack_dmo'; did you mean 'attack_demo'"),
+        (["run", "attack_dmo"], "SWEEP does not accept 'attack_dmo'; did you mean 'attack_demo'"),
         (["run", "attack_demo", "dpm.lr=-1"], "dpm.lr must be > 0, got -1"),
         (["run", "subset_size", "runtime.data_root=/nowhere"], "/nowhere/celeba is not a folder"),
         (["run", "attack_demo", "--launcher", "slurm"], "no Slurm cluster answers"),

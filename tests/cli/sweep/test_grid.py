@@ -110,5 +110,5 @@ def test_what_no_point_can_be_is_refused(overrides: list[str], message: str) -> 
 
 
 def test_an_unknown_sweep_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"SWEEP does not know 'atack_demo'; did you mean"):
+    with pytest.raises(ValueError, match=r"SWEEP does not accept 'atack_demo'; did you mean"):
         sweep_of("atack_demo", [])

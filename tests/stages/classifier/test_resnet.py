@@ -109,7 +109,7 @@ def test_the_time_embedding_tells_all_timesteps_apart():
         ({"widths": [8, 16]}, r"widths must be as many as blocks, \[1, 1, 1\], got \[8, 16\]"),
         ({"blocks": [1, 0, 1]}, r"blocks must be >= 1 in every level, got \[1, 0, 1\]"),
         ({"blocks": [], "widths": []}, r"blocks must be >= 1 in every level, got \[\]"),
-        ({"stem": "imagnet"}, "stem does not know 'imagnet'; did you mean 'imagenet'"),
+        ({"stem": "imagnet"}, "stem does not accept 'imagnet'; did you mean 'imagenet'"),
         ({"embedding_dim": 127}, "embedding_dim must be even, got 127"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_changed_list_or_image_changes_the_listing(folder):
         ("image,caption,repeats\na.png,a,0\n", "repeats must be a whole number >= 1, got '0'"),
         ("image,caption,repeats\na.png,a,2.5\n", "repeats must be a whole number"),
         ("image,caption,repeats\na.png,a,many\n", "repeats must be a whole number"),
-        ("image,caption,partition\na.png,a,tset\n", "partition does not know 'tset'.*test"),
+        ("image,caption,partition\na.png,a,tset\n", "partition does not accept 'tset'.*test"),
         ("image,caption,word\na.png,a,kelham\n", "word must be a word of its caption 'a'"),
         ("image,caption\na.png,a\na.png,a\n", "must be listed once.*repeats"),
         ("image,caption,partition\na.png,a,\na.png,b,test\n", "a.png must be of one partition"),

@@ -63,7 +63,7 @@ def test_a_byte_order_mark_belongs_to_no_name(tmp_path):
 def test_celeba_keeps_the_partitions_asked_for(tmp_path):
     folder = str(make_celeba(tmp_path))
     assert [e.id for e in CelebA(folder, ["test", "val"]).entries()] == ["000002.jpg", "000003.jpg"]
-    with pytest.raises(ValueError, match=r"data\.source\.partitions does not know 'tset'.*test"):
+    with pytest.raises(ValueError, match=r"data\.source\.partitions does not accept 'tset'.*test"):
         CelebA(folder, ["tset"]).entries()
     with pytest.raises(ValueError, match=r"data\.source\.partitions must be a list as \[train\]"):
         CelebA(folder, "train").entries()  # type: ignore[arg-type]

@@ -251,7 +251,7 @@ def test_other_precisions_see_nearly_the_same(tmp_path, stable_diffusion, precis
     ("changes", "message"),
     [
         ({"signals": ["hessian"]}, r"detect.signals must be with norm among them"),
-        ({"signals": ["norm", "entropie"]}, r"does not know 'entropie'; did you mean 'entropy'"),
+        ({"signals": ["norm", "entropie"]}, r"does not accept 'entropie'; did you mean 'entropy'"),
         ({"generations": [5]}, r"in \[1, detect.num_generations = 4\], got \[5\]"),
         ({"steps": []}, r"detect.steps must be whole numbers"),
         ({"decision": {"generations": 4, "steps": 2}}, r"decision.steps must be one of \[1, 5\]"),

@@ -170,5 +170,5 @@ def test_it_is_set_for_data_alone():
     assert {n.settings["on_duplicates"] for n in nodes if n.stage.name == "dpm"} == {"keep"}
     with pytest.raises(ValueError, match=r"dpm.on_duplicates must be as data.on_duplicates"):
         plan(composed("experiment=demo", "+dpm.on_duplicates=keep"))
-    with pytest.raises(ValueError, match=r"data.on_duplicates does not know 'skip'"):
+    with pytest.raises(ValueError, match=r"data.on_duplicates does not accept 'skip'"):
         plan(composed("experiment=demo", "data.on_duplicates=skip"))

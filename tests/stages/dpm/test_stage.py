@@ -430,7 +430,7 @@ THREE_LEVELS = {
         ({"noise_schedule": {"beta_schedule": "linea"}}, "diffusion cannot be built: linea is not"),
         (
             {"noise_schedule": {"prediction_type": "v"}},
-            "prediction_type of diffusion does not know 'v'; .*epsilon, sample, v_prediction",
+            "prediction_type of diffusion does not accept 'v'; .*epsilon, sample, v_prediction",
         ),
         ({"batch_size": 9}, r"dpm.batch_size must be divisible by the number of devices, 2, got 9"),
     ],

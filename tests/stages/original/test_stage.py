@@ -92,7 +92,7 @@ def test_combinations_of_attributes_are_classes(tmp_path, faces):
     ("changes", "message"),
     [
         ({}, r"at least two classes, got \[''\]; choose original.attributes"),
-        ({"attributes": ["Smile"]}, r"original.attributes does not know 'Smile'.*'Smiling'"),
+        ({"attributes": ["Smile"]}, r"original.attributes does not accept 'Smile'.*'Smiling'"),
         ({"attributes": ["Male"], "attribute_file": "no.txt"}, r"no.txt, which is not there; rem"),
     ],
 )

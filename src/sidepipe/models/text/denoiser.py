@@ -1,4 +1,4 @@
-"""A text-conditional model as samplers see it: each image with its prompt, or all without."""
+"""A text-conditional model as a Denoiser: each image with its prompt, or all without one."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from sidepipe.diffusion.schedule import EpsFn
 from sidepipe.models.text.guidance import prompt_guided
 from sidepipe.models.text.model import TextModel
 
-# Images decoded at once: an autoencoder needs more memory for one than a UNet.
+# Images per decoding: an autoencoder needs more memory per image than a UNet.
 DECODED = 8
 
 
@@ -61,6 +61,6 @@ class PromptedDenoiser(Denoiser):
         return eps_fn
 
     def decode(self, x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
-        # Not in the sampler's fewer bits, which an autoencoder may overflow.
+        # Without the sampler's autocast, in which an autoencoder may overflow.
         with torch.autocast(x_0.device.type, enabled=False):
             return torch.cat([self.model.decode(part) for part in x_0.split(DECODED)])

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and the difference between what is predicted with and without a prompt.
+"""Classifier-free guidance, and the difference of the predictions with and without a prompt.
 
 `D_t = eps(x_t, e) - eps(x_t, e_0)`, and the guided `eps(x_t, e_0) + s D_t` (Ho & Salimans, 2022).
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from sidepipe.diffusion.schedule import EpsFn
 from sidepipe.models.text.model import Embeddings, Latents, TextModel
 
-# (t, eps_0, D_t) of a step; for who wants to look at a trajectory.
+# Receives (t, eps_0, D_t) of each step of a trajectory.
 Look = Callable[[int, Latents, Latents], None]
 
 
@@ -23,7 +23,7 @@ def noise_difference(
     e: Embeddings,
     e_0: Float[Tensor, "1 l d"],
 ) -> tuple[Latents, Latents]:
-    """eps(x_t, e_0) and D_t, in one batch: two evaluations of the network an image."""
+    """eps(x_t, e_0) and D_t, in one batch: two evaluations of the network per image."""
     both = torch.cat([e_0.expand_as(e), e])
     at = t if isinstance(t, int) else torch.cat([t, t])
     eps_0, eps = model.eps(torch.cat([x_t, x_t]), at, both).chunk(2)
@@ -31,7 +31,7 @@ def noise_difference(
 
 
 def norms(difference: Latents) -> Float[Tensor, "n"]:
-    """|| D_t ||_2 of each image, over the whole latent."""
+    """|| D_t ||_2 per image, over the whole latent."""
     return difference.flatten(1).norm(dim=1)
 
 
@@ -42,7 +42,7 @@ def prompt_guided(
     guidance_scale: float,
     look: Look | None = None,
 ) -> EpsFn:
-    """eps(x_t, e_0) + s D_t; `look` is shown every step's parts."""
+    """eps(x_t, e_0) + s D_t; `look` receives the parts of every step."""
 
     @torch.no_grad()
     def eps_fn(x_t: Tensor, t: int) -> Tensor:

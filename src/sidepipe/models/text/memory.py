@@ -1,4 +1,4 @@
-"""How many images a text-conditional model takes at once: what is fastest and fits."""
+"""The batch size of a text-conditional model: the fastest that fits in memory."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ from sidepipe.models.text.model import TextModel
 # Numbers of x_t in a batch on a CPU: 256 images of 8 x 8 pixels, 16 latents of Stable Diffusion.
 CPU_ELEMENTS = 2**18
 LARGEST = 256
-GRADIENT_SHARE = 0.25  # of the images that a forward has room for: a gradient keeps activations
+GRADIENT_SHARE = 0.25  # of the images of a forward: a gradient keeps activations
 
 
 def images_at_once(model: TextModel, asked: int | None, share: float = 1.0) -> int:
     """The batch size for `noise_difference` on the model's device, at least 1.
 
-    asked: taken as it is where given. share: of what fits, for who keeps more than one forward's
-    memory, as gradients do.
+    asked: the setting, None to choose. share: the share of the images that fit, for computations
+    that keep more memory than one forward, such as gradients.
     """
     if asked is not None:
         return asked

@@ -1,9 +1,9 @@
-"""Token significance: how much each token moves what a prompt adds to the prediction.
+"""Token significance: how much each token changes what a prompt adds to the prediction.
 
 `SS_i = mean over steps of || d L / d e_i ||_2`, `L = || D_t ||_2` of each image over the whole
-latent (Wen et al., 2024, section 4.2). e_i is the embedding of token i, before the text encoder: in
-what it makes of a prompt each position holds what earlier words said. The authors' code takes the
-encoded one, L over the whole batch, and swaps the embeddings with and without the prompt.
+latent (Wen et al., 2024, section 4.2). e_i is the embedding of token i before the text encoder:
+after it, each position depends on earlier words. The authors' code takes the encoded embedding, L
+over the whole batch, and swaps the embeddings with and without the prompt.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ OfTokens = Float[Tensor, "n l"]
 
 
 def encoded(model: TextModel, prompts: Sequence[str]) -> tuple[Embeddings, Float[Tensor, "n l _"]]:
-    """The prompts' encoded embeddings and those of their tokens, from which they can be derived."""
+    """The prompts' encoded embeddings, and the token embeddings to differentiate them by."""
     calls: list[tuple[Any, Any]] = []
     embeddings: list[Tensor] = []
 
@@ -42,7 +42,7 @@ def encoded(model: TextModel, prompts: Sequence[str]) -> tuple[Embeddings, Float
     with encoder.register_forward_pre_hook(called, with_kwargs=True):
         model.encode(prompts)
     args, kwargs = calls[0]
-    # Once more, as `encode` keeps no gradients.
+    # Encode again, as `encode` keeps no gradients.
     with encoder.get_input_embeddings().register_forward_hook(embedded), torch.enable_grad():
         e = encoder(*args, **kwargs)[0].float()
     return e, embeddings[0]
@@ -57,7 +57,7 @@ def difference_and_gradient(
     with torch.enable_grad():
         e = e.detach().clone().requires_grad_()
         difference = model.eps(x_t, t, e) - eps_0
-        # Images do not see one another, so that each row of the sum's gradient is that row's own.
+        # Images are independent, so each row of the sum's gradient is the gradient of that image.
         (gradient,) = torch.autograd.grad(norms(difference).sum(), e)
     return eps_0, difference.detach(), gradient
 
@@ -89,7 +89,6 @@ def token_significance(
     seen: Seen = []
     watched_eps_fn = watched(eps_fn, "the prediction", seen)
     kept_in_range = clip_x_0(watched_eps_fn, model.alphas_cumprod, model.clip_range)
-    # Where the last of these steps leads is not looked at.
     timesteps = prompt_timesteps(model, num_inference_steps)[:num_steps]
     ddim(kept_in_range, x_T, timesteps, model.alphas_cumprod)
     require_finite_eps(seen, "explain", range(len(x_T)))

@@ -1,4 +1,4 @@
-"""Images of prompts on the guided trajectory, with what is seen on the way."""
+"""Images of prompts by guided sampling, whose steps a callback can inspect."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ def prompt_noise(
 ) -> Latents:
     """x_T of every generation of every prompt, prompt by prompt: (prompts * generations, c, h, w).
 
-    prompts: their numbers, which with the seed decide the noise, whatever the batch.
+    prompts: their numbers; the noise depends on these and the seed, not on the batch.
     """
-    # Room for a million generations each, so that their number can grow without new noise.
+    # A million generations each, so that a larger number keeps the noise of the first ones.
     indices = [p * 1_000_000 + g for p in prompts for g in range(num_generations)]
     return image_noise(seed, "prompts", indices, model.latent_shape, model.device)()
 

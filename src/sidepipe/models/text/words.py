@@ -12,7 +12,7 @@ PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
 def word_tokenizer(captions: Iterable[str], max_tokens: int) -> Any:
     """A transformers tokenizer with a token for each word of `captions`, lower-cased.
 
-    max_tokens: start and end token included. Words are runs of letters and digits, and single other
+    max_tokens: includes the start and end tokens. A word is a run of letters and digits or of other
     signs. Raises ValueError where the longest caption does not fit.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
