@@ -30,6 +30,8 @@ PUBLIC = {
     "sidepipe.compare": sidepipe.compare,
     "sidepipe.Result": sidepipe.Result,
     "sidepipe.Result.report": sidepipe.Result.report,
+    "sidepipe.Result.table": sidepipe.Result.table,
+    "sidepipe.Result.save": sidepipe.Result.save,
     "sidepipe.Estimate": sidepipe.Estimate,
     "sidepipe.Pair": sidepipe.Pair,
     "sidepipe.memorization.metrics.Excess": Excess,

@@ -20,12 +20,14 @@ from tests.tiny import SCHEDULE, UNET
 
 import sidepipe
 from sidepipe import api
-from sidepipe.api import comparing, model, result
+from sidepipe.api import comparing, measuring, model, result
 from sidepipe.base.settings import build
 from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.shards import load_shards
 from sidepipe.features.encoders import Pixels, PixelsL2
 from sidepipe.memorization import excess_metric
+from sidepipe.memorization.thresholds import MIN_UNSEEN
+from sidepipe.stages.evaluate.stage import MIN_IMAGES
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -417,14 +419,16 @@ def test_images_of_other_sizes_need_a_named_size(tmp_path):
     large = TRAIN.repeat(2, axis=1).repeat(2, axis=2)
     save_folder(tmp_path / "large", large)
     with pytest.raises(
-        ValueError, match=r"train must be 8 x 8 pixels, as generated, got .*size=32"
+        ValueError, match=r"train must be 8 x 8 pixels, as generated, got .*size=64"
     ):
         sidepipe.compare(GENERATED, train=tmp_path / "large", heldout=HELDOUT)
     for train in (tmp_path / "large", large):
         found = sidepipe.compare(GENERATED, train=train, heldout=HELDOUT, size=8)
         assert found.hits == 10
     Image.fromarray(TRAIN[0, :, :5, 0]).save(tmp_path / "large" / "narrow.png")
-    with pytest.raises(ValueError, match="train must be images of one size, got 'several sizes'"):
+    with pytest.raises(
+        ValueError, match=r"train must be images of one size, got '16 x 16 \(40\), 8 x 5"
+    ):
         sidepipe.compare(GENERATED, train=tmp_path / "large", heldout=HELDOUT)
 
 
@@ -436,7 +440,7 @@ def test_a_folder_of_both_partitions_or_none_is_refused(tmp_path):
     ):
         sidepipe.compare(GENERATED, train=tmp_path / "both", heldout=HELDOUT)
     with pytest.raises(
-        FileNotFoundError, match=r"heldout must be a uint8 array .* which is no fold"
+        FileNotFoundError, match=r"heldout must be a folder of images .* which is no f"
     ):
         sidepipe.compare(GENERATED, train=TRAIN, heldout=tmp_path / "nowhere")
 
@@ -450,4 +454,70 @@ def test_a_broken_file_is_named(tmp_path):
 
 def test_the_default_encoder_is_that_of_the_pipeline():
     assert api.compare.__kwdefaults__["features"] == "pixels_l2"
-    assert isinstance(comparing._encoder("pixels_l2"), PixelsL2)
+    assert measuring.ENCODERS.keys() == set(comparing.WITHOUT_SETTINGS)
+    assert measuring.ENCODERS["pixels_l2"] is PixelsL2
+
+
+def test_the_smallest_numbers_of_images_are_those_of_the_pipeline():
+    assert comparing.LEAST == {"generated": MIN_IMAGES, "train": 2, "heldout": MIN_UNSEEN}
+
+
+def test_a_broken_file_is_left_out_with_a_warning_on_request(tmp_path):
+    save_folder(tmp_path / "train", TRAIN)
+    (tmp_path / "train" / "9999.png").write_bytes(b"")
+    (tmp_path / "train" / "notes.mp4").write_bytes(b"x")
+    found = sidepipe.compare(
+        GENERATED, train=tmp_path / "train", heldout=HELDOUT, on_bad_file="skip"
+    )
+    assert found.hits == 10
+    assert "train: 1 file is not read: 1 .mp4" in found.warnings
+    assert "train: 1 images cannot be read and are left out: 9999.png" in found.warnings
+
+
+def test_a_resize_is_named_and_stated(tmp_path):
+    wide = random_images(40, seed=3, shape=(8, 16, 1))
+    save_folder(tmp_path / "wide", wide)
+    whole = [Image.fromarray(x[:, :, 0]).resize((8, 8), Image.Resampling.LANCZOS) for x in wide]
+    expected = {"crop": wide[:, :, 4:12], "stretch": np.stack(whole)[..., None]}
+    words = {"crop": "cropped to their central squares and", "stretch": "without keeping their"}
+    for resize, images in expected.items():
+        found = sidepipe.compare(
+            images[:20], train=tmp_path / "wide", heldout=HELDOUT, size=8, resize=resize
+        )
+        assert found.hits == 20
+        assert {pair.train_gamma for pair in found.pairs if pair.train < 20} == {0}
+        assert found.warnings[0].startswith("train: 40 of 40 images are")
+        assert words[resize] in found.warnings[0]
+
+
+def test_images_of_one_size_stay_whole_if_they_are_no_squares(tmp_path):
+    wide = TRAIN.repeat(2, axis=2)
+    save_folder(tmp_path / "wide", wide)
+    others = HELDOUT.repeat(2, axis=2)
+    found = sidepipe.compare(wide[:20], train=tmp_path / "wide", heldout=others)
+    assert found.hits == found.unique == 20
+    assert found.pairs[0].images.shape == (3, 8, 16, 1)
+    assert found.pairs[0].train_gamma == 0
+
+
+def test_gray_and_color_agree_by_a_named_number_of_channels(tmp_path):
+    color = TRAIN.repeat(3, axis=3)
+    save_folder(tmp_path / "color", color)
+    with pytest.raises(ValueError, match="of 1 channels, as generated, got 3; channels=1 conv"):
+        sidepipe.compare(GENERATED, train=color, heldout=HELDOUT)
+    for train in (color, tmp_path / "color"):
+        for channels in (1, 3):
+            found = sidepipe.compare(GENERATED, train=train, heldout=HELDOUT, channels=channels)
+            assert found.hits == 10
+            assert found.pairs[0].images.shape == (3, 8, 8, channels)
+
+
+def test_images_on_their_side_by_exif_have_one_size_with_upright_ones(tmp_path):
+    wide = TRAIN.repeat(2, axis=2)
+    save_folder(tmp_path / "wide", wide)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it
+    on_its_side = Image.fromarray(np.rot90(wide[0, :, :, 0]))
+    on_its_side.save(tmp_path / "wide" / "0000.png", exif=exif)
+    found = sidepipe.compare(wide[:20], train=tmp_path / "wide", heldout=HELDOUT.repeat(2, axis=2))
+    assert found.hits == found.unique == 20

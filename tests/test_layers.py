@@ -17,11 +17,12 @@ LAYERS = [
     ["models"],
     ["engine"],
     ["stages"],
-    ["cli", "api"],
+    ["api"],
+    ["cli"],
     ["__main__"],
 ]
 # Within these packages modules are layers as well, in this order.
-WITHIN = {"stages": list(STAGES), "cli": ["main", "dashboards", "sweep"]}
+WITHIN = {"stages": list(STAGES), "cli": ["compare", "main", "dashboards", "sweep"]}
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 FORBIDDEN = {
     "diffusion": {"pathlib", "os", "hydra", "omegaconf", "lightning"},

@@ -1,12 +1,25 @@
-"""The Python API: arrays in, dataclasses out; no Hydra, and no files unless requested.
+"""The Python API: arrays or folders in, dataclasses out; no Hydra, and files only on request.
 
-`sidepipe` exports these names and imports them at their first use.
+`sidepipe` exports these names and imports them at their first use. Models are imported
+separately, so that a refusal of `compare` needs no torch.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from sidepipe.api.comparing import compare as compare
-from sidepipe.api.model import Model as Model
-from sidepipe.api.model import load as load
-from sidepipe.api.model import load_split as load_split
 from sidepipe.api.result import Estimate as Estimate
 from sidepipe.api.result import Pair as Pair
 from sidepipe.api.result import Result as Result
+
+if TYPE_CHECKING:
+    from sidepipe.api.model import Model as Model
+    from sidepipe.api.model import load as load
+    from sidepipe.api.model import load_split as load_split
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Model", "load", "load_split"):
+        from sidepipe.api import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,22 @@
 """Images as arguments: checked arrays, or folders read as `data=imagefolder` reads them."""
 
+import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sidepipe.base.settings import require
+from sidepipe.api.naming import as_arguments
+from sidepipe.base.image_files import in_words
+from sidepipe.base.image_pixels import upright_size
+from sidepipe.base.settings import require, require_known
 from sidepipe.stages.data.reading import Entry, read_images
 from sidepipe.stages.data.sources import ImageFolder
 
@@ -17,6 +24,67 @@ Images = UInt8[np.ndarray, "n h w c"]
 ImagesOrFolder = np.ndarray | str | Path
 
 GRAY = ("1", "L", "LA", "I;16")
+RESIZES = {
+    "crop": "cropped to their central squares and resized to {0} x {0} pixels",
+    "stretch": "resized to {0} x {0} pixels without keeping their aspect ratio",
+}
+NAMED = 3  # files in a note
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How folders and arrays become images of one shape; the arguments of `compare`."""
+
+    size: int | None = None
+    resize: Literal["crop", "stretch"] = "crop"
+    channels: Literal[1, 3] | None = None
+    on_bad_file: Literal["error", "skip"] = "error"
+
+    def check(self) -> None:
+        whole = self.size is None or (isinstance(self.size, int) and self.size >= 1)
+        require(whole, "size", ">= 1 or None", self.size)
+        require_known("resize", self.resize, RESIZES)
+        require(
+            self.channels in (1, 3, None), "channels", "1 (gray), 3 (RGB) or None", self.channels
+        )
+        require_known("on_bad_file", self.on_bad_file, ["error", "skip"])
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one argument, all uint8 and of one shape.
+
+    names: of each image, as in messages and tables. notes: sentences on what was changed or left
+    out. source: the folder, or "array".
+    """
+
+    images: Images
+    names: list[str]
+    notes: list[str]
+    source: str
+
+    def summary(self) -> dict[str, object]:
+        """Number, shape and origin, with the SHA-256 of the list of names and of their pixels.
+
+        The list has a line `<SHA-256 of the pixels>  <name>` for each image.
+        """
+        listed = hashlib.sha256()
+        for name, image in zip(self.names, self.images, strict=True):
+            pixels = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
+            listed.update(f"{pixels}  {name}\n".encode())
+        shape = list(self.images.shape[1:])
+        about = {"source": self.source, "num_images": len(self.images), "shape": shape}
+        return {**about, "sha256": listed.hexdigest()}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The entries of an argument, how many have each size, and whether all are gray."""
+
+    entries: Sequence[Entry]
+    sizes: Counter[tuple[int, int]]
+    gray: bool
+    notes: list[str]
 
 
 def checked(name: str, images: object, least: int = 1) -> Images:
@@ -44,90 +112,120 @@ def require_count(name: str, count: int, least: int) -> None:
 
 
 def read_sets(
-    sets: Mapping[str, ImagesOrFolder], size: int | None
-) -> tuple[dict[str, Images], dict[str, list[str]]]:
-    """The images of every argument, all of one shape, and how messages name each image.
+    sets: Mapping[str, ImagesOrFolder], least: Mapping[str, int], how: Reading
+) -> dict[str, ImageSet]:
+    """The images of every argument, all of one shape. least: images, by the argument's name.
 
-    sets: images by the argument's name. size: side in pixels to which all are cropped and resized,
-    as by `data.size`; None where sizes must agree.
+    Raises ValueError where there are too few or shapes differ, before the first image is decoded.
     """
-    require(size is None or size >= 1, "size", ">= 1 or None", size)
-    entries = {name: _entries(name, images) for name, images in sets.items()}
-    shapes = {name: _shape(name, sets[name], found) for name, found in entries.items()}
-    first = next(iter(sets))
-    _require_alike("channels", {name: shape[2:] for name, shape in shapes.items()}, first)
-    if size is None:
-        _require_alike("sides", {name: shape[:2] for name, shape in shapes.items()}, first)
-    arrays = {}
-    for name, images in sets.items():
-        if isinstance(images, np.ndarray) and size in (None, *_side_of(images)):
-            arrays[name] = images
-        else:
-            side = shapes[name][0] if size is None else size
-            arrays[name] = _read(entries[name], side, shapes[name][2])
-    return arrays, {name: [entry.id for entry in found] for name, found in entries.items()}
+    how.check()
+    found = {name: _listed(name, images) for name, images in sets.items()}
+    for name, one in found.items():
+        require_count(name, len(one.entries), least[name])
+    channels = how.channels or _channels(found)
+    shape = (how.size, how.size) if how.size is not None else _one_size(found)
+    return {name: _read(name, sets[name], one, shape, channels, how) for name, one in found.items()}
 
 
-def _side_of(images: np.ndarray) -> tuple[int, ...]:
-    """The side of square images; nothing for others."""
-    return (images.shape[1],) if images.shape[1] == images.shape[2] else ()
-
-
-def _entries(name: str, images: ImagesOrFolder) -> list[Entry]:
+def _listed(name: str, images: ImagesOrFolder) -> Listed:
     if not isinstance(images, str | Path):
         array = checked(name, images)
-        return [
+        entries = [
             Entry(f"{name}[{i}]", "train", "", partial(_picture, image), f"{name}[{i}]")
             for i, image in enumerate(array)
         ]
+        return Listed(entries, Counter({array.shape[1:3]: len(array)}), array.shape[3] == 1, [])
     folder = Path(images).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{name} must be a uint8 array (n, h, w, c) or a folder of images, got {folder}, which "
+            f"{name} must be a folder of images or a uint8 array (n, h, w, c), got {folder}, which "
             "is no folder"
         )
-    found = ImageFolder(str(folder)).entries()
-    partitions = sorted({entry.partition for entry in found})
+    source = ImageFolder(str(folder))
+    with as_arguments(name):
+        entries = source.entries()
+        others = source.left_out()
+    partitions = sorted({entry.partition for entry in entries})
     remedy = f"name the folder of one of them, such as {name}={str(folder / partitions[0])!r}"
     require(len(partitions) == 1, name, "a folder of one partition", partitions, remedy)
-    return found
+    sizes, gray = _sizes(entries)
+    return Listed(entries, sizes, gray, [f"{name}: {in_words(others)}"] if others else [])
 
 
 def _picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def _shape(name: str, images: ImagesOrFolder, entries: Sequence[Entry]) -> tuple[int, int, int]:
-    """Height, width and channels of all images of an argument; (0, 0, c) for several sizes."""
-    if isinstance(images, np.ndarray):
-        return images.shape[1:]
-    sizes, gray = set(), True
+def _sizes(entries: Sequence[Entry]) -> tuple[Counter[tuple[int, int]], bool]:
+    """How many images have each height and width, and whether all are gray."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    gray = True
     for entry in entries:
         try:
             with entry.read() as image:
-                sizes.add((image.height, image.width))
+                sizes[upright_size(image)] += 1
                 gray = gray and image.mode in GRAY
         except Exception:  # reading it raises, and names the file
             continue
-    height, width = sizes.pop() if len(sizes) == 1 else (0, 0)
-    return height, width, 1 if gray else 3
+    return sizes, gray
 
 
-def _require_alike(what: str, shapes: Mapping[str, tuple[int, ...]], first: str) -> None:
-    """Raises ValueError unless all arguments have the shape of the first one."""
+def _channels(found: Mapping[str, Listed]) -> Literal[1, 3]:
+    """The channels of all arguments; ValueError where they differ."""
+    first = next(iter(found))
+    channels: dict[str, Literal[1, 3]] = {n: 1 if one.gray else 3 for n, one in found.items()}
+    for name, count in channels.items():
+        rule = f"of {channels[first]} channels, as {first}"
+        remedy = "channels=1 converts all images to gray levels, channels=3 to RGB"
+        require(count == channels[first], name, rule, count, remedy)
+    return channels[first]
+
+
+def _one_size(found: Mapping[str, Listed]) -> tuple[int, int]:
+    """Height and width of all images; ValueError where they differ."""
+    first = next(iter(found))
+    remedy = "size=64, or another number of pixels, resizes all images to squares (see resize)"
+    for name, one in found.items():
+        several = ", ".join(f"{h} x {w} ({n:,})" for (h, w), n in one.sizes.most_common(NAMED))
+        if len(one.sizes) > NAMED:
+            several += f" and {len(one.sizes) - NAMED} more"
+        require(len(one.sizes) <= 1, name, "images of one size", several, remedy)
+    shapes = {name: next(iter(one.sizes), (1, 1)) for name, one in found.items()}
     for name, shape in shapes.items():
-        if what == "channels":
-            rule, remedy = f"of {shapes[first][0]} channels, as {first}", "convert one of them"
-            require(shape == shapes[first], name, rule, shape[0], remedy)
-            continue
-        remedy = "size=32, or another number of pixels, crops and resizes all images to squares"
-        require(shape != (0, 0), name, "images of one size", "several sizes", remedy)
         sides = " x ".join(map(str, shapes[first]))
         require(shape == shapes[first], name, f"{sides} pixels, as {first}", shape, remedy)
+    return shapes[first]
 
 
-def _read(entries: Sequence[Entry], side: int, channels: int) -> Images:
-    with tempfile.TemporaryDirectory() as folder:
+def _read(
+    name: str,
+    images: ImagesOrFolder,
+    found: Listed,
+    shape: tuple[int, int],
+    channels: Literal[1, 3],
+    how: Reading,
+) -> ImageSet:
+    notes = [*found.notes]
+    changed = found.sizes.total() - found.sizes[shape]
+    if changed:
+        are = RESIZES[how.resize].format(shape[0])
+        notes.append(f"{name}: {changed:,} of {len(found.entries):,} images are {are}")
+    if isinstance(images, np.ndarray):
+        names = [entry.id for entry in found.entries]
+        if not changed and channels == images.shape[3]:
+            return ImageSet(images, names, notes, "array")
+    # A height and a width keep the whole image; a side crops it to its central square.
+    size = shape if how.size is None or how.resize == "stretch" else shape[0]
+    with tempfile.TemporaryDirectory() as folder, as_arguments(name):
         path = Path(folder) / "images.npy"
-        read_images(entries, path, side, 3 if channels == 3 else 1, None, "error")
-        return np.load(path)
+        _, kept, skipped, several = read_images(
+            found.entries, path, size, channels, None, how.on_bad_file
+        )
+        array = np.load(path)
+    if skipped:
+        few = ", ".join(skipped[:NAMED]) + (" ..." if len(skipped) > NAMED else "")
+        notes.append(f"{name}: {len(skipped):,} images cannot be read and are left out: {few}")
+    if several:
+        notes.append(f"{name}: {several:,} files hold several images: the first one is read")
+    source = "array" if isinstance(images, np.ndarray) else str(images)
+    return ImageSet(array, [entry.id for entry in kept], notes, source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Pair:
         heldout_gamma: the same for the held-out image.
         hit: whether the generated image is a hit.
         images: uint8 ``(3, height, width, channels)``: generated, training, held-out.
+        names: of the three images: files below their folders, or places in arrays.
     """
 
     generated: int
@@ -49,6 +50,7 @@ class Pair:
     heldout_gamma: float
     hit: bool
     images: Images = field(repr=False)
+    names: tuple[str, str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,8 @@ class Result:
     hit: Bool[np.ndarray, "n"] = field(repr=False)
     warnings: tuple[str, ...]
     _counts: Mapping[str, Any] = field(repr=False)
+    _hits: Sequence[tuple[str, str, str, float, float]] = field(repr=False)
+    _inputs: Mapping[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
         low, high = (100 * end for end in self.excess.interval)
@@ -129,12 +133,12 @@ class Result:
             )
         rows = [
             {
-                "index": pair.generated,
+                "index": pair.names[0],
                 "hit": pair.hit,
                 "new": False,
-                "train_id": pair.train,
+                "train_id": pair.names[1],
                 "train_gamma": pair.train_gamma,
-                "heldout_id": pair.heldout,
+                "heldout_id": pair.names[2],
                 "heldout_gamma": pair.heldout_gamma,
             }
             for pair in self.pairs
@@ -143,3 +147,47 @@ class Result:
         with whole_file(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return file
+
+    def table(self) -> str:
+        """The numbers with their intervals as a table in plain text, and what a hit is.
+
+        Returns:
+            Lines of at most 110 characters, warnings excepted.
+
+        Example:
+            >>> import sidepipe
+            >>> result = sidepipe.compare(generated, train=train, heldout=heldout)
+            >>> print(result.table().splitlines()[1])
+            hits on 40 training images                10     50 %  30 to 70 %
+        """
+        from sidepipe.api.saving import table
+
+        return table(self)
+
+    def save(self, folder: str | Path, **arguments: object) -> Path:
+        """Write the whole result: report.html, pairs.csv and result.json.
+
+        ``pairs.csv`` has a row per hit: the generated image, the nearest real image, their distance
+        or similarity, the threshold, and whether the hit is on a training or a held-out image.
+        ``result.json`` has every number with its interval, versions, the seed, and the SHA-256 of
+        the images that were compared.
+
+        Args:
+            folder: a new or empty folder, which is made.
+            arguments: further entries of ``result.json``, such as how the images were made.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: where the folder holds files.
+
+        Example:
+            >>> import sidepipe
+            >>> result = sidepipe.compare(generated, train=train, heldout=heldout)
+            >>> sorted(path.name for path in result.save(folder / "comparison").iterdir())
+            ['pairs.csv', 'report.html', 'result.json']
+        """
+        from sidepipe.api.saving import save
+
+        return save(self, Path(folder).expanduser(), arguments)

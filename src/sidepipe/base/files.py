@@ -103,3 +103,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def require_free(name: str, folder: Path) -> None:
+    """Raises FileExistsError unless `folder`, the value of setting `name`, is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{name} must be a new or empty folder, got {folder}, which exists; remedy: choose "
+            "another name, or remove it"
+        )

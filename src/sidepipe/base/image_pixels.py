@@ -19,6 +19,12 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
     return _turned(_color(image, channels), _orientation(image))
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width after `upright`, from the header alone."""
+    turned = _orientation(image) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 where it is missing or, as in browsers, broken."""
     try:

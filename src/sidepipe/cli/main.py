@@ -1,4 +1,4 @@
-"""The command line: `sidepipe`, `sidepipe stage=evaluate`, `sidepipe --help`."""
+"""The command line: `sidepipe`, `sidepipe stage=evaluate`, `sidepipe compare ...`, and help."""
 
 import logging
 import os
@@ -94,8 +94,23 @@ def refuse_null_groups(arguments: Sequence[str]) -> None:
             sys.exit(f"{group} must be one of {', '.join(options(group))}, got {choice}; {remedy}")
 
 
+def _compare() -> None:
+    """Runs `sidepipe compare`; exits with 1 and one line where it fails."""
+    from sidepipe.cli import compare
+
+    try:
+        compare.main(sys.argv[2:], CONF)
+    except FAULTS as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def main() -> None:
     """Entry point of the `sidepipe` command."""
+    if sys.argv[1:2] == ["compare"]:
+        _compare()
+        return
     refuse_null_groups(sys.argv[1:])
     # Hugging Face libraries report usage when they fetch a model; nobody asked for that.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -172,10 +172,11 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST, PROGRESS, SECONDS)
     }
-    write_json(folder / MANIFEST, {**content, "files": files, **_provenance()})
+    write_json(folder / MANIFEST, {**content, "files": files, **provenance()})
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
+    """Commit, versions, machine and time: what made the files of an artifact."""
     packages = ("sidepipe", "torch", "lightning", "diffusers", "numpy", "faiss-cpu", "hydra-core")
     return {
         "git": _git_state(),

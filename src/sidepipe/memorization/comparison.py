@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from sidepipe.features.search import Metric, nearest
 from sidepipe.memorization.excess import HeldoutHits
@@ -49,6 +49,7 @@ class Compared:
 class Control:
     """One held-out set. gamma, index: of each generated image to its nearest image of the set."""
 
+    rows: Int64[np.ndarray, "m"]
     features: Float32[np.ndarray, "m d"]
     gamma: Float32[np.ndarray, "n"]
     index: Int64[np.ndarray, "n"]
@@ -126,7 +127,7 @@ def compare(
         metric,
         queries,
         sets,
-        _controls(queries, sets["heldout"], unseen.features, metric),
+        _controls(queries, sets["heldout"], unseen, metric),
         real.real_gamma,
         gamma[:, 0],
         index[:, 0],
@@ -147,14 +148,15 @@ def _compared(
 def _controls(
     queries: Float32[np.ndarray, "n d"],
     first: Compared,
-    unseen: Float[np.ndarray, "u d"],
+    unseen: Encoded,
     metric: Metric,
 ) -> list[Control]:
     """`first`, and as many further sets of its size as there are other unseen images for."""
-    controls = [Control(first.features, first.gamma, first.index)]
-    for some in control_sets(len(first.rows), len(unseen))[1:]:
-        gamma, index = nearest(queries, unseen[some], metric)
-        controls.append(Control(unseen[some], gamma[:, 0], index[:, 0]))
+    controls = [Control(first.rows, first.features, first.gamma, first.index)]
+    for some in control_sets(len(first.rows), len(unseen.rows))[1:]:
+        features = unseen.features[some]
+        gamma, index = nearest(queries, features, metric)
+        controls.append(Control(unseen.rows[some], features, gamma[:, 0], index[:, 0]))
     return controls
 
 

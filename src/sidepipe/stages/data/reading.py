@@ -68,7 +68,7 @@ Converted = tuple[np.ndarray | str, bool]
 def read_images(
     entries: Sequence[Entry],
     path: Path,
-    size: int,
+    size: int | tuple[int, int],
     channels: Literal[1, 3],
     center_crop: int | None,
     on_bad_file: Literal["error", "skip"],
@@ -77,6 +77,8 @@ def read_images(
     """Images of `entries` at `path` (.npy), memory-mapped; the entries kept; ids of those skipped.
 
     The number of files that hold several frames or pages comes last; only the first is read.
+    size: the side of the squares that images are cropped and resized to, or a height and width that
+    whole images are resized to.
     Raises ValueError for the first entry that cannot be read if `on_bad_file` is "error", and if
     none can be read.
     """
@@ -89,7 +91,8 @@ def read_images(
     skipped: dict[str, str] = {}
     num_several = 0
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        _write_header(file, (len(entries), size, size, channels))
+        shape = (size, size) if isinstance(size, int) else size
+        _write_header(file, (len(entries), *shape, channels))
         for entry, (image, several) in _converted(entries, to_array, progress_seconds):
             num_several += several
             if not isinstance(image, str):
@@ -103,7 +106,7 @@ def read_images(
             raise _nothing_read(entries, skipped)
         # NumPy pads headers so that a first axis of any length fits the same bytes.
         file.seek(0)
-        _write_header(file, (len(kept), size, size, channels))
+        _write_header(file, (len(kept), *shape, channels))
     return np.load(path, mmap_mode="r"), kept, list(skipped), num_several
 
 
@@ -146,7 +149,7 @@ def _chunks(entries: Sequence[Entry], seconds: float) -> Iterator[Sequence[Entry
 
 
 def convert(
-    entry: Entry, size: int, channels: int, center_crop: int | None
+    entry: Entry, size: int | tuple[int, int], channels: int, center_crop: int | None
 ) -> tuple[UInt8[np.ndarray, "h w c"] | str, bool]:
     """The image as an array, or the reason why it cannot be read; whether its file holds several.
 
@@ -157,9 +160,11 @@ def convert(
     try:
         with entry.read() as image:
             several = getattr(image, "is_animated", False) and image.format != "MPO"
-            square = _crop(upright(image, channels), center_crop)
-            array = np.asarray(_resize(square, size)).reshape(size, size, channels)
-            return array, several
+            picture = upright(image, channels)
+            if isinstance(size, int):
+                picture = _crop(picture, center_crop)
+                size = (size, size)
+            return np.asarray(_resize(picture, *size)).reshape(*size, channels), several
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly any error on a broken file
@@ -177,9 +182,9 @@ def _crop(image: Image.Image, center_crop: int | None) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    if image.width == size:
+def _resize(image: Image.Image, height: int, width: int) -> Image.Image:
+    if image.size == (width, height):
         return image
-    shrinking = image.width > size
+    shrinking = image.width > width or image.height > height
     method = Image.Resampling.LANCZOS if shrinking else Image.Resampling.BICUBIC
-    return image.resize((size, size), method)
+    return image.resize((width, height), method)

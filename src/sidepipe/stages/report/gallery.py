@@ -37,7 +37,7 @@ def pair(
     return {
         "attack": number,
         "rank": rank,
-        "index": int(row["index"]),
+        "index": row["index"] if isinstance(row["index"], str) else int(row["index"]),
         "hit": bool(row["hit"]),
         "new": bool(row["new"]),
         "train_id": str(row["train_id"]),
