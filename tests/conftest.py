@@ -23,20 +23,31 @@ def pytest_runtest_setup() -> None:
 # Their tests train, start processes or draw whole pages: `make test-fast` skips them.
 SLOW = {
     "base/test_interruption.py",
+    "base/test_openmp.py",
     "cli/sweep/test_command.py",
     "cli/sweep/test_estimates.py",
     "cli/sweep/test_grid.py",
+    "cli/sweep/test_jobs.py",
+    "cli/sweep/test_states.py",
     "engine/test_ranks.py",
     "engine/test_thread_callback.py",
+    "features/test_approximate.py",
+    "features/test_image_duplicates.py",
     "memorization/test_planted.py",
+    "models/test_speed.py",
     "stages/classifier/test_stage.py",
     "stages/descriptor/test_stage.py",
+    "stages/detect",
     "stages/dpm/test_stage.py",
     "stages/dpm/test_text.py",
     "stages/extract/test_lora.py",
+    "stages/generate/test_prompts.py",
     "stages/lora/test_stage.py",
+    "stages/mitigate/test_stage.py",
     "stages/report",
     "test_duplicated_split.py",
+    "test_imports.py",
+    "test_results_pages.py",
 }
 TESTS = Path(__file__).parent
 

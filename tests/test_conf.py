@@ -44,6 +44,7 @@ CHOSEN = {
 }
 # Groups whose default is null: `stage=` then has nothing to make.
 ABSENT = {
+    "audit": ["audit=returns"],
     "detect": ["detect=labels"],
     "explain": [*PLANTED, "detect=prompts", "explain=tokens"],
     "mitigate": [*MITIGATED, "mitigations=single"],

@@ -25,7 +25,7 @@ from sidepipe.diffusion.guidance import conditioned, guided
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
 from sidepipe.diffusion.sampler import SAMPLERS, require_x_0
-from sidepipe.diffusion.schedule import EpsFn, clip_x_0
+from sidepipe.diffusion.schedule import EpsFn, add_noise, clip_x_0
 from sidepipe.diffusion.timesteps import Guidance as Guidance
 from sidepipe.engine import ranks
 from sidepipe.engine.progress import (
@@ -59,7 +59,8 @@ SETTLING_PAYS = 1000  # steps after which timing some that make no image costs l
 class ImageSampler(L.LightningModule):
     """Predicts uint8 NHWC images for batches of image indices and their targets.
 
-    A batch that brings images has these refined, and nothing sampled.
+    A batch that brings images starts from these: with noise of the first timestep, where there are
+    timesteps, and otherwise as they are.
 
     denoiser: the model under attack; a target is its condition, where it has one. surrogate: None
     for plain sampling, else a target is its label: a module with `grad_log_prob(x_t, t, y)`, or a
@@ -117,10 +118,9 @@ class ImageSampler(L.LightningModule):
         # Compiling again, for the last shard's smaller batches, would take longer than they do.
         once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
         with cast_once(self.device), once or nullcontext():
-            if "images" in batch:
-                x_0 = to_model(batch["images"])
-            else:
-                x_0 = self._sampled(plain, numbers, targets, seen)
+            x_0 = to_model(batch["images"]) if "images" in batch else None
+            if x_0 is None or self.timesteps:
+                x_0 = self._sampled(plain, numbers, targets, seen, x_0)
                 require_finite_eps(seen, self.stream, numbers)
             if self.refine_steps > 0:
                 x_0 = self.denoiser.as_saved(x_0)  # so that saved images can be refined alike
@@ -135,16 +135,24 @@ class ImageSampler(L.LightningModule):
             return self.denoiser.decode(x_0)
 
     def _sampled(
-        self, plain: EpsFn, numbers: list[int], targets: Int64[Tensor, "n"], seen: Seen
+        self,
+        plain: EpsFn,
+        numbers: list[int],
+        targets: Int64[Tensor, "n"],
+        seen: Seen,
+        x_0: Tensor | None = None,
     ) -> Tensor:
-        """x_0 of the images with these numbers."""
+        """x_0 of the images with these numbers, from noise alone or from a noised `x_0`."""
         guided_eps_fn = self._guided(plain, targets)
         if guided_eps_fn is not plain:
             guided_eps_fn = watched(guided_eps_fn, "the guided prediction", seen)
         eps_fn = self._timed(self._in_range(guided_eps_fn))
         noise_fn = image_noise(self.seed, self.stream, numbers, self.denoiser.shape, self.device)
-        alphas_cumprod = self.denoiser.alphas_cumprod
-        return self.sampler(eps_fn, noise_fn(), self.timesteps, alphas_cumprod, self.eta, noise_fn)
+        alphas_cumprod, x_t = self.denoiser.alphas_cumprod, noise_fn()
+        if x_0 is not None:
+            t = torch.full((len(x_t),), self.timesteps[0], device=self.device)
+            x_t = add_noise(x_0, x_t, t, alphas_cumprod)
+        return self.sampler(eps_fn, x_t, self.timesteps, alphas_cumprod, self.eta, noise_fn)
 
     def _guided(self, plain: EpsFn, targets: Int64[Tensor, "n"]) -> EpsFn:
         """The model's eps, steered by the surrogate where there is one."""
@@ -234,9 +242,10 @@ class _ShardBatches:
         targets: np.ndarray,
         runtime: Runtime,
         images: UInt8[np.ndarray, "n h w c"] | None = None,
+        first: int = 0,
     ) -> None:
         self.module, self.shards, self.shard_size = module, shards, shard_size
-        self.targets, self.runtime, self.images = targets, runtime, images
+        self.targets, self.runtime, self.images, self.first = targets, runtime, images, first
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         trainer = self.module.trainer
@@ -247,7 +256,7 @@ class _ShardBatches:
             for start in range(0, len(indices), batch_size):
                 part = indices[start : start + batch_size]
                 batch = {
-                    "indices": torch.tensor(part),
+                    "indices": torch.tensor(part) + self.first,
                     "targets": torch.tensor(self.targets[part.start : part.stop]),
                     "shard": shard,
                     "ends_shard": part.stop == indices.stop,
@@ -308,15 +317,16 @@ def sample_to_array(
     precision: Precision,
     runtime: Runtime,
     images: UInt8[np.ndarray, "n h w c"] | None = None,
+    first: int = 0,
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """What `sample_to_shards` writes, in memory and on one device.
+    """The images that `sample_to_shards` writes, in memory and on one device.
 
-    images: these are refined, and nothing is sampled.
+    images: to start from. first: the number of the first image, which decides its noise.
     """
     ranges = shard_ranges(num_images, shard_size)
     targets = np.zeros(num_images, np.int64)
     batches = _ShardBatches(
-        sampler, list(enumerate(ranges)), len(ranges[0]), targets, runtime, images
+        sampler, list(enumerate(ranges)), len(ranges[0]), targets, runtime, images, first
     )
     trainer = _trainer(runtime, precision, progress_bar())
     parts: Any = trainer.predict(sampler, batches)

@@ -19,6 +19,7 @@ STAGES: dict[str, str] = {
     "extract": "sidepipe.stages.extract.stage.Extract",
     "descriptor": "sidepipe.stages.descriptor.stage.Descriptor",
     "reference": "sidepipe.stages.reference.stage.Reference",
+    "audit": "sidepipe.stages.audit.stage.Audit",
     "evaluate": "sidepipe.stages.evaluate.stage.Evaluate",
     "detect": "sidepipe.stages.detect.base.Detect",
     "explain": "sidepipe.stages.explain.stage.Explain",

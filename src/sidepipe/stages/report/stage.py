@@ -1,6 +1,7 @@
 """Stage `report`: the findings as one page, a table for the terminal, and files.
 
-It reads the artifacts of evaluate, detect, explain and mitigate, and those they were made from.
+It reads the artifacts of evaluate, audit, detect, explain and mitigate, and those they were made
+from.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 class Report(Stage):
     """A section for each kind of input; their order is that of the rows.
 
-    Inputs: evaluate artifacts by attack, `detect`, `explain`, and mitigate artifacts by row. title:
-    the page's heading.
+    Inputs: evaluate artifacts by attack, `audit`, `detect`, `explain`, and mitigate artifacts by
+    row. title: the page's heading.
     """
 
     name: ClassVar[str] = "report"
@@ -74,7 +75,7 @@ class Report(Stage):
 
 def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
     """The section of each kind of input, in the order of the page."""
-    from sidepipe.stages.report import content, detection, explanation, labels, mitigation
+    from sidepipe.stages.report import audit, content, detection, explanation, labels, mitigation
     from sidepipe.stages.report.comparison import read_attacks
 
     of: dict[str, dict[str, Path]] = {}
@@ -85,6 +86,8 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
     _require_one_model(inputs)
     if attacks:
         found["attacks"] = content.section(attacks)
+    for folder in of.get("audit", {}).values():
+        found["audit"] = audit.section(folder, attacks)
     for folder in of.get("detect", {}).values():
         of_labels = labels.is_of_labels(folder)
         found["detect"] = (

@@ -1,0 +1,1 @@
+"""Stage `audit`: the training images that a model returns to, for the owner of the images."""

@@ -1,0 +1,224 @@
+"""Stage `audit`: which training images the model returns to, next to held-out images.
+
+For the owner of the training images. It samples nothing: each image goes through refinement, by
+itself and from noised copies, and is at risk where it comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float64
+
+from sidepipe.base.files import write_json
+from sidepipe.base.images import grid
+from sidepipe.base.settings import Precision, build, require, require_known
+from sidepipe.engine.resuming import Arrays, in_parts
+from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.features.choice import is_of_this_run
+from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.data.stage import load_ids
+from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
+from sidepipe.stages.generate.stage import load_denoiser
+from sidepipe.stages.reference.stage import load as load_reference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sidepipe.diffusion.denoiser import Denoiser
+    from sidepipe.features.encoders import Encoder
+    from sidepipe.memorization.audit import Images, Move
+    from sidepipe.memorization.real import Encoded, RealImages
+
+PART = 500  # images per file: a killed run loses at most so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Stage):
+    """Scores of training images and of as many held-out ones.
+
+    features, false_positive_rates: evaluate's; the first rate gives the threshold within which an
+    image has come back. num_images: training images, the first of the subset; None for all.
+    refine_t, refine_steps: those of the attack that it foresees. levels: timesteps of the noise
+    that copies of an image get. draws: of noise, per level. gallery_images: shown in the report.
+    """
+
+    name: ClassVar[str] = "audit"
+    needed_by: ClassVar[str] = "audit=returns"
+    reported: ClassVar[bool] = True
+    takes: ClassVar[Mapping[str, str]] = {
+        "features": "evaluate.features",
+        "false_positive_rates": "evaluate.false_positive_rates",
+    }
+    features: dict[str, Any]
+    false_positive_rates: list
+    num_images: int | None
+    refine_t: int
+    refine_steps: int
+    levels: list
+    draws: int
+    gallery_images: int
+    precision: Precision
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_images is not None:
+            require(self.num_images >= 2, "audit.num_images", ">= 2 or null", self.num_images)
+        for field in ("refine_steps", "draws"):
+            require(getattr(self, field) >= 1, f"audit.{field}", ">= 1", getattr(self, field))
+        for field in ("refine_t", "gallery_images"):
+            require(getattr(self, field) >= 0, f"audit.{field}", ">= 0", getattr(self, field))
+        increasing = sorted(set(self.levels)) == list(self.levels)
+        require(increasing, "audit.levels", "increasing timesteps", self.levels)
+        require(all(t >= 0 for t in self.levels), "audit.levels", ">= 0", self.levels)
+        require_known("audit.precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
+        require(0 <= self.seed < 2**32, "audit.seed", "in [0, 2**32)", self.seed)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return build(self.features)
+
+    def inputs(self) -> tuple[str, ...]:
+        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
+        return ("data", "dpm", *descriptor, "reference")
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        kind, remedy = type(dpm).__name__, "text models have detect=prompts instead"
+        pixels = isinstance(dpm, TrainDPM | PretrainedDPM)
+        require(pixels, "dpm", "an unconditional model of images", kind, remedy)
+        if isinstance(dpm, TrainedDPM):
+            steps = dpm.noise_schedule["num_train_timesteps"]
+            most = max([self.refine_t, *self.levels])
+            rule = f"< diffusion.num_train_timesteps = {steps}"
+            require(most < steps, "audit.refine_t and audit.levels", rule, most)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        from sidepipe.stages.audit import tables
+
+        descriptor = job.inputs.get("descriptor")
+        encoder = load_descriptor(descriptor) if descriptor else self._encoder
+        real = load_reference(job.inputs["reference"])
+        rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
+        threshold = threshold_at_false_positive_rate(real.real_gamma, rate, encoder.metric)
+        sets = self._sets(real)
+        move = self._move(load_denoiser(job.inputs["dpm"], self.precision), job.runtime)
+        data, found, start = load_images(job.inputs["data"]), {}, 0
+        for name, images in sets.items():
+            one = partial(self._part, data, images, move, encoder, threshold, start, job.runtime)
+            parts = job.folder / "parts" / name
+            found[name] = in_parts(parts, len(images.rows), PART, one, f"{name} image")
+            start += len(images.rows)
+        ids = load_ids(job.inputs["data"])
+        table = tables.scores(sets, found, encoder.metric, threshold, self.levels, ids)
+        tables.save(job.folder / "audit.csv", table)
+        refined = found["train"]["refined"]
+        tables.save_gallery(job.folder, table, data, refined, encoder.metric, self.gallery_images)
+        results = {
+            "threshold": threshold,
+            "false_positive_rate": rate,
+            "metric": encoder.metric,
+            "transform": encoder.transform,
+            "evaluations_per_image": self._probe.evaluations,
+            **tables.counts(table),
+        }
+        write_json(job.folder / "results.json", results)
+        shutil.rmtree(job.folder / "parts")
+        return results
+
+    @property
+    def _probe(self) -> Any:
+        from sidepipe.memorization.audit import Probe
+
+        return Probe(self.refine_t, self.refine_steps, self.levels, self.draws)
+
+    def _sets(self, real: RealImages) -> dict[str, Encoded]:
+        """Training images, and as many held-out ones, the best control first."""
+        train = real.train if self.num_images is None else real.train.first(self.num_images)
+        return {"train": train, "heldout": real.unseen.first(len(train.rows))}
+
+    def _move(self, denoiser: Denoiser, runtime: Runtime) -> Move:
+        from sidepipe.engine.sampling import ImageSampler, sample_to_array
+
+        def move(images: Images, t: int | None, refine: bool, first: int) -> Images:
+            sampler = ImageSampler(
+                denoiser,
+                seed=self.seed,
+                stream="audit",
+                timesteps=[] if t is None else [t],
+                eta=0.0,
+                refine_steps=self.refine_steps if refine else 0,
+                refine_t=self.refine_t,
+            )
+            count = len(images)
+            return sample_to_array(
+                sampler, count, count, self.precision, runtime, images, first=first
+            )
+
+        return move
+
+    def _part(
+        self,
+        data: Images,
+        images: Encoded,
+        move: Move,
+        encoder: Encoder,
+        threshold: float,
+        start: int,
+        runtime: Runtime,
+        rows: range,
+    ) -> Arrays:
+        from sidepipe.memorization.audit import returns
+
+        own = slice(rows.start, rows.stop)
+        return returns(
+            data[images.rows[own]],
+            images.features,
+            own,
+            move,
+            encoder,
+            self._probe,
+            threshold,
+            first=start + rows.start,
+            device=runtime.torch_device(),
+        )
+
+    def shown(self, folder: Path) -> dict[str, list[Any]]:
+        """Each training image of the gallery with its refined image."""
+        return {"audit/returns": [grid(pair, columns=2) for pair in load_gallery(folder)[0]]}
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The results as written to results.json."""
+    return json.loads((folder / "results.json").read_text())
+
+
+def load_scores(folder: Path) -> pd.DataFrame:
+    """A row per image: training images first, then held-out ones."""
+    from sidepipe.stages.audit import tables
+
+    return tables.read(folder / "audit.csv")
+
+
+def load_risk(folder: Path) -> dict[str, Float64[np.ndarray, "n"]]:
+    """Each score of the training images by its column, higher for images at more risk."""
+    from sidepipe.stages.audit import tables
+
+    return tables.risk(load_scores(folder), load(folder)["metric"])
+
+
+def load_gallery(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """uint8 (n, 2, h, w, c): a training image and its refined image, the closest first; rows."""
+    from sidepipe.stages.audit import tables
+
+    rows: Any = tables.read(folder / "gallery.csv").to_dict("records")
+    return np.load(folder / "gallery.npy"), rows

@@ -1,0 +1,104 @@
+"""The tables that an audit artifact holds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, UInt8
+
+from sidepipe.features.search import Metric, closer
+from sidepipe.memorization.audit import arrivals, closeness, flagged_excess
+from sidepipe.memorization.conformal import discoveries, p_values
+from sidepipe.memorization.real import Encoded
+
+FDR = (0.01, 0.05)  # false discovery rates of the lists of members
+
+
+def save(path: Path, table: pd.DataFrame) -> None:
+    """Writes a CSV file, numbers to six decimals."""
+    table.to_csv(path, index=False, float_format="%.6f")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A table as `save` wrote it; ids stay text, and an image may be called "NA"."""
+    ids: Any = {"id": str}
+    return pd.read_csv(path, dtype=ids, keep_default_na=False, na_values={"p_value": [""]})
+
+
+def scores(
+    sets: Mapping[str, Encoded],
+    found: Mapping[str, Mapping[str, np.ndarray]],
+    metric: Metric,
+    threshold: float,
+    levels: Sequence[int],
+    ids: np.ndarray,
+) -> pd.DataFrame:
+    """A row per image of `train` and of `heldout`, in the order of the sets.
+
+    found: what `returns` gave for each set. p_value, listed_*: of training images alone, by gamma;
+    they tell that an image was trained on, not that it can be extracted.
+    """
+    control, parts = closeness(found["heldout"]["gamma"], metric), []
+    for name, images in sets.items():
+        of = found[name]
+        columns: dict[str, Any] = {
+            "index": images.rows,
+            "id": ids[images.rows],
+            "kind": name,
+            "flagged": closer(of["gamma"], threshold, metric).astype(int),
+            "gamma": of["gamma"],
+            "error": of["error"],
+        }
+        reached = arrivals(of["ends"], len(images.rows))
+        for level, t in enumerate(levels):
+            columns[f"recall_{t}"] = of["recall"][:, level]
+            columns[f"arrivals_{t}"] = reached[level]
+        p = p_values(closeness(of["gamma"], metric), control)
+        is_train = name == "train"
+        columns["p_value"] = p if is_train else np.nan
+        for rate in FDR:
+            columns[f"listed_{rate:g}"] = discoveries(p, rate).astype(int) if is_train else 0
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def counts(table: pd.DataFrame) -> dict[str, Any]:
+    """Images and flags of both kinds, their excess, and the lists of members."""
+    is_train, flagged = np.array(table["kind"] == "train"), np.array(table["flagged"]) == 1
+    share, interval = flagged_excess(flagged[is_train], flagged[~is_train])
+    return {
+        "num_train": int(is_train.sum()),
+        "num_heldout": int((~is_train).sum()),
+        "flagged": int(flagged[is_train].sum()),
+        "heldout_flagged": int(flagged[~is_train].sum()),
+        "excess": {"share": share, "interval": list(interval)},
+        "listed": {f"{rate:g}": int(np.sum(table[f"listed_{rate:g}"])) for rate in FDR},
+    }
+
+
+def risk(table: pd.DataFrame, metric: Metric) -> dict[str, Float64[np.ndarray, "n"]]:
+    """Each score of the training images by its column, higher for images at more risk."""
+    table = table.loc[table["kind"] == "train"]
+    found = {"gamma": closeness(table["gamma"].to_numpy(), metric)}
+    found["error"] = -table["error"].to_numpy(np.float64)
+    names = [name for name in table if name.startswith(("recall_", "arrivals_"))]
+    return found | {name: table[name].to_numpy(np.float64) for name in names}
+
+
+def save_gallery(
+    folder: Path,
+    table: pd.DataFrame,
+    data: UInt8[np.ndarray, "m h w c"],
+    refined: UInt8[np.ndarray, "n h w c"],
+    metric: Metric,
+    count: int,
+) -> None:
+    """The training images that come back most closely, each with its refined image."""
+    train = table.loc[table["kind"] == "train"]
+    closest = np.argsort(-closeness(np.array(train["gamma"]), metric), kind="stable")[:count]
+    best = train.iloc[closest]
+    pairs = np.stack([data[best["index"].to_numpy()], refined[closest]], axis=1)
+    np.save(folder / "gallery.npy", pairs)
+    save(folder / "gallery.csv", best)

@@ -1,0 +1,127 @@
+"""The report's section on the owner's audit: the training images that the model returns to."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Int64
+
+from sidepipe.memorization.audit import flags_judged, judged
+from sidepipe.memorization.rates import rate
+from sidepipe.stages.audit.stage import load, load_gallery, load_risk, load_scores
+from sidepipe.stages.evaluate.stage import load_nearest
+from sidepipe.stages.report import words
+from sidepipe.stages.report.attack import Attack
+from sidepipe.stages.report.gallery import sides
+from sidepipe.stages.report.pictures import thumbnail_uri
+from sidepipe.stages.report.section import Rows, Section, rows_of
+from sidepipe.stages.report.tables import Table
+from sidepipe.stages.report.terminal import wrapped
+from sidepipe.stages.report.words import DASH, count
+
+FALSE_POSITIVE_RATE = 0.01  # of the true positive rate
+OPEN_IMAGES = 24  # shown at first; the others unfold
+KINDS = {"train": "training images", "heldout": "held-out images"}
+
+
+def section(folder: Path, attacks: Sequence[Attack]) -> Section:
+    """The report's section on the audit, judged by those attacks that were compared with truth."""
+    results, table = load(folder), load_scores(folder)
+    train = table.loc[table["kind"] == "train"]
+    known = [attack for attack in attacks if attack.has_truth]
+    hits = {attack.name: hits_of(train, attack) for attack in known}
+    best = max(known, key=lambda attack: attack.unique, default=None)
+    tables = [flags_table(results)]
+    tables += [extracted_table(train, hits)] if hits else []
+    tables += [scores_table(load_risk(folder), hits[best.name], best.name)] if best else []
+    return Section(
+        tables=tables,
+        drawings={},
+        content={"audit": {"results": results, "best": best, **_gallery(folder)}},
+        numbers={"audit": rows_of(table)},
+        text="\n".join(wrapped(_text(results))) + "\n",
+        summary={name: results[name] for name in ("flagged", "heldout_flagged")},
+    )
+
+
+def hits_of(train: pd.DataFrame, attack: Attack) -> Int64[np.ndarray, "n"]:
+    """How many images of the attack are hits on each audited training image."""
+    nearest = load_nearest(attack.folder)
+    places = nearest.loc[nearest["hit"] == 1, "train_index"].value_counts()
+    return train["index"].map(places).fillna(0).to_numpy(np.int64)
+
+
+def flags_table(results: Mapping[str, Any]) -> Table:
+    """Flagged images of both kinds."""
+    rows = []
+    for kind, name in (("train", "flagged"), ("heldout", "heldout_flagged")):
+        of, flagged = results[f"num_{kind}"], results[name]
+        share = words.share(rate(np.arange(of) < flagged))
+        rows.append((KINDS[kind], [count(of), count(flagged), share]))
+    columns = ["audited", "flagged", "share, % (95 % interval)"]
+    return Table("audit_flags", "Images that come back", [("", 3)], columns, rows, head="")
+
+
+def extracted_table(train: pd.DataFrame, hits: Mapping[str, Int64[np.ndarray, "n"]]) -> Table:
+    """Whether the flagged images are those that the attacks extract."""
+    flagged = train["flagged"].to_numpy() == 1
+    rows = []
+    for name, of_image in hits.items():
+        found = flags_judged(flagged, of_image)
+        total = found["hits_flagged"] + found["hits_others"]
+        cells = [count(total), f"{count(found['extracted_flagged'])} of {count(found['flagged'])}"]
+        cells += [f"{count(found['extracted_others'])} of {count(found['others'])}"]
+        cells += [words.rate(found["hits_flagged"] / total) if total else DASH]
+        rows.append((name, cells))
+    groups = [("", 1), ("extracted at least once", 2), ("", 1)]
+    columns = ["hits", "of flagged images", "of the others", "hits on flagged images"]
+    caption = "Flagged training images, and those that the attacks extracted"
+    return Table("audit_extracted", caption, groups, columns, rows)
+
+
+def scores_table(
+    risk: Mapping[str, Float64[np.ndarray, "n"]], hits: Int64[np.ndarray, "n"], attack: str
+) -> Table:
+    """How well each score tells which images the attack extracts."""
+    rows = []
+    for name, score in risk.items():
+        found = judged(score, hits, FALSE_POSITIVE_RATE)
+        cells = [DASH] * 3
+        if found is not None:
+            auc = words.with_interval(found["auc"], found["auc_interval"], 3)
+            cells = [auc, words.rate(found["tpr"]), words.decimals(found["correlation"], 2)]
+        rows.append((SCORES.get(name) or _of_level(name), cells))
+    columns = ["AUC (95 % interval)", f"TPR at {words.rate(FALSE_POSITIVE_RATE)} FPR"]
+    columns += ["rank correlation with the number of hits"]
+    caption = f"Scores of training images against extraction by {attack}"
+    return Table("audit_scores", caption, [("", 3)], columns, rows, head="score")
+
+
+SCORES = {"gamma": "distance to the refined image", "error": "error of one denoising step"}
+
+
+def _of_level(name: str) -> str:
+    kind, _, t = name.partition("_")
+    said = {"recall": "own noised copies that come back", "arrivals": "noised copies that arrive"}
+    return f"{said[kind]}, t = {t}"
+
+
+def _gallery(folder: Path) -> dict[str, Any]:
+    images, rows = load_gallery(folder)
+    shots: Rows = [
+        {**row, "shots": list(map(thumbnail_uri, pair))}
+        for pair, row in zip(images, rows, strict=True)
+    ]
+    return {"gallery": shots, "open": OPEN_IMAGES, "sides": sides(images.shape[2])}
+
+
+def _text(results: Mapping[str, Any]) -> str:
+    """The terminal's text."""
+    return (
+        f"Audit: the model returns to {count(results['flagged'])} of "
+        f"{count(results['num_train'])} training images and to "
+        f"{count(results['heldout_flagged'])} of {count(results['num_heldout'])} held-out images; "
+        f"{count(results['evaluations_per_image'])} network evaluations per image."
+    )

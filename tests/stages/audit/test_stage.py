@@ -1,0 +1,186 @@
+"""The audit of a model in closed form, whose memorized images are known."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import RUNTIME
+from torch import nn
+
+from sidepipe.base.images import to_model
+from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.engine.stage import Job, Runtime
+from sidepipe.stages.audit import stage as module
+from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_scores
+from sidepipe.stages.dpm.text import PretrainedTextDPM
+from sidepipe.stages.reference.stage import Reference
+
+L2 = {"_target_": "sidepipe.features.encoders.PixelsL2"}
+COSINE = {"_target_": "sidepipe.features.encoders.Pixels"}
+SETTINGS = {
+    "features": L2,
+    "false_positive_rates": [0.05],
+    "num_images": None,
+    "refine_t": 10,
+    "refine_steps": 3,
+    "levels": [10, 90],
+    "draws": 2,
+    "gallery_images": 7,
+    "precision": "32-true",
+    "seed": 0,
+}
+ALPHAS = torch.linspace(0.999, 1e-4, 100)
+NUM_TRAIN, NUM_UNSEEN, MEMORIZED = 20, 40, 12
+
+
+class Memory(nn.Module):
+    """The exact pred_x_0 of a model that has memorized these images and no others."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.known = to_model(images)
+
+    def forward(self, x_t, t):
+        alpha_bar = ALPHAS[int(t.flatten()[0])]
+        gap = x_t[:, None] - alpha_bar.sqrt() * self.known[None]
+        weight = (-gap.flatten(2).square().sum(2) / (2 * (1 - alpha_bar))).softmax(1)
+        return SimpleNamespace(sample=torch.einsum("nk,kchw->nchw", weight, self.known))
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    """12 of 20 training images are memorized, and so is the second held-out image."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (NUM_TRAIN + NUM_UNSEEN, 6, 6, 1)).astype(np.uint8)
+    order = rng.permutation(len(images))
+    train, unseen = order[:NUM_TRAIN], order[NUM_TRAIN:]
+    # The last unseen images are like training images, and set the threshold of a hit.
+    noise = rng.normal(0, 1, (3, 6, 6, 1)) * np.array([4, 6, 9]).reshape(3, 1, 1, 1)
+    images[unseen[-3:]] = (images[train[-3:]] + noise).clip(0, 255).astype(np.uint8)
+    for name in ("data", "dpm", "reference"):
+        (tmp_path / name).mkdir()
+    np.save(tmp_path / "data" / "images.npy", images)
+    rows = "".join(f"{i},NA,train,\n" for i in range(len(images)))
+    (tmp_path / "data" / "ids.csv").write_text(f"index,id,partition,identity\n{rows}")
+    np.save(tmp_path / "dpm" / "subset.npy", train)
+    np.save(tmp_path / "dpm" / "heldout.npy", unseen)
+    known = images[[*train[:MEMORIZED], unseen[1]]]
+    model = Denoiser(Memory(known), ALPHAS, "sample", (1, 6, 6))
+    monkeypatch.setattr(module, "load_denoiser", lambda dpm, precision: model)
+    return {name: tmp_path / name for name in ("data", "dpm", "reference")}
+
+
+def run(inputs, folder, runtime=RUNTIME, **changes):
+    settings = SETTINGS | changes
+    reference = Reference(features=settings["features"], false_positive_rates=[0.05])
+    reference.run(Job(inputs["reference"], inputs, RUNTIME))
+    folder.mkdir(exist_ok=True)
+    return Audit(**settings).run(Job(folder, inputs, runtime))
+
+
+@pytest.mark.parametrize("features", [L2, COSINE], ids=["l2", "cosine"])
+def test_memorized_images_are_flagged_and_no_others(inputs, tmp_path, features):
+    summary = run(inputs, tmp_path / "audit", features=features)
+    assert summary == load(tmp_path / "audit")
+    kinds = ("num_train", "flagged", "num_heldout", "heldout_flagged")
+    assert [summary[name] for name in kinds] == [20, 12, 20, 1]
+    assert summary["excess"]["share"] == pytest.approx(12 / 20 - 1 / 20)
+    assert summary["evaluations_per_image"] == 3 + 2 + 2 * 2 * 4
+    table = load_scores(tmp_path / "audit")
+    train, heldout = (table[table["kind"] == kind] for kind in ("train", "heldout"))
+    assert table["id"].tolist() == ["NA"] * 40
+    assert train["index"].tolist() == np.load(inputs["dpm"] / "subset.npy").tolist()
+    assert heldout["index"].tolist() == np.load(inputs["dpm"] / "heldout.npy")[:20].tolist()
+    assert train["flagged"].tolist() == [1] * 12 + [0] * 8
+    assert heldout["flagged"].tolist() == [0, 1, *[0] * 18]
+    # With little noise every copy of a memorized image comes back to it, and only to it.
+    assert train["recall_10"].tolist() == [1] * 12 + [0] * 8
+    assert train["arrivals_90"].sum() + (heldout["arrivals_90"].sum()) > 0
+    assert (train["arrivals_10"][:12] >= 2).all()
+    # The only held-out image that comes back is as close to itself as the training images are.
+    assert train["p_value"].tolist() == pytest.approx(
+        [2 / 21] * 12 + train["p_value"].tolist()[12:]
+    )
+    assert heldout["p_value"].isna().all()
+
+
+def test_the_gallery_has_the_closest_returns(inputs, tmp_path):
+    run(inputs, tmp_path / "audit")
+    pairs, rows = load_gallery(tmp_path / "audit")
+    images = np.load(inputs["data"] / "images.npy")
+    assert pairs.shape == (7, 2, 6, 6, 1)
+    assert all(row["flagged"] == 1 for row in rows)
+    for pair, row in zip(pairs, rows, strict=True):
+        np.testing.assert_array_equal(pair[0], images[row["index"]])
+        assert np.abs(pair[1].astype(int) - pair[0]).max() <= 1
+
+
+def test_the_first_training_images_can_be_audited_alone(inputs, tmp_path):
+    summary = run(inputs, tmp_path / "audit", num_images=5, levels=[])
+    assert (summary["num_train"], summary["num_heldout"], summary["flagged"]) == (5, 5, 5)
+    assert not [name for name in load_scores(tmp_path / "audit") if name.startswith("recall")]
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 6)
+    run(inputs, tmp_path / "whole")
+    made, one = [], Audit._part
+
+    def killed(self, *arguments):
+        if len(made) == 5:  # the second part of the held-out images
+            raise KeyboardInterrupt
+        made.append(arguments[-1])
+        return one(self, *arguments)
+
+    monkeypatch.setattr(Audit, "_part", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "killed")
+    made.clear()
+    run(inputs, tmp_path / "killed")
+    assert made == [range(6, 12), range(12, 18), range(18, 20)]
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
+
+
+def test_scores_do_not_depend_on_the_batch_or_on_parts(inputs, tmp_path, monkeypatch):
+    run(inputs, tmp_path / "one")
+    monkeypatch.setattr(module, "PART", 7)
+    run(inputs, tmp_path / "other", Runtime(accelerator="cpu", sampling_batch_size=3))
+    one, other = (load_scores(tmp_path / name) for name in ("one", "other"))
+    for name in one:
+        assert one[name].tolist() == pytest.approx(other[name].tolist(), abs=1e-3, nan_ok=True) or (
+            one[name].tolist() == other[name].tolist()
+        )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "rule"),
+    [
+        ("num_images", 1, "audit.num_images must be >= 2 or null, got 1"),
+        ("refine_steps", 0, "audit.refine_steps must be >= 1, got 0"),
+        ("draws", 0, "audit.draws must be >= 1, got 0"),
+        ("refine_t", -1, "audit.refine_t must be >= 0, got -1"),
+        ("gallery_images", -1, "audit.gallery_images must be >= 0, got -1"),
+        ("levels", [60, 10], "audit.levels must be increasing timesteps, got"),
+        ("levels", [-1, 10], "audit.levels must be >= 0, got"),
+        ("precision", "bf16-true", "audit.precision"),
+        ("seed", -1, "audit.seed must be in"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, value, rule):
+    with pytest.raises(ValueError, match=rule):
+        Audit(**SETTINGS | {setting: value})
+
+
+def test_a_text_model_is_refused_with_the_stage_to_use():
+    dpm = PretrainedTextDPM.__new__(PretrainedTextDPM)
+    with pytest.raises(ValueError, match=r"an unconditional model of images.*detect=prompts"):
+        Audit(**SETTINGS).check({"dpm": dpm}, RUNTIME)
+
+
+def test_results_are_plain_numbers(inputs, tmp_path):
+    run(inputs, tmp_path / "audit")
+    found = json.loads((tmp_path / "audit" / "results.json").read_text())
+    assert found["listed"].keys() == {"0.01", "0.05"}

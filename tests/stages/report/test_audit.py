@@ -1,0 +1,113 @@
+"""The page's section on the audit: its flags against the hits of the attacks, counted here."""
+
+import json
+
+import numpy as np
+import pytest
+from tests.stages.report.pages import REPORT, Page, hit_images, rows_of
+from tests.stages.report.planted import RUNTIME
+
+from sidepipe.engine.stage import Job
+from sidepipe.features.encoders import PixelsL2
+from sidepipe.memorization.real import Encoded
+from sidepipe.stages.audit import tables
+from sidepipe.stages.report.stage import load_table, page_path
+
+FLAGS = "Images that come back"
+EXTRACTED = "Flagged training images, and those that the attacks extracted"
+SCORES = "Scores of training images against extraction by early"
+HEADING = "The training images that the model returns to"
+
+
+def audited(outputs, key, count, gamma):
+    """A finished audit artifact of `count` images of each kind. gamma: of both kinds, by name."""
+    folder = outputs.start("audit", key)
+    rng = np.random.default_rng(0)
+    found = {
+        kind: {
+            "gamma": gamma[kind],
+            "error": np.full(count, 0.1, np.float32),
+            "recall": rng.random((count, 1)).astype(np.float32),
+            "ends": rng.integers(-1, count, (count, 1, 2)),
+        }
+        for kind in ("train", "heldout")
+    }
+    rows = {"train": outputs.train, "heldout": outputs.heldout}
+    sets = {kind: Encoded(rows[kind][:count], np.empty((count, 1))) for kind in rows}
+    ids = np.array([f"{i:04d}" for i in range(len(outputs.images))])
+    table = tables.scores(sets, found, "l2", 0.05, [300], ids)
+    tables.save(folder / "audit.csv", table)
+    refined = outputs.images[outputs.train[:count]]
+    tables.save_gallery(folder, table, outputs.images, refined, "l2", 30)
+    results = {"threshold": 0.05, "false_positive_rate": 0.001, "metric": "l2"}
+    results |= {"transform": PixelsL2().transform, "evaluations_per_image": 120}
+    results |= tables.counts(table)
+    (folder / "results.json").write_text(json.dumps(results))
+    inputs = {"data": "da", "dpm": "dp", "reference": "re"}
+    return outputs.finish("audit", key, inputs, {"draws": 4}, results)
+
+
+@pytest.fixture(scope="module")
+def shown(outputs, tmp_path_factory):
+    """Flagged are the training images that `early` extracts, and three held-out ones."""
+    count = len(outputs.train)
+    extracted = {int(i) for i in hit_images(outputs, "early")}
+    gamma = {
+        "train": np.array([0.01 if row in extracted else 0.2 for row in outputs.train], np.float32),
+        "heldout": np.array([0.04] * 3 + [0.3] * (count - 3), np.float32),
+    }
+    folder = tmp_path_factory.mktemp("audited")
+    inputs = {**outputs.inputs, "audit": audited(outputs, "au", count, gamma)}
+    summary = REPORT.run(Job(folder, inputs, RUNTIME))
+    return Page(page_path(folder).read_text()), folder, summary, len(extracted)
+
+
+def test_flags_of_both_kinds_stand_next_to_each_other(shown, outputs):
+    page, _, summary, extracted = shown
+    rows = {name: cells for name, *cells in page.tables[FLAGS][2:]}
+    assert rows["training images"][:2] == ["256", str(extracted)]
+    assert rows["held-out images"][:2] == ["256", "3"]
+    assert summary["audit"] == {"flagged": extracted, "heldout_flagged": 3}
+
+
+def test_extracted_images_are_counted_among_flagged_ones_and_the_others(shown, outputs):
+    page, _, _, extracted = shown
+    cells = page.cells(EXTRACTED)
+    assert list(cells) == ["unconditional", "side", "early"]
+    hits = sum(row["hit"] == "1" for row in rows_of(outputs, "early", "nearest.csv"))
+    others = f"0 of {256 - extracted}"
+    assert cells["early"] == [str(hits), f"{extracted} of {extracted}", others, "100 %"]
+    flagged = {int(i) for i in hit_images(outputs, "early")}
+    of_side = {int(i) for i in hit_images(outputs, "side")}
+    assert cells["side"][1] == f"{len(of_side & flagged)} of {extracted}"
+    assert cells["side"][2] == f"{len(of_side - flagged)} of {256 - extracted}"
+
+
+def test_a_perfect_score_is_told_from_a_useless_one(shown):
+    cells = shown[0].cells(SCORES)
+    assert cells["distance to the refined image"][0].startswith("1.000")
+    assert cells["error of one denoising step"][0].startswith("0.500")
+    assert cells["error of one denoising step"][2] == "\N{EN DASH}"
+    assert list(cells)[2:] == [
+        "own noised copies that come back, t = 300",
+        "noised copies that arrive, t = 300",
+    ]
+
+
+def test_the_page_has_the_section_the_numbers_and_the_gallery(shown, page):
+    made, folder, _, extracted = shown
+    assert made.headings == [*page.headings[:-1], HEADING, page.headings[-1]]
+    assert f"returns to {extracted} of 256 training images, and to 3 of 256" in made.text
+    assert len((folder / "tables" / "audit.csv").read_text().splitlines()) == 1 + 512
+    assert "6 more" in made.text
+    assert "Audit: the model returns to" in load_table(folder)
+
+
+def test_without_attacks_the_audit_stands_alone(outputs, tmp_path):
+    count = 30
+    gamma = {kind: np.full(count, 0.2, np.float32) for kind in ("train", "heldout")}
+    summary = REPORT.run(Job(tmp_path, {"audit": audited(outputs, "a2", count, gamma)}, RUNTIME))
+    page = Page(page_path(tmp_path).read_text())
+    assert FLAGS in page.tables
+    assert EXTRACTED not in page.tables
+    assert summary["audit"]["flagged"] == 0
