@@ -122,6 +122,31 @@ def test_leading_timesteps_have_the_offset_of_diffusers():
     assert sampling_timesteps(50, 50, "leading", 1)[:2] == [49, 49]  # there is no t = 50
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.4])
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_the_last_step_keeps_the_noise_that_diffusers_keeps(offset, eta):
+    """With `set_alpha_to_one=False` it ends at t = 0, not at the image without noise."""
+    T, n = 50, 10
+    alphas_cumprod, x_T = make_schedule(T), x_T_of()
+    settings = {"set_alpha_to_one": False, "clip_sample": False, "steps_offset": offset}
+    scheduler = double(DDIMScheduler(T, **settings), alphas_cumprod)
+    scheduler.final_alpha_cumprod = alphas_cumprod[0]
+    scheduler.set_timesteps(n)
+    draw, x_t, expected = noise_source(x_T), x_T, []
+    for t in scheduler.timesteps.tolist():
+        expected.append(x_t)
+        z = draw() if eta else None
+        x_t = scheduler.step(wiggly_eps(x_t, t), t, x_t, eta, variance_noise=z).prev_sample
+    expected.append(x_t)
+    path, last = [], float(alphas_cumprod[0])
+    timesteps = sampling_timesteps(T, n, "leading", offset)
+    eps_fn, noise_fn = recorded(wiggly_eps, path), noise_source(x_T)
+    x_0 = ddim(eps_fn, x_T, timesteps, alphas_cumprod, eta, noise_fn, last)
+    assert_equal_paths([*path, x_0], expected)
+    without_noise = ddim(wiggly_eps, x_T, timesteps, alphas_cumprod, eta, noise_source(x_T))
+    assert (x_0 - without_noise).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(("eta", "draws"), [(0.0, 0), (1.0, 9)])
 def test_every_step_but_the_last_draws_noise_once_and_only_when_eta_is_positive(eta, draws):
     alphas_cumprod, x_T = make_schedule(100), x_T_of()
@@ -174,7 +199,7 @@ def test_sampling_timesteps_equal_diffusers_for_every_count(spacing, T):
 
 
 @pytest.mark.parametrize("n", [1, 10, 20, 25, 50, 64, 100, 128, 200, 250, 500, 999, 1000])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_sampling_timesteps_equal_diffusers_exactly_for_the_usual_counts(spacing, n):
     scheduler = DDIMScheduler(1000, timestep_spacing=spacing)
     scheduler.set_timesteps(n)
@@ -243,8 +268,8 @@ def test_an_impossible_number_of_steps_is_refused(n):
 
 
 def test_an_unknown_spacing_is_refused():
-    with pytest.raises(ValueError, match="spacing must be 'leading' or 'trailing', got 'linspace'"):
-        sampling_timesteps(100, 10, "linspace")
+    with pytest.raises(ValueError, match="leading, trailing, linspace, got 'karras'"):
+        sampling_timesteps(100, 10, "karras")
 
 
 def test_noise_is_needed_when_eta_is_positive_and_only_then():

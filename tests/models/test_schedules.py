@@ -5,15 +5,23 @@ import logging
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
+from sidepipe.diffusion.timesteps import StepRule
 from sidepipe.models.schedules import (
     DISCRETE,
     check_alphas,
     clip_range,
     log_replaced,
     read_schedule,
+    step_rule,
 )
 
 
@@ -90,7 +98,12 @@ def test_the_range_of_images_is_honored(kind, settings, expected):
         ({"_class_name": "ScoreSdeVeScheduler"}, "score-based, consistency"),
         ({"_class_name": "MyScheduler"}, "got 'MyScheduler'"),
         ({"_class_name": None}, "got 'None'"),
-        ({"prediction_type": "flow_prediction"}, "prediction_type of there does not accept 'flow_"),
+        (
+            {"prediction_type": "flow_prediction"},
+            "'flow_prediction'; flow models are not",
+        ),
+        ({"timestep_spacing": "karras"}, "timestep_spacing of there does not accept 'karras'"),
+        ({"steps_offset": -1}, "steps_offset of there must be a whole number >= 0, got -1"),
         ({"prediction_type": None}, "prediction_type of there does not accept 'None'"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas of there must be false, got True"),
         ({"thresholding": True}, "thresholding of there must be false, got True; dynamic thres"),
@@ -126,12 +139,33 @@ def test_zero_terminal_snr_is_a_schedule_and_zero_before_the_end_is_none():
         check_alphas(DDPMScheduler(3, trained_betas=[0.1, 1.0, 0.5]), "there")
 
 
-def test_rules_for_steps_are_logged_as_replaced(caplog):
+def test_settings_of_a_solver_are_logged_as_replaced(caplog):
     with caplog.at_level(logging.INFO):
         log_replaced(config_of(), "there")
-        log_replaced(config_of(DDIMScheduler), "there")
+        log_replaced(config_of(DDIMScheduler, timestep_spacing="trailing"), "there")
     assert not caplog.text
     with caplog.at_level(logging.INFO):
-        log_replaced(config_of(PNDMScheduler, timestep_spacing="trailing"), "there")
-    assert "timestep_spacing=trailing, set_alpha_to_one=False is a rule for steps" in caplog.text
-    assert "which generate.sampler and generate.timestep_spacing replaces" in caplog.text
+        log_replaced(config_of(EulerDiscreteScheduler, use_karras_sigmas=True), "there")
+    assert "use_karras_sigmas=True is a setting of its solver, which generate.s" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # of diffusers
+@pytest.mark.parametrize(
+    ("config", "spacing", "offset", "keeps_noise"),
+    [
+        (config_of(), "leading", 0, False),
+        (config_of(DDIMScheduler, timestep_spacing="trailing"), "trailing", 0, False),
+        (config_of(DDIMScheduler, set_alpha_to_one=False, steps_offset=1), "leading", 1, True),
+        (config_of(PNDMScheduler), "leading", 0, True),
+        ({"_class_name": "PNDMScheduler"}, "leading", 0, True),
+        ({"_class_name": "EulerDiscreteScheduler"}, "linspace", 0, False),
+        (config_of(EulerDiscreteScheduler, final_sigmas_type="sigma_min"), "linspace", 0, True),
+    ],
+)
+def test_a_scheduler_keeps_its_timesteps_and_its_last_noise(config, spacing, offset, keeps_noise):
+    scheduler = read_schedule(config, "there")
+    last = float(scheduler.alphas_cumprod[0]) if keeps_noise else 1.0
+    expected = StepRule(spacing=spacing, steps_offset=offset, last_alpha_bar=last)
+    assert step_rule(scheduler) == expected
+    again = read_schedule({"_class_name": "DDPMScheduler", **scheduler.config}, "there")
+    assert step_rule(again) == expected  # as an artifact keeps it

@@ -13,6 +13,7 @@ from sidepipe.api.naming import as_arguments
 from sidepipe.base.settings import Precision, require, require_known
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import require_x_0
+from sidepipe.diffusion.timesteps import SPACINGS
 from sidepipe.engine.artifacts import MANIFEST, Artifact, read_manifest
 from sidepipe.engine.logs import quiet_libraries
 from sidepipe.engine.sampling import ImageSampler, sample_to_array
@@ -49,7 +50,7 @@ class Model:
         num_inference_steps: int = 50,
         sampler: Literal["ddim", "dpm_solver_pp"] = "ddim",
         eta: float = 0.0,
-        timestep_spacing: Literal["leading", "trailing"] = "leading",
+        timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None,
         precision: Precision = "bf16-mixed",
     ) -> Images:
         """Sample images, as the unconditional baseline of the pipeline does.
@@ -64,7 +65,7 @@ class Model:
                 ``[1, num_train_timesteps]``.
             sampler: ``"ddim"``, or ``"dpm_solver_pp"``, of second order, for few steps.
             eta: in ``[0, 1]``; 0 for DDIM, 1 for ancestral sampling. 0 for ``"dpm_solver_pp"``.
-            timestep_spacing: as in diffusers.
+            timestep_spacing: as in diffusers; ``None`` for that of the model's own scheduler.
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
 
         Returns:
@@ -89,7 +90,8 @@ class Model:
         most, steps = self.num_train_timesteps, num_inference_steps
         require(1 <= steps <= most, "num_inference_steps", f"in [1, {most}]", steps)
         require_known("sampler", sampler, ["ddim", "dpm_solver_pp"])
-        require_known("timestep_spacing", timestep_spacing, ["leading", "trailing"])
+        if timestep_spacing is not None:
+            require_known("timestep_spacing", timestep_spacing, SPACINGS)
         rule = "in [0, 1]" if sampler == "ddim" else f"0 for {sampler}"
         require(0 <= eta <= (sampler == "ddim"), "eta", rule, eta)
         require_known("precision", precision, PRECISIONS)

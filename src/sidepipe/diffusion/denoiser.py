@@ -9,8 +9,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from sidepipe.base.images import to_model, to_uint8
-from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
+from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.diffusion.schedule import EpsFn, eps_of
+from sidepipe.diffusion.timesteps import StepRule
 
 
 class Denoiser(nn.Module):
@@ -19,14 +20,14 @@ class Denoiser(nn.Module):
     unet: the network itself, which may be compiled. alphas_cumprod: (T,). prediction_type:
     "epsilon", "v_prediction" or "sample". shape: (c, h, w) of x_t. evaluations: of the network for
     one eps. has_range: whether x_0 lies in [-1, 1], as images do. clip_range: pred_x_0 is clipped
-    to [-clip_range, clip_range], None for no clipping. steps_offset: added to leading timesteps.
+    to [-clip_range, clip_range], None for no clipping. step_rule: that of its scheduler.
     first_batch: images that fit into the memory of any GPU.
     """
 
     alphas_cumprod: Tensor
     evaluations, has_range, first_batch = 1, True, 64
     clip_range: float | None = 1.0
-    steps_offset = 0
+    step_rule = StepRule()
 
     def __init__(
         self,
@@ -44,11 +45,13 @@ class Denoiser(nn.Module):
         """(c, h, w) of an image."""
         return self.shape
 
-    def timesteps(self, num_inference_steps: int, spacing: str) -> list[int]:
-        """Where the network is evaluated, from most to least noise; ValueError without an x_0."""
-        timesteps = sampling_timesteps(
-            len(self.alphas_cumprod), num_inference_steps, spacing, self.steps_offset
-        )
+    def timesteps(self, num_inference_steps: int, spacing: str | None = None) -> list[int]:
+        """Where the network is evaluated, from most to least noise; ValueError without an x_0.
+
+        spacing: None for that of the model's scheduler.
+        """
+        num_train_timesteps = len(self.alphas_cumprod)
+        timesteps = self.step_rule.timesteps(num_train_timesteps, num_inference_steps, spacing)
         require_x_0(self.prediction_type, self.alphas_cumprod, timesteps)
         return timesteps
 

@@ -40,11 +40,13 @@ def ddim(
     alphas_cumprod: Float[Tensor, "T"],
     eta: float = 0.0,
     noise_fn: Callable[[], Float[Tensor, "n *shape"]] | None = None,
+    last_alpha_bar: float = 1.0,
 ) -> Float[Tensor, "n *shape"]:
     """x_0 sampled from `x_T ~ N(0, I)` (DDIM, eq. 12).
 
     timesteps: decreasing, from `sampling_timesteps`. eta: 0 deterministic, 1 ancestral.
     noise_fn: fresh standard normal noise of x_T's shape at every call; needed when eta > 0.
+    last_alpha_bar: ab after the last step, 1 for no noise.
 
     | DDIM     | here             |
     |----------|------------------|
@@ -54,7 +56,7 @@ def ddim(
     """
     if eta > 0 and noise_fn is None:
         raise ValueError(f"noise_fn is needed when eta > 0, got eta = {eta}")
-    x_t, alpha_bars = x_T, _alpha_bars(alphas_cumprod, timesteps)
+    x_t, alpha_bars = x_T, _alpha_bars(alphas_cumprod, timesteps, last_alpha_bar)
     for t, alpha_bar, alpha_bar_prev in zip(
         timesteps, alpha_bars[:-1], alpha_bars[1:], strict=True
     ):
@@ -69,10 +71,12 @@ def ddim(
     return x_t
 
 
-def _alpha_bars(alphas_cumprod: Float[Tensor, "T"], timesteps: Sequence[int]) -> list[float]:
-    """ab_t of each timestep as `signal_and_noise` has it, and 1 for no noise."""
+def _alpha_bars(
+    alphas_cumprod: Float[Tensor, "T"], timesteps: Sequence[int], last_alpha_bar: float
+) -> list[float]:
+    """ab_t of each timestep as `signal_and_noise` has it, and the one after the last step."""
     found = alphas_cumprod[list(timesteps)].tolist()  # one wait for the device
-    return [*(max(alpha_bar, LEAST_SIGNAL) for alpha_bar in found), 1.0]
+    return [*(max(alpha_bar, LEAST_SIGNAL) for alpha_bar in found), last_alpha_bar]
 
 
 def dpm_solver_pp(
@@ -82,6 +86,7 @@ def dpm_solver_pp(
     alphas_cumprod: Float[Tensor, "T"],
     eta: float = 0.0,
     noise_fn: Callable[[], Float[Tensor, "n *shape"]] | None = None,
+    last_alpha_bar: float = 1.0,
 ) -> Float[Tensor, "n *shape"]:
     """x_0 by DPM-Solver++(2M) (Lu et al., 2022, algorithm 2); as `ddim`, for eta = 0 alone.
 
@@ -94,7 +99,7 @@ def dpm_solver_pp(
     if eta != 0:
         raise ValueError(f"eta must be 0 for dpm_solver_pp, got {eta}; remedy: sampler=ddim")
     x_t, last_pred_x_0, last_step = x_T, x_T, 0.0
-    alpha_bars = _alpha_bars(alphas_cumprod, timesteps)
+    alpha_bars = _alpha_bars(alphas_cumprod, timesteps, last_alpha_bar)
     signal = [ZERO_SNR if alpha_bar == LEAST_SIGNAL else alpha_bar for alpha_bar in alpha_bars]
     half_log_snr = [math.log(s / max(1 - s, 1e-24)) / 2 for s in signal]
     for i, t in enumerate(timesteps):

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+SPACINGS = ("leading", "trailing", "linspace")
+
 
 def sampling_timesteps(
     num_train_timesteps: int, num_inference_steps: int, spacing: str, steps_offset: int = 0
@@ -11,8 +13,8 @@ def sampling_timesteps(
     """Timesteps from most to least noise, spaced as in diffusers.
 
     spacing: "leading" (0, s, 2s, ...: diffusers' default) or "trailing" (T-1, T-1-s, ...: starts at
-    the noisiest step; Lin et al., "Common Diffusion Noise Schedules", table 2). steps_offset: added
-    to leading timesteps, up to T - 1.
+    the noisiest step; Lin et al., "Common Diffusion Noise Schedules", table 2) or "linspace" (equal
+    distances from T-1 to 0, rounded). steps_offset: added to leading timesteps, up to T - 1.
     Raises ValueError unless 1 <= num_inference_steps <= num_train_timesteps.
     """
     if not 1 <= num_inference_steps <= num_train_timesteps:
@@ -26,7 +28,31 @@ def sampling_timesteps(
     if spacing == "trailing":
         step = num_train_timesteps / num_inference_steps
         return [round(num_train_timesteps - i * step) - 1 for i in range(num_inference_steps)]
-    raise ValueError(f"spacing must be 'leading' or 'trailing', got {spacing!r}")
+    if spacing == "linspace":
+        step = (num_train_timesteps - 1) / max(num_inference_steps - 1, 1)
+        return [round(i * step) for i in reversed(range(num_inference_steps))]
+    raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRule:
+    """How the scheduler of a checkpoint chooses timesteps, and where its last step ends.
+
+    spacing, steps_offset: as in `sampling_timesteps`. last_alpha_bar: ab after the last step, 1 for
+    no noise; diffusers' `set_alpha_to_one=False` leaves that of t = 0.
+    """
+
+    spacing: str = "leading"
+    steps_offset: int = 0
+    last_alpha_bar: float = 1.0
+
+    def timesteps(
+        self, num_train_timesteps: int, num_inference_steps: int, spacing: str | None = None
+    ) -> list[int]:
+        """Timesteps from most to least noise; spacing None for the checkpoint's own."""
+        return sampling_timesteps(
+            num_train_timesteps, num_inference_steps, spacing or self.spacing, self.steps_offset
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,7 +152,8 @@ class ImageSampler(L.LightningModule):
         if x_0 is not None:
             t = torch.full((len(x_t),), self.timesteps[0], device=self.device)
             x_t = add_noise(x_0, x_t, t, alphas_cumprod)
-        return self.sampler(eps_fn, x_t, self.timesteps, alphas_cumprod, self.eta, noise_fn)
+        last = self.denoiser.step_rule.last_alpha_bar
+        return self.sampler(eps_fn, x_t, self.timesteps, alphas_cumprod, self.eta, noise_fn, last)
 
     def _guided(self, plain: EpsFn, targets: Int64[Tensor, "n"]) -> EpsFn:
         """The model's eps, steered by the surrogate where there is one."""

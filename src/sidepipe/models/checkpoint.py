@@ -24,7 +24,7 @@ from sidepipe.base.pretrained import (
 )
 from sidepipe.base.settings import require
 from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
-from sidepipe.models.schedules import clip_range, log_replaced, read_schedule
+from sidepipe.models.schedules import clip_range, log_replaced, read_schedule, step_rule
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def denoiser_of(unet: UNet2DModel, scheduler: DDPMScheduler) -> Denoiser:
     kind = scheduler.config["prediction_type"]
     denoiser = Denoiser(unet, scheduler.alphas_cumprod, kind, (channels, side, side))
     denoiser.clip_range = clip_range(scheduler)
-    denoiser.steps_offset = scheduler.config["steps_offset"]
+    denoiser.step_rule = step_rule(scheduler)
     return denoiser
 
 

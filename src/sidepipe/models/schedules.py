@@ -1,7 +1,8 @@
 """Noise schedules of diffusers' schedulers: which are supported, and why others are not.
 
-A scheduler has properties of the model (betas, prediction type, range of images) and a rule for
-steps. Its config gives the former; the settings of the sampling stages replace the latter.
+A scheduler holds properties of a model (betas, what the network predicts, the range of its images),
+which timesteps it takes and where the last step ends. All are read from its config. Its solver is
+not: `generate.sampler` takes its place.
 """
 
 import inspect
@@ -11,6 +12,7 @@ from typing import Any
 
 from sidepipe.base.pretrained import one_line
 from sidepipe.base.settings import require, require_known
+from sidepipe.diffusion.timesteps import SPACINGS, StepRule
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +27,17 @@ DISCRETE = (
     "SASolverScheduler",
 )
 DISTILLED = ("LCMScheduler", "TCDScheduler")
-# Rules for steps: the value that is not logged, and the setting that replaces the rule.
+# Settings of other schedulers than DDPMScheduler that are honored.
+OF_OTHERS = ("set_alpha_to_one", "final_sigmas_type")
+# Settings of solvers: the value that needs no message, and the setting that replaces the solver.
 REPLACED = {
-    "timestep_spacing": ("leading", "generate.timestep_spacing"),
     **{
-        f"use_{name}": (False, "generate.timestep_spacing")
+        f"use_{name}": (False, "generate.sampler")
         for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
     },
-    "set_alpha_to_one": (True, "generate.sampler"),
-    "final_sigmas_type": ("zero", "generate.sampler"),
     "variance_type": ("fixed_small", "generate.eta"),
 }
+FLOW = "flow models are not supported"
 
 
 def check_scheduler(config: Mapping[str, Any], kind: str, where: str) -> None:
@@ -48,15 +50,19 @@ def check_scheduler(config: Mapping[str, Any], kind: str, where: str) -> None:
     steps = config.get("num_train_timesteps")
     whole = isinstance(steps, int) and steps >= 1
     require(whole, f"num_train_timesteps of {where}", "a whole number >= 1", steps)
-    require_known(f"prediction_type of {where}", str(config.get("prediction_type")), PREDICTIONS)
+    predicts = str(config.get("prediction_type"))
+    name, rule = f"prediction_type of {where}", f"one of {', '.join(PREDICTIONS)}"
+    require(not predicts.startswith("flow"), name, rule, predicts, FLOW)
+    require_known(name, predicts, PREDICTIONS)
+    require_known(f"timestep_spacing of {where}", str(config.get("timestep_spacing")), SPACINGS)
+    offset = config.get("steps_offset")
+    whole = isinstance(offset, int) and offset >= 0
+    require(whole, f"steps_offset of {where}", "a whole number >= 0", offset)
     learned = config.get("variance_type") in ("learned", "learned_range")
     remedy = "models that predict their variance are not supported"
     require(not learned, f"variance_type of {where}", "fixed", config.get("variance_type"), remedy)
-    remedy = "flow models are not supported"
-    flows = bool(config.get("use_flow_sigmas"))
-    require(
-        not flows, f"use_flow_sigmas of {where}", "false", config.get("use_flow_sigmas"), remedy
-    )
+    flows = config.get("use_flow_sigmas")
+    require(not flows, f"use_flow_sigmas of {where}", "false", flows, FLOW)
     continuous = config.get("timestep_type") == "continuous"
     remedy = "continuous timesteps are not supported"
     require(not continuous, f"timestep_type of {where}", "discrete", "continuous", remedy)
@@ -83,7 +89,8 @@ def read_schedule(config: Mapping[str, Any], where: str) -> Any:
     defaults = known if own is None else {**known, **_defaults(own)}
     settings = {**defaults, **{k: v for k, v in config.items() if not k.startswith("_")}}
     check_scheduler(settings, kind, where)
-    taken = {k: v for k, v in settings.items() if k in known and (v is not None)}
+    # diffusers keeps the settings of other schedulers in the config, and saves them again.
+    taken = {k: settings[k] for k in (*known, *OF_OTHERS) if settings.get(k) is not None}
     try:
         scheduler: Any = diffusers.DDPMScheduler.from_config(taken)
     except Exception as error:  # of many classes
@@ -98,12 +105,12 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 
 def log_replaced(config: Mapping[str, Any], where: str) -> None:
-    """Logs the scheduler's rules for steps that the settings of sampling stages replace."""
+    """Logs the settings of a solver that the settings of sampling stages replace."""
     given = [k for k in REPLACED if config.get(k) not in (None, REPLACED[k][0])]
     if given:
         text = ", ".join(f"{name}={config[name]}" for name in given)
         by = " and ".join(sorted({REPLACED[name][1] for name in given}))
-        log.info("%s: %s is a rule for steps, which %s replaces", where, text, by)
+        log.info("%s: %s is a setting of its solver, which %s replaces", where, text, by)
 
 
 def check_alphas(scheduler: Any, where: str) -> None:
@@ -120,6 +127,19 @@ def check_alphas(scheduler: Any, where: str) -> None:
             f"{falls[t + 1]:.6g} after {falls[t]:.6g} at t = {t}; betas must lie in (0, 1): change "
             "beta_start, beta_end or trained_betas"
         )
+
+
+def step_rule(scheduler: Any) -> StepRule:
+    """Which timesteps the scheduler takes, and where its last step ends."""
+    config = scheduler.config
+    # `sigma_min`, of schedulers in sigmas, is the noise of t = 0 as well.
+    keeps_noise = config.get("set_alpha_to_one") is False
+    keeps_noise |= config.get("final_sigmas_type") == "sigma_min"
+    return StepRule(
+        spacing=config["timestep_spacing"],
+        steps_offset=config["steps_offset"],
+        last_alpha_bar=float(scheduler.alphas_cumprod[0]) if keeps_noise else 1.0,
+    )
 
 
 def clip_range(scheduler: Any) -> float | None:

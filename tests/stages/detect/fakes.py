@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from sidepipe.base.images import to_model
+from sidepipe.diffusion.timesteps import StepRule
 from sidepipe.models.text.model import TextModel, Tokens
 
 
@@ -20,7 +21,7 @@ class Fake(TextModel):
 
     def __init__(self):
         nn.Module.__init__(self)
-        self.vae, self.steps_offset, self.autocast = None, 0, None
+        self.vae, self.step_rule, self.autocast = None, StepRule(), None
         self.clip_range = 1.0
         alphas_cumprod = DDIMScheduler(num_train_timesteps=50).alphas_cumprod
         self.prediction_type = "epsilon"

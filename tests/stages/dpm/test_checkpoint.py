@@ -236,6 +236,10 @@ def test_a_noise_schedule_that_is_unknown_or_not_honored_is_refused_before_train
         {"clip_sample_range": 0.3},
         {"clip_sample_range": 3.0},
         {"steps_offset": 1},
+        {"set_alpha_to_one": False},
+        {"set_alpha_to_one": False, "steps_offset": 1},
+        {"timestep_spacing": "trailing"},
+        {"timestep_spacing": "trailing", "set_alpha_to_one": False},
         {"beta_schedule": "scaled_linear", "beta_start": 0.001},
         {"prediction_type": "v_prediction"},
         {"prediction_type": "sample", "clip_sample": False},
@@ -251,7 +255,7 @@ def test_a_checkpoint_gives_the_images_of_its_own_pipeline(tmp_path, data, digit
     checked_and_run(checkpoint, tmp_path / "ours", data, digits)
     denoiser = load_denoiser(tmp_path / "ours", "32-true")
     steps = 10
-    timesteps = denoiser.timesteps(steps, "leading")
+    timesteps = denoiser.timesteps(steps)
     sampler = ImageSampler(denoiser, seed=0, stream="generate", timesteps=timesteps, eta=0)
     batch = {"indices": torch.arange(4), "targets": torch.zeros(4, dtype=torch.int64)}
     found = sampler.predict_step(batch)

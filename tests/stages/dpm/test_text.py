@@ -1,5 +1,7 @@
 """Stage `dpm` of models with captions: trained on pairs, or brought along."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -210,11 +212,35 @@ def test_stable_diffusion_comes_as_it_is_and_a_change_is_noticed(data, tmp_path)
     summary = stage.run(Job(folder, {"data": data}, RUNTIME))
     model = load_text_model(folder)
     assert model.latent_shape == (4, 4, 4)
-    assert model.steps_offset == 1
+    assert model.step_rule.steps_offset == 1
     assert stage.source_changed(summary, RUNTIME) is None
     weights = next((source / "unet").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes() + b" ")
     assert "changed since" in stage.source_changed(summary, RUNTIME)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 16, "channels": 3}, "data.size must be the size of .* 8 x 8, got 16; set data.s"),
+        ({"channels": 1}, "data.channels must be 3, .* got 1; set data.channels=3"),
+    ],
+)
+def test_data_of_another_shape_than_the_models_images_are_refused(tmp_path, changes, message):
+    dpm = pretrained(tiny_stable_diffusion(tmp_path / "sd"))
+    dpm.check_images(replace(DIGITS, channels=3))
+    dpm.check_images(replace(DIGITS, source={"_target_": "sidepipe.stages.data.sources.Nothing"}))
+    with pytest.raises(ValueError, match=message):
+        dpm.check_images(replace(DIGITS, **changes))
+
+
+def test_more_steps_than_the_checkpoint_has_are_refused(tmp_path):
+    dpm = pretrained(tiny_stable_diffusion(tmp_path / "sd"))
+    dpm.check_timesteps("detect", 99)
+    with pytest.raises(ValueError, match=r"detect.num_inference_steps must be <= 100, .* got 101"):
+        dpm.check_timesteps("detect", 101)
+    with pytest.raises(ValueError, match=r"generate.refine_t must be < 100, .* got 100"):
+        dpm.check_timesteps("generate", 10, None, {"generate.refine_t": 100})
 
 
 def test_a_path_that_is_no_folder_is_an_error_before_it_is_taken_for_a_hub_id(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from sidepipe.base.images import to_model, to_uint8
+from sidepipe.diffusion.timesteps import StepRule
 from sidepipe.models.text.model import Tokens
 from sidepipe.models.text.words import word_tokenizer
 from sidepipe.stages.detect.stage import PROMPTS
@@ -25,7 +26,7 @@ LOUD, FAINT = 1.0, 0.1
 class Replaying:
     """As `TextModel`, of gray images of 4 x 4 pixels in [-1, 1]."""
 
-    latent_shape, max_tokens, vae, steps_offset = (1, 4, 4), MAX_TOKENS, None, 0
+    latent_shape, max_tokens, vae, step_rule = (1, 4, 4), MAX_TOKENS, None, StepRule()
     device = torch.device("cpu")
 
     def __init__(self, image):

@@ -33,7 +33,7 @@ class PromptedDenoiser(Denoiser):
         self.model, self.guidance_scale = model, guidance_scale
         self.prompts = None if prompts is None else list(prompts)
         self.has_range, self.clip_range = model.vae is None, model.clip_range
-        self.steps_offset = model.steps_offset
+        self.step_rule = model.step_rule
         self.evaluations = 1 if prompts is None or guidance_scale == 1 else 2
 
     @property

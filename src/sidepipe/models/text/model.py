@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sidepipe.base.images import to_model, to_uint8
 from sidepipe.diffusion.finite import NOT_FINITE
 from sidepipe.diffusion.schedule import eps_from_prediction
+from sidepipe.diffusion.timesteps import StepRule
 
 Embeddings = Float[Tensor, "n l d"]
 Latents = Float[Tensor, "n c h w"]
@@ -37,11 +38,11 @@ class TextModel(nn.Module):
     """A UNet2DConditionModel with its text encoder and, for a latent model, its autoencoder.
 
     unet, text_encoder, vae: modules of diffusers and transformers; vae is None for a model of
-    pixels. alphas_cumprod: (T,). prediction_type: "epsilon", "v_prediction" or "sample".
-    steps_offset: added to leading timesteps, 1 for Stable Diffusion. autocast: the type of the
-    UNet's operations, None for no cast. clip_range: pred_x_0 of pixels is clipped to [-clip_range,
-    clip_range], None for no clipping; latents are never clipped. Each network runs in its own
-    dtype; x_t and embeddings are float32, and so is eps where the network predicts it.
+    images. alphas_cumprod: (T,). prediction_type: "epsilon", "v_prediction" or "sample". step_rule:
+    that of its scheduler. autocast: the dtype of the UNet's operations, None for no cast.
+    clip_range: pred_x_0 of images is clipped to [-clip_range, clip_range], None for no clipping;
+    latents are never clipped. Networks run in their own dtype; x_t and embeddings are float32
+    outside, and so is eps where the network predicts it.
     """
 
     unet: Any
@@ -57,14 +58,14 @@ class TextModel(nn.Module):
         vae: Any | None,
         alphas_cumprod: Float[Tensor, "T"],
         prediction_type: str,
-        steps_offset: int = 0,
+        step_rule: StepRule = StepRule(),  # noqa: B008
         autocast: torch.dtype | None = None,
         clip_range: float | None = 1.0,
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
         self.tokenizer, self.prediction_type = tokenizer, prediction_type
-        self.steps_offset, self.autocast = steps_offset, autocast
+        self.step_rule, self.autocast = step_rule, autocast
         self.clip_range = clip_range if vae is None else None
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 

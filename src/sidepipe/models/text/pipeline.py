@@ -5,6 +5,7 @@ A folder is Stable Diffusion's, as `StableDiffusionPipeline.save_pretrained` wri
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ from sidepipe.base.weights import (
     read_tensors,
     shapes_of,
 )
-from sidepipe.models.schedules import clip_range, read_schedule
+from sidepipe.models.schedules import clip_range, read_schedule, step_rule
 from sidepipe.models.text.model import TextModel
 
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
@@ -95,6 +96,19 @@ def check_pipeline(folder: Path, variant: str | None = None) -> None:
     if "vae" in there:
         _checked_vae(folder / "vae", variant, unet)
     _check_text(folder, variant, unet)
+
+
+def image_shape(folder: Path, variant: str | None = None) -> tuple[int, int, int]:
+    """(c, h, w) of the images of a pipeline folder, from its configs."""
+    unet = read_object(network_folder(folder, variant) / "config.json", MISSING)
+    size = unet["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if "vae" not in parts_of(read_object(folder / INDEX, MISSING)):
+        return unet["in_channels"], height, width
+    path = folder / "vae" / "config.json"
+    vae = built(AutoencoderKL, read_object(path), str(path)).config
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    return vae["out_channels"], height * factor, width * factor
 
 
 def _checked_unet(inside: Path, variant: str | None) -> Any:
@@ -179,6 +193,9 @@ def load_model(
         for part in filter(None, (unet, encoder, vae)):
             part.to(DTYPES[bits])
     scheduler = load_schedule(folder)
+    rule = step_rule(scheduler)
+    if vae is not None:  # StableDiffusionPipeline sets it, whatever the config says
+        rule = replace(rule, steps_offset=1)
     model = TextModel(
         unet,
         encoder,
@@ -186,7 +203,7 @@ def load_model(
         vae,
         scheduler.alphas_cumprod,
         scheduler.config["prediction_type"],
-        steps_offset=scheduler.config["steps_offset"],
+        step_rule=rule,
         autocast=DTYPES[bits] if kind == "mixed" else None,
         clip_range=clip_range(scheduler),
     )

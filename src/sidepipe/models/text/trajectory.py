@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.noise import image_noise
-from sidepipe.diffusion.sampler import ddim, require_x_0, sampling_timesteps
+from sidepipe.diffusion.sampler import ddim, require_x_0
 from sidepipe.diffusion.schedule import clip_x_0
 from sidepipe.models.text.guidance import Look, prompt_guided
 from sidepipe.models.text.model import Embeddings, Latents, TextModel
@@ -25,13 +25,9 @@ def prompt_noise(
     return image_noise(seed, "prompts", indices, model.latent_shape, model.device)()
 
 
-def prompt_timesteps(
-    model: TextModel, num_inference_steps: int, timestep_spacing: str = "leading"
-) -> list[int]:
-    """Timesteps from most to least noise, with the model's own offset where they lead."""
-    timesteps = sampling_timesteps(
-        len(model.alphas_cumprod), num_inference_steps, timestep_spacing, model.steps_offset
-    )
+def prompt_timesteps(model: TextModel, num_inference_steps: int) -> list[int]:
+    """Timesteps from most to least noise, as the model's scheduler chooses them."""
+    timesteps = model.step_rule.timesteps(len(model.alphas_cumprod), num_inference_steps)
     require_x_0(model.prediction_type, model.alphas_cumprod, timesteps)
     return timesteps
 
@@ -43,17 +39,30 @@ def sample(
     e_0: Embeddings,
     guidance_scale: float,
     num_inference_steps: int,
-    timestep_spacing: str = "leading",
     look: Look | None = None,
 ) -> UInt8[Tensor, "n h w c"]:
-    """Images by DDIM with eta = 0 from x_T, each for its row of `e` (n, l, d).
+    """Images by DDIM with eta = 0 from x_T, each for its row of `e` (n, l, d)."""
+    return model.decode(sample_x_0(model, x_T, e, e_0, guidance_scale, num_inference_steps, look))
+
+
+def sample_x_0(
+    model: TextModel,
+    x_T: Latents,
+    e: Embeddings,
+    e_0: Embeddings,
+    guidance_scale: float,
+    num_inference_steps: int,
+    look: Look | None = None,
+) -> Latents:
+    """As `sample`, without decoding.
 
     pred_x_0 of images is clipped to the model's range at every step; latents have none.
     """
-    timesteps = prompt_timesteps(model, num_inference_steps, timestep_spacing)
+    timesteps = prompt_timesteps(model, num_inference_steps)
     seen: Seen = []
     eps_fn = watched(prompt_guided(model, e, e_0, guidance_scale, look), "the prediction", seen)
     eps_fn = clip_x_0(eps_fn, model.alphas_cumprod, model.clip_range)
-    x_0 = ddim(eps_fn, x_T, timesteps, model.alphas_cumprod)
+    last = model.step_rule.last_alpha_bar
+    x_0 = ddim(eps_fn, x_T, timesteps, model.alphas_cumprod, last_alpha_bar=last)
     require_finite_eps(seen, "sampling of prompts", range(len(x_T)))
-    return model.decode(x_0)
+    return x_0

@@ -18,6 +18,7 @@ from sidepipe.base.settings import Precision, require
 from sidepipe.engine.resuming import in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.detect.base import Detect
+from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load_cohesion, load_images, load_sizes
 from sidepipe.stages.lora.stage import Lora
@@ -42,7 +43,7 @@ class DetectLabels(Detect):
     num_inference_steps: int
     num_steps: int
     guidance_scale: float
-    timestep_spacing: Literal["leading", "trailing"]
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None
     precision: Precision
     seed: int
 
@@ -63,6 +64,11 @@ class DetectLabels(Detect):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if isinstance(lora := upstream.get("lora"), Lora):
             lora.check_peft()
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        dpm.check_timesteps(self.name, self.num_inference_steps, self.timestep_spacing)
 
     def run(self, job: Job) -> dict[str, Any]:
         import pandas as pd

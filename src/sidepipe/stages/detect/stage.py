@@ -153,6 +153,9 @@ class DetectPrompts(Detect):
         encoder.check()
         if self.label_threshold is not None:
             require_reachable(self.label_threshold, encoder.metric)
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        dpm.check_timesteps(self.name, self.num_inference_steps)
 
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         from sidepipe.stages.detect.replays import usable_label_rate

@@ -11,12 +11,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sidepipe.base.pretrained import fingerprint, folder_or_hub_id
+from sidepipe.base.pretrained import fingerprint, folder_or_hub_id, part_folder, read_object
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
-from sidepipe.models.checkpoint import check_checkpoint, check_network, load_checkpoint, load_unet
-from sidepipe.models.schedules import check_alphas, check_scheduler, clip_range
+from sidepipe.models.checkpoint import (
+    SCHEDULER,
+    check_checkpoint,
+    check_network,
+    load_checkpoint,
+    load_unet,
+)
+from sidepipe.models.schedules import (
+    check_alphas,
+    check_scheduler,
+    clip_range,
+    read_schedule,
+    step_rule,
+)
 from sidepipe.stages.data.stage import Data, load_partitions
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.duplicates import (
@@ -74,6 +86,38 @@ class DPM(Stage):
 
     def unused(self) -> tuple[str, ...]:
         return super().unused() if self.on_duplicates == "drop" else ("on_duplicates",)
+
+    def scheduler(self) -> Any | None:
+        """The model's noise schedule; None where it is not on this machine yet."""
+        raise NotImplementedError
+
+    def check_images(self, data: Stage) -> None:
+        """Raises ValueError where samples of the model cannot be compared with the data."""
+
+    def check_timesteps(
+        self,
+        stage: str,
+        num_inference_steps: int,
+        timestep_spacing: str | None = None,
+        timesteps: Mapping[str, int] | None = None,
+    ) -> None:
+        """Raises ValueError where a stage sets timesteps that the model does not have.
+
+        timesteps: single ones by the name of their setting.
+        """
+        from sidepipe.diffusion.sampler import require_x_0
+
+        if (scheduler := self.scheduler()) is None:
+            return
+        alphas_cumprod, single = scheduler.alphas_cumprod, timesteps or {}
+        steps = len(alphas_cumprod)
+        name, rule = f"{stage}.num_inference_steps", f"<= {steps}, the timesteps of the model"
+        require(num_inference_steps <= steps, name, rule, num_inference_steps)
+        for name, t in single.items():
+            require(t < steps, name, f"< {steps}, the timesteps of the model", t)
+        sampled = step_rule(scheduler).timesteps(steps, num_inference_steps, timestep_spacing)
+        kind = scheduler.config["prediction_type"]
+        require_x_0(kind, alphas_cumprod, [*sampled, *single.values()])
 
     def split(self, data: Path, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the training and of the held-out images, as in the artifact.
@@ -166,6 +210,9 @@ class TrainedDPM(Training, DPM):
         assert isinstance(data, Data)
         remedy = "choose another data=, or dpm=pretrained to attack a checkpoint without images"
         require(not data.is_empty, "data", "images to train on", "none", remedy)
+
+    def scheduler(self) -> Any | None:
+        return tried("diffusion", self.noise_schedule)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         import torch
@@ -271,6 +318,12 @@ class Pretrained(DPM):
         found = folder_or_hub_id("dpm.path", self.path)
         return found if isinstance(found, Path) else None
 
+    def scheduler(self) -> Any | None:
+        if (folder := self._local_folder()) is None:
+            return None
+        path = part_folder(folder, "scheduler") / SCHEDULER
+        return read_schedule(read_object(path), str(path))
+
     def _take_all(self, partitions: str) -> None:
         # A wrong guess counts training images as unseen, which hides every copy.
         raise ValueError(
@@ -327,10 +380,8 @@ class PretrainedDPM(Pretrained):
 
 def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
     """The network with its EMA weights, and its noise schedule."""
-    from diffusers import DDPMScheduler
-
-    scheduler: Any = DDPMScheduler.from_pretrained(folder / "model" / "scheduler")
-    return load_unet(folder / "model" / "unet"), scheduler
+    path = folder / "model" / "scheduler" / SCHEDULER
+    return load_unet(folder / "model" / "unet"), read_schedule(read_object(path), str(path))
 
 
 def load_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:

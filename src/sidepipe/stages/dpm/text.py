@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sidepipe.base.pretrained import fingerprint
+from sidepipe.base.pretrained import fingerprint, read_object
 from sidepipe.base.settings import Precision, bind, build, require
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.models.schedules import clip_range
+from sidepipe.models.checkpoint import SCHEDULER
+from sidepipe.models.schedules import clip_range, log_replaced, step_rule
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import Pretrained, TrainedDPM
@@ -177,6 +178,7 @@ class TrainTextDPM(TrainedDPM):
             vae=None,
             alphas_cumprod=scheduler.alphas_cumprod,
             prediction_type=scheduler.config["prediction_type"],
+            step_rule=step_rule(scheduler),
             clip_range=clip_range(scheduler),
         )
 
@@ -233,6 +235,20 @@ class PretrainedTextDPM(Pretrained):
         if (folder := self._local_folder()) is not None:
             check_pipeline(folder, self.variant)
 
+    def check_images(self, data: Stage) -> None:
+        from sidepipe.models.text.pipeline import image_shape
+
+        assert isinstance(data, Data)
+        if data.is_empty or (folder := self._local_folder()) is None:
+            return
+        channels, *sides = image_shape(folder, self.variant)
+        given, size = [data.size, data.size], sides[0]
+        rule = f"the size of the model's images, {' x '.join(map(str, sides))}"
+        remedy = f"set data.size={size}" if sides == [size, size] else "choose data=none"
+        require(given == sides, "data.size", rule, data.size, remedy)
+        rule, remedy = f"{channels}, as of the model's images", f"set data.channels={channels}"
+        require(data.channels == channels, "data.channels", rule, data.channels, remedy)
+
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.text.pipeline import (
             check_pipeline,
@@ -245,8 +261,10 @@ class PretrainedTextDPM(Pretrained):
         about = self._write_split(job)[2]
         source = found_folder(self.path, self.revision, self.variant)
         check_pipeline(source, self.variant)
-        model = load_model(source, variant=self.variant)
-        save_model(model, load_schedule(source), job.folder / "model")
+        model, scheduler = load_model(source, variant=self.variant), load_schedule(source)
+        path = source / "scheduler" / SCHEDULER
+        log_replaced(read_object(path), str(path))
+        save_model(model, scheduler, job.folder / "model")
         return {
             **about,
             "num_parameters": _parameters(model),

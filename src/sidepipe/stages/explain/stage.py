@@ -17,6 +17,7 @@ from sidepipe.base.settings import Precision, require
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.detect.stage import DetectPrompts, load_prompts
+from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.text import load_placed_model
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class Explain(Stage):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         DetectPrompts.require_in(upstream)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        dpm.check_timesteps(self.name, self.num_inference_steps)
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.text.significance import EVALUATIONS_A_STEP

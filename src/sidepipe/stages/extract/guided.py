@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import require
-from sidepipe.diffusion.timesteps import Guidance, sampling_timesteps
+from sidepipe.diffusion.timesteps import Guidance, StepRule
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.classifier.stage import load_quality
 from sidepipe.stages.dpm.stage import TrainedDPM
@@ -115,11 +115,13 @@ class GuidedSampling(Sampling):
         steps = dpm.noise_schedule["num_train_timesteps"]
         rule = f"< diffusion.num_train_timesteps = {steps}, or nothing is guided"
         require(self.t_min < steps, "extract.t_min", rule, self.t_min)
-        self._check_guides_somewhere(steps, dpm.noise_schedule.get("steps_offset", 0))
+        spacing = dpm.noise_schedule.get("timestep_spacing", "leading")
+        offset = dpm.noise_schedule.get("steps_offset", 0)
+        self._check_guides_somewhere(steps, StepRule(spacing=spacing, steps_offset=offset))
 
-    def _check_guides_somewhere(self, num_train_timesteps: int, steps_offset: int) -> None:
-        timesteps = sampling_timesteps(
-            num_train_timesteps, self.num_inference_steps, self.timestep_spacing, steps_offset
+    def _check_guides_somewhere(self, num_train_timesteps: int, step_rule: StepRule) -> None:
+        timesteps = step_rule.timesteps(
+            num_train_timesteps, self.num_inference_steps, self.timestep_spacing
         )
         within = self._guidance().within(timesteps)
         require(

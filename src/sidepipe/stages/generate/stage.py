@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sidepipe.base.images import save_grid
-from sidepipe.base.settings import Precision, require, tried
+from sidepipe.base.settings import Precision, require
 from sidepipe.engine.shards import load_first, load_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import denoiser_of
-from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
+from sidepipe.stages.dpm.stage import DPM, PretrainedDPM, TrainDPM, TrainedDPM
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.text import load_text_model
 
@@ -37,13 +37,14 @@ class Sampling(Stage):
 
     num_images: the number of samples. sampler: "ddim", or "dpm_solver_pp", of second order, for few
     steps. num_inference_steps: network evaluations per image. eta: 0 DDIM, 1 ancestral.
-    timestep_spacing: as in diffusers. prompts: for a text-conditional model, None for the empty
-    prompt, "train" or "heldout" for captions of the data, or a file under `runtime.data_root`; each
-    image gets a random one. prompt_guidance_scale: s of classifier-free guidance; 1 uses the prompt
-    alone, at half the cost. precision: "true" of 16 bits is for text-conditional models.
-    shard_size: images per file. refine_steps: how many times a finished sample moves toward a mode
-    of the model, which reveals memorized images; each move costs one network evaluation. refine_t:
-    the noise level of these moves, in timesteps; at higher levels similar samples merge.
+    timestep_spacing: as in diffusers, None for that of the model's scheduler. prompts: for a
+    text-conditional model, None for the empty prompt, "train" or "heldout" for captions of the
+    data, or a file under `runtime.data_root`; each image gets a random one. prompt_guidance_scale:
+    s of classifier-free guidance; 1 uses the prompt alone, at half the cost. precision: "true" of
+    16 bits is for text-conditional models. shard_size: images per file. refine_steps: how many
+    times a finished sample moves toward a mode of the model, which reveals memorized images; each
+    move costs one network evaluation. refine_t: the noise level of these moves, in timesteps; at
+    higher levels similar samples merge.
     """
 
     parallel: ClassVar[bool] = True
@@ -52,7 +53,7 @@ class Sampling(Stage):
     sampler: Literal["ddim", "dpm_solver_pp"]
     num_inference_steps: int
     eta: float
-    timestep_spacing: Literal["leading", "trailing"]
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None
     refine_steps: int
     refine_t: int
     prompts: str | None
@@ -105,21 +106,16 @@ class Sampling(Stage):
                 require(self.refine_t < steps, f"{self.name}.refine_t", rule, self.refine_t)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        dpm = upstream["dpm"]
-        if isinstance(dpm, TrainedDPM) and dpm.noise_schedule.get("rescale_betas_zero_snr"):
-            self._check_x_0(dpm.noise_schedule)
-
-    def _check_x_0(self, noise_schedule: Mapping[str, Any]) -> None:
-        """Raises ValueError where eps is not defined at the first x_t, which is noise alone."""
-        from sidepipe.diffusion.sampler import require_x_0, sampling_timesteps
-
-        scheduler = tried("diffusion", noise_schedule)
-        alphas_cumprod, count = scheduler.alphas_cumprod, self.num_inference_steps
-        offset = scheduler.config["steps_offset"]
-        timesteps = sampling_timesteps(len(alphas_cumprod), count, self.timestep_spacing, offset)
-        refined = [self.refine_t] if self.refine_steps > 0 else []
-        kind = scheduler.config["prediction_type"]
-        require_x_0(kind, alphas_cumprod, [*timesteps, *refined])
+        dpm, name = upstream["dpm"], self.name
+        assert isinstance(dpm, DPM)
+        if "data" in upstream:
+            dpm.check_images(upstream["data"])
+        dpm.check_timesteps(
+            name,
+            self.num_inference_steps,
+            self.timestep_spacing,
+            {f"{name}.refine_t": self.refine_t} if self.refine_steps > 0 else {},
+        )
 
     def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
         data: Any = upstream["data"]

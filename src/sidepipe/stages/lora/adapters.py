@@ -112,7 +112,7 @@ class LabeledDenoiser(Denoiser):
     ) -> None:
         super().__init__(base.unet, base.alphas_cumprod, base.prediction_type, base.shape)
         self.has_range, self.clip_range = base.has_range, base.clip_range
-        self.steps_offset = base.steps_offset
+        self.step_rule = base.step_rule
         if isinstance(base, PromptedDenoiser):
             e_0 = base.model.encode([""])
             self.network: nn.Module = LabeledTextUNet(

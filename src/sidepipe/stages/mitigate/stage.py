@@ -23,7 +23,7 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_captions
 from sidepipe.stages.detect.stage import DetectPrompts, load_prompts, load_thresholds
-from sidepipe.stages.dpm.stage import load_subset
+from sidepipe.stages.dpm.stage import DPM, load_subset
 from sidepipe.stages.dpm.text import load_placed_model
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ class Mitigate(Stage):
 
         if self.clip is not None:
             CLIPScore(self.clip).check()
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        dpm.check_timesteps(self.name, self.num_inference_steps)
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.detect.groups import grouped
