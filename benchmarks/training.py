@@ -27,8 +27,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sidepipe.base.settings import build
 from sidepipe.engine.progress import quiet_libraries
-from sidepipe.engine.stage import Runtime
-from sidepipe.engine.training import Training, validation_batches
+from sidepipe.engine.stage import Job, Runtime
+from sidepipe.engine.trained import Training
+from sidepipe.engine.training import validation_batches
 from sidepipe.stages.dpm.module import EMA, DenoisingModule
 
 CONF = Path(__file__).parents[1] / "conf/dpm"
@@ -96,7 +97,7 @@ def unet_of(name: str) -> nn.Module:
 
 
 def plain(name: str, images: np.ndarray) -> float:
-    """Images a second of the plain loop."""
+    """Images per second of the plain loop."""
     timer = Timer()
     trainer = L.Trainer(
         max_steps=NUM_STEPS,
@@ -113,7 +114,7 @@ def plain(name: str, images: np.ndarray) -> float:
 
 
 def ours(name: str, images: np.ndarray) -> float:
-    """Images a second of the stage's loop."""
+    """Images per second of the stage's loop."""
     timer, side = Timer(), SIDES[name]
     with tempfile.TemporaryDirectory() as folder:
         module = DenoisingModule(
@@ -132,8 +133,7 @@ def ours(name: str, images: np.ndarray) -> float:
             module,
             [images],
             validation_batches([images[:8]]),
-            Path(folder),
-            Runtime(),
+            Job(Path(folder), {}, Runtime()),
             validate_every_steps=NUM_STEPS,
             callbacks=[EMA(0.999, 0), timer],
         )

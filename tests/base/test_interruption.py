@@ -18,7 +18,7 @@ from tests.tiny import DIGITS, RUNTIME, SETTINGS
 from sidepipe.base.interruption import Preempted, deferred, handled, requested
 from sidepipe.cli import main as __main__
 from sidepipe.cli.sweep import local
-from sidepipe.engine import artifacts
+from sidepipe.engine import locks
 from sidepipe.engine.logs import stage_log
 from sidepipe.engine.sampling import ImageSampler
 from sidepipe.engine.stage import Job, Runtime
@@ -149,11 +149,11 @@ def test_in_common_work_a_signal_is_a_flag_until_its_end():
 
 
 def test_ctrl_c_ends_the_wait_for_another_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "try_lock", lambda folder: artifacts.Owner("other", 1, 0))
+    monkeypatch.setattr(locks, "try_lock", lambda folder: locks.Owner("other", 1, 0))
     with (
         pytest.raises(Preempted) as raised,
         handled(),
-        artifacts.locked(tmp_path / "dpm", on_wait=lambda owner: send(SIGINT)),
+        locks.locked(tmp_path / "dpm", on_wait=lambda owner: send(SIGINT)),
     ):
         pytest.fail("took a lock that another process holds")
     assert raised.value.code == 130

@@ -45,7 +45,7 @@ def test_a_training_does_not_start_over_or_resume_silently(tmp_path):
     (tmp_path / "dpm/last.ckpt").write_bytes(b"PK half a file")
     with pytest.raises(ValueError, match=f"{tmp_path}/dpm/last.ckpt is damaged") as raised:
         TrainDPM(**SETTINGS).run(Job(tmp_path / "dpm", {"data": tmp_path / "data"}, RUNTIME))
-    assert "the same command trains from the first step" in str(raised.value)
+    assert "to train from the first step" in str(raised.value)
     assert not (tmp_path / "dpm/metrics.csv").exists()
     (tmp_path / "dpm/last.ckpt").unlink()
     TrainDPM(**SETTINGS).run(Job(tmp_path / "dpm", {"data": tmp_path / "data"}, RUNTIME))

@@ -81,7 +81,7 @@ def renamed(folder):
     folder.with_name("ba9876543210").rename(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "key": "ba9876543210"}))
-    return "manifest.json is damaged: it is that of artifact ba9876543210"
+    return "manifest.json is damaged: it belongs to artifact ba9876543210"
 
 
 DAMAGE = [
@@ -188,7 +188,7 @@ def test_a_file_is_hashed_once_while_it_stays_as_it_is(folder, monkeypatch):
 def test_no_manifest_over_an_array_that_is_cut_short(folder):
     os.truncate(folder / "labels.npy", 200)
     with pytest.raises(
-        ValueError, match=r"labels\.npy is cut short: .*; remedy: delete it and run"
+        ValueError, match=r"labels\.npy is truncated: .*; remedy: delete it and run"
     ):
         integrity.require_complete(folder, {"num_images": 120})
 
@@ -197,5 +197,5 @@ def test_no_manifest_over_an_array_that_is_cut_short(folder):
 def test_no_manifest_over_fewer_images_than_were_to_be_made(folder, change):
     integrity.require_complete(folder, {"num_images": 120})
     change(folder / "shards/000001.npy")
-    with pytest.raises(ValueError, match=r"shards holds (80|100) images where 120 were to be made"):
+    with pytest.raises(ValueError, match=r"shards must hold 120 images, got (80|100)"):
         integrity.require_complete(folder, {"num_images": 120})

@@ -13,7 +13,7 @@ from tests.composing import composed
 
 from sidepipe.base import files
 from sidepipe.base.interruption import Preempted
-from sidepipe.engine import artifacts, pipeline, status
+from sidepipe.engine import artifacts, locks, pipeline, status
 from sidepipe.engine.attempts import save_seconds
 from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.plan import plan
@@ -119,7 +119,7 @@ def test_status_tells_missing_from_running(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     content = {"step": 7, "total": 9, "unit": "image", "seconds_left": 61.0}
     files.write_json(folder / artifacts.PROGRESS, content)
-    with artifacts.locked(folder):
+    with locks.locked(folder):
         assert "running on" in states(plan)[0]
         assert states(plan)[0].endswith(" at image 7/9, 0:01:01 left")
     assert states(plan)[0] == "unfinished at image 7/9: the same command resumes"

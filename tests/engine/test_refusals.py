@@ -9,7 +9,7 @@ import pytest
 from tests.composing import planned
 
 from sidepipe.cli.main import CONF, main
-from sidepipe.engine.refusals import ASKED, WEIGHTS
+from sidepipe.engine.refusals import REQUIRED, WEIGHTS
 from sidepipe.engine.stage import Runtime
 
 
@@ -55,7 +55,7 @@ def refused(monkeypatch, tmp_path, capsys):
         (["attacks.x=5"], r"attacks.x is not a setting; .*\+attacks.x=\{...\} adds a row"),
         (["extract.guidance_scale=1,2"], "guidance_scale has several values, 1,2; remedy: -m "),
         (["generate.seed=${nowhere}"], "generate.seed: Interpolation key 'nowhere' not found$"),
-        (["label"], "cannot read 'label'; a setting is given as name=value"),
+        (["label"], "cannot read 'label'; write a setting as name=value"),
         (["dpm.train_partitions=train"], "dpm.train_partitions must be a list, as .a, b., got"),
         (["label=5"], "label must be one of kmeans.*, got 5; ~label to leave out"),
         (["evaluate.false_positive_rates=[x]"], "evaluate has a value of the wrong type: .*'str'"),
@@ -91,7 +91,7 @@ def test_every_setting_without_a_default_has_a_meaning_and_an_example():
         text = path.read_text()
         for name in re.findall(r"^\s*(\w+): \?\?\?", text, re.MULTILINE):
             of_encoder = any(f"encoders.{kind}" in text for kind in WEIGHTS)
-            known = [key for key in ASKED if key.startswith(path.parent.name)]
+            known = [key for key in REQUIRED if key.startswith(path.parent.name)]
             assert of_encoder or any(key.endswith(f".{name}") for key in known), (path, name)
 
 

@@ -117,7 +117,7 @@ def test_the_disk_must_have_a_tenth_more_than_the_images_need(tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", usage)
     missing_folder = tmp_path / "generate" / "0123456789ab"
     shards.check_disk(missing_folder, 900_000_000)
-    with pytest.raises(OSError, match=r"must have 1\.045 GB free for the images, has 1\.000 GB"):
+    with pytest.raises(OSError, match=r"must have 1\.045 GB free for the images, got 1\.000 GB"):
         shards.check_disk(missing_folder, 950_000_000)
     assert asked == [tmp_path, tmp_path]
 

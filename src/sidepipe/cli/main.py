@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sidepipe.engine.refusals import told
+from sidepipe.engine.refusals import in_one_line
 
 # In a checkout the configs lie at the top level; an installed wheel carries them in the package.
 _CHECKOUT = Path(__file__).resolve().parents[3] / "conf"
@@ -65,7 +65,7 @@ def _run(cfg: DictConfig) -> None:
         if cfg.debug:
             raise
         of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
-        log.error("%s", told(error, CONF, sys.argv[1:]) if of_hydra else error)
+        log.error("%s", in_one_line(error, CONF, sys.argv[1:]) if of_hydra else error)
         log.debug("traceback", exc_info=True)
         sys.exit(1)
     print("\n".join([*_of_multirun(), *said]))
@@ -122,7 +122,7 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:  # of composing the config
         if "debug=true" in sys.argv:
             raise
-        sys.exit(told(error, CONF, sys.argv[1:]))
+        sys.exit(in_one_line(error, CONF, sys.argv[1:]))
     except BrokenPipeError:  # the reader has what it wanted, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)

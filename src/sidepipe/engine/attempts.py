@@ -1,4 +1,4 @@
-"""The seconds of work on an artifact, summed over all attempts: killed and resumed ones too."""
+"""The seconds of work on an artifact, summed over all attempts, with those that were killed."""
 
 import threading
 import time
@@ -9,13 +9,13 @@ from pathlib import Path
 from sidepipe.base.files import read_json, write_json
 from sidepipe.engine.artifacts import SECONDS
 
-# A killed attempt loses no more than this.
+# A killed attempt loses at most these.
 SAVE_SECONDS = 10.0
 
 
 @contextmanager
 def working_seconds(folder: Path) -> Iterator[Callable[[], float]]:
-    """A clock that starts where earlier attempts at the artifact in `folder` stopped."""
+    """A clock that starts at the seconds of earlier attempts at the artifact in `folder`."""
     earlier, started, stop = read_seconds(folder), time.monotonic(), threading.Event()
 
     def seconds() -> float:
@@ -41,6 +41,6 @@ def read_seconds(folder: Path) -> float:
 
 
 def save_seconds(folder: Path, seconds: float) -> None:
-    """Writes the seconds so far; a disk that is full must not stop the work for it."""
+    """Writes the seconds so far; ignores errors, such as a full disk."""
     with suppress(OSError):
         write_json(folder / SECONDS, {"seconds": round(seconds, 2)})

@@ -1,4 +1,4 @@
-"""When a training saves itself, and how, so that a killed or interrupted one loses nothing."""
+"""When and how a training writes its checkpoint, so that a killed run can resume."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from sidepipe.base.interruption import Preempted
 
 
 class SaveLast(Checkpoint):
-    """Writes `path` every so many steps, after the last, and when asked to stop, and then stops.
+    """Writes `path` every `every_steps`, after the last step, and at a request to stop.
 
-    Of a validated step it does so after validation: a checkpoint never skips a validation, and the
-    other checkpoint callbacks' state in it is of its step.
+    At a validated step it writes after validation, so that resuming skips no validation and the
+    state of the other checkpoint callbacks belongs to the same step.
     """
 
     def __init__(self, path: Path, every_steps: int, validate_every_steps: int) -> None:
@@ -26,7 +26,7 @@ class SaveLast(Checkpoint):
         self.stops = False
 
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-        if self.stops:  # not at once after saving: what the saved step logged is then in its file
+        if self.stops:  # one batch later, when the metrics of the saved step are in their file
             raise Preempted
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
@@ -38,28 +38,30 @@ class SaveLast(Checkpoint):
 
     def _save(self, trainer: Any) -> None:
         step = trainer.global_step
-        # Of several processes only some may have got the signal, or some a step earlier.
+        # Only some of several processes may have received the signal, or some a step earlier.
         self.stops = trainer.strategy.reduce_boolean_decision(interruption.requested(), all=False)
         if self.stops or step % self.every_steps == 0 or step == trainer.max_steps:
             trainer.save_checkpoint(self.path)
 
 
 class CheckpointByRename(TorchCheckpointIO):
-    """Writes beside the target; Lightning's own way leads through /tmp, often another disk, from
-    where a file is copied, and a run killed while copying has no checkpoint left."""
+    """Writes next to the target and renames.
+
+    Lightning copies the file from /tmp, and a run killed during the copy has no checkpoint left.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        # Through a file object: with a name alone torch's errors have no number.
+        # A file object, because torch's errors for a file name have no error number.
         with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
 
 
 def require_whole(path: Path) -> None:
-    """Raises ValueError unless the checkpoint is as torch wrote it, by the CRC-32 of its records.
+    """Raises ValueError unless the CRC-32 of every record of the checkpoint is right.
 
-    torch itself reads flipped bits without an error.
+    torch reads flipped bits without an error.
     """
     try:
         with ZipFile(path) as records:
@@ -69,5 +71,5 @@ def require_whole(path: Path) -> None:
     if damaged is not None:
         raise ValueError(
             f"{path} is damaged ({path.stat().st_size} bytes, {damaged}); remedy: restore it, or "
-            "delete the .ckpt files of its folder, and the same command trains from the first step"
+            "delete the .ckpt files of its folder to train from the first step"
         )

@@ -1,6 +1,6 @@
-"""Logs of a run: libraries are quiet, each artifact keeps its own lines, times are readable.
+"""Logs of a run: quiet libraries, one log per artifact, readable times.
 
-Nothing heavy is imported here, so that a refusal or a status costs no more than it must.
+This module imports nothing slow, as refusals and status use it.
 """
 
 import logging
@@ -20,14 +20,14 @@ FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
 
 def quiet_libraries() -> None:
-    """Silences what libraries say about themselves and nobody running an experiment can use."""
+    """Silences messages of libraries that do not concern the user of an experiment."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
     ignored = (
         ".*does not have many workers.*",  # our loaders slice arrays in memory
         ".*`IterableDataset` has `__len__` defined.*",
-        ".*Checkpoint directory .* exists and is not empty.*",  # resuming is what we do
+        ".*Checkpoint directory .* exists and is not empty.*",  # expected when a run resumes
         ".*Couldn't infer the batch indices.*",  # ours are in the batch
         ".*srun` command is available.*",
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
@@ -38,7 +38,7 @@ def quiet_libraries() -> None:
 
 
 def counting(total: int, unit: str, seconds: float) -> Callable[[int], None]:
-    """A function that logs how many of `total` are done, at most once in `seconds`."""
+    """A function that logs how many of `total` are done, at most once every `seconds`."""
     logged = time.monotonic()
 
     def report(done: int) -> None:
@@ -55,7 +55,7 @@ def stage_log(path: Path) -> Iterator[None]:
     """Appends the package's log lines to `path`, and the traceback if the block fails."""
     handler = logging.FileHandler(path)
     handler.setFormatter(FORMAT)
-    # Where the disk is full the console has the line, and no traceback for each.
+    # On a full disk the console still shows the line, without a traceback for each.
     handler.handleError = lambda record: None
     logger = logging.getLogger("sidepipe")
     logger.addHandler(handler)
@@ -67,7 +67,7 @@ def stage_log(path: Path) -> Iterator[None]:
         log.info("stopped by a signal")
         raise
     except BaseException as error:
-        # To the file alone: on the console the message is enough.
+        # Only to the file: the console shows the message alone.
         at, exc_info = (__file__, 0), sys.exc_info()
         handler.emit(logger.makeRecord(__name__, logging.ERROR, *at, "failed", (), exc_info))
         error.add_note(f"the traceback is in {path}")

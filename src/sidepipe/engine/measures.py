@@ -1,4 +1,4 @@
-"""The content of tracked runs: an artifact's config and, once it is finished, its numbers."""
+"""The content of tracked runs: the config of an artifact and, once finished, its numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,15 +8,15 @@ from sidepipe.engine.graph import Node
 from sidepipe.engine.stage import Stage
 from sidepipe.tracking import Content
 
-# In every artifact's folder: its stage, settings and inputs, and the keys of all it was made from.
+# Files of every artifact: its stage, settings and inputs; the keys of all artifacts upstream.
 SETTINGS, LINEAGE = "settings.json", "lineage.json"
 
 
 def run_config(node: Node, rows: Sequence[str]) -> dict[str, Any]:
-    """A run's config: what its artifact is, and by stage the settings of all it was made from.
+    """The config of a run: its artifact, and by stage the settings of all artifacts upstream.
 
-    rows: those of the comparison that need it. A stage that comes twice, as a report's do, has no
-    one setting and is left out. Inputs are named as their runs' W&B artifacts.
+    rows: the rows of the comparison that need it. A stage that occurs twice, as in a report, is
+    left out. Inputs have the names of the W&B artifacts of their runs.
     """
     made = list(node.upstream().values())
     names = [each.stage.name for each in made]
@@ -35,7 +35,7 @@ def run_config(node: Node, rows: Sequence[str]) -> dict[str, Any]:
 def measured(stage: Stage, folder: Path, summary: Mapping[str, Any], images: bool) -> Content:
     """The numbers, curves and files of the finished artifact in `folder`.
 
-    images: whether its pictures come too.
+    images: whether to include its pictures.
     """
     named = filter(None, (SETTINGS, LINEAGE, stage.checkpoints))
     paths = [path for name in named for path in sorted(folder.glob(name)) if path.is_file()]
@@ -48,7 +48,7 @@ def measured(stage: Stage, folder: Path, summary: Mapping[str, Any], images: boo
 
 
 def _flat(summary: Mapping[str, Any]) -> list[tuple[str, float | str]]:
-    """Single values of a summary, names of nested ones joined by slashes; lists are left out."""
+    """Single values of a summary, with nested names joined by slashes, without lists."""
     flat: list[tuple[str, float | str]] = []
     for name, value in summary.items():
         if isinstance(value, Mapping):

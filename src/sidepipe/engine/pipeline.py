@@ -1,4 +1,4 @@
-"""Running the graph of stages: what is missing is made, in order, under lock, log and manifest."""
+"""Running the graph of stages: makes missing artifacts in order, with lock, log and manifest."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from typing import Any
 from sidepipe import stages
 from sidepipe.base import files
 from sidepipe.base.settings import require_known
-from sidepipe.engine import artifacts, integrity
+from sidepipe.engine import artifacts, integrity, locks
 from sidepipe.engine.attempts import save_seconds, working_seconds
 from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.logs import stage_log
@@ -22,12 +22,12 @@ from sidepipe.engine.stage import Job, NoMaterial
 
 log = logging.getLogger(__name__)
 
-# An artifact also holds its log, and the reason why the last attempt failed.
+# Files of an artifact: its log, and the error of the last attempt.
 LOG, ERROR = "log.txt", "error.json"
 
 
 def run(the_plan: Plan, stage: str) -> list[Node]:
-    """Runs whatever is missing for `stage` (or `all`), and returns the nodes asked for."""
+    """Makes the missing artifacts of `stage` (or `all`), and returns the nodes of the stage."""
     require_known("stage", stage, ["all", "status", *stages.STAGES])
     order = the_plan.needed(stage)
     missing = [n for n in order.values() if not integrity.is_done(n.folder(the_plan.runtime))]
@@ -37,7 +37,7 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
         the_plan.runtime.limit_threads()
     made = [node for node in order.values() if make(node, the_plan)]
     if not made:
-        log.info("nothing to do: all %d artifacts are there", len(order))
+        log.info("nothing to do: all %d artifacts are finished", len(order))
     goals = the_plan.goals(stage)
     for goal in goals:  # its table is printed, and its page is opened
         integrity.require_unchanged(goal.folder(the_plan.runtime))
@@ -45,10 +45,10 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
 
 
 def make(node: Node, the_plan: Plan) -> bool:
-    """Makes the node's artifact unless it is there; whether it was made now, by us.
+    """Makes the node's artifact unless it is finished; returns whether this call made it.
 
-    An artifact that has lost files is made again. Raises FileNotFoundError where an artifact that
-    it reads is not finished, and ValueError where one has changed.
+    An artifact with missing files is made again. Raises FileNotFoundError for an unfinished input,
+    and ValueError for one that has changed.
     """
     folder, title = node.folder(the_plan.runtime), the_plan.title(node)
     if integrity.is_whole(folder):
@@ -59,12 +59,12 @@ def make(node: Node, the_plan: Plan) -> bool:
             raise ValueError(f"{title} {node.key}: {why}: {folder}")
         return False
 
-    def say_wait(owner: artifacts.Owner) -> None:
+    def log_wait(owner: locks.Owner) -> None:
         log.info("%s %s: waiting for %s pid %d", title, node.key, owner.host, owner.pid)
 
     _check_before(node, the_plan)
-    with artifacts.locked(folder, say_wait):
-        if integrity.is_whole(folder):  # made by the process we waited for
+    with locks.locked(folder, log_wait):
+        if integrity.is_whole(folder):  # another process made it during the wait
             _checked_summary(node, folder)
             return False
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def make(node: Node, the_plan: Plan) -> bool:
 
 
 def _check_before(node: Node, the_plan: Plan) -> None:
-    """Raises before anything is made: for the node's inputs, disk, data, folder and accelerator."""
+    """Checks inputs, disk, data, folder and accelerator before the stage runs."""
     folder, title = node.folder(the_plan.runtime), the_plan.title(node)
     for name, read in node.inputs.items():
         if not integrity.is_whole(read.folder(the_plan.runtime)):
@@ -89,16 +89,16 @@ def _check_before(node: Node, the_plan: Plan) -> None:
 
 
 def _compute_or_record_error(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
-    """Makes the artifact in its locked folder; an error is kept there for `stage=status`."""
+    """Makes the artifact in its locked folder; writes an error there for `stage=status`."""
     (folder / ERROR).unlink(missing_ok=True)
     try:
         earlier = _reopen(folder, f"{title} {node.key}")
         _compute(node, folder, title, the_plan)
         _warn_of_changes(folder, earlier, f"{title} {node.key}")
-    except Exception as error:  # being asked to stop is none
+    except Exception as error:  # not Preempted, a SystemExit
         if files.is_disk_full(error):
             error = files.cannot_write(folder, error)
-        with suppress(OSError):  # on a full disk
+        with suppress(OSError):  # the disk may be full
             files.write_json(folder / ERROR, {"error": str(error) or repr(error)})
         raise error
 
@@ -106,8 +106,8 @@ def _compute_or_record_error(node: Node, folder: Path, title: str, the_plan: Pla
 def _checked_summary(node: Node, folder: Path) -> dict[str, Any]:
     """The summary of the finished artifact in `folder`.
 
-    Raises ValueError where the artifact cannot be used. The summary of an empty artifact holds only
-    the reason, so there is nothing to check.
+    Raises ValueError where the artifact cannot be used. An empty artifact needs no check, as its
+    summary holds only the reason.
     """
     summary = (artifacts.read_manifest(folder) or {"summary": {}})["summary"]
     if "empty" not in summary:
@@ -116,9 +116,9 @@ def _checked_summary(node: Node, folder: Path) -> dict[str, Any]:
 
 
 def _check_upstream(node: Node, the_plan: Plan) -> None:
-    """Raises ValueError where a finished artifact that the node is made from cannot be used.
+    """Raises ValueError where a finished artifact upstream of the node cannot be used.
 
-    Sweeps and jobs make only what is not finished, so this is where they check what is.
+    Sweeps and jobs visit only unfinished artifacts, so they check the finished ones here.
     """
     for read in node.upstream().values():
         folder = read.folder(the_plan.runtime)
@@ -127,7 +127,7 @@ def _check_upstream(node: Node, the_plan: Plan) -> None:
 
 
 def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
-    """Raises OSError unless the disk has room for the images of the nodes that are not finished."""
+    """Raises OSError unless the disk has room for the images of the unfinished nodes."""
     left: dict[str, int] = {}
     for node in nodes:
         folder = node.folder(the_plan.runtime)
@@ -143,7 +143,7 @@ def _require_room(nodes: Iterable[Node], the_plan: Plan) -> None:
 
 
 def _reopen(folder: Path, name: str) -> dict[str, Any]:
-    """Makes a finished artifact that has lost files an unfinished one; the files it had."""
+    """Makes a finished artifact with missing files unfinished; returns the files it had."""
     manifest = artifacts.read_manifest(folder)
     if manifest is None:
         return {}
@@ -156,22 +156,23 @@ def _reopen(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _warn_of_changes(folder: Path, earlier: Mapping[str, Any], name: str) -> None:
-    """Warns where a stage that ran again gave other arrays, as it may on another device."""
+    """Warns where a re-run wrote different arrays, which can happen on another device."""
     made = (artifacts.read_manifest(folder) or {"files": {}})["files"]
     arrays = [n for n in earlier if n.endswith((".npy", ".safetensors"))]
     if changed := [n for n in arrays if made.get(n) != earlier[n]]:
         log.warning(
-            "%s: %s differ from the earlier files, and what was made from those is kept; remedy: "
+            "%s: %s differ from the earlier files, and artifacts made from those are kept; remedy: "
             "delete the artifacts that read it to make them again",
-            *(name, ", ".join(changed[:5])),
+            name,
+            ", ".join(changed[:5]),
         )
 
 
 def _check_data(node: Node, the_plan: Plan) -> None:
     """Raises ValueError where the node's settings do not fit the images of its finished data.
 
-    Where the stage `checks_ahead`, as the model does, everything that is still to be made from it
-    is checked as well: what does not fit is an error before hours of training.
+    Where the stage `checks_ahead`, as the stage dpm does, this includes all missing artifacts
+    downstream, so that settings that do not fit are an error before hours of training.
     """
     nodes = [node]
     if node.stage.checks_ahead:
@@ -214,14 +215,14 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
 
 
 def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, Any]:
-    """What the stage says of its run, or `empty` and why where it has nothing to work on.
+    """The summary of the stage's run, or `empty` and the reason where it has no input to work on.
 
-    Whatever reads an empty artifact is empty for the same reason; other rows are not affected.
+    A stage with an empty input is empty for the same reason; other rows are not affected.
     """
     inputs = {name: n.folder(the_plan.runtime) for name, n in node.inputs.items()}
     empty = [why for path in inputs.values() if (why := artifacts.Artifact(path).why_empty)]
     if empty and not node.stage.takes_empty:
-        log.info("%s: skipped, because it reads a stage without a result", title)
+        log.info("%s: skipped, because one of its inputs has no result", title)
         return {"empty": empty[0]}
     try:
         return node.stage.run(Job(folder, inputs, the_plan.runtime))
@@ -231,6 +232,6 @@ def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, 
 
 
 def show(node: Node, the_plan: Plan) -> str:
-    """A finished node's result for a terminal, and where it lies."""
+    """The result of a finished node as text for a terminal, with its folder."""
     title = f"{the_plan.title(node)} {node.key}"
     return node.stage.describe(node.folder(the_plan.runtime), title)

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class LineProgress(Callback):
     """One log line every `seconds`, and `progress.json` in `folder`, for training and prediction.
 
-    unit: what is counted, "step" or "image"; total: how many in all; first: how many images an
-    earlier run left. In training the trainer knows where it goes on.
+    unit: "step" or "image"; total: their number; first: the number of images of earlier runs.
+    Training takes its first step from the trainer.
     """
 
     def __init__(
@@ -31,28 +31,28 @@ class LineProgress(Callback):
         self.folder, self.total, self.unit, self.first = folder, total, unit, first
         self.seconds = seconds
         self.done = first
-        self.started = self.said = time.monotonic()
+        self.started = self.logged = time.monotonic()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.first = self.done = trainer.global_step
-        self.started = self.said = time.monotonic()
+        self.started = self.logged = time.monotonic()
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        self.started = self.said = time.monotonic()
+        self.started = self.logged = time.monotonic()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         self._report(trainer, trainer.global_step)
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
-        # The other devices' images are not seen from here; they are as many, nearly.
+        # An estimate: the other devices make nearly as many images.
         self._report(trainer, self.done + len(outputs) * trainer.world_size)
 
     def _report(self, trainer: Any, done: int) -> None:
         self.done = min(done, self.total)
         now = time.monotonic()
-        if now - self.said < self.seconds or not trainer.is_global_zero:
+        if now - self.logged < self.seconds or not trainer.is_global_zero:
             return
-        self.said = now
+        self.logged = now
         rate = (self.done - self.first) / (now - self.started)
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         metrics = {k: round(float(v), 5) for k, v in trainer.callback_metrics.items()}
@@ -66,19 +66,16 @@ class LineProgress(Callback):
         }
         write_json(self.folder / PROGRESS, content)
         if not sys.stderr.isatty():
-            said = "".join(f" {k} {v:g}" for k, v in metrics.items())
-            log.info(
-                "%s %d/%d (%d %%), %.1f/s, %s left%s",
-                *(self.unit, self.done, self.total, 100 * self.done // self.total, rate),
-                *(clock(left), said),
-            )
+            shown = "".join(f" {k} {v:g}" for k, v in metrics.items())
+            at = f"{self.unit} {self.done}/{self.total} ({100 * self.done // self.total} %)"
+            log.info("%s, %.1f/s, %s left%s", at, rate, clock(left), shown)
 
 
 class SpawnedProcess(Callback):
-    """Makes a process that Lightning spawned like its parent: quiet, the log lines of the first on
-    stderr and in the folder's log.txt; and it dies with its parent.
+    """Configures a process that Lightning spawned: it is quiet and ends with its parent.
 
-    The other processes of an srun step are made quiet; in the parent itself this does nothing.
+    The first one logs to stderr and the folder's log.txt. The other processes of an srun step are
+    made quiet; the parent does not change.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,8 +86,8 @@ class SpawnedProcess(Callback):
             quiet_libraries()
         if multiprocessing.parent_process() is None:
             return
-        # SIGINT too, which torch sends to a process whose parent died: shells start background
-        # jobs with SIGINT ignored.
+        # This includes SIGINT, which torch sends to a process whose parent died: shells start
+        # background jobs with SIGINT ignored.
         interruption.only_set_the_flag()
         quiet_libraries()
         logger = logging.getLogger("sidepipe")
@@ -102,12 +99,12 @@ class SpawnedProcess(Callback):
 
 
 def progress_callbacks(folder: Path, total: int, **options: Any) -> list[Callback]:
-    """The callbacks that show progress wherever the process writes to."""
+    """The callbacks that show progress on a terminal, in a log and in `progress.json`."""
     return [LineProgress(folder, total, **options), *progress_bar()]
 
 
 def progress_bar() -> list[Callback]:
-    """A bar where standard error is a terminal."""
+    """A progress bar where standard error is a terminal."""
     return [TQDMProgressBar(leave=False)] if sys.stderr.isatty() else []
 
 

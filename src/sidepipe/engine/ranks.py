@@ -1,9 +1,9 @@
-"""The processes of one srun step: the first leads, the others do what it tells them.
+"""The processes of one srun step: the first, the leader, directs the others.
 
-`srun` starts them all with the same command. The first alone plans, locks, runs stages and writes
-manifests; where a stage trains or samples, all run the function that does it, and in between the
-others wait. So a stage need not know of them, as it need not of processes that Lightning spawns.
-Without srun, or in a step of one task, there is one process, which leads.
+`srun` starts all of them with the same command. Only the leader plans, locks, runs stages and
+writes manifests. All processes run the functions that train and sample; the others wait in between.
+Stages therefore contain no code for several processes. Without srun, or in a step of one task,
+there is only the leader.
 """
 
 import logging
@@ -25,25 +25,25 @@ from sidepipe.base import interruption
 from sidepipe.base.interruption import Preempted
 from sidepipe.base.settings import require
 
-# Somebody's shell or another job may have left these, and Lightning would believe them.
+# Variables of another job or a shell, which Lightning would read.
 _LEFT_BY_OTHERS = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT"),
 )
 _WORK = "work"
-# The first may cluster or wait for a lock for as long as a job lasts, or have more to sample.
+# The leader may cluster, sample or wait for a lock for as long as a job lasts.
 _FOR_EVER = timedelta(days=365)
 _TO_MEET, _TO_LEAVE = timedelta(minutes=10), 10.0
-_PIECE = 2**30  # bytes of one message; gloo's own limits are beyond
+_PIECE = 2**30  # bytes per message, below the limits of gloo
 
-# Where the processes meet, and how many words the first has said there; kept from run to run of a
-# multirun, whose processes are the same.
+# The store through which the leader sends messages, and their number so far. The runs of a multirun
+# share both.
 _store: Any = None
-_words = 0
+_messages = 0
 
 
 def several() -> bool:
-    """Whether this is a process of an srun step that has several.
+    """Whether this process belongs to an srun step of several processes.
 
     A batch script without srun is one process, however many tasks its job has.
     """
@@ -57,10 +57,10 @@ def num_nodes() -> int:
 
 def tasks_per_node() -> int:
     """Processes of the step on each of its nodes; ValueError where nodes differ."""
-    said = _step("TASKS_PER_NODE", "1")
-    match = re.fullmatch(r"(\d+)(?:\(x\d+\))?", said)
+    tasks = _step("TASKS_PER_NODE", "1")
+    match = re.fullmatch(r"(\d+)(?:\(x\d+\))?", tasks)
     remedy = "srun --ntasks-per-node=..."
-    require(match is not None, "tasks per node", "the same on every node", said, remedy)
+    require(match is not None, "tasks per node", "the same on every node", tasks, remedy)
     assert match is not None
     return int(match[1])
 
@@ -74,16 +74,16 @@ def _step(name: str, default: str) -> str:
 
 
 def _rank() -> int:
-    # Not SLURM_PROCID, which with --distribution=cyclic goes round the nodes; Lightning's does not.
+    # Not SLURM_PROCID: unlike Lightning's rank, it alternates nodes with --distribution=cyclic.
     node, task = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_LOCALID"])
     return node * tasks_per_node() + task
 
 
 @contextmanager
 def leading() -> Iterator[bool]:
-    """True in the process that leads, False in the others, once they need follow no more.
+    """True in the leader; False in the other processes, after the leader has ended.
 
-    In the leader signals raise Preempted. How it ends, the others end: with its exit code.
+    Signals raise Preempted in the leader. All processes end with its exit code.
     """
     for name in _LEFT_BY_OTHERS:
         os.environ.pop(name, None)
@@ -97,8 +97,8 @@ def leading() -> Iterator[bool]:
         with interruption.handled():
             yield True
     except BaseException as error:
-        said = error.code if isinstance(error, SystemExit) else 1
-        code = said if isinstance(said, int) else 1
+        code = error.code if isinstance(error, SystemExit) else 1
+        code = code if isinstance(code, int) else 1
         if several():
             import torch.distributed as dist
 
@@ -110,9 +110,9 @@ def leading() -> Iterator[bool]:
 
 
 def _end_at_once(error: BaseException, code: int) -> None:
-    """Ends after an error of common work: threads of a broken process group may keep or abort us.
+    """Ends after an error of shared work, without waiting for threads of its process group.
 
-    The others are still in that work, and fail as we go.
+    The other processes are still in that work and fail when this one ends.
     """
     if not isinstance(error, SystemExit):
         traceback.print_exception(error)
@@ -123,7 +123,7 @@ def _end_at_once(error: BaseException, code: int) -> None:
 
 
 def _meet() -> None:
-    """Joins the step's processes; tells Lightning which this one is."""
+    """Connects the processes of the step, and sets the ranks that Lightning reads."""
     global _store
     os.environ["RANK"] = str(_rank())
     os.environ["NODE_RANK"] = os.environ["SLURM_NODEID"]
@@ -133,63 +133,64 @@ def _meet() -> None:
     import torch.distributed as dist
 
     host = re.sub(r"\[(\w+)[^]]*\]", r"\1", _step("NODELIST", "")).split(",")[0]
-    # Jobs at a time have numbers close to each other, and seldom a second step.
+    # Jobs that run together have close numbers, and rarely a second step.
     job, step = int(os.environ["SLURM_JOB_ID"]), int(_step("ID", "0"))
     port = 15000 + (job + 101 * step) % 10000
     _store = dist.TCPStore(host, port, _num_tasks(), _rank() == 0, _TO_MEET)
     _store.set_timeout(_FOR_EVER)
 
 
-def _say(word: str) -> str:
-    """Tells the others a word; the key under which they find it."""
-    global _words
-    key, _words = f"word {_words}", _words + 1
-    _store.set(key, word)
+def _send(message: str) -> str:
+    """Sends a message to the other processes; returns its key in the store."""
+    global _messages
+    key, _messages = f"message {_messages}", _messages + 1
+    _store.set(key, message)
     return key
 
 
 def _dismiss(code: int) -> None:
-    """Has the others end with exit code `code`, and waits a little, as the store ends with us."""
+    """Ends the other processes with exit code `code`; the leader holds the store, so it waits."""
     if not several():
         return
-    key, until = _say(str(code)), time.monotonic() + _TO_LEAVE
-    while _store.add(f"heard {key}", 0) < _num_tasks() - 1:
+    key, until = _send(str(code)), time.monotonic() + _TO_LEAVE
+    while _store.add(f"received {key}", 0) < _num_tasks() - 1:
         if time.monotonic() > until:
             return
         time.sleep(0.01)
 
 
 def _follow() -> None:
-    """Takes part in what the first process says, until it says with which exit code to end."""
-    global _words
+    """Joins the work of the leader until it sends an exit code."""
+    global _messages
     interruption.only_set_the_flag()
     while True:
-        key, _words = f"word {_words}", _words + 1
+        key, _messages = f"message {_messages}", _messages + 1
         try:
-            if (word := _store.get(key).decode()) == _WORK:
-                with suppress(Preempted):  # the first process was too, and says what follows
+            if (message := _store.get(key).decode()) == _WORK:
+                with suppress(Preempted):  # the leader is preempted too, and sends an exit code
                     _take_part(None)
                 continue
         except BaseException as error:
-            with suppress(RuntimeError):  # where the first process is gone
-                said = f"process {_rank()} of the step: {type(error).__name__}: {error}"
-                _store.set("failed", said)
+            with suppress(RuntimeError):  # where the leader has ended
+                fault = f"process {_rank()} of the step: {type(error).__name__}: {error}"
+                _store.set("failed", fault)
             _end_at_once(error, 1)
-        _store.add(f"heard {key}", 1)
-        if word != "0":
-            sys.exit(int(word))
+        _store.add(f"received {key}", 1)
+        if message != "0":
+            sys.exit(int(message))
         return
 
 
 def together(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The leader's `function(*arguments)`, run by all processes; only the leader calls this.
+    """Runs `function(*arguments)` in all processes, and returns the leader's result.
 
-    Both must be picklable. Raises Preempted when they were asked to stop, after the function, and
-    RuntimeError naming the process when another one failed.
+    Only the leader calls this. Function and arguments must be picklable. Raises Preempted after the
+    function where a signal stopped it, and RuntimeError, which names the process, where another
+    process failed.
     """
     with interruption.deferred():
         if several():
-            _say(_WORK)
+            _send(_WORK)
             return _take_part((function, arguments))
         from torch.multiprocessing import ProcessExitedException
 
@@ -202,16 +203,16 @@ def together(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _take_part(work: tuple[Callable[..., Any], Sequence[Any]] | None) -> Any:
-    """Runs the first process's `work` with all others. Preempted, in all, where one was asked.
+    """Runs the leader's `work` in this process; raises Preempted in all where one is preempted.
 
-    A process group of its own for each: outside, the first process is on its own, and a metric
-    that gathers over all processes does not wait for those that do not compute it.
+    Each work has its own process group, so that a metric of the leader outside it does not wait for
+    processes that do not compute it.
     """
     import torch
     import torch.distributed as dist
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store = dist.PrefixStore(f"work {_words}", _store)
+    store = dist.PrefixStore(f"work {_messages}", _store)
     dist.init_process_group(backend, store=store, rank=_rank(), world_size=_num_tasks())
     patient = dist.new_group(backend="gloo", timeout=_FOR_EVER)
     try:
@@ -234,7 +235,7 @@ def _take_part(work: tuple[Callable[..., Any], Sequence[Any]] | None) -> Any:
 
 
 def _sent(content: Any, group: Any) -> Any:
-    """The first process's `content`, in every process; arrays go as they are, without a copy."""
+    """The leader's `content`, in every process; arrays are sent without a copy."""
     import torch
     import torch.distributed as dist
 
@@ -242,7 +243,7 @@ def _sent(content: Any, group: Any) -> Any:
         buffers: list[pickle.PickleBuffer] = []
         head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of memory that is read-only: it is only read
+            warnings.simplefilter("ignore")  # about read-only memory, which is only read
             raw = [np.frombuffer(part, np.uint8) for part in (head, *(b.raw() for b in buffers))]
             parts = [torch.from_numpy(part) for part in raw]
         dist.broadcast_object_list([[len(part) for part in parts]], 0, group)

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse, in one line: the setting, the rule, and the remedy."""
+"""Errors of Hydra and OmegaConf in one line: the setting, the rule, and the remedy."""
 
 import re
 import shlex
@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from sidepipe.base.settings import did_you_mean
 
-# Settings without a default: what each is, and an example.
-ASKED = {
+# Settings without a default: the meaning of each, and an example.
+REQUIRED = {
     "data.source.folder": ("a folder of images, below runtime.data_root or absolute", "/my/images"),
     "data.source.file": (
         "a list of images and captions, below runtime.data_root or absolute",
@@ -24,23 +24,24 @@ ASKED = {
     "detect.prompts": ("a list of prompts with a column `memorized`", "/my/prompts.csv"),
     "detect.calibration_prompts": ("a list of other prompts, none memorized", "/my/others.csv"),
 }
-# By the class of an encoder, its path.
+# The meaning of `path`, and an example, by the class of an encoder.
 WEIGHTS = {
     "SSCD": ("the file that its authors publish", "/my/sscd_disc_mixup.torchscript.pt"),
     "DINOv2": ("a folder, or a hub id", "facebook/dinov2-small"),
     "CLIP": ("a folder, or a hub id", "openai/clip-vit-base-patch32"),
 }
 
-# How Hydra begins where it finds no setting of that name.
+# The beginning of Hydra's message for an unknown setting.
 COULD_NOT = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'(\S+?)'")
 
 
 def require_all(cfg: DictConfig) -> None:
-    """Raises ValueError for settings that must be given and are not: what they are, an example."""
+    """Raises ValueError for required settings without a value: their meaning and an example."""
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     chosen = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
-    if asked := [_asked(name, parent, chosen) for name, parent in _without_value(raw, "")]:
-        raise ValueError("; ".join(asked))
+    missing = [_required(name, parent, chosen) for name, parent in _without_value(raw, "")]
+    if missing:
+        raise ValueError("; ".join(missing))
 
 
 def _without_value(config: Mapping[str, Any], where: str) -> Iterable[tuple[str, Mapping]]:
@@ -52,47 +53,47 @@ def _without_value(config: Mapping[str, Any], where: str) -> Iterable[tuple[str,
             yield f"{where}{key}", config
 
 
-def _asked(name: str, parent: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+def _required(name: str, parent: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     group, kind = name.partition(".")[0], str(parent.get("_target_")).rpartition(".")[2]
     by = f" by {group}={choice}" if (choice := chosen.get(group)) else ""
-    meaning, example = ASKED.get(name) or WEIGHTS.get(kind) or ("it has no default", "...")
+    meaning, example = REQUIRED.get(name) or WEIGHTS.get(kind) or ("it has no default", "...")
     return f"{name} is required{by}: {meaning}; for example {name}={example}"
 
 
-def told(error: Exception, conf: Path, overrides: Iterable[str]) -> str:
+def in_one_line(error: Exception, conf: Path, overrides: Iterable[str]) -> str:
     """The error in one line. conf: the folder of the configs; overrides: of the command line."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice} is no choice; {did_you_mean(choice, error.options or [])}"
-    said = " ".join(str(error).split())
-    if found := re.search(r"An item is already at '(\S+)'", said):
+    text = " ".join(str(error).split())
+    if found := re.search(r"An item is already at '(\S+)'", text):
         return f"{found[1]} is set already; remedy: {found[1]}=... in place of +{found[1]}=..."
-    if (found := COULD_NOT.match(said)) and "@" not in found[1]:
+    if (found := COULD_NOT.match(text)) and "@" not in found[1]:
         name = found[1].partition("=")[0]
         if (closest := _unknown(name, conf, overrides)) is not None:
             return closest
-    if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", said):
+    if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
         name, values = found[1], found[2]
-        text = shlex.quote(f'{name}="{values}"')
+        quoted = shlex.quote(f'{name}="{values}"')
         a_list = shlex.quote(f"{name}=[{values}]")
         return (
             f"{name} has several values, {values}; remedy: -m to run one after another, {a_list} "
-            f"for a list, {text} for text with a comma"
+            f"for a list, {quoted} for text with a comma"
         )
     name = getattr(error, "full_key", None)
-    return f"{name}: {said.partition(' full_key:')[0]}" if name else said
+    return f"{name}: {text.partition(' full_key:')[0]}" if name else text
 
 
 def _unreadable(override: str) -> str:
     name, equals, value = override.partition("=")
     if not equals:
-        return f"cannot read {override!r}; a setting is given as name=value, as stage=status"
+        return f"cannot read {override!r}; write a setting as name=value, such as stage=status"
     text = value.replace('"', '\\"')
     return (
-        f"cannot read {override!r}; a value with any of = , ( ) # [ ] ' or a letter beyond ASCII, "
-        "or with a leading ~, goes in double quotes, and the whole in single quotes: "
+        f"cannot read {override!r}; put a value with any of = , ( ) # [ ] ', with a letter beyond "
+        "ASCII or with a leading ~ in double quotes, and the whole in single quotes: "
         + shlex.quote(f'{name}="{text}"')
     )
 
@@ -116,7 +117,7 @@ def _unknown(name: str, conf: Path, overrides: Iterable[str]) -> str | None:
 
 
 def _composed(conf: Path, overrides: Iterable[str]) -> DictConfig:
-    """The config by the choices of files among the overrides that can be read."""
+    """The config composed from the readable overrides that choose config files."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -125,5 +126,5 @@ def _composed(conf: Path, overrides: Iterable[str]) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         try:
             return compose("config", choices)
-        except Exception:  # a wrong choice has an error of its own
+        except Exception:  # a wrong choice has its own error
             return compose("config")

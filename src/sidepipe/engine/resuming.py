@@ -1,16 +1,16 @@
-"""The same command resumes a killed run: finished pieces of its work are kept.
+"""The same command resumes a killed run: finished parts of its work are kept.
 
-Every piece gets its name by rename, so one that has its name is whole unless a disk was full or
-somebody cut it; `keep` finds that out. This is the complete list of what resumes, and how:
+Every part is renamed to its final name when it is whole; `keep` finds files that were truncated
+later. The complete list of the work that resumes:
 
 - Whole artifacts: `manifest.json`, written last (`sidepipe.engine.artifacts`).
 - Sampled images: shards, `shards/000000.npy`, which stay as the result (`sidepipe.engine.shards`).
-- Long computations: `in_parts`, whose files the stage removes when it has the result.
-- Encoded real images: blocks of one mapped file, nan where missing (`stages.reference.encoding`),
-  because they can be larger than memory.
+- Long computations: `in_parts`, whose files the stage removes after it has the result.
+- Encoded real images: blocks of one memory-mapped file, nan where missing
+  (`stages.reference.encoding`), because they can exceed the memory.
 - Trials of tune and rounds of extract: a folder each, with shards and a JSON file of the cost.
-- Training: one checkpoint of the whole state, replaced in place, because a step needs the one
-  before it (`sidepipe.engine.checkpoints`).
+- Training: one checkpoint of the whole state, replaced in place
+  (`sidepipe.engine.checkpoints`).
 - Seconds of work: summed over all attempts (`sidepipe.engine.attempts`).
 """
 
@@ -32,17 +32,17 @@ Arrays = dict[str, np.ndarray]
 
 
 def keep(path: Path, shape: Sequence[int | None], dtype: type[np.generic] | None = None) -> bool:
-    """Whether `path` is there and whole; a file that is not is removed with a warning.
+    """Whether `path` exists and is whole; removes any other file with a warning.
 
-    A .npy file holds one array of this shape and type, safetensors several. shape: of the first
-    axes, None for an axis of any length.
+    A .npy file holds one array of this shape and type, a .safetensors file several. shape: of the
+    first axes, None for an axis of any length.
     """
     if not path.exists():
         return False
     try:
         held = _held(path)
     except (ValueError, EOFError, SafetensorError) as error:
-        log.warning("%s is cut short and is made again: %s", path, error)
+        log.warning("%s is truncated and is made again: %s", path, error)
     else:
         if all(_fits(has, shape) and (dtype is None or kind == dtype) for kind, has in held):
             return True
@@ -52,7 +52,7 @@ def keep(path: Path, shape: Sequence[int | None], dtype: type[np.generic] | None
 
 
 def _held(path: Path) -> list[tuple[Any, tuple[int, ...]]]:
-    """Type and shape of each array of the file, of which only the header is read."""
+    """Type and shape of each array of the file, from the header alone."""
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r")
         return [(array.dtype, array.shape)]
@@ -76,19 +76,18 @@ def in_parts(
     unit: str,
     progress_seconds: float = 30.0,
 ) -> Arrays:
-    """What `make` gives for items 0 to count, `size` at a time, joined along the first axis.
+    """The arrays of `make` for items 0 to count, `size` at a time, joined along the first axis.
 
-    folder: keeps a safetensors file for each part, so it must belong to these settings alone. make:
-    arrays with a row for each item of its range; what they hold must not depend on how items are
-    cut into parts.
+    folder: keeps one safetensors file per part, so it must belong to these settings alone. make:
+    returns arrays with one row per item of its range, independent of the division into parts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ranges = [range(i, min(i + size, count)) for i in range(0, count, size)]
-    # With its end: a resumed run on a device with more memory may cut the items otherwise.
+    # Names contain the end: a run that resumes on another device may have parts of another size.
     paths = [folder / f"{part.start:07d}-{part.stop:07d}.safetensors" for part in ranges]
     missing = [i for i, part in enumerate(ranges) if not keep(paths[i], (len(part),))]
     if 0 < len(missing) < len(paths):
-        log.info("%d of %d parts are there; making the rest", len(paths) - len(missing), len(paths))
+        log.info("%d of %d parts exist; making the rest", len(paths) - len(missing), len(paths))
     report = counting(count, f"{unit}s", progress_seconds)
     for i in missing:
         arrays = {name: np.ascontiguousarray(rows) for name, rows in make(ranges[i]).items()}

@@ -1,4 +1,4 @@
-"""From a trainer's predictions to shards, in the background of the next batches."""
+"""Writes the predictions of a trainer as shards, in the background of the next batches."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +16,9 @@ from sidepipe.engine.shards import BackgroundShards
 
 
 class ShardWriter(BasePredictionWriter):
-    """Gathers a shard's batches and has it written when its last is there.
+    """Collects the batches of a shard and writes it after the last one.
 
-    Raises Preempted after a batch when asked to stop.
+    Raises Preempted after the batch in which a signal arrives.
     """
 
     shards: BackgroundShards
@@ -29,7 +29,7 @@ class ShardWriter(BasePredictionWriter):
         self.parts: list[Callable[[], np.ndarray]] = []
 
     def on_predict_start(self, *args: Any) -> None:
-        self.shards = BackgroundShards(self.folder)  # here: a thread cannot be sent to a process
+        self.shards = BackgroundShards(self.folder)  # not in __init__: a thread cannot be pickled
 
     def write_on_batch_end(
         self,
@@ -51,13 +51,13 @@ class ShardWriter(BasePredictionWriter):
         self.shards.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        # Shards that are whole are worth writing; the error that is known is the one to raise.
+        # Writes the whole shards; `exception` is the error to raise.
         if hasattr(self, "shards"):
             self.shards.thread.shutdown(wait=True)
 
 
 def _on_host(images: UInt8[Tensor, "n h w c"]) -> Callable[[], np.ndarray]:
-    """A function that waits for the images; a GPU goes on with the next batch meanwhile."""
+    """A function that waits for the images, while a GPU computes the next batch."""
     if not images.is_cuda:
         return images.cpu().numpy
     host = torch.empty(images.shape, dtype=images.dtype, pin_memory=True)

@@ -1,7 +1,7 @@
-"""Many images as numbered uint8 files, each written whole or not at all.
+"""Images as numbered uint8 files, each written whole or not at all.
 
-`shards/000000.npy` holds images 0 .. shard_size-1 and so on; a killed run leaves whole shards and
-the same command makes the rest (`sidepipe.engine.resuming`).
+`shards/000000.npy` holds images 0 to shard_size - 1, and so on. The same command resumes a killed
+run with the shards that it left (`sidepipe.engine.resuming`).
 """
 
 import shutil
@@ -31,11 +31,10 @@ def shard_ranges(num_images: int, shard_size: int) -> list[range]:
 def missing_shards(
     folder: Path, num_images: int, shard_size: int, image_shape: Sequence[int | None]
 ) -> list[int]:
-    """Numbers of the shards that are not there yet.
+    """Numbers of the missing shards.
 
-    image_shape: (height, width, channels), None where any will do.
-
-    A shard that is cut short, or holds other images than it should, is removed with a warning.
+    image_shape: (height, width, channels), None for any. A truncated shard, or one of other images,
+    is removed with a warning.
     """
     return [
         shard
@@ -53,10 +52,10 @@ def write_shard(folder: Path, shard: int, images: UInt8[np.ndarray, "n h w c"]) 
 
 
 class BackgroundShards:
-    """Writes shards in a thread of its own, one after the other in the order they come.
+    """Writes shards one after another in a thread.
 
-    At most WAITING shards are in memory here; a caller that is faster waits. An error of the thread
-    is raised by a later `write` or by `close`.
+    It holds at most WAITING shards in memory; `write` waits for room. A later `write`, or `close`,
+    raises an error of the thread.
     """
 
     WAITING = 2
@@ -67,7 +66,7 @@ class BackgroundShards:
         self.pending: deque[Future[None]] = deque()
 
     def write(self, shard: int, parts: Sequence[Callable[[], np.ndarray]]) -> None:
-        """Writes one shard soon. parts: give its images when called, in the thread."""
+        """Queues one shard. parts: functions that return its images; the thread calls them."""
         while self.pending and (len(self.pending) >= self.WAITING or self.pending[0].done()):
             self.pending.popleft().result()
         self.pending.append(self.thread.submit(self._write, shard, parts))
@@ -76,7 +75,7 @@ class BackgroundShards:
         write_shard(self.folder, shard, np.concatenate([part() for part in parts]))
 
     def close(self) -> None:
-        """Returns when everything is written; raises the first error."""
+        """Waits until everything is written; raises the first error."""
         self.thread.shutdown(wait=True)
         while self.pending:
             self.pending.popleft().result()
@@ -87,13 +86,13 @@ def load_shards(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
     paths = sorted((folder / "shards").glob("*.npy"))
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no shards; remedy: delete the folder and run again"
+            f"{folder} holds no shards; remedy: delete the folder and run the same command again"
         )
     return np.concatenate([np.load(path, mmap_mode="r") for path in paths])
 
 
 def load_first(folder: Path, count: int) -> UInt8[np.ndarray, "n h w c"]:
-    """The first `count` images, or all of fewer, read from the shards that hold them."""
+    """The first `count` images, or all where there are fewer."""
     parts: list[np.ndarray] = []
     for path in sorted((folder / "shards").glob("*.npy")):
         parts.append(np.load(path, mmap_mode="r")[: count - sum(map(len, parts))])
@@ -109,6 +108,6 @@ def check_disk(folder: Path, num_bytes: float, what: str = "the images") -> None
     if num_bytes * 1.1 > free:
         raise OSError(
             f"the disk of {there} must have {gigabytes(num_bytes * 1.1)} free for {what}, "
-            f"has {gigabytes(free)}; remedy: free space, set runtime.outputs, or lower "
+            f"got {gigabytes(free)}; remedy: free space, set runtime.outputs, or lower "
             "num_images"
         )

@@ -1,7 +1,7 @@
-"""What every stage is: a frozen dataclass whose fields are its settings, and the runtime it gets.
+"""The base class of stages, a frozen dataclass of settings, and the runtime that stages get.
 
-A stage's settings can change its numbers and enter its key; `Runtime` says only where and how fast
-and never does.
+The settings of a stage can change its numbers and enter its key. `Runtime`, where and how fast it
+runs, never does.
 """
 
 import json
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
 class Runtime:
     """Where and how fast: never part of a key.
 
-    sampling_batch_size: per device, None for the size that measures fastest. compile: whether
-    torch.compile makes the networks that sample; "auto" where a run is long enough. Images depend
-    on neither beyond floating-point rounding. attention_slicing: of text-conditional models, less
-    memory for less speed. devices: processes that train or sample together,
-    spawned for it; under srun the tasks of the step do, and devices may stay 1. num_threads: CPU
-    threads of each process; "auto" times all and one. slurm: what jobs ask for (see
-    sidepipe.cli.sweep), None where there is no cluster.
+    sampling_batch_size: images per device, None for the fastest size, by timing. compile: whether
+    sampling uses torch.compile; "auto" in runs that are long enough. Both change images only by
+    floating-point rounding. attention_slicing: for text-conditional models, less memory and less
+    speed. devices: number of processes, spawned to train or sample together; under srun the tasks
+    of the step do so, and devices may stay 1. num_threads: CPU threads per process; "auto" compares
+    all with one. slurm: the resources of jobs (see sidepipe.cli.sweep), None without a cluster.
     """
 
     outputs: str = "outputs"
@@ -69,7 +68,7 @@ class Runtime:
 
     @property
     def num_processes(self) -> int:
-        """How many processes train or sample together: these or, of a plan, those of its jobs."""
+        """Number of processes that train or sample together, here or in the jobs of a plan."""
         nodes, devices = self._layout()
         if nodes * devices == 1 and self.slurm is not None:
             return self.slurm.get("nodes", 1) * self.slurm.get("tasks_per_node", 1)
@@ -77,18 +76,18 @@ class Runtime:
 
     @property
     def spawns(self) -> bool:
-        """Whether it is other processes, started for the time, that train and sample."""
+        """Whether training and sampling run in spawned processes."""
         return self.devices > 1 and not ranks.several()
 
     def _layout(self) -> tuple[int, int]:
-        """Nodes, and processes on each, that train or sample together from here."""
+        """Number of nodes, and of processes per node, that train or sample together."""
         return (ranks.num_nodes(), ranks.tasks_per_node()) if ranks.several() else (1, self.devices)
 
     def trainer(self, plugins: Sequence[Any] = (), **settings: Any) -> "L.Trainer":
         """Lightning's Trainer, for a function that `ranks.together` runs.
 
-        Several devices of one process are spawned inside fit or predict, not by running the command
-        again: the other processes then never see the graph, its locks or its manifests.
+        Processes for several devices are spawned inside fit or predict, without a second run of the
+        command, so that they have no access to the graph, its locks or its manifests.
         """
         import lightning as L
         from lightning.fabric.plugins.environments import LightningEnvironment
@@ -100,14 +99,14 @@ class Runtime:
             devices=devices,
             num_nodes=nodes,
             strategy="ddp_spawn" if self.spawns else "ddp" if nodes * devices > 1 else "auto",
-            # Else Lightning guesses, from variables that every shell within a Slurm job has.
+            # Lightning would guess it from variables that every shell within a Slurm job has.
             plugins=[LightningEnvironment(), *plugins],
             use_distributed_sampler=False,
             **settings,
         )
-        know = trainer.world_size
-        require(know == nodes * devices, "Lightning's processes", f"{nodes} x {devices}", know)
-        # Its handler of SIGTERM waits within for the other processes, which may wait for this one.
+        size = trainer.world_size
+        require(size == nodes * devices, "Lightning's processes", f"{nodes} x {devices}", size)
+        # Lightning's SIGTERM handler waits for the other processes, which may wait for this one.
         trainer._signal_connector.register_signal_handlers = _leave_signals_alone
         return trainer
 
@@ -122,18 +121,18 @@ class Runtime:
 
     def most_threads(self, processes: int = 1) -> int:
         """CPU threads of this process, or of each of `processes` that it spawns."""
-        available = threads.available()  # before torch is told another number
+        available = threads.available()  # before `limit_threads` changes torch's number
         return max(1, available // processes) if self.num_threads == "auto" else self.num_threads
 
     def require_accelerator(self) -> None:
-        """Raises ValueError where `accelerator` or `devices` asks for more than is there."""
+        """Raises ValueError where `accelerator` or `devices` exceeds the hardware."""
         import torch
 
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         there = [kind for kind, is_there in found.items() if is_there]
         usable = ["auto", "cpu", *there, *(["gpu"] if there else [])]
         rule = f"one that torch finds on this machine, {', '.join(usable)}"
-        remedy = "runtime.accelerator=auto takes the best of them"
+        remedy = "set runtime.accelerator=auto for the best of them"
         require(self.accelerator in usable, "runtime.accelerator", rule, self.accelerator, remedy)
         if self.torch_device() == "cuda" and not ranks.several():
             count = torch.cuda.device_count()
@@ -146,7 +145,7 @@ class Runtime:
         torch.set_num_threads(self.most_threads())
 
     def device_name(self) -> str:
-        """What the numbers were made on, for manifests."""
+        """The device and the number of threads, for manifests."""
         import torch
 
         device = self.torch_device()
@@ -156,12 +155,12 @@ class Runtime:
 
 
 def _leave_signals_alone() -> None:
-    """In the place of Lightning's registering of its signal handlers; picklable."""
+    """Replaces the method that registers Lightning's signal handlers; picklable."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a stage: the folder it writes, those of its inputs by stage, and where it runs."""
+    """One run of a stage: its folder, the folders of its inputs by stage, and the runtime."""
 
     folder: Path
     inputs: Mapping[str, Path]
@@ -169,9 +168,9 @@ class Job:
 
 
 class NoMaterial(ValueError):
-    """A result, not a fault: with these data there is nothing to work on, such as no repeats.
+    """The stage has no input to work on, such as no repeated images: a result, not a fault.
 
-    Raised by `Stage.run`; the message is the sentence that the report shows.
+    `Stage.run` raises it; the report shows the message.
     """
 
 
@@ -179,19 +178,19 @@ class NoMaterial(ValueError):
 class Stage:
     """Base of all stages, and the facts that the engine, the sweep and tracking read.
 
-    name: the one word for package, config group, output folder and `stage=`.
-    version: raised when the code's meaning changes, so that old artifacts are not mistaken for new.
-    takes_empty: whether it runs where an artifact that it reads is empty: made with `NoMaterial`.
+    name: the name of its package, config group, output folder and `stage=`.
+    version: increased when the code changes its results, so that old artifacts are not reused.
+    takes_empty: whether it runs on an empty input, which `NoMaterial` left.
     needed_by: the settings that make an attack read it; "" where every attack does.
-    takes: its settings that are another stage's of the same row, as {"features":
+    takes: settings that it shares with another stage of the same row, as {"features":
     "evaluate.features"}.
     reported: whether the report reads its artifacts: one per row of the config group `rows`, or,
     where that is None, one of the unchanged config.
     is_attack: whether the rows that need it are named as attacks in tracking.
-    checks_ahead: whether `check_data` of all that is still to be made from it comes before it runs.
+    checks_ahead: whether `check_data` of all missing stages downstream runs before it.
     accelerated, parallel: whether it uses an accelerator, and whether several processes share its
-    work; a Slurm job asks for one process and no accelerator otherwise.
-    checkpoints, pictures: the files with what it learned, and with sample grids; patterns of glob.
+    work; otherwise a Slurm job requests no accelerator, and one process.
+    checkpoints, pictures: glob patterns of the files of trained weights, and of sample grids.
     """
 
     name: ClassVar[str]
@@ -216,68 +215,68 @@ class Stage:
         return ()
 
     def unused(self) -> tuple[str, ...]:
-        """Names of the settings that cannot change the result while the others are as they are."""
+        """Names of the settings that cannot change the result, given the others."""
         return ()
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Those of `settings` that can change the result."""
+        """The `settings` that can change the result."""
         unused = self.unused()
         return {name: value for name, value in settings.items() if name not in unused}
 
     def check(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
-        """Raises ValueError or an OSError where these settings cannot work with `upstream`'s."""
+        """Raises ValueError or an OSError where these settings do not fit those of `upstream`."""
 
     def num_bytes(self, upstream: Mapping[str, "Stage"]) -> int:
-        """Disk space of the images it writes, in bytes, where the settings alone tell it, or 0."""
+        """Bytes of the images that it writes, where the settings determine them, or 0."""
         return 0
 
     def check_parts(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
-        """Raises as `check` does, where a network, a schedule or an encoder cannot be built.
+        """Raises like `check` where a network, a schedule or an encoder cannot be built.
 
-        Called for what is missing, once all settings are checked and before anything runs: to
-        import what these are made of takes seconds, which a refusal or a status can do without.
+        The engine calls it for missing artifacts, after all settings are checked and before
+        anything runs: it may import slow libraries, which `check` and status must not.
         """
 
     def check_sources(self, runtime: Runtime) -> None:
-        """Raises ValueError or an OSError where what it reads outside the outputs is not there.
+        """Raises ValueError or an OSError where its files outside the outputs are missing.
 
-        The engine calls it before it submits jobs, each of which would fail by itself.
+        The engine calls it before it submits jobs, each of which would fail alone.
         """
 
     def check_data(self, data: Path, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
-        """Raises ValueError where these settings cannot work with the images in `data`.
+        """Raises ValueError where these settings do not fit the images of the artifact in `data`.
 
-        data: the folder of the finished artifact. Called before anything is trained or sampled, so
-        that too few images or unknown partitions are an error before hours of training.
+        The engine calls it before training and sampling, so that too few images or unknown
+        partitions are an error before hours of work.
         """
 
     def check_artifact(self, folder: Path, summary: Mapping[str, Any]) -> None:
-        """Raises ValueError where the finished artifact in `folder` cannot be used as it is.
+        """Raises ValueError where these settings forbid the finished artifact in `folder`.
 
-        Settings that do not enter the key may forbid what others have allowed.
+        Other settings with the same key may have allowed it.
         """
 
     def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
-        """Why a finished artifact no longer matches what lies outside the outputs, or None."""
+        """Why a finished artifact no longer matches its files outside the outputs, or None."""
         return None
 
     def run(self, job: Job) -> dict[str, Any]:
         """Writes the artifact of `job`, whose folder may hold an unfinished one.
 
-        Returns a JSON-able summary for the manifest.
+        Returns a summary for the manifest, which JSON can represent.
         """
         raise NotImplementedError
 
     def describe(self, folder: Path, title: str) -> str:
-        """The result in the finished `folder`, for a terminal; title: what messages call it."""
+        """The result in the finished `folder` as text for a terminal, headed by `title`."""
         summary = (artifacts.read_manifest(folder) or {}).get("summary")
         return f"{title}: {folder}\n{json.dumps(summary, indent=2)}"
 
     def curves(self, folder: Path) -> dict[str, list[dict[str, float]]]:
-        """The curves of the finished `folder` for tracking, by x axis; see `tracking.Content`."""
+        """The curves of the finished `folder` for tracking, by x axis, as in `tracking.Content`."""
         return {}
 
     def shown(self, folder: Path) -> dict[str, list[Any]]:
-        """Images, or files of them, of the finished `folder` for tracking, by key."""
+        """Images, or image files, of the finished `folder` for tracking, by key."""
         files = sorted(folder.glob(self.pictures)) if self.pictures else []
         return {f"{self.name}/pictures": files} if files else {}

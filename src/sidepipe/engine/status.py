@@ -1,4 +1,4 @@
-"""How far artifacts are: done, running (with progress), failed, damaged, unfinished or missing."""
+"""The states of artifacts: done, running (with progress), failed, damaged, unfinished, missing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sidepipe.base import files
-from sidepipe.engine import artifacts, integrity
+from sidepipe.engine import artifacts, integrity, locks
 from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.logs import clock
 from sidepipe.engine.pipeline import ERROR, LOG
@@ -15,7 +15,7 @@ from sidepipe.engine.stage import Runtime
 
 @dataclass(frozen=True)
 class State:
-    """How far an artifact is: a word for programs and the details for a person."""
+    """The state of an artifact: a word for programs and the details for users."""
 
     kind: Literal["done", "running", "failed", "damaged", "unfinished", "missing"]
     details: str = ""
@@ -25,17 +25,17 @@ class State:
 
 
 def state(node: Node, runtime: Runtime) -> State:
-    """The state of the node's artifact, from what lies on disk."""
+    """The state of the node's artifact, from its files."""
     folder = node.folder(runtime)
     try:
         manifest = artifacts.read_manifest(folder)
         if manifest is not None:
             return _finished(folder, manifest)
-    except (ValueError, OSError) as error:  # this one; the others have states of their own
+    except (ValueError, OSError) as error:  # the other artifacts still have states
         return State("damaged", f": {error}")
     progress = artifacts.read_progress(folder)
     at = f" at {progress['unit']} {progress['step']}/{progress['total']}" if progress else ""
-    if owner := artifacts.owner_of(folder):
+    if owner := locks.owner_of(folder):
         left = f", {clock(progress['seconds_left'])} left" if progress else ""
         return State("running", f" on {owner.host} pid {owner.pid}{at}{left}")
     if (folder / ERROR).exists():
@@ -47,7 +47,7 @@ def state(node: Node, runtime: Runtime) -> State:
 
 
 def _finished(folder: Path, manifest: Mapping[str, Any]) -> State:
-    """Done, or damaged: by presence and size, for contents are hashed only before they are read."""
+    """Done or damaged, by presence and size: files are hashed only before a stage reads them."""
     integrity.require_sizes(folder, manifest)
     if lost := integrity.missing_files(folder, manifest):
         names = f"{', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}"
@@ -56,7 +56,7 @@ def _finished(folder: Path, manifest: Mapping[str, Any]) -> State:
 
 
 def table(the_plan: Plan) -> str:
-    """A line for each artifact of the plan: what it is, its key, its state."""
+    """One line per artifact of the plan: its title, its key, its state."""
     nodes = the_plan.nodes.values()
     rows = [(the_plan.title(n), n.key, state(n, the_plan.runtime)) for n in nodes]
     width = max(len(title) for title, _, _ in rows)

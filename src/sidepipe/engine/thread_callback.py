@@ -1,4 +1,4 @@
-"""Lightning's part of `threads`: each process of a training or a sampling gets its CPU threads."""
+"""The Lightning callback of `threads`: sets the CPU threads of each process."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from sidepipe.engine.threads import ThreadChoice
 
 
 class Threads(Callback):
-    """Sets a process's CPU threads, on a CPU with "auto" before every step of a training.
+    """Sets the CPU threads of a process; on a CPU with "auto", before every training step.
 
-    A module that predicts gets the `ThreadChoice` as its attribute `thread_choice`, as its steps
-    are within a batch. Afterwards the process has all its threads again.
+    In prediction, whose steps are within a batch, the module gets the attribute `thread_choice`.
+    At its end the process has all its threads again.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -22,7 +22,7 @@ class Threads(Callback):
         self.choice: ThreadChoice | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        torch.set_num_threads(self.most)  # Lightning has its own guess for several processes
+        torch.set_num_threads(self.most)  # Lightning sets another number for several processes
         if self.is_auto and trainer.strategy.root_device.type == "cpu":
             most = self._most_of_all() if stage == "fit" and trainer.world_size > 1 else self.most
             self.choice = ThreadChoice(most) if most > 1 else None
@@ -30,7 +30,7 @@ class Threads(Callback):
             pl_module.thread_choice = self.choice
 
     def _most_of_all(self) -> int:
-        """The fewest threads that a process has: all of them choose, or none does."""
+        """The smallest number of threads of a process: all processes choose, or none does."""
         most = torch.tensor(self.most)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MIN)
         return int(most)
@@ -40,7 +40,7 @@ class Threads(Callback):
             return
         most = self.choice.most
         takes_all = torch.tensor(self.choice.num_threads == most)
-        if trainer.world_size > 1:  # they wait for each other: the first one's rate is everyone's
+        if trainer.world_size > 1:  # they wait for each other, so the first one decides
             torch.distributed.broadcast(takes_all, src=0)
         torch.set_num_threads(most if takes_all else 1)
         self.choice.start()

@@ -1,7 +1,7 @@
-"""How many CPU threads a process uses: all that it may, or one where other work has the cores.
+"""The number of CPU threads of a process: all, or one where other work occupies the cores.
 
-Threads wait for each other at every operation, so one that has lost its core to another program
-holds up all of them: on a busy machine one thread is then several times as fast as two.
+Threads wait for each other at every operation, so a thread that has lost its core to another
+program delays all of them: on a busy machine one thread can be several times as fast as two.
 """
 
 import functools
@@ -22,34 +22,34 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Which steps of a timing run with all threads. The first of each number warms up.
+# Steps of a timing: True for all threads, False for one. The first of each warms up.
 PLAN = (True, True, False, False, True, False, True, False)
 WARM_UP = (PLAN.index(True), PLAN.index(False))
-# One thread cannot be faster than threads that together do the work of so many cores.
+# Threads that keep so many cores busy are faster than one.
 BUSY_CORES = 2.0
 CLEAR = 3.0  # a timing ends early where one number is so many times as fast
-GAIN = 1.15  # the other number must be so many times as fast to replace the present one
+GAIN = 1.15  # a number must be so many times as fast to replace the present one
 RECENT = 5  # steps whose median shows the present rate
-# A process on one thread has its core to itself, or shares it with other work.
+# Busy cores of a process with one thread that has a core alone, or shares it with other work.
 ALONE, SHARED = 0.97, 0.9
-# When to time again, in multiples of the time that the last timing lost by the slower number.
+# The next timing, in multiples of the time that the last timing lost by the slower number.
 SOONEST_TIMES, AGAIN_TIMES, AGAIN_SECONDS = 20.0, 100.0, 60.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """How long a step took, and how many cores the process kept busy."""
+    """The duration of a step, and the number of cores that the process kept busy."""
 
     seconds: float
     cores: float
 
 
 class ThreadChoice:
-    """Chooses between all threads of a process and one, by timing steps that the run does anyway.
+    """Chooses between all threads of a process and one, by timing the steps of the run.
 
-    It times both when it starts, when the rate has halved since, when other work has left the
-    process's core, and from time to time. most: all threads, at least 2. wall, cpu: seconds on a
-    clock, and seconds that the process has spent on all cores together.
+    It compares both at the start, when the rate has halved, when other work has left the core of
+    the process, and at intervals. most: all threads, at least 2. wall, cpu: clocks of the time and
+    of the CPU time of the process.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class ThreadChoice:
         return self.most if PLAN[len(self._timed)] else 1
 
     def start(self) -> None:
-        """A step starts."""
+        """Marks the start of a step."""
         self._started = self._wall(), self._cpu()
 
     def stop(self) -> None:
-        """The step that started last ends."""
+        """Marks the end of the step that started last."""
         now = self._wall()
         seconds = max(now - self._started[0], 1e-9)
         step = Step(seconds, (self._cpu() - self._started[1]) / seconds)
@@ -88,7 +88,7 @@ class ThreadChoice:
             self._begin_timing()
 
     def _is_due(self, now: float) -> bool:
-        """Whether both numbers are to be timed again."""
+        """Whether to time both numbers again."""
         if len(self._recent) < RECENT or now < self._soonest:
             return False
         recent = _median(self._recent)
@@ -104,11 +104,11 @@ class ThreadChoice:
             self._usual = _median(self._recent)
 
     def _decide(self, now: float) -> None:
-        """Ends the timing where its steps are enough to choose."""
+        """Ends the timing when its steps are sufficient to choose."""
         timed = {self.most: self._counted(True), 1: self._counted(False)}
         count, slowest = len(self._timed), max(step.seconds for step in timed.values())
         if count == 1 and self._chosen == 1:
-            # Beside much other work a step with all threads can take as long as many with one.
+            # Among much other work, one step with all threads can take as long as many with one.
             timed = {self.most: self._timed[0], 1: self._usual}
             is_enough = self._timed[0].seconds > CLEAR * self._usual.seconds
         elif count == 2:
@@ -138,13 +138,13 @@ class ThreadChoice:
         self._again = now + max(AGAIN_SECONDS, AGAIN_TIMES * lost)
 
     def _change(self, timed: Mapping[int, Step]) -> str:
-        """What is chosen, with the rates, and with the reason where it is seen."""
+        """The choice, with the rates and, where it is visible, the reason."""
         other = 1 if self._chosen == self.most else self.most
-        said = f"{_threads(self._chosen)}: {1 / timed[self._chosen].seconds:.3g} steps/s"
+        text = f"{_threads(self._chosen)}: {1 / timed[self._chosen].seconds:.3g} steps/s"
         if math.isfinite(timed[other].seconds):
-            said += f" against {1 / timed[other].seconds:.3g} with {other}"
+            text += f" against {1 / timed[other].seconds:.3g} with {other}"
         is_shared = self._chosen == 1 and timed[1].cores < SHARED
-        return said + ("; other work keeps the cores busy" if is_shared else "")
+        return text + ("; other work keeps the cores busy" if is_shared else "")
 
     def settle(self, step: Callable[[], object]) -> None:
         """Chooses by repeating `step`, for steps that are compiled for their number of threads."""
@@ -167,7 +167,7 @@ def _threads(number: int) -> str:
 
 
 def _median(steps: Collection[Step]) -> Step:
-    """Of each number on its own; a step without end where there is none."""
+    """The medians of seconds and of cores; infinite seconds without steps."""
     if not steps:
         return Step(math.inf, 0.0)
     return Step(median(step.seconds for step in steps), median(step.cores for step in steps))
@@ -175,10 +175,10 @@ def _median(steps: Collection[Step]) -> Step:
 
 @functools.cache
 def available() -> int:
-    """CPU threads that this process may use, as it was when first called.
+    """CPU threads that this process may use, determined at the first call.
 
-    At most torch's default (OMP_NUM_THREADS, or the cores of the process's affinity), what Slurm
-    gave the task, and the CPU quota of its control groups, as of a container.
+    The minimum of torch's default (OMP_NUM_THREADS, or the cores of the process's affinity), the
+    CPUs of the Slurm task, and the CPU quota of the control groups, as in a container.
     """
     import torch
 
@@ -186,7 +186,7 @@ def available() -> int:
 
 
 def of_slurm(environment: Mapping[str, str]) -> Iterator[int]:
-    """CPUs of a Slurm task; without binding to cores its affinity is the whole node."""
+    """CPUs of a Slurm task, whose affinity is the whole node where it is not bound to cores."""
     if each := environment.get("SLURM_CPUS_PER_TASK"):
         yield int(each)
     elif of_node := environment.get("SLURM_CPUS_ON_NODE"):
@@ -196,7 +196,7 @@ def of_slurm(environment: Mapping[str, str]) -> Iterator[int]:
 def of_control_groups(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> Iterator[int]:
-    """Cores that the CPU quotas of the process's control groups (versions 1 and 2) come to."""
+    """Cores that the CPU quotas of the process's control groups (versions 1 and 2) allow."""
     lines = own.read_text().splitlines() if own.exists() else []
     group = next((line[4:] for line in lines if line.startswith("0::/")), "")
     folders = [root, *(root / part for part in [group, *map(str, Path(group).parents)] if part)]

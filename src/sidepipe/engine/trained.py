@@ -1,4 +1,4 @@
-"""What the trained stages share of their settings; how they are trained is in `training.py`."""
+"""The settings that all trained stages share; `training.py` has their loop."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Stage):
-    """Settings that every trained stage has.
+    """The settings of a trained stage.
 
     batch_size: global, in images. lr_warmup_steps, max_steps, *_every_steps: in optimizer steps.
-    gradient_clip_val: maximal gradient norm, 0 for none.
+    gradient_clip_val: maximum gradient norm, 0 for none.
     """
 
     parallel: ClassVar[bool] = True
@@ -63,7 +63,7 @@ class Training(Stage):
         validate_every_steps: int,
         callbacks: Sequence[Callback] = (),
     ) -> dict[str, float]:
-        """The last metrics of a training by these settings; see `sidepipe.engine.training.fit`."""
+        """Trains with these settings, as `engine.training.fit`; returns the last metrics."""
         from sidepipe.engine.training import fit
 
         return fit(

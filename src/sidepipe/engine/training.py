@@ -1,7 +1,7 @@
-"""What the trained stages share: noised and endless batches, seeded steps, checkpoints, resuming.
+"""The training loop of the trained stages: batches, noise, seeded steps, checkpoints, resuming.
 
-Everything random of a step comes from (seed, step), so a run that was killed and goes on by the
-same command sees the batches and the noise it would have seen.
+All random numbers of a step come from (seed, step), so a run that resumes gets the same batches and
+the same noise as one that was not killed.
 """
 
 import logging
@@ -25,6 +25,7 @@ from sidepipe.engine.checkpoints import CheckpointByRename, SaveLast, require_wh
 from sidepipe.engine.progress import SpawnedProcess, progress_callbacks, progress_settings
 from sidepipe.engine.stage import Job
 from sidepipe.engine.thread_callback import Threads
+from sidepipe.engine.trained import Training
 from sidepipe.tracking import MetricsCSV
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,10 @@ def noised(
     share: tuple[int, int] = (0, 1),
     random_flip: bool = False,
 ) -> Noised:
-    """The images, or what x_0 are as they are, at uniform t, mirrored at random if `random_flip`.
+    """Images, or x_0 itself, noised at uniform t; mirrored at random if `random_flip`.
 
-    Drawn for the global batch, of which the images are share[0] of share[1], then sliced: a run on
-    more devices sees the same noise.
+    share: (rank, number of devices). The noise is drawn for the global batch and then sliced, so
+    that it does not depend on the number of devices.
     """
     x_0, (rank, world) = to_model(images) if images.dtype == torch.uint8 else images, share
     count, mine = len(x_0) * world, slice(rank * len(x_0), (rank + 1) * len(x_0))
@@ -72,11 +73,11 @@ def noised(
 
 
 class EndlessBatches:
-    """Batches of rows, one seeded permutation after another, from the trainer's step on.
+    """Batches of rows in one seeded permutation after another, from the trainer's step on.
 
-    rows: arrays of equal length; a batch is a list of tensors. batch_size is global, each rank gets
-    its slice. The order depends on (seed, epoch) alone. On a GPU that has room the rows and their
-    order lie there, and a step waits for no copy.
+    rows: arrays of equal length; a batch is a list of tensors. batch_size: global; each rank gets
+    its slice. The order depends on (seed, epoch) alone. A GPU with enough free memory holds the
+    rows and their order, so that no step waits for a copy.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class EndlessBatches:
             yield [r[batch] for r in rows]
 
     def _orders(self, start: int) -> Iterator[Int64[Tensor, "k"]]:
-        """What is left of the epoch of the `start`-th image, then whole epochs."""
+        """The rest of the epoch that contains image number `start`, then whole epochs."""
         count = len(self.rows[0])
         epoch, skip = divmod(start, count)
         while True:
@@ -109,7 +110,7 @@ class EndlessBatches:
 
 
 def _where_there_is_room(rows: list[Tensor], device: torch.device) -> list[Tensor]:
-    """The rows on `device` if they take at most half of its free memory, else as they are."""
+    """The rows on `device` if they need at most half of its free memory, else unchanged."""
     needed = sum(r.nbytes for r in rows)
     if device.type != "cuda" or 2 * needed > torch.cuda.mem_get_info(device)[0]:
         return rows
@@ -120,12 +121,12 @@ def validation_batches(rows: Sequence[np.ndarray], size: int = 256) -> DataLoade
     """All rows in order, in batches of `size`."""
     tensors = [torch.from_numpy(np.ascontiguousarray(r)) for r in rows]
     batches = [[t[i : i + size] for t in tensors] for i in range(0, len(tensors[0]), size)]
-    # Lightning would take a bare list of batches for a list of loaders.
+    # Lightning treats a plain list of batches as a list of loaders.
     return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
 
 
 def require_finite(loss: Tensor, stage: str, step: int) -> None:
-    """Raises RuntimeError naming the step unless the loss is a finite number."""
+    """Raises RuntimeError, which names the step, unless the loss is finite."""
     if not torch.isfinite(loss):
         raise RuntimeError(
             f"{stage}: the loss is {loss.item()} at step {step}; remedy: lower {stage}.lr, raise "
@@ -136,9 +137,9 @@ def require_finite(loss: Tensor, stage: str, step: int) -> None:
 def adamw_with_warmup(
     module: torch.nn.Module, lr: float, weight_decay: float, warmup_steps: int
 ) -> tuple[list[Any], list[Any]]:
-    """AdamW whose learning rate rises linearly over the first steps, as Lightning wants it."""
+    """AdamW with a linear warm-up of the learning rate, in the form that Lightning takes."""
     optimizer = torch.optim.AdamW(module.parameters(), lr, weight_decay=weight_decay, fused=True)
-    # Fused, it could unscale 16-bit gradients itself, and Lightning then refuses to clip them.
+    # Fused AdamW can unscale 16-bit gradients itself, and then Lightning refuses to clip them.
     optimizer._step_supports_amp_scaling = False  # pyright: ignore[reportAttributeAccessIssue]
     warmup = max(1, warmup_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / warmup))
@@ -146,7 +147,7 @@ def adamw_with_warmup(
 
 
 def fit(
-    stage: Any,
+    stage: Training,
     module: L.LightningModule,
     rows: Sequence[np.ndarray],
     validation: Any,
@@ -155,12 +156,11 @@ def fit(
     validate_every_steps: int,
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, float]:
-    """Trains until `max_steps`, from the job's last checkpoint if it has one; last metrics.
+    """Trains until `stage.max_steps`, from the job's last checkpoint if any; the last metrics.
 
-    stage: the `Training` whose settings are used. rows: arrays of equal length,
-    whose batches the module's steps get. Afterwards `weights(folder)` has the result; the module
-    itself may not (a run killed after its last step only has the file, and spawned processes keep
-    theirs). Raises Preempted when asked to stop, after saving.
+    rows: arrays of equal length, whose batches the module's steps get. The result is
+    `weights(job.folder)`, not the module, which a run that was killed after its last step, or that
+    spawns processes, does not update. Raises Preempted after a signal, with a checkpoint.
     """
     last, metrics = job.folder / LAST, MetricsCSV(job.folder / "metrics.csv")
     metrics.drop_half_line()
@@ -176,7 +176,7 @@ def fit(
 
 
 def _fit(
-    stage: Any,
+    stage: Training,
     module: L.LightningModule,
     rows: Sequence[np.ndarray],
     validation: Any,
@@ -185,7 +185,7 @@ def _fit(
     callbacks: Sequence[Callback],
     resume: str | None,
 ) -> None:
-    """What each process of `fit` does; resume: the checkpoint to go on from."""
+    """The part of `fit` that each process runs. resume: the checkpoint to start from."""
     folder, runtime = job.folder, job.runtime
     trainer = runtime.trainer(
         max_steps=stage.max_steps,
@@ -220,12 +220,12 @@ def weights(folder: Path, checkpoint: str = LAST) -> dict[str, Tensor]:
 
 
 class _SeedTorch(Callback):
-    """Seeds torch's own generator, which dropout draws from, by (seed, step, rank)."""
+    """Seeds torch's default generator, which dropout uses, by (seed, step, rank)."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-        # 1 + rank: to SeedSequence a trailing 0 is nothing, and `step_generator` has (seed, step).
+        # 1 + rank: SeedSequence ignores a trailing 0, and `step_generator` has (seed, step).
         entropy = [self.seed, trainer.global_step, 1 + trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))

@@ -10,7 +10,7 @@ from sidepipe.base import files
 from sidepipe.cli.sweep import jobs
 from sidepipe.cli.sweep.grid import Sweep
 from sidepipe.cli.sweep.states import about, last_lines, look, table
-from sidepipe.engine import artifacts, pipeline
+from sidepipe.engine import artifacts, locks, pipeline
 
 
 def kinds(sweep: Sweep) -> dict[str, str]:
@@ -53,7 +53,7 @@ def test_a_running_artifact_tells_its_progress(slurm: Cluster, tmp_path: Path) -
     task.folder.mkdir(parents=True)
     content = {"step": 7, "total": 9, "unit": "image", "seconds_left": 61.0}
     files.write_json(task.folder / artifacts.PROGRESS, content)
-    with artifacts.locked(task.folder):
+    with locks.locked(task.folder):
         (seen,) = look(sweep).values()
     assert seen.kind == "running"
     assert seen.details.endswith("at image 7/9, 0:01:01 left")

@@ -23,7 +23,7 @@ from sidepipe.engine import artifacts, pipeline, ranks
 from sidepipe.engine.graph import Node
 from sidepipe.engine.logs import quiet_libraries
 from sidepipe.engine.plan import check_parts
-from sidepipe.engine.refusals import told
+from sidepipe.engine.refusals import in_one_line
 from sidepipe.engine.stage import Runtime
 from sidepipe.stages.report.stage import load_table
 
@@ -206,7 +206,9 @@ def _tried(command: Callable[..., int], arguments: Mapping[str, Any]) -> int:
         return command(**arguments)
     except FAULTS as error:
         of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
-        log.error("%s", told(error, CONF, arguments.get("overrides", ())) if of_hydra else error)
+        log.error(
+            "%s", in_one_line(error, CONF, arguments.get("overrides", ())) if of_hydra else error
+        )
         return 1
 
 

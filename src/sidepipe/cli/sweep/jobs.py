@@ -13,7 +13,7 @@ from pathlib import Path
 from sidepipe.base import files
 from sidepipe.cli.sweep import cluster
 from sidepipe.cli.sweep.grid import Sweep, Task
-from sidepipe.engine import artifacts
+from sidepipe.engine import locks
 
 REMEDY = "remedy: cancel its jobs with scancel, delete it and run make sweep again"
 
@@ -55,7 +55,7 @@ def submit(sweep: Sweep, slurm: cluster.Slurm) -> Iterator[tuple[str, str, int]]
     Two that submit at once take turns, and the second leaves out what the first has submitted.
     """
     sweeps = sweep.folder.parent
-    with artifacts.locked(sweeps / "submitting"):
+    with locks.locked(sweeps / "submitting"):
         waiting = {key: job.id for key, job in at_work(sweeps, cluster.queue()).items()}
         left = [t for key, t in sweep.tasks.items() if key not in waiting and not t.is_done]
         for stage, group in groupby(left, key=lambda task: task.node.stage.name):
