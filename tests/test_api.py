@@ -462,6 +462,13 @@ def test_the_smallest_numbers_of_images_are_those_of_the_pipeline():
     assert comparing.LEAST == {"generated": MIN_IMAGES, "train": 2, "heldout": MIN_UNSEEN}
 
 
+def test_duplicates_are_named_by_argument_and_file(tmp_path):
+    for name, images in (("a", TRAIN), ("b", np.concatenate([HELDOUT, TRAIN[3:4]]))):
+        save_folder(tmp_path / name, images)
+    with pytest.raises(ValueError, match=r"\(1 exactly\): heldout/0200\.png = train/0003\.png;"):
+        sidepipe.compare(GENERATED, train=tmp_path / "a", heldout=tmp_path / "b")
+
+
 def test_a_broken_file_is_left_out_with_a_warning_on_request(tmp_path):
     save_folder(tmp_path / "train", TRAIN)
     (tmp_path / "train" / "9999.png").write_bytes(b"")

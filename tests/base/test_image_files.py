@@ -54,7 +54,8 @@ def test_an_image_without_a_suffix_or_with_a_wrong_one_is_found_by_its_content(t
 @pytest.mark.parametrize("suffix", [s for every in image_files.SUFFIXES.values() for s in every])
 def test_the_suffix_of_every_readable_format_counts_in_any_case(tmp_path, suffix):
     if suffix not in image_files.readable_suffixes():
-        assert suffix in (".heic", ".heif", ".hif", ".jxl"), "Pillow reads all others"
+        medical = (".dcm", ".dicom", ".nii", ".nii.gz")
+        assert suffix in (".heic", ".heif", ".hif", ".jxl", *medical), "Pillow reads all others"
         return
     write(tmp_path / f"a{suffix.upper()}", b"broken, which is for reading to find")
     assert names(tmp_path) == [f"a{suffix.upper()}"]
@@ -76,6 +77,21 @@ def test_what_nobody_takes_for_an_image_is_left_out_and_everything_else_is_count
     assert list(files) == ["a.png"]
     assert others == {"without suffix": 4, ".zip": 1, ".mp4": 1}
     assert in_words(others) == "6 files are not read: 4 without suffix, 1 .mp4, 1 .zip"
+
+
+def test_arrays_are_images_unless_they_are_next_to_pictures(tmp_path):
+    for name in ("a.npy", "sub/b.npz"):
+        write(tmp_path / name, b"broken, which is for reading to find")
+    assert names(tmp_path) == ["a.npy", "sub/b.npz"]
+    save(tmp_path / "c.png")
+    files, others = list_images(tmp_path)
+    assert (list(files), others) == (["c.png"], {".npy": 1, ".npz": 1})
+
+
+def test_an_array_stands_for_a_folder(tmp_path):
+    for name in ("a.npy", "b.npy"):
+        write(tmp_path / name, b"x")
+    assert names(tmp_path / "b.npy") == ["b.npy"]
 
 
 @pytest.mark.usefixtures("without_plugins")

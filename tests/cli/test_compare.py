@@ -123,7 +123,7 @@ def test_no_folder_is_overwritten(run, tmp_path):
         ([*ALL, "trian=x"], "trian is no argument of compare; did you mean 'train'?"),
         ([*ALL, "train=x"], "train must be given once, got train and x"),
         (["generated", "train/", "heldout=heldout"], "train/ needs a name: only the folder of gen"),
-        (["no/such", *ALL[1:]], "generated must be a folder of images or a uint8 array (n"),
+        (["no/such", *ALL[1:]], "generated must be a folder of images, a NumPy file or"),
         ([ALL[0], "train=void", ALL[2]], "train: the number of images"),
         ([*ALL[:2], "heldout=few"], "heldout must be >= 20 images, got 3; pass more images"),
         ([*ALL[:2], "heldout=mixed"], "heldout must be images of one size, got '8 x 8 (20), 9 x"),

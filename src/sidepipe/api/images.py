@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sidepipe.api.naming import as_arguments
-from sidepipe.base.image_files import in_words
+from sidepipe.base.image_files import in_words, is_array_file
 from sidepipe.base.image_pixels import upright_size
 from sidepipe.base.settings import require, require_known
 from sidepipe.stages.data.reading import Entry, read_images
@@ -136,10 +136,10 @@ def _listed(name: str, images: ImagesOrFolder) -> Listed:
         ]
         return Listed(entries, Counter({array.shape[1:3]: len(array)}), array.shape[3] == 1, [])
     folder = Path(images).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_array_file(folder):
         raise FileNotFoundError(
-            f"{name} must be a folder of images or a uint8 array (n, h, w, c), got {folder}, which "
-            "is no folder"
+            f"{name} must be a folder of images, a NumPy file or a uint8 array (n, h, w, c), got "
+            f"{folder}, which is no folder"
         )
     source = ImageFolder(str(folder))
     with as_arguments(name):

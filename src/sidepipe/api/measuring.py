@@ -52,7 +52,11 @@ def measured(
         runtime = Runtime(accelerator=device)
         runtime.require_accelerator()
     generated, data = sets["generated"].images, _data(sets)
-    names = _real_names(sets)
+    names = [
+        name if sets[of].source == "array" else f"{of}/{name}"
+        for of in ("train", "heldout")
+        for name in sets[of].names
+    ]
     trained = np.arange(len(sets["train"].images))
     unseen = np.arange(len(trained), len(data))
     _, found = duplicates_across(data, trained, unseen)

@@ -23,26 +23,33 @@ log = logging.getLogger(__name__)
 SUFFIXES = {
     "AVIF": (".avif",),
     "BMP": (".bmp",),
+    "DICOM": (".dcm", ".dicom"),
     "GIF": (".gif",),
     "HEIF": (".heic", ".heif", ".hif"),
     "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
     "JPEG2000": (".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
     "JXL": (".jxl",),
+    "NIFTI": (".nii", ".nii.gz"),
+    "NPY": (".npy",),
+    "NPZ": (".npz",),
     "PNG": (".apng", ".png"),
     "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
     "TGA": (".tga",),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-# The first bytes of a file. TGA has none, so a TGA file is recognized by its suffix alone.
+START = 132  # bytes; DICOM's mark comes last
+# The first bytes of a file. TGA, NPZ and NIFTI have none, and are recognized by their suffixes.
 SIGNATURES = {
     "AVIF": rb"....ftypavi[fs]",
     "BMP": rb"BM....\0\0\0\0",
+    "DICOM": rb".{128}DICM",
     "GIF": rb"GIF8[79]a",
     "HEIF": rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
     "JPEG": rb"\xff\xd8\xff",
     "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     "JXL": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    "NPY": rb"\x93NUMPY",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "PPM": rb"P[1-6]\s",
     "TIFF": rb"II[*+]\0|MM\0[*+]",
@@ -57,6 +64,9 @@ PLUGINS = {
     "HEIF": ("pillow-heif", "pillow_heif"),
     "JXL": ("pillow-jxl-plugin", "pillow_jxl"),
 }
+# Formats that are no pictures of Pillow, and the packages that they need; see `image_stacks`.
+STACKS = {"NPY": "numpy", "NPZ": "numpy", "DICOM": "pydicom", "NIFTI": "nibabel"}
+MEDICAL = "pip install 'sidepipe[medical]'"
 # Files and folders that accompany images in many data sets and hold no images.
 NO_IMAGES = frozenset(
     [
@@ -64,7 +74,7 @@ NO_IMAGES = frozenset(
         *(".pdf", ".py", ".rst", ".sh", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml"),
     ]
 )
-NO_DATA = frozenset(["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"])
+NO_DATA = frozenset(["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "DICOMDIR"])
 
 # Pillow only warns about so many pixels, and several such images together exhaust the memory.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -74,7 +84,7 @@ Files = dict[str, os.DirEntry[str]]
 
 @functools.cache
 def readable_formats() -> frozenset[str]:
-    """The formats of `SUFFIXES` that the installed Pillow reads, with its plugins."""
+    """The formats of `SUFFIXES` that the installed packages read."""
     Image.init()
     for _, module in PLUGINS.values():
         if importlib.util.find_spec(module) is not None:
@@ -84,7 +94,7 @@ def readable_formats() -> frozenset[str]:
     there = {name for name in SUFFIXES if name in Image.OPEN}
     if "avif" in features.modules and not features.check_module("avif"):
         there.discard("AVIF")
-    return frozenset(there)
+    return frozenset(there | {name for name in STACKS if importlib.util.find_spec(STACKS[name])})
 
 
 @functools.cache
@@ -99,7 +109,7 @@ def open_image(file: str | Path) -> Image.Image:
     Raises UnidentifiedImageError, with the actual content, for a file of another kind, ValueError
     for more pixels than Pillow's limit, and OSError where the file cannot be read.
     """
-    formats = sorted(readable_formats() - {"TGA"})
+    formats = sorted(readable_formats() - {"TGA", *STACKS})
     if str(file).lower().endswith(SUFFIXES["TGA"]):
         formats.append("TGA")
     try:
@@ -113,18 +123,30 @@ def open_image(file: str | Path) -> Image.Image:
 
 def _content(file: str | Path) -> str:
     with Path(file).open("rb") as opened:
-        start = opened.read(16)
-    found = _format_of(start)
+        start = opened.read(START)
+    found = format_of(start)
     if found is None:
-        return f"no image format begins with {start!r}" if start else "the file is empty"
+        return f"no image format begins with {start[:16]!r}" if start else "the file is empty"
+    if found in STACKS and found in readable_formats():
+        return f"its content is {found}, and its suffix is that of another format"
     if found in readable_formats():
         return f"its content is broken {found}"
-    return f"its content is {found}, which needs {PLUGINS[found][0]}"
+    return f"its content is {found}, which needs {_needed(found)}"
 
 
-def _format_of(start: bytes) -> str | None:
+def _needed(name: str) -> str:
+    return MEDICAL if name in STACKS else PLUGINS[name][0]
+
+
+def format_of(start: bytes) -> str | None:
+    """The format whose files begin with these bytes."""
     match = _SIGNATURE.match(start)
     return match.lastgroup if match else None
+
+
+def is_array_file(path: str | Path) -> bool:
+    """Whether `path` is a NumPy file, which stands for a folder of its images."""
+    return str(path).lower().endswith((".npy", ".npz")) and Path(path).is_file()
 
 
 def list_images(folder: str | Path) -> tuple[Files, Counter[str]]:
@@ -132,12 +154,18 @@ def list_images(folder: str | Path) -> tuple[Files, Counter[str]]:
 
     A file counts as an image if its suffix is that of a readable format, or its first bytes are.
     Hidden files and those of `NO_IMAGES` are neither. Links are followed; a link to a folder above
-    it is skipped with a warning. Raises ValueError where a link leads to a folder that was already
-    listed, and OSError where a folder cannot be read.
+    it is skipped with a warning. A NumPy file in place of a folder is that file alone. Raises
+    ValueError where a link leads to a folder that was already listed, and OSError where a folder
+    cannot be read.
     """
     images: Files = {}
     others: Counter[str] = Counter()
     seen: dict[str, str] = {}
+    if is_array_file(folder):
+        path = Path(folder)
+        return {
+            item.name: item for item in _items(str(path.parent)) if item.name == path.name
+        }, others
     todo = [(str(folder), "", os.path.realpath(folder))]
     links: list[tuple[str, str, str]] = []
     while todo or links:
@@ -163,7 +191,16 @@ def list_images(folder: str | Path) -> tuple[Files, Counter[str]]:
                 images[prefix + item.name] = item
             elif other:
                 others[other] += 1
-    return dict(sorted(images.items())), others
+    return _without_tables(dict(sorted(images.items())), others), others
+
+
+def _without_tables(images: Files, others: Counter[str]) -> Files:
+    """Without NumPy files next to pictures, such as embeddings, which are counted as others."""
+    arrays = {name for name in images if name.lower().endswith((".npy", ".npz"))}
+    if len(arrays) == len(images):
+        return images
+    others.update(name.lower()[-4:] for name in arrays)
+    return {name: item for name, item in images.items() if name not in arrays}
 
 
 def _followed(path: str, prefix: str, parent: str) -> list[tuple[str, str, str]]:
@@ -199,6 +236,8 @@ def _other(item: os.DirEntry[str]) -> str | None:
     stem, dot, end = item.name.lower().rpartition(".")
     # A longer end is a word of a name, as in "photo.of a friend", and names are private.
     suffix = f".{end}" if dot and stem and len(end) <= 8 and end.isalnum() else ""
+    if suffix == ".gz" and stem.endswith(".nii"):
+        suffix = ".nii.gz"
     if suffix in NO_IMAGES:
         return ""
     if not (item.is_file(follow_symlinks=False) or item.is_symlink()):
@@ -208,14 +247,16 @@ def _other(item: os.DirEntry[str]) -> str | None:
     kind = suffix or "without suffix"
     try:
         with FileIO(item.path) as file:  # unbuffered: there may be 200,000 of them
-            found = _format_of(file.read(16))
+            found = format_of(file.read(START))
     except PermissionError:
         return None  # reading it is an error that names it
     except OSError:
         return kind
     if found in readable_formats():
         return None
-    return kind if found is None else f"{kind} ({found}, which needs {PLUGINS[found][0]})"
+    if found is None and suffix in SUFFIXES["NIFTI"]:
+        found = "NIFTI"
+    return kind if found is None else f"{kind} ({found}, which needs {_needed(found)})"
 
 
 def in_words(others: Mapping[str, int]) -> str:

@@ -20,11 +20,13 @@ from PIL import Image
 from sidepipe.base.image_files import (
     Files,
     in_words,
+    is_array_file,
     list_images,
     open_image,
     printable,
     readable_suffixes,
 )
+from sidepipe.base.image_stacks import images_in
 from sidepipe.base.settings import require, require_known
 from sidepipe.stages.data import celeba_files
 from sidepipe.stages.data.layouts import partitioned
@@ -176,12 +178,13 @@ class _Folder(Source):
     def _in_layout(self) -> list[Entry]:
         """The entries, sorted by path; logs the layout."""
         folder = existing_folder(self.folder)
-        names = list(_listed(folder))
-        places, layout = partitioned([printable(name) for name in names], str(folder))
+        files = _listed(folder)
+        places, layout = partitioned([printable(name) for name in files], str(folder))
         log.info("%s", layout)
         return [
-            _entry(f"{folder}/{name}", printable(name), *place)
-            for name, place in zip(names, places, strict=True)
+            entry
+            for (name, item), place in zip(files.items(), places, strict=True)
+            for entry in _entries(item.path, printable(name), *place)
         ]
 
 
@@ -202,7 +205,7 @@ class CelebAHQFI(_Folder):
 
 @dataclass(frozen=True)
 class ImageFolder(_Folder):
-    """Every image below `folder`, sorted by path.
+    """Every image below `folder`, sorted by path, or of a NumPy file.
 
     Sub-folders give the partition and the identity, see `layouts.partitioned`.
     """
@@ -216,9 +219,9 @@ def _parents(name: str) -> str:
 
 
 def existing_folder(folder: str | Path) -> Path:
-    """`folder` as a path; FileNotFoundError unless it is a folder."""
+    """`folder` as a path; FileNotFoundError unless it is a folder, or a NumPy file."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_array_file(folder):
         raise FileNotFoundError(
             f"{folder} is not a folder; remedy: runtime.data_root=... (where data sets lie) or "
             "data.source.folder=... (this one)"
@@ -266,3 +269,18 @@ def digest(files: Mapping[str, int], contents: Iterable[bytes] = ()) -> str:
 
 def _entry(file: str, name: str, partition: str, identity: str, problem: str = "") -> Entry:
     return Entry(name, partition, identity, partial(open_image, file), printable(file), problem)
+
+
+def _entries(file: str, name: str, partition: str, identity: str) -> list[Entry]:
+    """An entry per image of a file that may hold several; one with a problem where it is broken."""
+    try:
+        found = images_in(file)
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file raises nearly anything
+        problem = f"{type(error).__name__}: {error}"
+        return [_entry(file, name, partition, identity, problem)]
+    return [
+        Entry(f"{name}{place}", partition, identity, read, printable(file) + place)
+        for place, read in found
+    ]

@@ -1,0 +1,74 @@
+"""Images in NumPy files: one image or many per array, of 8 or 16 bits, told by dtype and shape.
+
+Pickles are never loaded.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image
+
+from sidepipe.base.settings import require
+
+CHANNELS = (1, 3, 4)
+LAYOUTS = "(h, w), (h, w, c), (n, h, w) or (n, h, w, c) with c of 1, 3 or 4"
+Reader = Callable[[], Image.Image]
+
+
+def images_of_array(file: str) -> list[tuple[str, Reader]]:
+    """(place, reader) of each image of a .npy or .npz file; place is "" where there is one.
+
+    Arrays of one dimension in a .npz file, such as labels, are no images. Raises ValueError for
+    other numbers than unsigned integers of 8 or 16 bits and bool, and for other shapes.
+    """
+    arrays = {name: x for name, x in _arrays(file, _changed(file)).items() if x.ndim != 1}
+    require(len(arrays) > 0, "the arrays", f"images {LAYOUTS}", "none")
+    found: list[tuple[str, Reader]] = []
+    for name, array in arrays.items():
+        where = f"[{name}]" if len(arrays) > 1 else ""
+        if _holds_one(array):
+            found.append((where, partial(_picture, file, name, None)))
+        else:
+            found += [
+                (f"{where}[{i}]", partial(_picture, file, name, i)) for i in range(len(array))
+            ]
+    return found
+
+
+def _changed(file: str) -> int:
+    return Path(file).stat().st_mtime_ns
+
+
+@lru_cache(maxsize=2)  # a .npz file is decompressed as a whole
+def _arrays(file: str, changed: int) -> dict[str, Shaped[np.ndarray, "..."]]:
+    if file.lower().endswith(".npy"):
+        return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
+    with np.load(file, allow_pickle=False) as opened:
+        return {name: opened[name] for name in opened.files}
+
+
+def _holds_one(array: Shaped[np.ndarray, "..."]) -> bool:
+    """Whether an array is one image; ValueError where it is no images."""
+    remedy = "save levels of 0 to 255 as uint8; (255 * x).round() converts values in [0, 1]"
+    levels = array.dtype in (np.uint8, np.uint16, np.bool_)
+    require(levels, "an array of images", "uint8, uint16 or bool", str(array.dtype), remedy)
+    shape, color = array.shape, array.ndim > 2 and array.shape[-1] in CHANNELS
+    # (3, 64, 64) may be one image with its channels first, or three gray images.
+    channels_first = not color and array.ndim > 2 and shape[array.ndim - 3] in CHANNELS
+    remedy = "x.transpose(0, 2, 3, 1) converts images (n, c, h, w)"
+    fits = array.ndim in (2, 3) or (array.ndim == 4 and color)
+    require(fits and not channels_first, "an array of images", LAYOUTS, shape, remedy)
+    return array.ndim == 2 or (array.ndim == 3 and color)
+
+
+def _picture(file: str, name: str, place: int | None) -> Image.Image:
+    array = _arrays(file, _changed(file))[name]
+    pixels = np.asarray(array if place is None else array[place])
+    if pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    if pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / 257).astype(np.uint8)  # 65535 -> 255
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
