@@ -30,8 +30,8 @@ from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import sampling_timesteps
 from sidepipe.engine.sampling import Guidance, ImageSampler
 from sidepipe.models.speed import has_compiler
+from sidepipe.stages.attack.surrogates import ClassifierSurrogate
 from sidepipe.stages.classifier.resnet import fold_batch_norms
-from sidepipe.stages.extract.surrogates import ClassifierSurrogate
 
 CONF = Path(__file__).parents[1] / "conf"
 SIDES = {"tiny": 8, "unet16": 16}

@@ -166,11 +166,21 @@ def test_experiments_with_sscd_ask_for_its_file_and_hash(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["celeba_25000", "celeba_hq_fi"])
 def test_experiments_with_sscd_tell_near_duplicates_by_it_everywhere(name: str) -> None:
     cfg = composed(f"experiment={name}", "label.features.path=weights.pt")
-    for features in (cfg.label.duplicate_features, cfg.tune.features, cfg.extract.features):
-        assert features == cfg.label.features
-        assert features.path == "weights.pt"
-    high = cfg.evaluate.bands.high[0]
-    assert {cfg[stage].duplicate_threshold for stage in ("label", "tune", "extract")} == {high}
+    for stage in ("label", "tune", "extract"):
+        near_duplicates = cfg[stage].near_duplicates
+        assert near_duplicates.features == cfg.label.features
+        assert near_duplicates.features.path == "weights.pt"
+        assert near_duplicates.threshold == cfg.evaluate.bands.high[0]
+
+
+def test_one_setting_says_what_near_duplicates_are() -> None:
+    cfg = composed("near_duplicates.threshold=0.05", "features@near_duplicates.features=pixels")
+    for stage in ("label", "tune", "extract"):
+        assert cfg[stage].near_duplicates == cfg.near_duplicates
+        assert cfg[stage].near_duplicates.threshold == 0.05
+    assert cfg.evaluate.bands.high[1] == cfg.evaluate.bands.mid[0] == 0.05
+    mitigations = composed("experiment=demo_text", "near_duplicates.threshold=0.05").mitigations
+    assert mitigations.deduplicated.dpm.deduplicate.threshold == 0.05
 
 
 @pytest.mark.parametrize("given", ["explain=null", "+detect=null"])
@@ -206,15 +216,33 @@ def test_an_argument_of_an_inner_object_is_refused_with_the_closest_known_one() 
         ("label.num_clusters=5000", r"label.num_clusters must be <= generate.num_images = 4000"),
         ("label.assign=repeats", r"label.min_cluster_size must be >= 2 where label.assign is 'rep"),
         ("label.num_clusters=1", r"label.num_clusters must be >= 2, got 1"),
-        ("extract.t_min=700 extract.t_max=300", r"t_max must be >= extract.t_min = 700, got 300"),
-        ("extract.guidance_scale=-1", r"extract.guidance_scale must be >= 0, got -1"),
+        (
+            "extract.guidance.t_min=700 extract.guidance.t_max=300",
+            r"guidance.t_max must be >= extract.guidance.t_min = 700, got 300",
+        ),
+        ("extract.guidance.guidance_scale=-1", r"guidance.guidance_scale must be >= 0, got -1"),
         ("extract.surrogate=clasifier", r"extract.surrogate.*did you mean 'classifier'"),
-        ("extract.targets=cohesion", r"extract.targets.*did you mean 'top_cohesion'"),
-        ("extract.max_guidance_norm=0", r"extract.max_guidance_norm must be > 0 or null, got 0.0"),
-        ("extract.posterior_neighbors=0", r"extract.posterior_neighbors must be >= 1 or null"),
-        ("extract.guide_through=pred_x0", r"extract.guide_through.*did you mean 'pred_x_0'"),
+        ("extract.guidance.targets=cohesion", r"guidance.targets.*did you mean 'top_cohesion'"),
+        ("extract.guidance.max_guidance_norm=0", r"max_guidance_norm must be > 0 or null, got 0.0"),
+        (
+            "extract/surrogate=posterior extract.surrogate.neighbors=0",
+            r"extract.surrogate.neighbors must be >= 1 or null",
+        ),
+        ("extract.surrogate.guide_through=pred_x0", r"guide_through.*did you mean 'pred_x_0'"),
+        (
+            "+extract.surrogate.neighbors=5",
+            r"^extract.surrogate.neighbors is not a setting of extract.surrogate=classifier, which "
+            r"has extract.surrogate.guide_through; extract.surrogate=posterior has it$",
+        ),
+        (
+            "extract/surrogate=none +extract.surrogate.sed=5",
+            r"^extract.surrogate.sed is not a setting of extract.surrogate=none, which has none$",
+        ),
         ("label.assign=classes", r"label.assign does not accept 'classes'; .*known: all, members"),
-        ("extract.t_min=1000", r"extract.t_min must be < diffusion.num_train_timesteps = 1000"),
+        (
+            "extract.guidance.t_min=1000",
+            r"guidance.t_min must be < diffusion.num_train_timesteps = 1000",
+        ),
         ("generate.num_images=many", r"generate.num_images must be a whole number, got 'many'"),
         ("generate.num_inference_steps=2000", r"<= diffusion.num_train_timesteps = 1000, got 2000"),
         ("generate.eta=1.5", r"generate.eta must be in \[0, 1\], got 1.5"),

@@ -92,7 +92,7 @@ def test_a_new_guidance_scale_runs_extract_evaluate_and_report_alone(
     finished: tuple[Path, str],
 ) -> None:
     folder, _ = finished
-    done = sidepipe("experiment=smoke", "extract.guidance_scale=3", cwd=folder)
+    done = sidepipe("experiment=smoke", "extract.guidance.guidance_scale=3", cwd=folder)
     assert done.returncode == 0
     started = re.findall(r"INFO (\w+)(?: \[side\])?: done", done.stderr)
     assert started == ["extract", "evaluate", "report"]
@@ -115,9 +115,9 @@ def test_status_lists_every_artifact(finished: tuple[Path, str]) -> None:
 
 
 def test_a_wrong_value_is_one_line_and_exit_code_one(tmp_path: Path) -> None:
-    done = sidepipe("extract.t_min=5", "extract.t_max=1", cwd=tmp_path)
+    done = sidepipe("extract.guidance.t_min=5", "extract.guidance.t_max=1", cwd=tmp_path)
     assert done.returncode == 1
-    assert "extract.t_max must be >= extract.t_min = 5, got 1" in done.stderr
+    assert "extract.guidance.t_max must be >= extract.guidance.t_min = 5, got 1" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
 

@@ -26,11 +26,11 @@ def tune_of(the_plan: Plan, attack: str) -> Node:
 
 
 def test_each_row_s_trials_are_of_that_row_s_own_attack() -> None:
-    own = "extract: {surrogate: posterior, t_max: 900}"
+    own = "extract: {surrogate: posterior, guidance: {t_max: 900}}"
     the_plan = made(*TUNED, "extract.surrogate=classifier", row("mine", own))
     for name, surrogate, t_max in (("attack", "classifier", None), ("mine", "posterior", 900)):
         attack = tune_of(the_plan, name).settings["attack"]
-        assert (attack["surrogate"], attack["t_max"]) == (surrogate, t_max)
+        assert (attack["surrogate"], attack["guidance"]["t_max"]) == (surrogate, t_max)
     assert tune_of(the_plan, "attack").key != tune_of(the_plan, "mine").key
     assert tune_of(the_plan, "mine").inputs.keys() == {"dpm", "generate", "label"}
 
@@ -71,7 +71,7 @@ def test_rows_that_are_not_tuned_need_no_trials_and_stage_tune_says_which_would(
     [
         (["+extract.sede=1"], r"^extract\.sede is not a setting of .*Extract"),
         ([row("mine", "extract: {sede: 1}")], r"^attacks\.mine\.extract\.sede is not a setting"),
-        (["extract.t_min=-1"], r"^extract\.t_min must be >= 0"),
+        (["extract.guidance.t_min=-1"], r"^extract\.guidance\.t_min must be >= 0"),
         (["tune.num_images=1"], r"^tune\.num_images must be >= 2, got 1"),
         (["+tune.grid.t_mn=[0]"], r"^tune\.grid does not accept 't_mn'; did you mean 't_min'"),
         (
@@ -81,7 +81,7 @@ def test_rows_that_are_not_tuned_need_no_trials_and_stage_tune_says_which_would(
         (["tune.grid.targets=[tight]"], r"^tune\.grid\.targets does not accept 'tight'"),
         (["~tune"], r"^tune must be set, for extract reads it, got None; choose tune=\.\.\."),
         (
-            [row("mine", "tune: {attack: {t_min: 5}}")],
+            [row("mine", "tune: {attack: {guidance: {t_min: 5}}}")],
             r"^attacks\.mine\.tune\.attack must be as ex",
         ),
         (["tune.attack={}"], r"^tune\.attack must be as extract, got \{\}; set that instead"),

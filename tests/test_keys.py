@@ -58,7 +58,7 @@ def test_the_seed_enters_every_random_stage() -> None:
 @pytest.mark.parametrize(
     ("override", "stages"),
     [
-        ("extract.guidance_scale=2", {"extract", "evaluate", "report"}),
+        ("extract.guidance.guidance_scale=2", {"extract", "evaluate", "report"}),
         ("evaluate.gallery_pairs=10", {"evaluate", "report"}),
         ("report.title=mine", {"report"}),
         ("classifier.lr=0.01", {"classifier", "extract", "evaluate", "report"}),
@@ -72,7 +72,7 @@ def test_a_setting_changes_its_stage_and_what_reads_it_alone(
 
 
 def test_plain_samples_do_not_change_with_guidance() -> None:
-    now, before = keys("extract.guidance_scale=2", "extract.t_min=5"), keys()
+    now, before = keys("extract.guidance.guidance_scale=2", "extract.guidance.t_min=5"), keys()
     assert now["extract [unconditional]"] == before["extract [unconditional]"]
     assert now["extract [classifier]"] != before["extract [classifier]"]
 
@@ -109,7 +109,11 @@ def test_every_baseline_is_an_attack_of_its_own_and_shares_what_it_can() -> None
 
 
 def test_whole_numbers_are_one_setting_in_either_spelling() -> None:
-    assert changed("extract.guidance_scale=1") == changed("extract.guidance_scale=1.0") == set()
+    assert (
+        changed("extract.guidance.guidance_scale=1")
+        == changed("extract.guidance.guidance_scale=1.0")
+        == set()
+    )
 
 
 def test_no_attack_s_images_depend_on_data_but_through_the_model() -> None:
@@ -124,12 +128,13 @@ def test_no_attack_s_images_depend_on_data_but_through_the_model() -> None:
 
 def test_what_is_not_used_is_no_part_of_a_key() -> None:
     for override in (
-        *("extract.stop_rounds=false", "extract.duplicate_threshold=0.5"),
-        *("features@extract.features=pixels", "original.fraction=0.1"),
+        "extract.stop_rounds=false",
+        "original.fraction=0.1",
     ):
         assert changed(override) == set()
     single = "attacks=single"  # of the demo's attacks one aims at near duplicates
-    assert keys(single, "label.duplicate_threshold=0.1") == keys(single)
+    now, before = keys(single, "near_duplicates.threshold=0.05"), keys(single)
+    assert {title for title in now if now[title] != before[title]} == {"evaluate", "report"}
     assert changed("extract.sampler=dpm_solver_pp") == {"extract", "evaluate", "report"}
     assert changed("generate.sampler=dpm_solver_pp") >= {"generate", "label", "extract"}
 

@@ -22,7 +22,10 @@ LAYERS = [
     ["__main__"],
 ]
 # Within these packages modules are layers as well, in this order.
-WITHIN = {"stages": list(STAGES), "cli": ["compare", "main", "dashboards", "sweep"]}
+# What stages share lies upstream of the first of them that uses it.
+STAGE_PARTS = list(STAGES)
+STAGE_PARTS.insert(STAGE_PARTS.index("tune"), "attack")
+WITHIN = {"stages": STAGE_PARTS, "cli": ["compare", "main", "dashboards", "sweep"]}
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 FORBIDDEN = {
     "diffusion": {"pathlib", "os", "hydra", "omegaconf", "lightning"},
@@ -30,7 +33,15 @@ FORBIDDEN = {
     "report": {"torch", "lightning"},
 }
 # Stages read earlier ones through their classes and `load` functions, and through these modules.
-SHARED = ("dpm.text", "detect.labels", "detect.groups", "extract.surrogates", "data.celeba_files")
+SHARED = (
+    "attack.attack",
+    "attack.guidance",
+    "attack.strategies",
+    "dpm.text",
+    "detect.labels",
+    "detect.groups",
+    "data.celeba_files",
+)
 # The list of the stages, which imports nothing, is open to the engine too.
 LIST = "stages"
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
@@ -85,16 +96,17 @@ def test_the_list_of_the_stages_imports_nothing():
 
 def test_the_modules_looked_at_are_those_of_the_package():
     assert {path.relative_to(ROOT).with_suffix("").parts[0] for path in MODULES} <= set(LEVEL)
-    assert set(STAGES) == {path.name for path in (ROOT / "stages").iterdir() if path.is_dir()} - {
-        "__pycache__"
-    }
+    packages = {path.name for path in (ROOT / "stages").iterdir() if path.is_dir()}
+    assert packages - {"__pycache__"} == set(STAGE_PARTS)
 
 
 # Who attacks by prompts has captions, and no images.
 OF_PROMPTS = {"load_captions", "load_subset"}
 
 
-@pytest.mark.parametrize("stage", ["generate", "label", "classifier", "lora", "tune", "extract"])
+@pytest.mark.parametrize(
+    "stage", ["generate", "label", "classifier", "lora", "attack", "tune", "extract"]
+)
 def test_no_stage_of_the_attack_can_reach_the_training_images(stage):
     """Nothing may be tuned on what an attacker does not have; only evaluate compares with it."""
     for path in (ROOT / "stages" / stage).glob("*.py"):

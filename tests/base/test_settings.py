@@ -14,6 +14,7 @@ from sidepipe.base.settings import (
     require,
     require_known,
     tried,
+    written_out,
 )
 
 ENCODER = "torch.nn.Linear"  # Linear(in_features, out_features, bias=True, device=None, dtype=None)
@@ -251,3 +252,84 @@ def test_a_network_that_cannot_be_built_says_why_itself() -> None:
     config = {"_target_": "torch.nn.Conv2d", "in_channels": 3, "out_channels": 2}
     with pytest.raises(ValueError, match=r"dpm\.unet cannot be built: in_channels must be div"):
         tried("dpm.unet", {**config, "kernel_size": 1, "groups": 2})
+
+
+# strategies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    name: str
+    color: str = "red"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circle(Shape):
+    name: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Shape):
+    name: Literal["square"] = "square"
+    side: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corner:
+    x: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    shape: Shape
+    corner: Corner
+    size: int = 1
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [
+        ("circle", Circle()),
+        ({"name": "square"}, Square()),
+        ({"name": "square", "side": 3.0, "color": "blue"}, Square(side=3, color="blue")),
+        (Circle(radius=5.0), Circle(radius=5.0)),
+    ],
+)
+def test_a_strategy_is_named_or_described(given, shape):
+    found = check_field_types("draw", Drawing, {"shape": given, "corner": {"x": 4}})
+    assert found == {"shape": shape, "corner": Corner(x=4)}
+    assert isinstance(found["shape"], type(shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("shape", "circel", r"^draw\.shape does not accept 'circel'; did you mean 'circle'"),
+        ("shape", None, r"^draw\.shape must be a name or {name: \.\.\.}, got None; known: circle"),
+        ("shape", {"side": 1}, r"^draw\.shape must be a name or {name: \.\.\.}, got {'side': 1}"),
+        ("shape", {"name": "square", "side": "x"}, r"^draw\.shape\.side must be a whole number"),
+        (
+            "shape",
+            {"name": "circle", "side": 1},
+            r"^draw\.shape\.side is not a setting of draw\.shape=circle, which has "
+            r"draw\.shape\.color, draw\.shape\.radius; draw\.shape=square has it$",
+        ),
+        ("corner", {"y": 1}, r"^draw\.corner\.y is not a setting of .*Corner; .*known: x"),
+        ("corner", 5, r"^draw\.corner must be a mapping, as {a: 1}, got 5"),
+    ],
+)
+def test_a_wrong_part_is_refused_by_its_name(name, given, message):
+    with refused(message):
+        check_field_types("draw", Drawing, {name: given})
+
+
+def test_a_part_is_written_out_with_all_its_settings():
+    built = Drawing(shape=Square(side=3), corner=Corner())
+    settings = written_out({"shape": "square", "size": 1, "_target_": "Drawing"}, built)
+    assert settings == {
+        "shape": {"name": "square", "color": "red", "side": 3},
+        "corner": {"x": 0},
+        "size": 1,
+        "_target_": "Drawing",
+    }

@@ -53,7 +53,18 @@ def refused(monkeypatch, tmp_path, capsys):
         (["+label.seed=1"], "label.seed is set already; remedy: label.seed=... in place of"),
         (["label.seed.x=1"], "label.seed has no settings, so there is no label.seed.x"),
         (["attacks.x=5"], r"attacks.x is not a setting; .*\+attacks.x=\{...\} adds a row"),
-        (["extract.guidance_scale=1,2"], "guidance_scale has several values, 1,2; remedy: -m "),
+        (
+            ["extract.guidance.guidance_scale=1,2"],
+            "guidance.guidance_scale has several values, 1,2; remedy: -m ",
+        ),
+        (
+            ["extract.near_duplicates.threshold=1"],
+            "extract.near_duplicates is that of near_duplicates; set near_duplicates.threshold ins",
+        ),
+        (
+            ["extract.surrogate=posterior", "extract.surrogate.guide_through=x_t"],
+            "guide_through is not a setting of extract.surrogate=posterior; known: name, neighbors",
+        ),
         (["generate.seed=${nowhere}"], "generate.seed: Interpolation key 'nowhere' not found$"),
         (["label"], "cannot read 'label'; write a setting as name=value"),
         (["dpm.train_partitions=train"], "dpm.train_partitions must be a list, as .a, b., got"),

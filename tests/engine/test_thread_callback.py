@@ -18,9 +18,9 @@ from sidepipe.engine.shards import load_shards
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.engine.thread_callback import Threads
 from sidepipe.engine.threads import PLAN, ThreadChoice
+from sidepipe.stages.attack.surrogates import ClassifierSurrogate
 from sidepipe.stages.dpm.module import DenoisingModule
 from sidepipe.stages.dpm.stage import TrainDPM
-from sidepipe.stages.extract.surrogates import ClassifierSurrogate
 
 TIMED = [2, 2, 1, 1]  # of a busy machine, where it is clear which is faster
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"

@@ -26,7 +26,7 @@ from sidepipe.models.speed import (
     lay_out,
     network_gradients,
 )
-from sidepipe.stages.extract.surrogates import ClassifierSurrogate
+from sidepipe.stages.attack.surrogates import ClassifierSurrogate
 
 CPU = torch.device("cpu")
 

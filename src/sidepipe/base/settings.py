@@ -3,6 +3,7 @@
 Stages call these before anything expensive starts. A stage's dataclass fields are its schema.
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -133,14 +134,57 @@ def check_field_types(where: str, owner: type, values: Mapping[str, Any]) -> dic
     """`values`, with whole floats as int for int fields; ValueError on a wrong type.
 
     Supports the types of settings: int, float, str, bool, dict, list, Literal, None and unions of
-    them.
+    them; a dataclass, given as a mapping of its settings; and a dataclass whose subclasses are
+    strategies, given as the `name` of one, or as a mapping with that name.
     """
     hints = typing.get_type_hints(owner)
     return {name: _fit(f"{where}.{name}", hints[name], value) for name, value in values.items()}
 
 
+def written_out(settings: Mapping[str, Any], built: Any) -> dict[str, Any]:
+    """`settings` with every dataclass among those of `built` as a mapping of all its settings."""
+    values = {field.name: getattr(built, field.name) for field in dataclasses.fields(built)}
+    parts = [name for name, value in values.items() if dataclasses.is_dataclass(value)]
+    return {**settings, **{name: dataclasses.asdict(values[name]) for name in parts}}
+
+
+def _strategy(where: str, kinds: Iterable[Any], value: Any) -> Any:
+    """The object of the strategy that `value` names; each of `kinds` has a setting `name`."""
+    known = {kind.name: kind for kind in kinds}
+    own = {"name": value} if isinstance(value, str) else value
+    remedy = f"known: {', '.join(known)}"
+    require(
+        isinstance(own, Mapping) and "name" in own, where, "a name or {name: ...}", value, remedy
+    )
+    name = own["name"]
+    require_known(where, name, known)
+    settings = {kind: [field.name for field in dataclasses.fields(known[kind])] for kind in known}
+    for setting in own:
+        if setting not in settings[name]:
+            others = [f"{where}={other}" for other in known if setting in settings[other]]
+            has = [f"{where}.{other}" for other in settings[name] if other != "name"]
+            raise ValueError(
+                f"{where}.{setting} is not a setting of {where}={name}, which has "
+                f"{', '.join(has) or 'none'}" + (f"; {', '.join(others)} has it" if others else "")
+            )
+    return known[name](**check_field_types(where, known[name], own))
+
+
+def _part(where: str, kind: Any, value: Any) -> Any:
+    """The object of the dataclass `kind` with the settings `value`."""
+    require(isinstance(value, Mapping), where, "a mapping, as {a: 1}", value)
+    bind_signature(where, f"{kind.__module__}.{kind.__qualname__}", value)
+    return kind(**check_field_types(where, kind, value))
+
+
 def _fit(where: str, hint: Any, value: Any) -> Any:
     origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        part: Any = hint
+        if isinstance(value, part):
+            return value
+        strategies = part.__subclasses__()
+        return _strategy(where, strategies, value) if strategies else _part(where, part, value)
     if origin is typing.Literal:
         # 1 == 1.0 == True: return the choice itself, and accept no bool as a number.
         for choice in typing.get_args(hint):

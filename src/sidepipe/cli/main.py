@@ -106,12 +106,24 @@ def _compare() -> None:
         sys.exit(130)
 
 
+def with_choices(arguments: Sequence[str]) -> list[str]:
+    """`extract.surrogate=posterior` as `extract/surrogate=posterior`, which brings its settings."""
+    chosen = []
+    for argument in arguments:
+        setting, _, choice = argument.partition("=")
+        group = setting.replace(".", "/")
+        is_file = "." in setting and choice in options(group)
+        chosen.append(f"{group}={choice}" if is_file else argument)
+    return chosen
+
+
 def main() -> None:
     """Entry point of the `sidepipe` command."""
     if sys.argv[1:2] == ["compare"]:
         _compare()
         return
     refuse_null_groups(sys.argv[1:])
+    sys.argv[1:] = with_choices(sys.argv[1:])
     # Hugging Face libraries report usage when they fetch a model; nobody asked for that.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Hydra then raises what it would print with a part of a traceback.

@@ -22,6 +22,7 @@ from sidepipe.base.settings import (
     check_field_types,
     require,
     require_known,
+    written_out,
 )
 from sidepipe.engine.graph import Node, Plan, stage_class
 from sidepipe.engine.refusals import require_all
@@ -97,7 +98,7 @@ def _rows(plain: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
     Raises ValueError unless these are settings by stage, or null for none.
     """
     rows: dict[str, dict[str, Any]] = {}
-    rule = "changes by stage, as {extract: {guidance_scale: 5}}, or null for none"
+    rule = "changes by stage, as {extract: {refine_steps: 8}}, or null for none"
     for row, changes in (plain.get(group) or {}).items():
         require(isinstance(changes, Mapping | None), f"{group}.{row}", rule, changes)
         rows[row] = dict(changes or {})
@@ -189,8 +190,13 @@ def _needed(built: Callable[[str], Stage], known: Iterable[str], goals: Sequence
 def _laid_over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(settings)
     for name, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _laid_over(merged[name], value) if both else value
+        own = merged.get(name)
+        own = {"name": own} if isinstance(own, str) else own  # a strategy by its name alone
+        merged[name] = value
+        if isinstance(value, Mapping) and isinstance(own, Mapping):
+            # The settings of one strategy are not those of another.
+            same = value.get("name", own.get("name")) == own.get("name")
+            merged[name] = _laid_over(own, value) if same else value
     return merged
 
 
@@ -204,7 +210,8 @@ def _node(
     """The checked node of `stage`."""
     for read in stage.inputs():
         require(read in available, read, f"set, for {where} reads it", None, f"choose {read}=...")
-    node = Node(stage, settings, {read: available[read] for read in stage.inputs()}, where)
+    inputs = {read: available[read] for read in stage.inputs()}
+    node = Node(stage, written_out(settings, stage), inputs, where)
     try:
         stage.check(node.stages_read(), runtime)
     except TypeError as error:  # a part's setting, whose type its class alone decides

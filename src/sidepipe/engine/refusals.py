@@ -101,7 +101,8 @@ def _unreadable(override: str) -> str:
 def _unknown(name: str, conf: Path, overrides: Iterable[str]) -> str | None:
     """That a setting is unknown, and the closest that exists; None where it does exist."""
     cfg = _composed(conf, overrides)
-    known, path = cfg, []
+    known: Any = cfg
+    path: list[str] = []
     for part in name.lstrip("+~").split("."):
         path.append(part)
         if not isinstance(known, DictConfig):
@@ -111,8 +112,15 @@ def _unknown(name: str, conf: Path, overrides: Iterable[str]) -> str | None:
             groups = [p.name for p in conf.iterdir() if p.is_dir()] if len(path) == 1 else []
             hint = did_you_mean(part, sorted({*names, *groups} - {"hydra"}))
             row = f"; +{name}={{...}} adds a row" if path[0] in ("attacks", "mitigations") else ""
-            return f"{'.'.join(path)} is not a setting; {hint}{row}"
+            of = ""
+            if conf.joinpath(*path[:-1]).is_dir() and "name" in known:  # a strategy
+                of = f" of {'.'.join(path[:-1])}={known['name']}"
+            return f"{'.'.join(path)} is not a setting{of}; {hint}{row}"
         known = known._get_node(part)
+        source = str(known._value()).strip("${}") if known._is_interpolation() else ""
+        if source and isinstance(OmegaConf.select(cfg, source), DictConfig):
+            here = ".".join(path)
+            return f"{here} is that of {source}; set {name.replace(here, source, 1)} instead"
     return None
 
 

@@ -103,7 +103,7 @@ def test_a_runs_config_has_the_settings_of_all_it_was_made_from(smoke):
     config = {k: v["value"] for k, v in smoke.server.runs[smoke.side.key]["config"].items()}
     assert config["attack"] == "side"
     assert config["dpm"]["num_train_images"] == 64
-    assert config["extract"]["guidance_scale"] == 1
+    assert config["extract"]["guidance"]["guidance_scale"] == 1
     assert config["evaluate"] == json.loads(json.dumps(smoke.side.settings))
     assert config["inputs"] == {n: f"{n}-{i.key}" for n, i in smoke.side.inputs.items()}
     assert "attack" not in smoke.server.runs[smoke.dpm.key]["config"]

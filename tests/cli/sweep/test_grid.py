@@ -34,7 +34,7 @@ def test_a_value_on_the_command_line_takes_the_place_of_an_axis_of_the_file() ->
         "dpm.num_train_images=32,64",  # values
         "dpm=tiny,unet16",  # files
         "diffusion=ddpm_linear,ddpm_cosine",
-        "+attacks.strong={extract: {guidance_scale: 5}},{extract: {guidance_scale: 6}}",
+        "+attacks.strong={extract: {refine_steps: 5}},{extract: {refine_steps: 6}}",
         "attacks=single,compare",
         "dpm.unet.block_out_channels=[8,8],[8,16]",
         "data.size=8,4",
@@ -52,7 +52,7 @@ def test_a_point_has_the_artifacts_that_its_command_line_makes(axis: str) -> Non
 
 
 def test_what_points_share_is_one_task() -> None:
-    sweep = attack_demo("seed=0", "extract.guidance_scale=1,2,3")
+    sweep = attack_demo("seed=0", "extract.guidance.guidance_scale=1,2,3")
     stages = [task.node.stage.name for task in sweep.tasks.values()]
     once = dict.fromkeys(("data", "dpm", "generate", "label", "classifier", "reference"), 1)
     # Plain sampling has no guidance: it is one artifact more.
@@ -100,7 +100,10 @@ def test_a_sweep_keeps_its_own_beside_the_artifacts(tmp_path: Path) -> None:
     [
         (["dpm.num_train_images=32,0"], r"dpm\.num_train_images must be >= 1 or null, got 0"),
         (["stage=evalute"], "did you mean 'evaluate'"),
-        (["extract.guidance_scale=interval(0,1)"], r"guidance_scale must be a list of values"),
+        (
+            ["extract.guidance.guidance_scale=interval(0,1)"],
+            r"guidance_scale must be a list of values",
+        ),
         (["evaluate.gallery_pair=1,2"], "gallery_pair"),
     ],
 )

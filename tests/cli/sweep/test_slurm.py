@@ -26,7 +26,7 @@ pytestmark = [
 PATIENCE = 600.0  # seconds; jobs of a busy machine take long to start
 GRID = (
     *("experiment=smoke", "attacks=single", "seed=0", "stage=evaluate"),
-    *("dpm.num_train_images=32,64", "extract.guidance_scale=1,2,3"),
+    *("dpm.num_train_images=32,64", "extract.guidance.guidance_scale=1,2,3"),
 )
 
 
@@ -83,7 +83,7 @@ def test_what_was_killed_or_failed_is_named_and_the_same_command_goes_on(
     options: list[str],
 ) -> None:
     slow = ("dpm.max_steps=100000", "stage=generate")
-    given = [*GRID[:3], *slow, "dpm.lr=0.001,1e30", "extract.guidance_scale=1", *options]
+    given = [*GRID[:3], *slow, "dpm.lr=0.001,1e30", "extract.guidance.guidance_scale=1", *options]
     sweep = sweep_of("attack_demo", ["runtime=slurm", *given])
     command("run", "attack_demo", "--launcher", "slurm", *given)
     good, bad = (key for key, task in sweep.tasks.items() if task.node.stage.name == "dpm")
@@ -112,7 +112,7 @@ def test_what_was_killed_or_failed_is_named_and_the_same_command_goes_on(
 
 
 def test_tasks_of_a_job_near_its_time_limit_save_together_and_go_on(options: list[str]) -> None:
-    long = ("dpm.max_steps=600", "stage=dpm", "extract.guidance_scale=1")
+    long = ("dpm.max_steps=600", "stage=dpm", "extract.guidance.guidance_scale=1")
     given = [*GRID[:3], *long, "runtime.slurm.tasks_per_node=2", *options]
     sweep = sweep_of("attack_demo", ["runtime=slurm", *given])
     command("run", "attack_demo", "--launcher", "slurm", *given)

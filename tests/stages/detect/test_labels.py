@@ -13,6 +13,7 @@ from tests.stages.extract.test_stage import (
 )
 
 from sidepipe.base.images import to_model
+from sidepipe.base.settings import check_field_types
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.noise import image_noise
@@ -37,7 +38,7 @@ def detect(**changes) -> DetectLabels:
         "precision": "32-true",
         "seed": 0,
     }
-    return DetectLabels(**{**settings, **changes})
+    return DetectLabels(**check_field_types("detect", DetectLabels, {**settings, **changes}))
 
 
 def exact():
@@ -52,7 +53,7 @@ def posterior():
 def inputs(tmp_path, monkeypatch):
     """An exact model of six images of three labels, which it also generated."""
     monkeypatch.setattr("sidepipe.stages.detect.labels.load_denoiser", lambda *_: exact())
-    monkeypatch.setattr("sidepipe.stages.extract.surrogates.load_lora", lambda *_: ExactLabeled())
+    monkeypatch.setattr("sidepipe.stages.attack.strategies.load_lora", lambda *_: ExactLabeled())
     write_shard(tmp_path / "generate", 0, IMAGES)
     (tmp_path / "label").mkdir()
     np.save(tmp_path / "label" / "labels.npy", LABELS)

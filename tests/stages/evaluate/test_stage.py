@@ -15,6 +15,9 @@ from sidepipe.engine.shards import write_shard
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import PixelsL2
+from sidepipe.features.near import NearDuplicates
+from sidepipe.stages.attack.guidance import AttackGuidance
+from sidepipe.stages.attack.strategies import NoSurrogate
 from sidepipe.stages.dpm.stage import PretrainedDPM
 from sidepipe.stages.evaluate.stage import (
     Evaluate,
@@ -44,21 +47,12 @@ COSINE = {
 COST = {"unet_forwards": 1234, "surrogate_gradients": 567}
 COST |= {"gradient_cost": 0.5, "network_evaluations": 1518}
 EXTRACT = {
-    "surrogate": "none",
-    "posterior_neighbors": None,
-    "guidance_schedule": "constant",
-    "max_guidance_norm": None,
-    "guide_through": "x_t",
+    "surrogate": NoSurrogate(),
+    "guidance": AttackGuidance(),
     "tuned": False,
     "rounds": 1,
     "stop_rounds": True,
-    "features": L2["features"],
-    "duplicate_threshold": 0.05,
-    "guidance_scale": 1.0,
-    "t_min": 0,
-    "t_max": None,
-    "targets": "uniform",
-    "target_fraction": 0.1,
+    "near_duplicates": NearDuplicates(features=L2["features"], threshold=0.05),
     "num_inference_steps": 10,
     "eta": 0.0,
     "sampler": "ddim",

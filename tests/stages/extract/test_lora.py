@@ -61,9 +61,9 @@ def adapted(inputs, monkeypatch):
     folder.mkdir()
     (folder / "adapter.json").write_text(json.dumps({"training_evaluations": 4200}))
     inputs["lora"] = folder
-    monkeypatch.setattr("sidepipe.stages.extract.surrogates.load_lora", lambda *_: denoiser)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 1.25)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.strategies.load_lora", lambda *_: denoiser)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 1.25)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     return denoiser
 
 
@@ -117,14 +117,13 @@ def test_the_cost_is_what_was_evaluated_and_what_training_took(
 
 def test_it_reads_what_it_was_made_from():
     assert extract(surrogate="lora").inputs() == ("dpm", "generate", "label", "lora")
-    assert "posterior_neighbors" not in key_settings(surrogate="lora")
+    assert key_settings(surrogate="lora")["surrogate"] == {"name": "lora"}
     assert key_settings(surrogate="lora", t_min=3) != key_settings(surrogate="lora")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guide_through": "pred_x_0"}, r"guide_through must be 'x_t' where extract.surrogate is"),
         ({"guidance_schedule": "classifier_quality"}, r"guidance_schedule must be 'constant' wh"),
         ({"max_guidance_norm": 0.5}, r"max_guidance_norm must be None where .* got 0.5; there is"),
         ({"rounds": 2}, r"extract.rounds must be 1 for a trained lora, got 2"),

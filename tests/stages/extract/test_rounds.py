@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from sidepipe.features.encoders import PixelsL2
+from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.extract.rounds import Seen, per_thousand, spans_of_rounds, summary_of
+
+NEAR = NearDuplicates(features={"_target_": "sidepipe.features.encoders.PixelsL2"}, threshold=0.05)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def originals(count):
 
 def test_what_is_seen_grows_and_only_what_repeats_for_the_first_time_is_new():
     x = originals(8)
-    seen = Seen(PixelsL2(), 0.05, "cpu", x[[0, 0, 1, 2, 3, 4]])
+    seen = Seen(NEAR, "cpu", x[[0, 0, 1, 2, 3, 4]])
     assert seen.add(x[[0, 1, 5]]) == 1  # the second of image 1
     assert seen.add(x[[5, 1, 0, 6, 6, 6]]) == 2  # image 5 again, and 6 three times
     assert seen.add(x[[5, 6, 7]]) == 0
@@ -40,7 +42,7 @@ def test_what_is_seen_grows_and_only_what_repeats_for_the_first_time_is_new():
 
 def test_reached_are_clusters_aimed_at_and_what_that_made_however_they_are_clustered_anew():
     x = originals(8)
-    seen = Seen(PixelsL2(), 0.05, "cpu", x[:6])
+    seen = Seen(NEAR, "cpu", x[:6])
     labels = np.array([0, 0, 1, 1, 2, -1])
     assert seen.reached_labels(labels).tolist() == []
     seen.aim(labels, np.array([1, 1]))
@@ -52,7 +54,7 @@ def test_reached_are_clusters_aimed_at_and_what_that_made_however_they_are_clust
 
 def test_plain_sampling_is_judged_by_the_last_synthetic_images_as_a_round_of_its_own():
     x = originals(8)
-    seen = Seen(PixelsL2(), 0.05, "cpu", x[[0, 0, 1, 2, 3, 4, 1, 5, 5, 0]])
+    seen = Seen(NEAR, "cpu", x[[0, 0, 1, 2, 3, 4, 1, 5, 5, 0]])
     # The last four: image 1 again, 5 twice, and 0, which was repeated before.
     assert seen.plain_rate(4, 50) == pytest.approx(1000 * 2 / (4 * 50))
     # At most half of them, whatever a round has: the same, and one more image, which is alone.

@@ -1,6 +1,6 @@
 import csv
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 from sidepipe.base.files import write_json
 from sidepipe.base.images import to_model, to_uint8
+from sidepipe.base.settings import check_field_types
 from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
@@ -20,15 +21,10 @@ from sidepipe.diffusion.schedule import clip_x_0, for_each
 from sidepipe.engine.sampling import ImageSampler
 from sidepipe.engine.shards import load_shards, write_shard
 from sidepipe.engine.stage import Job, NoMaterial, Runtime
+from sidepipe.stages.attack.attack import GUIDANCE, load_gradient_seconds
 from sidepipe.stages.classifier.resnet import TimeResNet
 from sidepipe.stages.dpm.stage import TrainDPM
-from sidepipe.stages.extract.stage import (
-    Extract,
-    load,
-    load_cohesion,
-    load_gradient_seconds,
-    load_targets,
-)
+from sidepipe.stages.extract.stage import Extract, load, load_cohesion, load_targets
 from sidepipe.stages.label.stage import Label, load_stage
 from sidepipe.stages.label.stage import load as load_labels
 from sidepipe.stages.label.stage import load_cohesion as load_label_cohesion
@@ -41,23 +37,24 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 1)).astype(np.uint8
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 
 
+THROUGH = {"name": "classifier", "guide_through": "pred_x_0"}
+CUT = {"name": "posterior", "neighbors": 5}
+
+
+def near_duplicates(threshold):
+    features = {"_target_": "sidepipe.features.encoders.PixelsL2"}
+    return {"features": features, "threshold": threshold}
+
+
 def extract(**changes) -> Extract:
+    """The stage as a config builds it; settings of guidance may stand among the others."""
     settings = {
         "surrogate": "posterior",
-        "posterior_neighbors": None,
-        "guidance_scale": 1.0,
-        "guidance_schedule": "constant",
-        "max_guidance_norm": None,
-        "guide_through": "x_t",
-        "t_min": 0,
-        "t_max": None,
-        "targets": "uniform",
-        "target_fraction": 0.1,
+        "guidance": {},
         "tuned": False,
         "rounds": 1,
         "stop_rounds": True,
-        "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
-        "duplicate_threshold": 0.05,
+        "near_duplicates": near_duplicates(0.05),
         "num_images": 48,
         "num_inference_steps": len(TIMESTEPS),
         "eta": 0.0,
@@ -71,7 +68,9 @@ def extract(**changes) -> Extract:
         "shard_size": 20,
         "seed": 0,
     }
-    return Extract(**{**settings, **changes})
+    own = {name: value for name, value in changes.items() if name not in GUIDANCE}
+    settings |= {"guidance": {n: v for n, v in changes.items() if n in GUIDANCE}, **own}
+    return Extract(**check_field_types("extract", Extract, settings))
 
 
 def log_joint(x_t, t):
@@ -191,7 +190,7 @@ def test_the_exact_classifier_gives_the_images_of_the_exact_posterior(
 ):
     asked = []
     monkeypatch.setattr(
-        "sidepipe.stages.extract.surrogates.load_classifier",
+        "sidepipe.stages.attack.strategies.load_classifier",
         lambda f: asked.append(f) or ExactClassifier(),
     )
     inputs["generate"].joinpath("shards", "000000.npy").unlink()
@@ -265,8 +264,8 @@ def test_the_cost_is_what_was_evaluated(
         return original(self, x_t, t, y)
 
     monkeypatch.setattr(Posterior, "grad_log_prob", counted)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.3)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 0.3)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     summary = run(tmp_path / "extract", inputs, surrogate=surrogate, num_images=23, **changes)
     assert summary["num_images"] == 23
     assert summary["unet_forwards"] == unet.images_seen == 23 * 20
@@ -278,15 +277,15 @@ def test_the_cost_is_what_was_evaluated(
 def test_the_cost_changes_no_image(tmp_path, inputs, unet, monkeypatch):
     measured = run(tmp_path / "measured", inputs)
     assert 0 < measured["gradient_cost"] < math.inf
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 99.0)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 99.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     run(tmp_path / "planted", inputs)
     np.testing.assert_array_equal(load(tmp_path / "measured"), load(tmp_path / "planted"))
 
 
 def test_the_clock_and_the_batch_size_change_no_cost(tmp_path, inputs, unet, monkeypatch):
     seconds = iter([0.28, 0.62])
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: next(seconds))
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: next(seconds))
     quick = run(tmp_path / "quick", inputs)
     busy = run(tmp_path / "busy", inputs, runtime=Runtime(accelerator="cpu", sampling_batch_size=3))
     assert quick == busy
@@ -311,7 +310,7 @@ def test_images_depend_on_batch_size_by_rounding_only_and_on_the_seed(tmp_path, 
 def exact_classifier(inputs, monkeypatch):
     """The classifier stage's artifact: exact, and of the quality that `quality` writes."""
     monkeypatch.setattr(
-        "sidepipe.stages.extract.surrogates.load_classifier", lambda _: ExactClassifier()
+        "sidepipe.stages.attack.strategies.load_classifier", lambda _: ExactClassifier()
     )
     return inputs["classifier"]
 
@@ -391,8 +390,8 @@ def test_where_the_factor_of_points_is_0_no_gradient_is_taken_and_none_is_paid(
         return original(self, x_t, t, y)
 
     monkeypatch.setattr(Posterior, "grad_log_prob", counted)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     schedule = [[200, 0], [201, 1], [699, 1], [700, 0]]
     points = run(tmp_path / "points", inputs, guidance_schedule=schedule)
     assert (min(asked), max(asked), len(asked)) == (250, 650, 48 * 9)
@@ -423,7 +422,7 @@ def test_a_limit_of_guidance_leads_from_plain_samples_to_unlimited_ones(tmp_path
 def test_guidance_through_pred_x_0_is_that_of_log_p_of_the_image_it_predicts(
     tmp_path, inputs, unet, exact_classifier
 ):
-    settings = {"surrogate": "classifier", "guide_through": "pred_x_0"}
+    settings = {"surrogate": THROUGH}
     run(tmp_path / "through", inputs, guidance_scale=0.01, t_min=300, **settings)
     y = torch.from_numpy(load_targets(tmp_path / "through"))
 
@@ -455,7 +454,7 @@ def test_guidance_through_pred_x_0_is_that_of_log_p_of_the_image_it_predicts(
 def test_a_cut_that_cuts_nothing_changes_nothing_and_says_so(tmp_path, inputs, unet, caplog):
     run(tmp_path / "full", inputs)
     with caplog.at_level("INFO", "sidepipe"):
-        summary = run(tmp_path / "cut", inputs, posterior_neighbors=8)
+        summary = run(tmp_path / "cut", inputs, surrogate={"name": "posterior", "neighbors": 8})
     assert np.abs(load(tmp_path / "cut").astype(int) - load(tmp_path / "full")).max() <= 1
     assert max(row["relative_error"] for row in summary["cut_error"]) < 1e-4
     assert all(record.levelname != "WARNING" for record in caplog.records)
@@ -466,7 +465,7 @@ def test_a_cut_that_changes_the_gradient_is_warned_of_with_timesteps_and_numbers
     tmp_path, inputs, unet, caplog
 ):
     with caplog.at_level("INFO", "sidepipe"):
-        summary = run(tmp_path / "cut", inputs, posterior_neighbors=1)
+        summary = run(tmp_path / "cut", inputs, surrogate={"name": "posterior", "neighbors": 1})
     rows = summary["cut_error"]
     assert [row["t"] for row in rows] == sorted({row["t"] for row in rows}, reverse=True)
     assert (len(rows), rows[0]["t"], rows[-1]["t"]) == (10, 950, 0)
@@ -474,7 +473,7 @@ def test_a_cut_that_changes_the_gradient_is_warned_of_with_timesteps_and_numbers
     wrong = [row["t"] for row in rows if row["relative_error"] > 0.1]
     [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert f"at t in {wrong}; remedy:" in warning
-    assert f"extract.t_max below {min(wrong)}" in warning
+    assert f"extract.guidance.t_max below {min(wrong)}" in warning
     assert f"t = 950: {rows[0]['relative_error']:.3f}" in caplog.text
 
 
@@ -539,7 +538,7 @@ def test_every_surrogate_reads_only_what_it_needs():
 
 def key_settings(**changes):
     stage = extract(**changes)
-    return stage.key_settings({name: getattr(stage, name) for name in stage.__dataclass_fields__})
+    return stage.key_settings(asdict(stage))
 
 
 def test_settings_of_guidance_are_no_part_of_the_key_of_plain_samples_only():
@@ -550,10 +549,8 @@ def test_settings_of_guidance_are_no_part_of_the_key_of_plain_samples_only():
         t_max=200,
         targets="top_cohesion",
         target_fraction=0.5,
-        posterior_neighbors=5,
         guidance_schedule="classifier_quality",
         max_guidance_norm=0.5,
-        guide_through="pred_x_0",
     )
     for changes in (
         {"guidance_scale": 3.0},
@@ -570,13 +567,11 @@ def test_settings_of_guidance_are_no_part_of_the_key_of_plain_samples_only():
 
 
 def test_settings_of_one_surrogate_are_part_of_its_key_alone():
-    for changes in ({"guidance_schedule": "classifier_quality"}, {"guide_through": "pred_x_0"}):
-        assert key_settings(surrogate="classifier", **changes) != key_settings(
-            surrogate="classifier"
-        )
-    assert key_settings(posterior_neighbors=5) != key_settings()
-    cut = key_settings(surrogate="classifier", posterior_neighbors=5)
-    assert cut == key_settings(surrogate="classifier")
+    plain = key_settings(surrogate="classifier")
+    assert key_settings(surrogate=THROUGH) != plain
+    assert key_settings(surrogate="classifier", guidance_schedule="classifier_quality") != plain
+    assert key_settings(surrogate=CUT) != key_settings()
+    assert key_settings(surrogate={"name": "posterior"}) == key_settings(surrogate="posterior")
 
 
 def test_the_target_fraction_is_part_of_the_key_where_it_is_used():
@@ -590,18 +585,48 @@ def test_the_target_fraction_is_part_of_the_key_where_it_is_used():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guidance_scale": -1.0}, r"extract.guidance_scale must be >= 0, got -1.0"),
-        ({"t_min": -1}, r"extract.t_min must be >= 0, got -1"),
-        ({"t_min": 5, "t_max": 4}, r"extract.t_max must be >= extract.t_min = 5, got 4; swap"),
-        ({"target_fraction": 0.0}, r"extract.target_fraction must be in \(0, 1\], got 0.0"),
-        ({"target_fraction": 1.1}, r"extract.target_fraction must be in \(0, 1\], got 1.1"),
-        ({"max_guidance_norm": 0.0}, r"extract.max_guidance_norm must be > 0 or null, got 0.0"),
-        ({"posterior_neighbors": 0}, r"extract.posterior_neighbors must be >= 1 or null, got 0"),
+        ({"guidance_scale": -1.0}, r"extract.guidance.guidance_scale must be >= 0, got -1.0"),
+        ({"t_min": -1}, r"extract.guidance.t_min must be >= 0, got -1"),
+        (
+            {"t_min": 5, "t_max": 4},
+            r"t_max must be >= extract.guidance.t_min = 5, got 4; swap",
+        ),
+        (
+            {"target_fraction": 0.0},
+            r"guidance.target_fraction must be in \(0, 1\], got 0.0",
+        ),
+        (
+            {"target_fraction": 1.1},
+            r"guidance.target_fraction must be in \(0, 1\], got 1.1",
+        ),
+        (
+            {"max_guidance_norm": 0.0},
+            r"guidance.max_guidance_norm must be > 0 or null, got 0.0",
+        ),
+        (
+            {"surrogate": {"name": "posterior", "neighbors": 0}},
+            r"extract.surrogate.neighbors must be >= 1 or null, got 0",
+        ),
+        (
+            {"surrogate": {"name": "classifier", "neighbors": 5}},
+            r"extract.surrogate.neighbors is not a setting of extract.surrogate=classifier, which "
+            r"has extract.surrogate.guide_through; extract.surrogate=posterior has it",
+        ),
+        ({"surrogate": "clasifier"}, r"extract.surrogate does not accept .*mean 'classifier'"),
+        (
+            {"surrogate": {"neighbors": 5}},
+            r"must be a name or {name: ...}, got .*; known: no",
+        ),
+        ({"surrogate": {"name": "lora", "rank": 5}}, r"extract.surrogate.rank is not a setting"),
         (
             {"guidance_schedule": "classifier_quality"},
             r"guidance_schedule must be 'constant' or points where .* is 'posterior'",
         ),
-        ({"guide_through": "pred_x_0"}, r"guide_through must be 'x_t' where .* got 'pred_x_0'"),
+        (
+            {"surrogate": {"name": "posterior", "guide_through": "pred_x_0"}},
+            r"extract.surrogate.guide_through is not a setting of extract.surrogate=posterior, "
+            r"which has extract.surrogate.neighbors; extract.surrogate=classifier has it",
+        ),
         ({"num_images": 0}, r"extract.num_images must be >= 1, got 0"),
         ({"eta": -0.1}, r"extract.eta must be in \[0, 1\], got -0.1"),
     ],
@@ -612,9 +637,9 @@ def test_a_setting_out_of_range_is_refused_by_name_rule_and_value(changes, messa
 
 
 def test_one_timestep_and_scale_0_are_settings_like_others():
-    assert extract(t_min=5, t_max=5).t_max == 5
-    assert extract(t_min=0, t_max=0).t_max == 0
-    assert extract(guidance_scale=0.0).guidance_scale == 0
+    assert extract(t_min=5, t_max=5).guidance.t_max == 5
+    assert extract(t_min=0, t_max=0).guidance.t_max == 0
+    assert extract(guidance_scale=0.0).guidance.guidance_scale == 0
 
 
 DPM = TrainDPM(
@@ -643,9 +668,9 @@ DPM = TrainDPM(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"t_min": 1000}, r"extract.t_min must be < diffusion.num_train_timesteps = 1000"),
+        ({"t_min": 1000}, r"extract.guidance.t_min must be < diffusion.num_train_timesteps = 1000"),
         ({"t_min": 951}, r"one of the 20 timesteps from 0 to 950 .* got \[951, None\]"),
-        ({"t_min": 1, "t_max": 49}, r"t_min, extract.t_max\] must .* got \[1, 49\]"),
+        ({"t_min": 1, "t_max": 49}, r"t_min, extract.guidance.t_max\] must .* got \[1, 49\]"),
         ({"num_inference_steps": 1001}, r"extract.num_inference_steps must be <= .* got 1001"),
         (
             {"t_min": 500, "guidance_schedule": [[0, 1], [500, 0]]},
@@ -699,8 +724,8 @@ def chosen(inputs):
 def test_a_tuned_attack_is_the_attack_with_what_was_chosen_and_its_cost_that_of_trials_too(
     tmp_path, inputs, unet, chosen, monkeypatch
 ):
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     settings = {"guidance_scale": 3.0, "t_max": 400, "target_fraction": 0.3}
     tuned = run(tmp_path / "tuned", inputs, tuned=True, **settings)
     alone = run(tmp_path / "alone", inputs, **{**settings, **chosen})
@@ -735,12 +760,11 @@ LABEL = {
     "min_cohesion": 0.5,
     "min_cluster_size": 1,
     "assign": "all",
-    "duplicate_features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
-    "duplicate_threshold": 0.05,
+    "near_duplicates": near_duplicates(0.05),
     "seed": 3,
 }
 ROUNDS = {"rounds": 3, "targets": "top_cohesion", "target_fraction": 0.1, "num_images": 30}
-ROUNDS |= {"stop_rounds": False, "duplicate_threshold": 0.1}
+ROUNDS |= {"stop_rounds": False, "near_duplicates": near_duplicates(0.1)}
 
 
 @pytest.fixture
@@ -825,8 +849,8 @@ def test_weighted_targets_leave_out_what_is_reached(tmp_path, sampled):
 
 def test_a_run_killed_within_a_round_goes_on_with_the_same_result(tmp_path, sampled, monkeypatch):
     costs = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: next(costs))
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: next(costs))
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     settings = {**ROUNDS, "shard_size": 5}
     whole = run(tmp_path / "whole", sampled, **settings)
     costs = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
@@ -874,7 +898,7 @@ def test_a_tuned_attack_in_rounds_is_chosen_once_for_all(tmp_path, sampled):
 
 
 def test_rounds_are_part_of_the_key_where_there_are_several_and_their_judge_too():
-    judged = {"duplicate_threshold": 0.2, "stop_rounds": False}
+    judged = {"near_duplicates": near_duplicates(0.2), "stop_rounds": False}
     assert key_settings(**judged) == key_settings()
     assert "features" not in key_settings()
     assert "rounds" not in key_settings()

@@ -1,5 +1,6 @@
 import csv
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tests.tiny import checked
 from sidepipe.base.files import write_json
 from sidepipe.engine.shards import write_shard
 from sidepipe.engine.stage import Job, NoMaterial, Runtime
+from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.label.stage import (
     Label,
@@ -37,6 +39,11 @@ SYNTHETIC = Generate(
 )
 
 
+def near_duplicates(threshold: float) -> NearDuplicates:
+    features = {"_target_": "sidepipe.features.encoders.PixelsL2"}
+    return NearDuplicates(features=features, threshold=threshold)
+
+
 def label(**changes) -> Label:
     settings = {
         "features": PIXELS,
@@ -45,8 +52,7 @@ def label(**changes) -> Label:
         "min_cohesion": 0.5,
         "min_cluster_size": 1,
         "assign": "all",
-        "duplicate_features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
-        "duplicate_threshold": 0.08,
+        "near_duplicates": near_duplicates(0.08),
         "seed": 0,
     }
     return Label(**{**settings, **changes})
@@ -193,7 +199,8 @@ def test_the_stage_is_read_from_its_artifact_and_labels_other_images_as_it_did(
 ):
     folder, summary = run(tmp_path, generated, num_clusters=7, seed=2)
     stage = label(num_clusters=7, seed=2)
-    settings = {"_target_": "sidepipe.stages.label.stage.Label", **vars(stage), "min_cohesion": 0.5}
+    target = {"_target_": "sidepipe.stages.label.stage.Label"}
+    settings = {**target, **asdict(stage), "min_cohesion": 0.5}
     write_json(folder / "settings.json", {"settings": settings})
     assert load_stage(folder) == stage
     again = tmp_path / "again"
@@ -209,7 +216,7 @@ def test_real_images_need_no_clustering_and_it_is_no_part_of_their_key():
     checked(stage, {}, RUNTIME)
     settings = dict.fromkeys(vars(stage), 1)
     clustering = {"num_clusters", "num_iterations", "seed"}
-    repeats = {"duplicate_features", "duplicate_threshold"}
+    repeats = {"near_duplicates"}
     assert set(settings) - set(stage.key_settings(settings)) == clustering | repeats
     assert set(settings) - set(label().key_settings(settings)) == repeats
     of_repeats = label(assign="repeats", min_cluster_size=2).key_settings(settings)
@@ -285,7 +292,13 @@ def test_one_kept_cluster_is_no_material_for_it_guides_nowhere(tmp_path, generat
 
 def test_where_nothing_repeats_there_is_no_material(tmp_path, generated):
     with pytest.raises(NoMaterial, match="nothing repeats: 0 groups of near duplicates have at"):
-        run(tmp_path, generated, assign="repeats", min_cluster_size=2, duplicate_threshold=1e-6)
+        run(
+            tmp_path,
+            generated,
+            assign="repeats",
+            min_cluster_size=2,
+            near_duplicates=near_duplicates(1e-6),
+        )
 
 
 def test_the_picture_shows_the_most_and_least_cohesive_clusters_by_distance_to_the_centroid(

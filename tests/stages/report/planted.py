@@ -36,7 +36,6 @@ GUIDANCE = {
     "guidance_scale": 1.5,
     "guidance_schedule": "constant",
     "max_guidance_norm": None,
-    "guide_through": "x_t",
     "t_min": 0,
     "t_max": None,
     "targets": "uniform",
@@ -181,9 +180,8 @@ class Outputs:
         summary |= {"network_evaluations": 50 * self.num_images + gradients // 2}
         if surrogate != "none":
             summary["num_targets"] = 9 if guidance.get("targets") == "top_cohesion" else NUM_LABELS
-        self.finish(
-            "extract", key, inputs, {"surrogate": surrogate, **GUIDANCE, **guidance}, summary
-        )
+        settings = {"surrogate": {"name": surrogate}, "guidance": {**GUIDANCE, **guidance}}
+        self.finish("extract", key, inputs, settings, summary)
         inputs = {"data": "da", "generate": "ge", "reference": "re", "extract": key}
         if self.evaluate["truth"] == "none":
             inputs = {"extract": key}

@@ -8,13 +8,14 @@ from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.rows import described, is_side
 
 SIDE = {
-    "surrogate": "classifier",
-    "guide_through": "x_t",
-    "guidance_schedule": "constant",
-    "targets": "uniform",
-    "target_fraction": 0.1,
-    "t_min": 0,
-    "t_max": None,
+    "surrogate": {"name": "classifier", "guide_through": "x_t"},
+    "guidance": {
+        "guidance_schedule": "constant",
+        "targets": "uniform",
+        "target_fraction": 0.1,
+        "t_min": 0,
+        "t_max": None,
+    },
     "tuned": False,
     "rounds": 1,
     "refine_steps": 0,
@@ -23,8 +24,10 @@ SIDE = {
 
 
 def attack(extract=None, label=None, classifier=None):
+    extract = dict(extract or {})
+    guidance = {name: extract.pop(name, value) for name, value in SIDE["guidance"].items()}
     manifests = {
-        "extract": {"settings": {**SIDE, **(extract or {})}, "summary": {}},
+        "extract": {"settings": {**SIDE, "guidance": guidance, **extract}, "summary": {}},
         "label": {"settings": {"assign": "all", **(label or {})}},
         "classifier": {"settings": {"noised": True, "labels": "hard", **(classifier or {})}},
     }
@@ -39,10 +42,10 @@ def test_the_published_attack_is_named():
 
 
 CHANGED = [
-    ({"surrogate": "none"}, {}, {}),
-    ({"surrogate": "posterior"}, {}, {}),
-    ({"surrogate": "lora"}, {}, {}),
-    ({"guide_through": "pred_x_0"}, {}, {}),
+    ({"surrogate": {"name": "none"}}, {}, {}),
+    ({"surrogate": {"name": "posterior"}}, {}, {}),
+    ({"surrogate": {"name": "lora"}}, {}, {}),
+    ({"surrogate": {"name": "classifier", "guide_through": "pred_x_0"}}, {}, {}),
     ({"guidance_schedule": "classifier_quality"}, {}, {}),
     ({"targets": "top_cohesion"}, {}, {}),
     ({"targets": "weighted"}, {}, {}),
@@ -74,15 +77,13 @@ def test_no_two_rows_that_differ_are_described_alike():
 
 
 def test_refinement_is_explained_by_its_steps_and_noise_level():
-    assert described(attack({"surrogate": "none", "refine_steps": 8})) == (
+    assert described(attack({"surrogate": {"name": "none"}, "refine_steps": 8})) == (
         "plain sampling; then refinement: each finished image is denoised 8 times from t = 60"
     )
 
 
 def test_rows_of_different_cost_are_told_apart():
-    told = [
-        described(attack({"surrogate": "none", "num_inference_steps": n, "refine_steps": 8}))
-        for n in (10, 50)
-    ]
+    plain = {"surrogate": {"name": "none"}, "refine_steps": 8}
+    told = [described(attack({**plain, "num_inference_steps": n})) for n in (10, 50)]
     assert told[0].startswith("plain sampling in 10 steps; then refinement")
     assert told[1].startswith("plain sampling in 50 steps; then refinement")

@@ -9,7 +9,8 @@ COST = {"unet_forwards": 500, "surrogate_gradients": 400, "network_evaluations":
 
 def attack(name, trials, tuned):
     results = {"cost": {**COST, "gradient_cost": 0.5, "synthetic_evaluations": 9}, "trials": trials}
-    settings = {"surrogate": "posterior", "guidance_scale": 1.0, "t_min": 0, "targets": "uniform"}
+    guidance = {"guidance_scale": 1.0, "t_min": 0, "targets": "uniform"}
+    settings = {"surrogate": {"name": "posterior"}, "guidance": guidance}
     manifests = {"extract": {"settings": settings, "summary": {"tuned": tuned} if tuned else {}}}
     return Attack(name, Path(), results, manifests)
 

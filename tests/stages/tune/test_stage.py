@@ -6,19 +6,31 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
-from tests.stages.extract.test_stage import DPM, RUNTIME, TIMESTEPS, extract, inputs, run, unet
+from tests.stages.extract.test_stage import (
+    CUT,
+    DPM,
+    RUNTIME,
+    TIMESTEPS,
+    extract,
+    inputs,
+    near_duplicates,
+    run,
+    unet,
+)
 from tests.tiny import checked
 
+from sidepipe.base.settings import check_field_types
 from sidepipe.engine.stage import Job
+from sidepipe.stages.attack.attack import SPENT
 from sidepipe.stages.extract.stage import load
 from sidepipe.stages.tune.score import SCORES
-from sidepipe.stages.tune.stage import SPENT, Tune, load_choice, load_trials
+from sidepipe.stages.tune.stage import Tune, load_choice, load_trials
 
 __all__ = ["inputs", "unet"]  # fixtures
 
 GRID = {"guidance_scale": [0.0, 1.0], "targets": ["uniform", "top_cohesion"]}
+PIXELS = {"_target_": "sidepipe.features.encoders.Pixels"}
 REFINED = {"surrogate": "none", "refine_steps": 2}
-PIXELS = {"_target_": "sidepipe.features.encoders.PixelsL2"}
 
 
 def attack(**changes):
@@ -28,9 +40,10 @@ def attack(**changes):
 
 
 def tune(of=None, **changes) -> Tune:
-    judge = {"features": PIXELS, "duplicate_threshold": 0.05, "score": "rate"}
-    settings = {"grid": GRID, "num_images": 12, **judge}
-    return Tune(attack=attack(**(of or {})), **{**settings, **changes})
+    judge = {"near_duplicates": near_duplicates(0.05), "score": "rate"}
+    settings = {"grid": GRID, "num_images": 12, **judge, **changes}
+    settings["attack"] = attack(**(of or {}))
+    return Tune(**check_field_types("tune", Tune, settings))
 
 
 def key_settings(of=None, **changes):
@@ -52,8 +65,8 @@ def test_all_combinations_are_tried_the_last_setting_changing_fastest():
 
 
 def test_the_setting_whose_trial_repeats_itself_most_is_chosen(tmp_path, unet, inputs, monkeypatch):
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     folder = tmp_path / "tune"
     summary = tune().run(Job(folder, inputs, RUNTIME))
     trials = load_trials(folder)
@@ -75,8 +88,8 @@ def test_the_setting_whose_trial_repeats_itself_most_is_chosen(tmp_path, unet, i
 
 
 def test_a_trial_is_the_small_attack_and_costs_as_much(tmp_path, unet, inputs, monkeypatch):
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     summary = tune().run(Job(tmp_path / "tune", inputs, RUNTIME))
     trials = load_trials(tmp_path / "tune")
     for i, (row, images) in enumerate(trials):
@@ -104,8 +117,8 @@ def test_what_is_none_or_a_list_is_chosen_as_it_was_written(tmp_path, unet, inpu
 def test_a_killed_tuning_goes_on_and_makes_no_finished_trial_again(
     tmp_path, unet, inputs, monkeypatch
 ):
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_seconds", lambda *_: 1.0)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_seconds", lambda *_: 1.0)
     whole = tune().run(Job(tmp_path / "whole", inputs, RUNTIME))
     interrupted = Mock(side_effect=[0.1, KeyboardInterrupt])
     with monkeypatch.context() as patch:
@@ -127,7 +140,7 @@ def test_a_killed_tuning_goes_on_and_makes_no_finished_trial_again(
 
 
 def test_a_trial_whose_images_are_not_whole_is_made_again(tmp_path, unet, inputs, monkeypatch):
-    monkeypatch.setattr("sidepipe.stages.extract.cost.gradient_cost", lambda *_: 0.25)
+    monkeypatch.setattr("sidepipe.stages.attack.cost.gradient_cost", lambda *_: 0.25)
     whole = tune().run(Job(tmp_path / "tune", inputs, RUNTIME))
     expected = load_trials(tmp_path / "tune")
     os.truncate(tmp_path / "tune/trials/001/shards/000001.npy", 130)
@@ -150,10 +163,10 @@ def test_it_reads_what_its_attack_reads_and_nothing_for_one_that_is_not_tuned():
         {"num_images": 1000},
         {"shard_size": 7},
         {"rounds": 3, "stop_rounds": False},
-        {"duplicate_threshold": 0.5},
+        {"near_duplicates": near_duplicates(0.5)},
         {"guidance_scale": 7.0},  # the grid's to say
         {"targets": "weighted"},
-        {"guide_through": "x_t"},
+        {"surrogate": {"name": "posterior"}},
     ],
 )
 def test_attacks_that_differ_in_what_no_trial_uses_share_one_tuning(of):
@@ -167,13 +180,13 @@ def test_attacks_that_differ_in_what_no_trial_uses_share_one_tuning(of):
         ({"target_fraction": 0.5}, {}),  # some trials aim at the most cohesive labels
         ({"num_inference_steps": 10}, {}),
         ({"seed": 1}, {}),
-        ({"posterior_neighbors": 5}, {}),
+        ({"surrogate": CUT}, {}),
         ({"surrogate": "classifier"}, {}),
         ({}, {"num_images": 13}),
-        ({}, {"duplicate_threshold": 0.1}),
+        ({}, {"near_duplicates": near_duplicates(0.1)}),
         ({}, {"score": "groups"}),
         ({"refine_steps": 2, "refine_t": 100}, {}),
-        ({}, {"features": {"_target_": "sidepipe.features.encoders.Pixels"}}),
+        ({}, {"near_duplicates": {**near_duplicates(0.05), "features": PIXELS}}),
         ({}, {"grid": {**GRID, "guidance_scale": [0.0, 2.0]}}),
     ],
 )
@@ -195,7 +208,10 @@ def test_the_target_fraction_counts_where_some_trial_uses_it():
         ({"grid": {"t_min": 5}}, "tune.grid.t_min must be a list of values to try, got 5"),
         ({"grid": {"t_min": []}}, "tune.grid.t_min must be a list of values"),
         ({"grid": {"t_min": [0, "late"]}}, "tune.grid.t_min must be a whole number, got 'late'"),
-        ({"grid": {"guidance_scale": [1, -1]}}, "extract.guidance_scale must be >= 0, got -1"),
+        (
+            {"grid": {"guidance_scale": [1, -1]}},
+            "guidance.guidance_scale must be >= 0, got -1",
+        ),
         ({"grid": {"targets": ["tight"]}}, "tune.grid.targets does not accept 'tight'"),
         ({"grid": {"t_min": [0, 951]}}, r"one of the 20 timesteps from 0 to 950 .* got \[951"),
         ({"grid": {"guidance_schedule": [[0, 1]]}}, r"guidance_schedule must be .* got \[0, 1\]"),

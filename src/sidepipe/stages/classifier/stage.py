@@ -220,7 +220,7 @@ def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray)
         log.warning(
             "the classifier is no better than chance (%.3f nats from how frequent the labels are; "
             "ln K' = %.3f) at t in %s: guiding there cannot help and may harm the attack; remedy: "
-            "more synthetic images, fewer clusters, extract.t_min, extract.t_max",
+            "more synthetic images, fewer clusters, extract.guidance.t_min, extract.guidance.t_max",
             *(chance["label_entropy"], chance["chance_cross_entropy"]),
             ", ".join(
                 f"[{r['t_from']}, {r['t_to']}) ({r['cross_entropy']:.3f} nats)" for r in useless

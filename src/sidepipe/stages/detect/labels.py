@@ -17,11 +17,11 @@ import numpy as np
 from sidepipe.base.settings import Precision, require
 from sidepipe.engine.resuming import in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.stages.attack.strategies import Material, Surrogate
 from sidepipe.stages.detect.base import Detect
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load_cohesion, load_images, load_sizes
-from sidepipe.stages.lora.stage import Lora
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ class DetectLabels(Detect):
     one.
     """
 
-    surrogate: Literal["classifier", "posterior", "lora"]
+    surrogate: Surrogate
     num_generations: int
     num_inference_steps: int
     num_steps: int
@@ -48,6 +48,8 @@ class DetectLabels(Detect):
     seed: int
 
     def __post_init__(self) -> None:
+        name, rule = self.surrogate.name, "one that guides"
+        require(self.surrogate.guides, "detect.surrogate", rule, name, "surrogate=posterior")
         for field in ("num_generations", "num_inference_steps"):
             require(getattr(self, field) >= 1, f"detect.{field}", ">= 1", getattr(self, field))
         rule = f"in [1, detect.num_inference_steps = {self.num_inference_steps}]"
@@ -58,12 +60,10 @@ class DetectLabels(Detect):
         require(0 <= self.seed < 2**32, "detect.seed", "in [0, 2**32)", self.seed)
 
     def inputs(self) -> tuple[str, ...]:
-        trained = () if self.surrogate == "posterior" else (self.surrogate,)
-        return ("dpm", "generate", "label", *trained)
+        return ("dpm", *self.surrogate.reads)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        if isinstance(lora := upstream.get("lora"), Lora):
-            lora.check_peft()
+        self.surrogate.check(upstream)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
@@ -75,14 +75,12 @@ class DetectLabels(Detect):
 
         from sidepipe.models.speed import CPU_BATCH_SIZE
         from sidepipe.stages.detect.label_signals import label_signals
-        from sidepipe.stages.extract.surrogates import load_surrogate
 
         device, label = job.runtime.torch_device(), job.inputs["label"]
         denoiser = load_denoiser(job.inputs["dpm"], self.precision)
         images = load_images(label, job.inputs["generate"])
-        surrogate = load_surrogate(
-            self.surrogate, job.inputs, denoiser, self.precision, images, label
-        ).to(device)
+        material = Material(job.inputs, denoiser, self.precision, images, label)
+        surrogate = self.surrogate.build(material).to(device)
         denoiser.to(device)
         sizes, cohesion = load_sizes(label), load_cohesion(label)
         size = job.runtime.sampling_batch_size or CPU_BATCH_SIZE

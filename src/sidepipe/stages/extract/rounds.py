@@ -14,24 +14,25 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from sidepipe.features.duplicates import new_groups
-from sidepipe.features.encoders import Encoder
-from sidepipe.stages.tune.stage import SPENT
+from sidepipe.features.near import NearDuplicates
+from sidepipe.stages.attack.attack import SPENT
 
 
 class Seen:
     """All images of an attack so far: which are near duplicates, and which of them are reached.
 
-    threshold: gamma of near duplicates. images: the synthetic ones, to begin with. Reached are the
-    images of a cluster that was aimed at, and those that aiming made: clustered anew, they may lie
-    in several clusters, and none of these is aimed at again.
+    images: the synthetic ones, to begin with. The images of a cluster that was aimed at are
+    reached, and so are those that aiming made: once clustered again, they may lie in several
+    clusters, and none of these is aimed at again.
     """
 
     def __init__(
-        self, encoder: Encoder, threshold: float, device: str, images: UInt8[np.ndarray, "m h w c"]
+        self, near_duplicates: NearDuplicates, device: str, images: UInt8[np.ndarray, "m h w c"]
     ) -> None:
-        self.encoder, self.threshold, self.device = encoder, threshold, device
+        self.encoder, self.threshold = near_duplicates.encoder, near_duplicates.threshold
+        self.device = device
         self.images, self.num_synthetic = images, len(images)
-        self.features = encoder.encode(images, device=device)
+        self.features = self.encoder.encode(images, device=device)
         self.reached = np.zeros(len(images), bool)
 
     def aim(self, labels: Int64[np.ndarray, "m"], targets: Int64[np.ndarray, "n"]) -> None:

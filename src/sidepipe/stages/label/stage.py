@@ -16,6 +16,7 @@ from jaxtyping import Int64, UInt8
 from sidepipe.base.images import save_grid
 from sidepipe.base.settings import build, check_field_types, require
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
+from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.original.stage import load as load_original
@@ -35,8 +36,7 @@ class Label(Stage):
     the images; "repeats" takes groups of near duplicates for clusters, since what a model makes
     again and again it knows by heart, and labels their members alone; "original" takes the
     attacker's own real images, whose classes are the clusters. features: an encoder of unit
-    vectors. duplicate_features: an encoder, and duplicate_threshold: gamma of two images that it
-    takes for near duplicates.
+    vectors. near_duplicates: the images that repeat each other.
     """
 
     name: ClassVar[str] = "label"
@@ -48,8 +48,7 @@ class Label(Stage):
     min_cohesion: float
     min_cluster_size: int
     assign: Literal["all", "members", "random", "repeats", "original"]
-    duplicate_features: dict[str, Any]
-    duplicate_threshold: float
+    near_duplicates: NearDuplicates
     seed: int
 
     def __post_init__(self) -> None:
@@ -72,8 +71,7 @@ class Label(Stage):
 
     def unused(self) -> tuple[str, ...]:
         of_clusters = () if self._has_clusters else ("num_clusters", "num_iterations", "seed")
-        of_repeats = ("duplicate_features", "duplicate_threshold")
-        return of_clusters if self.assign == "repeats" else (*of_clusters, *of_repeats)
+        return of_clusters if self.assign == "repeats" else (*of_clusters, "near_duplicates")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if self._has_clusters:
@@ -91,7 +89,7 @@ class Label(Stage):
         from sidepipe.features.copydet import CopyDet
 
         if self.assign == "repeats":
-            build(self.duplicate_features).check()
+            self.near_duplicates.encoder.check()
         encoder = build(self.features)
         require(
             encoder.metric == "cosine",
@@ -170,9 +168,9 @@ class Label(Stage):
         """Each image's group of near duplicates, from 0 on."""
         from sidepipe.features.duplicates import near_duplicate_groups
 
-        encoder = build(self.duplicate_features)
+        encoder, threshold = self.near_duplicates.encoder, self.near_duplicates.threshold
         features = encoder.encode(images, device=device)
-        centers = near_duplicate_groups(features, encoder.metric, self.duplicate_threshold)
+        centers = near_duplicate_groups(features, encoder.metric, threshold)
         return np.unique(centers, return_inverse=True)[1].astype(np.int64)
 
     def _require_some(self, kept: np.ndarray, quantiles: list[float], sizes: np.ndarray) -> None:
@@ -184,7 +182,7 @@ class Label(Stage):
                 f"{self.min_cluster_size} of the {int(sizes.sum())} images, and a cohesion of "
                 f"{self.min_cohesion} or more, and at least 2 groups are needed; remedy: raise "
                 "generate.num_images, or change label.min_cluster_size or "
-                "label.duplicate_threshold"
+                "near_duplicates.threshold"
             )
         raise NoMaterial(
             f"label.min_cohesion = {self.min_cohesion} and label.min_cluster_size = "

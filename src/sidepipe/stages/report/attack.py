@@ -55,9 +55,15 @@ class Attack:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the extract stage, those chosen by trials included."""
+        """Settings of the extract stage in one mapping, those chosen by trials included.
+
+        `surrogate` is the surrogate's name; the mapping has the surrogate's settings too.
+        """
         manifest = self.manifests["extract"]
-        return manifest["settings"] | manifest["summary"].get("tuned", {})
+        settings = dict(manifest["settings"])
+        surrogate, guidance = dict(settings.pop("surrogate")), settings.pop("guidance")
+        own = {"surrogate": surrogate.pop("name"), **surrogate}
+        return {**settings, **own, **guidance, **manifest["summary"].get("tuned", {})}
 
     @property
     def trials(self) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def numbers(attack: Attack) -> dict[str, Any]:
     guidance += ("t_min", "t_max", "targets", "target_fraction")
     row: dict[str, Any] = {"attack": attack.name, "key": attack.manifests["evaluate"]["key"]}
     row |= {"surrogate": attack.settings["surrogate"]}
-    row |= {name: attack.settings[name] if attack.guided else None for name in guidance}
+    row |= {name: attack.settings.get(name) if attack.guided else None for name in guidance}
     results = dict(attack.results)
     found = results.pop("calibrated", [])
     results["calibrated"] = {f"{row['false_positive_rate']:g}": row for row in found}

@@ -31,7 +31,7 @@ def is_side(attack: Attack) -> bool:
         and _assigned(attack) == "all"
         and _classifier(attack, "noised", True) is True
         and _classifier(attack, "labels", "hard") == "hard"
-        and settings["guide_through"] == "x_t"
+        and settings.get("guide_through", "x_t") == "x_t"
         and settings["guidance_schedule"] == "constant"
         and settings["targets"] == "uniform"
         and not (settings["t_min"] or settings["t_max"] or settings.get("tuned"))
@@ -64,7 +64,7 @@ def _aims(attack: Attack) -> list[str]:
         parts.append(f"it aims at the {rate(settings['target_fraction'])} most cohesive labels")
     if settings["targets"] == "weighted":
         parts.append("it aims at cohesive, large clusters more often")
-    if settings["guide_through"] == "pred_x_0":
+    if settings.get("guide_through") == "pred_x_0":
         parts.append("the surrogate takes the predicted clean image")
     if settings["guidance_schedule"] != "constant":
         parts.append("its strength depends on t")

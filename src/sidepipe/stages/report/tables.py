@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sidepipe.stages.extract.stage import load_gradient_seconds
+from sidepipe.stages.attack.attack import load_gradient_seconds
 from sidepipe.stages.report import words
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.comparison import only_here

@@ -11,34 +11,26 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from hydra.utils import get_class
 from jaxtyping import UInt8
 
 from sidepipe.base.files import write_json
-from sidepipe.base.settings import build, check_field_types, require, require_known
+from sidepipe.base.settings import check_field_types, require, require_known
 from sidepipe.engine.shards import load_shards, missing_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
-
-if TYPE_CHECKING:
-    from sidepipe.features.encoders import Encoder
+from sidepipe.features.near import NearDuplicates
+from sidepipe.stages.attack.attack import GUIDANCE, REFINEMENT, SPENT, Attack
+from sidepipe.stages.attack.guidance import AttackGuidance
 
 log = logging.getLogger(__name__)
 
-# What may be tried: how to guide and to refine. How finely is sampled is the attack's to say.
-GUIDANCE = (
-    *("guidance_scale", "guidance_schedule", "max_guidance_norm"),
-    *("t_min", "t_max", "targets", "target_fraction"),
-)
-REFINEMENT = ("refine_steps", "refine_t")
-# What a summary says of an attack's cost.
-SPENT = ("unet_forwards", "surrogate_gradients", "network_evaluations")
-# Of a trial: so many processes share it, and a killed one goes on with the next of them.
+TRIED = (*GUIDANCE, *REFINEMENT)
+# Shards per trial: so many processes share it, and a killed one resumes at the next of them.
 SHARDS = 4
 
 
@@ -47,11 +39,10 @@ class Tune(Stage):
     """Trials of one attack and what they chose.
 
     attack: its settings, as the stage extract has them. grid: setting -> values to try, all
-    combinations of them; of plain samples those of their refinement alone. num_images: of each
-    trial. features: an encoder, and duplicate_threshold: gamma of two images that it takes for near
-    duplicates. score: the best trial has most of "rate", the share of images with a near duplicate
-    among them, or "groups" of near duplicates, which are fewer where images merge that are merely
-    alike.
+    combinations of them; plain samples use only those of refinement. num_images: of each trial.
+    near_duplicates: the images that count as repeated. score: the best trial has the highest
+    "rate", the share of images with a near duplicate among them, or the most "groups" of near
+    duplicates, which are fewer where images merge that are merely alike.
     """
 
     name: ClassVar[str] = "tune"
@@ -63,23 +54,22 @@ class Tune(Stage):
     attack: dict[str, Any]
     grid: dict[str, Any]
     num_images: int
-    features: dict[str, Any]
-    duplicate_threshold: float
+    near_duplicates: NearDuplicates
     score: Literal["rate", "groups"]
 
     def __post_init__(self) -> None:
         require(self.num_images >= 2, "tune.num_images", ">= 2", self.num_images)
         require(bool(self.grid), "tune.grid", "settings with values to try", self.grid)
         for name, values in self.grid.items():
-            require_known("tune.grid", name, (*GUIDANCE, *REFINEMENT))
+            require_known("tune.grid", name, TRIED)
             several = isinstance(values, list | tuple) and len(values) > 0
             require(several, f"tune.grid.{name}", "a list of values to try", values)
 
     @property
     def _tried(self) -> dict[str, list[Any]]:
         """The grid, of plain samples without what they do not use."""
-        plain = self.attack["surrogate"] == "none"
-        return {name: v for name, v in self.grid.items() if name in REFINEMENT or not plain}
+        guides = self._attack.surrogate.guides
+        return {name: v for name, v in self.grid.items() if name in REFINEMENT or guides}
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -90,25 +80,34 @@ class Tune(Stage):
         ]
 
     @cached_property
-    def _encoder(self) -> Encoder:
-        return build(self.features)
+    def _attack(self) -> Attack:
+        """The attack as its settings have it."""
+        names = {field.name for field in fields(Attack)}
+        own = {name: value for name, value in self.attack.items() if name in names}
+        return Attack(**check_field_types("extract", Attack, own))
 
-    def _attack(self, **changes: Any) -> Any:
-        """The attack with some settings changed; how it is built is the config's to say."""
-        settings = {**self.attack, **changes}
-        kind = get_class(settings.pop("_target_"))
-        return kind(**check_field_types("tune.grid", kind, settings))
+    @property
+    def _is_needed(self) -> bool:
+        return self.attack["tuned"] and self._attack.can_be_tuned
 
     @cached_property
-    def _trials(self) -> list[Any]:
-        """A small attack for each point of the grid, at once and with nothing left to tune."""
+    def _trials(self) -> list[Attack]:
+        """A small attack for each point of the grid."""
         size = math.ceil(self.num_images / SHARDS)
-        small = {"num_images": self.num_images, "shard_size": size, "rounds": 1, "tuned": False}
-        return [self._attack(**small, **point) for point in self.points]
+        small = replace(self._attack, num_images=self.num_images, shard_size=size)
+        return [small.with_tried(self._fitting(point)) for point in self.points]
+
+    def _fitting(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a point in the types of the attack's settings."""
+        fitting = {}
+        for name, value in point.items():
+            kind = AttackGuidance if name in GUIDANCE else Attack
+            fitting |= check_field_types("tune.grid", kind, {name: value})
+        return fitting
 
     def inputs(self) -> tuple[str, ...]:
         """What the attack reads; nothing for one that is not tuned, which does not read this."""
-        return self._attack(tuned=False).inputs() if self._attack().is_tuned else ()
+        return self._attack.inputs() if self._is_needed else ()
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """What the trials depend on: neither the attack's size nor what the grid sets instead."""
@@ -116,13 +115,12 @@ class Tune(Stage):
         return {
             "attack_version": trials[0].version,
             "trials": [trial.key_settings(asdict(trial)) for trial in trials],
-            "features": settings["features"],
-            "duplicate_threshold": settings["duplicate_threshold"],
+            "near_duplicates": settings["near_duplicates"],
             "score": settings["score"],
         }
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        if self._attack().is_tuned:
+        if self._is_needed:
             rule = f"with one of {list(REFINEMENT)} where extract.surrogate is 'none'"
             remedy = "+tune.grid.refine_t=[30,60,100], or extract.tuned=false"
             require(bool(self._tried), "tune.grid", rule, list(self.grid), remedy)
@@ -130,8 +128,8 @@ class Tune(Stage):
                 trial.check(upstream, runtime)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        if self._attack().is_tuned:
-            self._encoder.check()
+        if self._is_needed:
+            self.near_duplicates.encoder.check()
             for trial in self._trials:
                 trial.check_parts(upstream, runtime)
 
@@ -166,15 +164,17 @@ class Tune(Stage):
         write_json(job.folder / "choice.json", choice)
         return choice
 
-    def _try(self, trial: Any, job: Job) -> dict[str, Any]:
+    def _try(self, trial: Attack, job: Job) -> dict[str, Any]:
         """What was tried, its score and cost; its images are in the job's folder."""
         from sidepipe.stages.tune.score import SCORES
 
         job.folder.mkdir(parents=True, exist_ok=True)
         spent = trial.run(job)
-        features = self._encoder.encode(load_shards(job.folder), device=job.runtime.torch_device())
-        score = SCORES[self.score](features, self._encoder.metric, self.duplicate_threshold)
-        tried = {name: getattr(trial, name) for name in self._tried}
+        encoder, threshold = self.near_duplicates.encoder, self.near_duplicates.threshold
+        features = encoder.encode(load_shards(job.folder), device=job.runtime.torch_device())
+        score = SCORES[self.score](features, encoder.metric, threshold)
+        own = {**vars(trial), **vars(trial.guidance)}
+        tried = {name: own[name] for name in self._tried}
         judged = {"score": score, "judged_by": self.score}
         return {**tried, **judged, **{name: spent[name] for name in SPENT}}
 

@@ -10,9 +10,9 @@ from sidepipe.base.settings import build
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.nearest import NearestPosterior
-from sidepipe.stages.extract import cost
-from sidepipe.stages.extract.cost import gradient_cost, gradient_seconds, with_evaluations
-from sidepipe.stages.extract.surrogates import ClassifierSurrogate
+from sidepipe.stages.attack import cost
+from sidepipe.stages.attack.cost import gradient_cost, gradient_seconds, with_evaluations
+from sidepipe.stages.attack.surrogates import ClassifierSurrogate
 
 ALPHAS_CUMPROD = torch.linspace(0.9, 0.1, 100)
 Y = torch.tensor([2, 0, 1])

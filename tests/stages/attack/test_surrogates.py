@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sidepipe.stages.extract.surrogates import ClassifierSurrogate
+from sidepipe.stages.attack.surrogates import ClassifierSurrogate
 
 
 class Smooth(nn.Module):

@@ -1,4 +1,4 @@
-"""What lambda is multiplied by at each timestep, whichever way it is said."""
+"""The factor of lambda at each timestep, from a name or from points."""
 
 from __future__ import annotations
 
@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 Schedule = Literal["constant", "classifier_quality"] | list[Any]
 
 
-def check_schedule(schedule: Schedule, surrogate: str) -> None:
-    """Raises ValueError for points that are none, or a quality that a surrogate does not have."""
-    name = "extract.guidance_schedule"
-    if schedule == "classifier_quality":
-        rule = f"'constant' or points where extract.surrogate is {surrogate!r}"
-        remedy = "it has no measured quality; or surrogate=classifier"
-        require(surrogate in ("classifier", "none"), name, rule, schedule, remedy)
+def check_points(schedule: Schedule) -> None:
+    """Raises ValueError for a list that is not one of points."""
     if isinstance(schedule, list):
+        name = "extract.guidance.guidance_schedule"
         points = len(schedule) > 0 and all(map(_is_point, schedule))
         require(points, name, "a list of points [t, factor] with factor >= 0", schedule)
         ascending = all(a[0] < b[0] for a, b in itertools.pairwise(schedule))
@@ -65,7 +61,7 @@ def factors_between(
 def quality_factors(
     quality: Sequence[Mapping[str, int | float]], num_train_timesteps: int
 ) -> Float[Tensor, "T"]:
-    """max(0, 1 - CE(t) / H(labels)): 1 where the classifier is certain, 0 where it knows nothing.
+    """max(0, 1 - CE(t) / H(labels)): 1 for a certain classifier, 0 for one at chance.
 
     quality: rows of the classifier's quality.csv, constant from t_from to t_to (exclusive).
     """

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from sidepipe.stages.extract.targets import (
+from sidepipe.stages.attack.targets import (
     allowed_targets,
     draw_targets,
     draw_weighted_targets,

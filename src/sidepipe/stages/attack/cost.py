@@ -1,7 +1,7 @@
-"""What a surrogate's gradient costs, in forwards of the network under attack.
+"""The cost of a surrogate's gradient, in forwards of the network under attack.
 
-Counted, so that equal settings give equal costs on every device; how long it takes is measured
-apart, and enters no result.
+Operations are counted, so that equal settings give equal costs on every device. The time is
+measured apart, and enters no result.
 """
 
 import statistics
@@ -86,7 +86,7 @@ def _noise(denoiser: Denoiser, count: int, device: torch.device) -> Tensor:
 
 
 def _asked(surrogate: Any, y: Int64[Tensor, "n"]) -> Callable[[Tensor, int], Tensor]:
-    """What sampling takes of a surrogate at each step."""
+    """The surrogate's part of each sampling step."""
     if isinstance(surrogate, Denoiser):
         return surrogate.eps_fn(y)
     return lambda x_t, t: surrogate.grad_log_prob(x_t, for_each(t, x_t), y)

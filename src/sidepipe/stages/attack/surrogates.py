@@ -1,13 +1,11 @@
-"""What can stand in for the missing condition: modules with `grad_log_prob(x_t, t, y)`.
+"""The modules of surrogates: the classifier's gradient, and the error of a cut posterior.
 
-The closed-form posterior is `sidepipe.diffusion.guidance.Posterior`, and here is how far it can be
-cut; here is the paper's. Of large models it is the model itself, adapted to take a label.
+The closed-form posterior itself is `sidepipe.diffusion.guidance.Posterior`.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,19 +13,13 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sidepipe.base.settings import Precision, require
-from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.guidance import Posterior, grad_of
 from sidepipe.diffusion.nearest import NearestPosterior, cut_error
-from sidepipe.stages.classifier.stage import load as load_classifier
 from sidepipe.stages.label.stage import load as load_labels
-from sidepipe.stages.lora.stage import load as load_lora
 
 log = logging.getLogger(__name__)
 
-Surrogate = Literal["classifier", "posterior", "lora"]
-
-# The relative error of a cut posterior above which it is warned of, and at how many timesteps.
+# The relative error of a cut posterior that leads to a warning, and the timesteps it is taken at.
 MAX_CUT_ERROR, CUT_TIMESTEPS = 0.1, 10
 
 
@@ -70,38 +62,14 @@ def judge_cut(
     wrong = [row["t"] for row in rows if row["relative_error"] > MAX_CUT_ERROR]
     if wrong:
         log.warning(
-            "extract.posterior_neighbors = %d changes the gradient by more than %g of its length "
-            "at t in %s; remedy: raise it, set it to null, or set extract.t_max below %d",
-            *(cut.neighbors, MAX_CUT_ERROR, wrong, min(wrong)),
+            "extract.surrogate.neighbors = %d changes the gradient by more than %g of its length "
+            "at t in %s; remedy: raise it, set it to null, or set extract.guidance.t_max below %d",
+            cut.neighbors,
+            MAX_CUT_ERROR,
+            wrong,
+            min(wrong),
         )
     return rows
-
-
-def load_surrogate(
-    kind: Surrogate,
-    inputs: Mapping[str, Path],
-    denoiser: Denoiser,
-    precision: Precision,
-    images: UInt8[np.ndarray, "m h w c"],
-    label: Path,
-    neighbors: int | None = None,
-) -> nn.Module:
-    """A gradient of log p(label | x_t), or the model adapted to labels, on the CPU.
-
-    inputs: the trained artifacts. images, and the folder with their labels: what a posterior sums
-    over; neighbors: how many of them at most, None for all. Raises ValueError for a model of
-    latents, of which only the adapted model knows labels.
-    """
-    if kind == "lora":
-        return load_lora(inputs["lora"], inputs["dpm"], precision)
-    rule, remedy = "lora or none for a model of latents", "labels are of images, its x_t are none"
-    require(denoiser.has_range, "extract.surrogate", rule, kind, remedy)
-    if kind == "classifier":
-        return ClassifierSurrogate(load_classifier(inputs["classifier"]))
-    pixels, labels = labeled_images(images, label)
-    if neighbors is None:
-        return Posterior(pixels, labels, denoiser.alphas_cumprod)
-    return NearestPosterior(pixels, labels, denoiser.alphas_cumprod, neighbors)
 
 
 def labeled_images(

@@ -1,0 +1,190 @@
+"""The surrogates that an attack can choose, each with its settings, its inputs and its cost.
+
+A surrogate stands in for the missing condition: its gradient of log p(label | x_t), or its own
+prediction of eps, guides sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sidepipe.base.settings import Precision, require
+from sidepipe.engine.stage import Stage
+from sidepipe.stages.attack.guidance import AttackGuidance
+from sidepipe.stages.classifier.stage import load as load_classifier
+from sidepipe.stages.lora.stage import Lora, load_training_evaluations
+from sidepipe.stages.lora.stage import load as load_lora
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sidepipe.diffusion.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Material:
+    """The parts of a surrogate: the attack's inputs, its model on the CPU, and labeled images.
+
+    images, and the artifact (or a round's folder) with their labels, are those that a posterior
+    sums over.
+    """
+
+    inputs: Mapping[str, Path]
+    denoiser: Denoiser
+    precision: Precision
+    images: UInt8[np.ndarray, "m h w c"]
+    label: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """Base of all surrogates.
+
+    reads: the stages that it is made from, in addition to the model. guides: whether it guides at
+    all. in_rounds: whether it can follow new labels at once, without training.
+    """
+
+    name: str
+    reads: ClassVar[tuple[str, ...]] = ("generate", "label")
+    guides: ClassVar[bool] = True
+    in_rounds: ClassVar[bool] = False
+
+    def check_guidance(self, guidance: AttackGuidance) -> None:
+        """Raises ValueError where this surrogate cannot guide so."""
+
+    def check(self, upstream: Mapping[str, Stage]) -> None:
+        """Raises ValueError or ImportError where it cannot be made from `upstream`."""
+
+    def build(self, material: Material) -> nn.Module:
+        """The module that guides, on the CPU: with `grad_log_prob(x_t, t, y)`, or a Denoiser.
+
+        Raises ValueError for a model of latents, whose labels only the adapted model can take.
+        """
+        raise NotImplementedError
+
+    def shaped(self, built: nn.Module, alphas_cumprod: Tensor) -> nn.Module:
+        """The module with this surrogate's settings applied."""
+        return built
+
+    def summary(
+        self, built: nn.Module, material: Material, guided: list[int], seed: int, device: str
+    ) -> dict[str, Any]:
+        """Its part of the attack's summary; guided: the timesteps, most noise first."""
+        return {}
+
+    def _require_only(self, guidance: AttackGuidance, name: str, only: Any, why: str) -> None:
+        value, rule = getattr(guidance, name), f"{only!r} where extract.surrogate is {self.name!r}"
+        remedy = f"{why}; or extract.surrogate=classifier"
+        require(value == only, f"extract.guidance.{name}", rule, value, remedy)
+
+    def _require_images(self, denoiser: Denoiser) -> None:
+        rule, remedy = "lora or none for a model of latents", "labels are of images, its x_t is not"
+        require(denoiser.has_range, "extract.surrogate", rule, self.name, remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSurrogate(Surrogate):
+    """Plain sampling: the unconditional baseline."""
+
+    name: Literal["none"] = "none"
+    reads: ClassVar[tuple[str, ...]] = ()
+    guides: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Surrogate):
+    """The paper's: a time-conditioned classifier trained on the labels.
+
+    guide_through: the classifier's input, "x_t", or "pred_x_0" (eps held constant).
+    """
+
+    name: Literal["classifier"] = "classifier"
+    reads: ClassVar[tuple[str, ...]] = ("generate", "label", "classifier")
+    guide_through: Literal["x_t", "pred_x_0"] = "x_t"
+
+    def build(self, material: Material) -> nn.Module:
+        from sidepipe.stages.attack.surrogates import ClassifierSurrogate
+
+        self._require_images(material.denoiser)
+        return ClassifierSurrogate(load_classifier(material.inputs["classifier"]))
+
+    def shaped(self, built: nn.Module, alphas_cumprod: Tensor) -> nn.Module:
+        from sidepipe.diffusion.shaping import ThroughPredX0
+
+        return built if self.guide_through == "x_t" else ThroughPredX0(built, alphas_cumprod)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior(Surrogate):
+    """Closed form over the labeled images, without training.
+
+    neighbors: the images, of the label and of all, that its sums are cut to; None for no cut.
+    """
+
+    name: Literal["posterior"] = "posterior"
+    in_rounds: ClassVar[bool] = True
+    neighbors: int | None = None
+
+    def __post_init__(self) -> None:
+        enough = self.neighbors is None or self.neighbors >= 1
+        require(enough, "extract.surrogate.neighbors", ">= 1 or null", self.neighbors)
+
+    def check_guidance(self, guidance: AttackGuidance) -> None:
+        measured = guidance.guidance_schedule == "classifier_quality"
+        rule = "'constant' or points where extract.surrogate is 'posterior'"
+        remedy = "it has no measured quality; or extract.surrogate=classifier"
+        name, value = "extract.guidance.guidance_schedule", guidance.guidance_schedule
+        require(not measured, name, rule, value, remedy)
+
+    def build(self, material: Material) -> nn.Module:
+        from sidepipe.diffusion import guidance, nearest
+        from sidepipe.stages.attack.surrogates import labeled_images
+
+        self._require_images(material.denoiser)
+        pixels, labels = labeled_images(material.images, material.label)
+        alphas_cumprod = material.denoiser.alphas_cumprod
+        if self.neighbors is None:
+            return guidance.Posterior(pixels, labels, alphas_cumprod)
+        return nearest.NearestPosterior(pixels, labels, alphas_cumprod, self.neighbors)
+
+    def summary(
+        self, built: nn.Module, material: Material, guided: list[int], seed: int, device: str
+    ) -> dict[str, Any]:
+        from sidepipe.stages.attack.surrogates import judge_cut
+
+        if self.neighbors is None or not guided:
+            return {}
+        cut: Any = built
+        full: Any = Posterior().build(material)
+        rng = np.random.default_rng(seed)
+        return {"cut_error": judge_cut(cut, full, guided, rng, device)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedModel(Surrogate):
+    """The model itself, adapted to the labels by LoRA: the paper's for large models."""
+
+    name: Literal["lora"] = "lora"
+    reads: ClassVar[tuple[str, ...]] = ("generate", "label", "lora")
+
+    def check_guidance(self, guidance: AttackGuidance) -> None:
+        self._require_only(guidance, "guidance_schedule", "constant", "there is no gradient")
+        self._require_only(guidance, "max_guidance_norm", None, "there is no gradient")
+
+    def check(self, upstream: Mapping[str, Stage]) -> None:
+        if isinstance(lora := upstream.get("lora"), Lora):
+            lora.check_peft()
+
+    def build(self, material: Material) -> nn.Module:
+        return load_lora(material.inputs["lora"], material.inputs["dpm"], material.precision)
+
+    def summary(
+        self, built: nn.Module, material: Material, guided: list[int], seed: int, device: str
+    ) -> dict[str, Any]:
+        return {"training_evaluations": load_training_evaluations(material.inputs["lora"])}
