@@ -440,7 +440,7 @@ def test_a_folder_of_both_partitions_or_none_is_refused(tmp_path):
     ):
         sidepipe.compare(GENERATED, train=tmp_path / "both", heldout=HELDOUT)
     with pytest.raises(
-        FileNotFoundError, match=r"heldout must be a folder of images .* which is no f"
+        FileNotFoundError, match=r"heldout must be a folder of images, .* which is no f"
     ):
         sidepipe.compare(GENERATED, train=TRAIN, heldout=tmp_path / "nowhere")
 
