@@ -38,7 +38,7 @@ SLOW = {
     "stages/classifier/test_stage.py",
     "stages/descriptor/test_stage.py",
     "stages/detect",
-    "stages/dpm/test_stage.py",
+    "stages/dpm/test_trained.py",
     "stages/dpm/test_text.py",
     "stages/extract/test_lora.py",
     "stages/generate/test_prompts.py",

@@ -18,7 +18,7 @@ from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.graph import Plan
 from sidepipe.engine.plan import plan
 from sidepipe.engine.shards import write_shard
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.report.stage import load_table, page_path
 
 COST = {"unet_forwards": 600, "surrogate_gradients": 0, "gradient_cost": 0.0}

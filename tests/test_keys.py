@@ -151,7 +151,7 @@ def test_a_class_that_moves_to_another_module_keeps_its_key() -> None:
         settings = {"_target_": target, "inner": [{"_target_": target, "size": 8}]}
         return key_of("dpm", 1, settings, {})
 
-    assert key("sidepipe.stages.dpm.stage.TrainDPM") == key("sidepipe.dpm.TrainDPM")
+    assert key("sidepipe.stages.dpm.trained.TrainDPM") == key("sidepipe.dpm.TrainDPM")
     assert key("sidepipe.dpm.TrainDPM") != key("sidepipe.dpm.PretrainedDPM")
     assert key("diffusers.UNet2DModel") != key("other.UNet2DModel")
 

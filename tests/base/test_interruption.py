@@ -23,7 +23,7 @@ from sidepipe.engine.logs import stage_log
 from sidepipe.engine.sampling import ImageSampler
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.module import DenoisingModule
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.generate.stage import Generate
 
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"

@@ -8,7 +8,7 @@ from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
 from sidepipe.engine.checkpoints import require_whole
 from sidepipe.engine.stage import Job
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 
 
 def flip_one_bit(path):

@@ -10,7 +10,7 @@ from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
 from sidepipe.engine import ranks
 from sidepipe.engine.stage import Job, Runtime
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.generate.stage import Generate
 
 SAMPLING = {**PLAIN, "num_inference_steps": 4, "eta": 1.0}
@@ -188,7 +188,7 @@ from sidepipe.engine import ranks
 if __name__ == "__main__":
     with ranks.leading() as leads:
         if leads:
-            from sidepipe.stages.dpm.stage import TrainDPM
+            from sidepipe.stages.dpm.trained import TrainDPM
             from sidepipe.stages.generate.stage import Generate
             from sidepipe.engine.logs import quiet_libraries
             from sidepipe.engine.stage import Job, Runtime

@@ -23,8 +23,8 @@ from sidepipe.engine import shards
 from sidepipe.engine.sampling import Guidance, ImageSampler
 from sidepipe.engine.shards import shard_path
 from sidepipe.engine.stage import Job, Runtime
-from sidepipe.stages.dpm.stage import TrainDPM
 from sidepipe.stages.dpm.stage import load as load_dpm
+from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.generate.stage import Generate, load, load_denoiser
 
 # Three whole shards and one of two images.

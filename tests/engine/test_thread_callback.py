@@ -20,7 +20,7 @@ from sidepipe.engine.thread_callback import Threads
 from sidepipe.engine.threads import PLAN, ThreadChoice
 from sidepipe.stages.attack.surrogates import ClassifierSurrogate
 from sidepipe.stages.dpm.module import DenoisingModule
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 
 TIMED = [2, 2, 1, 1]  # of a busy machine, where it is clear which is faster
 WEIGHTS = "model/unet/diffusion_pytorch_model.safetensors"

@@ -22,7 +22,7 @@ from sidepipe.stages.detect.stage import (
     load_prompts,
     load_thresholds,
 )
-from sidepipe.stages.dpm.stage import PretrainedDPM
+from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.dpm.text import PretrainedTextDPM
 
 PIXELS_L2 = {"_target_": "sidepipe.features.encoders.PixelsL2"}

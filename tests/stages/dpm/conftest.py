@@ -7,7 +7,7 @@ from tests.tiny import DIGITS, RUNTIME, SETTINGS
 
 from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import Data
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 
 
 @pytest.fixture(scope="session")

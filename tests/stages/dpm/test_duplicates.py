@@ -13,7 +13,9 @@ from sidepipe.base.settings import build
 from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job
 from sidepipe.stages.dpm.duplicates import PAIRS
-from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, load_subset
+from sidepipe.stages.dpm.pretrained import PretrainedDPM
+from sidepipe.stages.dpm.stage import load_subset
+from sidepipe.stages.dpm.trained import TrainDPM
 
 FOUND = (
     r"4 of 64 held-out images duplicate training images \(2 exactly\): heldout/0.png = train/0.png "

@@ -21,7 +21,8 @@ from tests.tiny import RUNTIME, UNET, checked
 from sidepipe.base.settings import build
 from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import Data
-from sidepipe.stages.dpm.stage import DPM, PretrainedDPM, load, load_subset
+from sidepipe.stages.dpm.pretrained import PretrainedDPM
+from sidepipe.stages.dpm.stage import DPM, load, load_subset
 
 STEPS, V = {"num_train_timesteps": 50}, {"prediction_type": "v_prediction"}
 

@@ -59,7 +59,7 @@ def planted():
 
 
 def _planted():
-    from tests.stages.dpm.test_stage import CONF
+    from tests.stages.dpm.test_trained import CONF
 
     settings = yaml.safe_load((CONF.parent / "data/planted.yaml").read_text())
     source = {**settings["source"], "planted": [[30, 2]], "num_heldout": 5, "num_base": 40}

@@ -18,7 +18,7 @@ from sidepipe.features.encoders import PixelsL2
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.guidance import AttackGuidance
 from sidepipe.stages.attack.strategies import NoSurrogate
-from sidepipe.stages.dpm.stage import PretrainedDPM
+from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.evaluate.stage import (
     Evaluate,
     load,

@@ -23,7 +23,7 @@ from sidepipe.engine.shards import load_shards, write_shard
 from sidepipe.engine.stage import Job, NoMaterial, Runtime
 from sidepipe.stages.attack.attack import GUIDANCE, load_gradient_seconds
 from sidepipe.stages.classifier.resnet import TimeResNet
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.extract.stage import Extract, load, load_cohesion, load_targets
 from sidepipe.stages.label.stage import Label, load_stage
 from sidepipe.stages.label.stage import load as load_labels

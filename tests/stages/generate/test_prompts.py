@@ -11,7 +11,7 @@ from tests.tiny import RUNTIME, SETTINGS
 
 from sidepipe.engine.stage import Job
 from sidepipe.models.text.pipeline import save_model
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.generate.prompts import draw_prompts, prompts_of
 from sidepipe.stages.generate.stage import Generate, load, load_denoiser
 

@@ -194,7 +194,7 @@ def load_model(
             part.to(DTYPES[bits])
     scheduler = load_schedule(folder)
     rule = step_rule(scheduler)
-    if vae is not None:  # StableDiffusionPipeline sets it, whatever the config says
+    if vae is not None:  # StableDiffusionPipeline overrides the config
         rule = replace(rule, steps_offset=1)
     model = TextModel(
         unet,

@@ -23,7 +23,7 @@ from sidepipe.stages.attack.guidance import AttackGuidance
 from sidepipe.stages.attack.schedule import schedule_factors
 from sidepipe.stages.attack.strategies import Material, Surrogate
 from sidepipe.stages.classifier.stage import load_quality
-from sidepipe.stages.dpm.stage import TrainedDPM
+from sidepipe.stages.dpm.trained import TrainedDPM
 from sidepipe.stages.generate.stage import Sampling, load_denoiser
 from sidepipe.stages.label.stage import load_cohesion, load_images, load_sizes
 

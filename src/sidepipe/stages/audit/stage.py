@@ -27,7 +27,8 @@ from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, u
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
-from sidepipe.stages.dpm.stage import PretrainedDPM, TrainDPM, TrainedDPM
+from sidepipe.stages.dpm.pretrained import PretrainedDPM
+from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.reference.stage import load as load_reference
 

@@ -17,7 +17,8 @@ from sidepipe.models.checkpoint import SCHEDULER
 from sidepipe.models.schedules import clip_range, log_replaced, step_rule
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
-from sidepipe.stages.dpm.stage import Pretrained, TrainedDPM
+from sidepipe.stages.dpm.pretrained import Pretrained
+from sidepipe.stages.dpm.trained import TrainedDPM
 
 if TYPE_CHECKING:
     from sidepipe.features.encoders import Encoder

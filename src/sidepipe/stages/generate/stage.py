@@ -16,9 +16,11 @@ from sidepipe.base.settings import Precision, require
 from sidepipe.engine.shards import load_first, load_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import denoiser_of
-from sidepipe.stages.dpm.stage import DPM, PretrainedDPM, TrainDPM, TrainedDPM
+from sidepipe.stages.dpm.pretrained import PretrainedDPM
+from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.text import load_text_model
+from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
 
 if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser

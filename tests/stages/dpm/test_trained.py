@@ -304,7 +304,7 @@ import json, sys, time
 from pathlib import Path
 
 from sidepipe.stages.dpm.module import DenoisingModule
-from sidepipe.stages.dpm.stage import TrainDPM
+from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.engine.stage import Job, Runtime
 
 training_step = DenoisingModule.training_step

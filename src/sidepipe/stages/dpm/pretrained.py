@@ -1,0 +1,96 @@
+"""Stage `dpm` that takes a checkpoint trained elsewhere, instead of training a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sidepipe.base.pretrained import fingerprint, folder_or_hub_id, part_folder, read_object
+from sidepipe.base.settings import require
+from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.models.checkpoint import SCHEDULER, check_checkpoint, load_checkpoint
+from sidepipe.models.schedules import read_schedule
+from sidepipe.stages.data.stage import Data
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.dpm.stage import DPM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(DPM):
+    """A checkpoint trained elsewhere: its path, and whether it changed.
+
+    path: a folder saved by `save_pretrained`, or a hub id (fetched when the stage runs). revision:
+    of the hub id. variant: of the weight files, "fp16", "non_ema", "ema" or "default" for the file
+    without one; None for the only one. The training subset must be the images that the model was
+    trained on.
+    """
+
+    path: str
+    revision: str | None
+    variant: str | None
+
+    def _local_folder(self) -> Path | None:
+        """The folder that `path` names, None for a hub id; FileNotFoundError if it is neither."""
+        found = folder_or_hub_id("dpm.path", self.path)
+        return found if isinstance(found, Path) else None
+
+    def scheduler(self) -> Any | None:
+        if (folder := self._local_folder()) is None:
+            return None
+        path = part_folder(folder, "scheduler") / SCHEDULER
+        return read_schedule(read_object(path), str(path))
+
+    def _take_all(self, partitions: str) -> None:
+        # A wrong guess counts training images as unseen, which hides every copy.
+        raise ValueError(
+            f"dpm.train_partitions must name the partitions that the checkpoint was trained on, of "
+            f"{partitions}, got null; remedy: 'dpm.train_partitions=[train]'"
+        )
+
+    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir() or fingerprint(folder) == summary["files"]:
+            return None  # a finished artifact does not need the checkpoint
+        return (
+            f"the checkpoint {folder} changed since this artifact was made, and results would be "
+            "of the old one; remedy: restore it, or delete the artifact's folder to read it again"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedDPM(Pretrained):
+    """An unconditional diffusers checkpoint, attacked as it is."""
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        data = upstream["data"]
+        assert isinstance(data, Data)
+        if data.is_empty:
+            for name in ("num_train_images", "train_partitions"):
+                remedy = "there are no images to split with data=none"
+                value = getattr(self, name)
+                require(value is None, f"dpm.{name}", "null", value, remedy)
+        self._local_folder()  # raises where it is neither a folder nor a hub id
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        data = upstream["data"]
+        assert isinstance(data, Data)
+        if (folder := self._local_folder()) is not None:
+            check_checkpoint(folder, self.variant, data.size, data.channels)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        from diffusers import DDPMPipeline
+
+        about = self._write_split(job)[2]
+        _, size, _, channels = load_images(job.inputs["data"]).shape
+        unet, scheduler = load_checkpoint(
+            self.path, self.revision, self.variant, size=size, channels=channels
+        )
+        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
+        source = Path(self.path).expanduser()
+        return {
+            **about,
+            "num_parameters": unet.num_parameters(),
+            "files": fingerprint(source) if source.is_dir() else {},
+        }

@@ -1,0 +1,143 @@
+"""Stage `dpm` that trains a model: the settings of every trained one, and the unconditional one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidepipe.base.settings import build, require, tried
+from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.engine.trained import Training
+from sidepipe.models.checkpoint import check_network
+from sidepipe.models.schedules import check_alphas, check_scheduler, clip_range
+from sidepipe.stages.data.stage import Data
+from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.dpm.stage import DPM
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    from sidepipe.stages.dpm.module import DenoisingModule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedDPM(Training, DPM):
+    """A model trained here: a diffusers UNet, a noise schedule, averaged weights.
+
+    ema_decay: per step, from ema_start_step. preview_every_steps: between validations.
+    """
+
+    unet: dict[str, Any]
+    noise_schedule: dict[str, Any]
+    ema_decay: float
+    ema_start_step: int
+    random_flip: bool
+    preview_every_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        every, start = self.preview_every_steps, self.ema_start_step
+        require(every >= 1, "dpm.preview_every_steps", ">= 1", every)
+        require(start >= 0, "dpm.ema_start_step", ">= 0", start)
+        require(0 <= self.ema_decay < 1, "dpm.ema_decay", "in [0, 1)", self.ema_decay)
+        rule = f"< dpm.max_steps = {self.max_steps}, or the averaged weights are the initial ones"
+        require(start < self.max_steps, "dpm.ema_start_step", rule, start)
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
+        data = upstream["data"]
+        assert isinstance(data, Data)
+        remedy = "choose another data=, or dpm=pretrained to attack a checkpoint without images"
+        require(not data.is_empty, "data", "images to train on", "none", remedy)
+
+    def scheduler(self) -> Any | None:
+        return tried("diffusion", self.noise_schedule)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        import torch
+
+        data = upstream["data"]
+        assert isinstance(data, Data)
+        scheduler = tried("diffusion", self.noise_schedule)
+        check_scheduler(scheduler.config, type(scheduler).__name__, "diffusion")
+        check_alphas(scheduler, "diffusion")
+        with torch.device("meta"):  # checks its settings without weights
+            unet = tried("dpm.unet", self.unet)
+        self._check_network(unet.config, data)
+        levels = len(unet.config["block_out_channels"])
+        require(
+            data.size % 2 ** (levels - 1) == 0,
+            "data.size",
+            f"divisible by {2 ** (levels - 1)}, as {levels} levels of the UNet downsample",
+            data.size,
+            "change data.size or dpm.unet.block_out_channels",
+        )
+
+    def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
+        """Raises ValueError unless this is the config of a UNet for the stage and its data."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDPM(TrainedDPM):
+    """An unconditional UNet2DModel trained on the subset."""
+
+    def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
+        check_network(config, "dpm.unet", data.size, data.channels)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        import lightning as L
+        from diffusers import DDPMPipeline
+
+        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.stages.dpm.module import EMA
+
+        images = load_images(job.inputs["data"])
+        train, heldout, about = self._write_split(job)
+        L.seed_everything(self.seed, verbose=False)
+        unet, scheduler = build(self.unet), build(self.noise_schedule)
+        module = self._module(unet, scheduler, job.folder)
+        validation = [validation_batches([images[p[:512]]]) for p in (train, heldout) if len(p)]
+        log.info(
+            "training %.2f M parameters on %d images, %d held out",
+            *(unet.num_parameters() / 1e6, len(train), len(heldout)),
+        )
+        metrics = self.fit(
+            module,
+            [images[train]],
+            validation,
+            job,
+            validate_every_steps=self.preview_every_steps,
+            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
+        )
+        module.load_state_dict(weights(job.folder))
+        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
+        return {
+            **about,
+            "num_parameters": unet.num_parameters(),
+            "epochs": self.max_steps * self.batch_size / len(train),
+            **metrics,
+        }
+
+    def _module(self, unet: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> DenoisingModule:
+        from sidepipe.stages.dpm.module import DenoisingModule
+
+        size = unet.config["sample_size"]
+        return DenoisingModule(
+            unet,
+            scheduler.alphas_cumprod,
+            scheduler.config["prediction_type"],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            lr_warmup_steps=self.lr_warmup_steps,
+            random_flip=self.random_flip,
+            seed=self.seed,
+            preview_folder=folder / "previews",
+            image_shape=(unet.config["in_channels"], size, size),
+            clip_range=clip_range(scheduler),
+        )
