@@ -1,43 +1,42 @@
-# Two commands: `make demo` and `make test`. Both make .venv first, with the versions in
-# constraints.txt; `touch constraints.txt` makes it again.
+# `make demo` and `make test` first make .venv with the versions in constraints.txt;
+# `touch constraints.txt` makes it again.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Of the package: cpu or gpu (faiss), text (models with captions, LoRA), and what a cluster's users
-# may want: slurm, dashboards.
+# Extras of the package: cpu or gpu (faiss), text (text-conditional models, LoRA), slurm, dashboards.
 EXTRAS ?= cpu,text
-# Tests run in this many processes, one file at a time in each.
+# Number of processes of the tests; each runs one file at a time.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile
-# Where runs were tracked offline, for make sync.
+# The folder of the runs that were tracked offline, for make sync.
 WANDB ?= outputs/wandb
-# Of sweeps: auto is slurm where sbatch answers, else local.
+# The launcher of sweeps: auto is slurm where a cluster answers, else local.
 LAUNCHER ?= auto
-# Of attacks: where a folder of faces is, FACES='runtime.data_root=... data.source.folder=...'.
+# A folder of faces, for make attacks: FACES='runtime.data_root=... data.source.folder=...'.
 FACES ?=
-SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error say which sweep: make $@ SWEEP=subset_size; \
-  there are: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
+SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error SWEEP must be set, for example make $@ SWEEP=subset_size; \
+  sweeps: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
 
 .PHONY: setup demo demo-text docs api run test test-fast test-slurm bench bench-large check format status clean help
 .PHONY: sweep cancel report attacks sync dashboard
 
 help:
-	@echo "make demo      the whole pipeline on the embedded digits, and its report"
-	@echo "make demo-text a model with captions: memorized prompts found, explained and mitigated"
-	@echo "make docs      make demo, and its numbers written into README.md and docs/results/demo.md"
-	@echo "make api       docs/api.md, made from the docstrings of the Python API"
-	@echo "make test      the tests; make test-fast those that take no seconds; make test-slurm those that need a Slurm cluster"
-	@echo "make bench     seconds and memory of what is slow, compared with a plain implementation"
-	@echo "make bench-large   a million images: memory, and that a killed run resumes (IMAGES=1000000)"
+	@echo "make demo      the whole pipeline on the included digits, with its report"
+	@echo "make demo-text a text-conditional model: memorized prompts detected, explained and mitigated"
+	@echo "make docs      make demo, and write its numbers to README.md and docs/results/demo.md"
+	@echo "make api       write docs/api.md from the docstrings of the Python API"
+	@echo "make test      all tests; make test-fast: only fast ones; make test-slurm: those for a Slurm cluster"
+	@echo "make bench     time and memory of slow parts, compared with plain implementations"
+	@echo "make bench-large   a million images: memory, and resuming a killed run (IMAGES=1000000)"
 	@echo "make check     ruff and pyright"
 	@echo "make run ARGS='...'     sidepipe with any overrides"
-	@echo "make status ARGS='...'  what is done, running and missing for these overrides"
-	@echo "make sweep SWEEP=subset_size ARGS='...'    a grid of configs, on Slurm or here; DRY=1 only plans"
-	@echo "make status|report|cancel SWEEP=...       how far it is; its results so far; its jobs"
-	@echo "make attacks FACES='...'  every sweep of docs/results, many hours; no FACES: digits alone"
-	@echo "make sync | make dashboard                W&B: uploads what was tracked offline; the workspace"
-	@echo "make setup EXTRAS=gpu,text,slurm,dashboards    only installs"
+	@echo "make status ARGS='...'  the state of each artifact for these overrides"
+	@echo "make sweep SWEEP=subset_size ARGS='...'    run a grid of configs, on Slurm or here; DRY=1: only plan"
+	@echo "make status|report|cancel SWEEP=...       its states; its results so far; cancel its jobs"
+	@echo "make attacks FACES='...'  all sweeps of docs/results, many hours; without FACES: only digits"
+	@echo "make sync | make dashboard                W&B: upload runs that were tracked offline; save the workspace"
+	@echo "make setup EXTRAS=gpu,text,slurm,dashboards    only install"
 
 setup: $(VENV)/installed
 
@@ -70,7 +69,7 @@ attacks: $(VENV)/installed
 	@for sweep in $(basename $(notdir $(wildcard conf/sweep/attack_*.yaml))); do \
 	  faces=; \
 	  if grep -q "/experiment: faces" conf/sweep/$$sweep.yaml; then \
-	    faces="$(FACES)"; [ -n "$$faces" ] || { echo "$$sweep: left out, it needs FACES"; continue; }; \
+	    faces="$(FACES)"; [ -n "$$faces" ] || { echo "$$sweep: skipped, it needs FACES"; continue; }; \
 	  fi; \
 	  $(BIN)/sidepipe-sweep run $$sweep --launcher $(LAUNCHER) $(if $(DRY),--dry) $(ARGS) $$faces || exit 1; \
 	  $(if $(DRY),,$(BIN)/sidepipe-sweep report $$sweep $(ARGS) $$faces || exit 1;) \

@@ -80,7 +80,7 @@ def few(monkeypatch):
 
 def test_more_dimensions_than_can_be_waited_for_are_refused_for_fid_and_not_for_kid(few):
     wide = np.random.default_rng(0).normal(size=(4, quality.MAX_DIMENSIONS + 1))
-    with pytest.raises(ValueError, match=r"features must be of at most 3072 .* got 3073; an enc"):
+    with pytest.raises(ValueError, match=r"features must be of at most 3072 .* got 3073; use"):
         fid(wide, wide)
     assert np.isfinite(kid(wide, wide, 0)).all()
 

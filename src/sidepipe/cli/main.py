@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sidepipe.engine.refusals import in_one_line
 
-# In a checkout the configs lie at the top level; an installed wheel carries them in the package.
+# The configs are at the top level of a checkout, and within the package of a wheel.
 _CHECKOUT = Path(__file__).resolve().parents[3] / "conf"
 CONF = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).resolve().parents[1] / "conf"
 
@@ -38,7 +38,7 @@ FAULTS = (ValueError, OSError, RuntimeError, ImportError, HydraException, OmegaC
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _hydra_main(cfg: DictConfig) -> None:
-    # This import is here so that help and tab completion answer without loading torch.
+    # Not at the top of the module, so that help and tab completion do not import torch.
     from sidepipe.engine import ranks
 
     with ranks.leading() as leads:
@@ -50,17 +50,17 @@ def _run(cfg: DictConfig) -> None:
     """Runs the stages of the command line; exits with 1 if one fails."""
     from sidepipe.engine.logs import quiet_libraries
 
-    quiet_libraries()  # before faiss and others are imported and speak
+    quiet_libraries()  # before the import of faiss and others, which log
     from sidepipe.engine import pipeline, status
     from sidepipe.engine.plan import plan
 
     try:
         the_plan = plan(cfg)
         if cfg.stage == "status":
-            said = [status.table(the_plan)]
+            shown = [status.table(the_plan)]
         else:
             goals = pipeline.run(the_plan, cfg.stage)
-            said = [pipeline.show(node, the_plan) for node in goals]
+            shown = [pipeline.show(node, the_plan) for node in goals]
     except FAULTS as error:
         if cfg.debug:
             raise
@@ -68,11 +68,11 @@ def _run(cfg: DictConfig) -> None:
         log.error("%s", in_one_line(error, CONF, sys.argv[1:]) if of_hydra else error)
         log.debug("traceback", exc_info=True)
         sys.exit(1)
-    print("\n".join([*_of_multirun(), *said]))
+    print("\n".join([*_of_multirun(), *shown]))
 
 
 def _of_multirun() -> list[str]:
-    """The heading of a table that is one of several: the overrides that it is of."""
+    """The heading of a table in a multirun: its overrides."""
     chosen = HydraConfig.get() if HydraConfig.initialized() else None
     if chosen is None or chosen.mode != RunMode.MULTIRUN:
         return []
@@ -124,9 +124,9 @@ def main() -> None:
         return
     refuse_null_groups(sys.argv[1:])
     sys.argv[1:] = with_choices(sys.argv[1:])
-    # Hugging Face libraries report usage when they fetch a model; nobody asked for that.
+    # Without it, Hugging Face libraries report usage when they download a model.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Hydra then raises what it would print with a part of a traceback.
+    # Hydra raises errors instead of printing them with a part of a traceback.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _hydra_main()
@@ -135,14 +135,14 @@ def main() -> None:
         if "debug=true" in sys.argv:
             raise
         sys.exit(in_one_line(error, CONF, sys.argv[1:]))
-    except BrokenPipeError:  # the reader has what it wanted, as `head`
+    except BrokenPipeError:  # the reader closed the pipe, like `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
     except OSError as error:
         if error.filename is None:  # standard output, as on a full disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(f"standard output cannot be written: {error}")
-        # Hydra makes the folder of a multirun.
+        # Hydra creates the folder of a multirun.
         sys.exit(f"runtime.outputs must be a folder or a new name within one: {error}")
-    except KeyboardInterrupt:  # before `ranks.leading` handles signals: nothing has begun
+    except KeyboardInterrupt:  # before `ranks.leading` handles signals
         sys.exit(130)

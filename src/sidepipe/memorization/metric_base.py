@@ -1,4 +1,4 @@
-"""What the classes of `metrics` share: checked features, and the number of generated images."""
+"""The base class of `metrics`: checked features, and the number of generated images."""
 
 import hashlib
 from typing import Any
@@ -18,11 +18,12 @@ Index = Int64[np.ndarray, "n"]
 
 
 class MemorizationMetric(torchmetrics.Metric):
-    """Checked features, and how many generated images there were.
+    """Base of metrics over the features of generated images.
 
-    metric: how features compare. settings: whatever else decides the result. ValueError: features
-    that are not (items, dimensions), float32 or float64, finite; of other dimensions than the
-    training images'; not of unit length for "cosine"; a result before the first image.
+    metric: how to compare features. settings: all other values that change the result. Raises
+    ValueError for features that are not (items, dimensions), float32 or float64, finite, of the
+    dimensions of the training features and, for "cosine", of unit length; and for a result before
+    the first image.
     """
 
     full_state_update = False
@@ -34,16 +35,16 @@ class MemorizationMetric(torchmetrics.Metric):
         super().__init__(**kwargs)
         require_known("metric", metric, METRICS)
         self.metric: Metric = metric
-        # An array and no buffer: it is no state, it never moves, and nobody wants it saved.
+        # An array, not a buffer, as it is neither moved nor saved.
         self.training_features = checked("training_features", training_features, metric)
         require(len(self.training_features) > 0, "training_features", "not empty", 0)
         self.add_state("num_images", torch.tensor(0), "sum")
-        # MetricCollection merges metrics of equal states for good, such as two without a hit yet.
+        # MetricCollection merges metrics of equal states forever, such as two without a hit yet.
         settings = (type(self).__name__, metric, *settings)
         self.add_state("identity", _digest(self.training_features, settings), "max")
 
     def update(self, features: Features) -> None:
-        """Takes further generated images' features (n, d)."""
+        """Adds features (n, d) of generated images."""
         array = checked("features", features, self.metric)
         d, remedy = self.training_features.shape[1], "encode all with the same encoder"
         require(array.shape[1] == d, "features", f"of {d} dimensions", array.shape[1], remedy)
@@ -86,7 +87,7 @@ def checked(name: str, features: Features, metric: Metric) -> Float32[np.ndarray
 
 
 def _digest(features: Float32[np.ndarray, "m d"], settings: tuple[Any, ...]) -> Tensor:
-    """SHA-256 of what a metric computes, as 32 numbers."""
+    """SHA-256 of the features and settings of a metric, as 32 numbers."""
     hashed = hashlib.sha256(repr((settings, features.shape)).encode())
     hashed.update(np.ascontiguousarray(features).data)
     return torch.tensor(list(hashed.digest()))

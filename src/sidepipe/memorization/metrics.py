@@ -1,10 +1,10 @@
 """The scores of `memorization` as torchmetrics metrics, for a loop over batches or processes.
 
-Each is made with the features of the training images (m, d), or of any set to compare with, then
-takes features of generated images (n, d) and computes a float64. States are whole numbers, maxima
-and lists of float32, so that the result does not depend on batches, their order, or the number of
-processes; a sampler that repeats images to fill up the last batch does change it. The search is
-that of `features.search`: features may be on any device, and states are where the metric is.
+The constructor takes the features of the training images (m, d), or of any set to compare with;
+`update` takes features of generated images (n, d); `compute` returns float64. States are whole
+numbers, maxima and lists of float32, so the result does not depend on batches, their order, or the
+number of processes; a sampler that repeats images to fill the last batch does change it. Features
+may be on any device; states are on the device of the metric.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ ADAPTIVE_NEIGHBORS = 50  # Carlini et al., 2023
 
 
 class _Share(MemorizationMetric):
-    """Share of the generated images that a rule says yes to."""
+    """Share of the generated images that meet a rule."""
 
     count: Tensor
 
@@ -64,7 +64,7 @@ class AMS(_Share):
 class AdaptiveScore(_Share):
     """Share of images with an adaptive score of at most 1 (`memorization.adaptive_scores`).
 
-    ValueError for fewer than 50 training images.
+    Raises ValueError for fewer than 50 training images.
     """
 
     def __init__(self, training_features: Features, metric: Metric, **kwargs: Any) -> None:
@@ -80,9 +80,9 @@ class AdaptiveScore(_Share):
 class RatioRule(_Share):
     """Share of images three times closer to one training image than to the next different one.
 
-    (`memorization.ratio_hits`.) Training images with equal features count once. Doubles whose
-    features differ by rounding, as networks' may from batch to batch, are for the caller to remove.
-    ValueError for fewer than 2 different ones.
+    (`memorization.ratio_hits`.) Training images with equal features count once. The caller removes
+    duplicates whose features differ by rounding, as those of networks may between batches. Raises
+    ValueError for fewer than 2 different images.
     """
 
     def __init__(self, training_features: Features, metric: Metric, **kwargs: Any) -> None:
@@ -118,7 +118,7 @@ class CumulativeAMS(MemorizationMetric):
 
 
 class _Unique(MemorizationMetric):
-    """Training images that some generated image is in the band of, over the generated images."""
+    """Training images within the band of any generated image, over the generated images."""
 
     found: Tensor
 
@@ -141,7 +141,7 @@ class _Unique(MemorizationMetric):
 
 
 class UMS(_Unique):
-    """Different training images that any pair in the band has, over N_G (SIDE, eq. 9)."""
+    """Different training images of all pairs in the band, over N_G (SIDE, eq. 9)."""
 
     def _mask(self, features: Float32[np.ndarray, "n d"]) -> Bool[np.ndarray, "m"]:
         return covered(features, self.training_features, self.metric, [self.band])[0]
@@ -210,7 +210,7 @@ def _checked_band(band: m.Band) -> m.Band:
 def _as_close(
     gamma: Float32[np.ndarray, "n"], thresholds: Floats, metric: Metric
 ) -> Int64[np.ndarray, "t"]:
-    """How many of gamma are at least as close as each threshold."""
+    """The number of gamma at least as close as each threshold."""
     return np.array([m.closer(gamma, a, metric).sum() for a in thresholds], np.int64)
 
 

@@ -1,8 +1,7 @@
-"""How good generated images are as a set: FID and KID by torchmetrics, and FID marked down for
-copying (MiFID).
+"""Quality of a set of generated images: FID and KID by torchmetrics; MiFID penalizes copies.
 
-All compare features of one encoder. Their scale is that of the features, so values of different
-encoders, or published ones of Inception, cannot be compared.
+All compare features of one encoder, which decides their scale: values cannot be compared with those
+of another encoder, or with published ones of Inception.
 """
 
 import warnings
@@ -20,36 +19,36 @@ from sidepipe.features.search import nearest
 
 Features = Float[np.ndarray, "_ _"]
 
-# The eigenvalues of a d x d matrix take d^3: on one core 0.3 s for d = 512, 6 s for 2048, 13 s for
-# 3072, which 32 x 32 color pixels have; those of 64 x 64 would take a quarter of an hour.
+# Eigenvalues of a d x d matrix take time d^3: on one core 0.3 s for d = 512, 6 s for 2048, 13 s for
+# 3072 (32 x 32 color pixels), and 15 minutes for 64 x 64 color pixels.
 MAX_DIMENSIONS = 3072
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # as published
-# Each set has at least as many, so subsets have 50. On the 8x8 digits noise of RMS 0.2 then raises
-# KID by several times its standard deviation; with 4 images it does not show.
+# The minimum size of a set, so that subsets have 50 images. On 8x8 digits, noise of RMS 0.2 then
+# raises KID by several standard deviations, unlike with 4 images.
 KID_MIN_IMAGES = 100
-# The published kernel divides x.y by d, for entries of about 1. Our encoders' vectors are unit ones
-# or root mean squares: divided already, and once more would leave hardly more than the means.
+# The published kernel divides x.y by d, for entries of about 1. Vectors of our encoders have this
+# division: they are unit vectors or root mean squares.
 KID_GAMMA = 1.0
-# Of the mean cosine distance; the competition's, for Inception features.
+# Threshold of the mean cosine distance, from the competition, for Inception features.
 MIFID_THRESHOLD = 0.1
 
 
 class EncoderFeatures(nn.Module):
-    """An encoder as torchmetrics wants a feature network: uint8 (n, c, h, w) in, (n, d) out.
+    """An encoder as a feature network of torchmetrics: uint8 (n, c, h, w) in, (n, d) out.
 
-    image_shape: (c, h, w), all images'. num_features: d. Features come as float64: torchmetrics
-    computes in the type it is given. Give KernelInceptionDistance gamma=`KID_GAMMA`.
+    image_shape: (c, h, w) of all images. num_features: d. Features are float64, as torchmetrics
+    computes in their type. KernelInceptionDistance needs gamma=`KID_GAMMA`.
     """
 
     def __init__(self, encoder: Encoder, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.encoder, self.image_shape = encoder, image_shape
-        # torchmetrics would try a 299 x 299 color image, which not every encoder takes.
+        # torchmetrics would use a 299 x 299 color image, which some encoders reject.
         blank = torch.zeros(1, *image_shape, dtype=torch.uint8)
         self.num_features = self(blank).shape[1]
 
     def forward(self, images: UInt8[Tensor, "n c h w"]) -> Float64[Tensor, "n d"]:
-        """ValueError unless uint8 and of `image_shape`."""
+        """The features; raises ValueError unless images are uint8 and of `image_shape`."""
         require(images.dtype == torch.uint8, "images", "uint8 in 0 to 255", str(images.dtype))
         shape = tuple(images.shape)
         require(shape[1:] == self.image_shape, "images", f"(n, *{self.image_shape})", shape)
@@ -59,7 +58,7 @@ class EncoderFeatures(nn.Module):
 
 
 class _Identity(nn.Module):
-    """Features that are encoded already, where torchmetrics expects a network."""
+    """The network that torchmetrics expects, for images that are already features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -72,9 +71,9 @@ class _Identity(nn.Module):
 def fid(a: Features, b: Features) -> float:
     """Frechet distance of the Gaussians fitted to two sets of features, 0 for equal sets.
 
-    a: (n, d), b: (m, d). Biased upwards for small sets: compare only at equal n and m, and better
-    with both well above d. ValueError: fewer than 2 images, different d, d > `MAX_DIMENSIONS`,
-    values that are not finite (Heusel et al., 2017).
+    a: (n, d), b: (m, d). It is biased upwards for small sets: compare values only at equal n and m,
+    ideally well above d. Raises ValueError for fewer than 2 images, different d, d above
+    `MAX_DIMENSIONS`, or values that are not finite (Heusel et al., 2017).
     """
     a, b = _checked(a, b)
     require(
@@ -82,22 +81,21 @@ def fid(a: Features, b: Features) -> float:
         "features",
         f"of at most {MAX_DIMENSIONS} dimensions for FID",
         a.shape[1],
-        "an encoder of fewer dimensions than pixels have, or KID",
+        "use an encoder of fewer dimensions, or KID",
     )
     metric = FrechetInceptionDistance(feature=_Identity(a.shape[1]))
     _update(metric, a, b)
-    # Rounding alone takes the distance of equal sets below 0.
+    # Rounding can make the distance of equal sets negative.
     return max(0.0, float(metric.compute()))
 
 
 def kid(a: Features, b: Features, seed: int) -> tuple[float, float]:
-    """Kernel distance of two sets of features: mean and deviation over random subsets.
+    """Kernel distance of two sets of features: mean and standard deviation over random subsets.
 
-    a: (n, d), b: (m, d). Kernel (x.y + 1)^3, 100 subsets of 1,000 (Binkowski et al., 2018);
-    unbiased, so that it can be negative. Smaller sets give subsets of half the smaller one: of
-    whole sets all subsets would be the same, with a deviation of 0. The deviation is that of a
-    subset, not the mean's error. The global random state is left as it was. ValueError: fewer than
-    `KID_MIN_IMAGES`, and as in `fid`, for any d.
+    a: (n, d), b: (m, d). Kernel (x.y + 1)^3, 100 subsets of 1,000 (Binkowski et al., 2018). It is
+    unbiased, so it can be negative. For smaller sets, a subset has half of the smaller set. The
+    deviation is that of a subset, not the error of the mean. The global random state does not
+    change. Raises ValueError for fewer than `KID_MIN_IMAGES` images, and as `fid`, for any d.
     """
     a, b = _checked(a, b)
     fewest, remedy = min(len(a), len(b)), "generate or hold out more images"
@@ -111,20 +109,20 @@ def kid(a: Features, b: Features, seed: int) -> tuple[float, float]:
         )
     _update(metric, a, b)
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the GPUs as well, which are not restored.
+        # torch.manual_seed would also seed the GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(seed)
         mean, deviation = metric.compute()
     return float(mean), float(deviation)
 
 
 def nearest_cosine_distance(generated: Features, training: Features) -> Float64[np.ndarray, "n"]:
-    """Each generated image's 1 - |cosine| to its nearest training image, in [0, 1], for `mifid`.
+    """1 - |cosine| of each generated image to its nearest training image, in [0, 1], for `mifid`.
 
-    generated: (n, d), training: (m, d), of any length: the cosine is taken here. A zero vector is
-    near nothing, 1. ValueError: different d, values that are not finite.
+    generated: (n, d), training: (m, d), vectors of any length. A zero vector has distance 1. Raises
+    ValueError for different d, or values that are not finite.
     """
     generated, training = (_unit(x) for x in (generated, training))
-    # |cosine| takes the opposite vector for a copy too: as published, for features >= 0.
+    # |cosine| also counts the opposite vector as a copy: as published, for features >= 0.
     gamma = [nearest(x, training, "cosine")[0][:, 0] for x in (generated, -generated)]
     return np.clip(1 - np.maximum(*gamma).astype(np.float64), 0, 1)
 
@@ -137,9 +135,9 @@ def mifid(
     """FID divided by the mean distance of GENERATED images to training images, if < threshold.
 
     Bai et al., 2021, with its 1e-14 against division by 0. torchmetrics (1.9) takes the mean over
-    training images instead, and so misses a few images that are copied often. Its value has no
-    meaning where it penalizes, except that it is larger than FID: copies give a mean of mere
-    rounding. ValueError: no distances, distances outside [0, 1], threshold outside (0, 1].
+    training images instead, which misses a few images that are copied often. A penalized value only
+    means that it is larger than FID, as the mean distance of copies is rounding error. Raises
+    ValueError for no distances, distances outside [0, 1], or a threshold outside (0, 1].
     """
     distance = nearest_cosine_distance
     require(0 < threshold <= 1, "threshold", "in (0, 1]", threshold)

@@ -52,7 +52,7 @@ def test_every_panel_has_a_title_of_its_own_and_draws_something():
 
 def test_the_lower_bound_is_named_by_its_confidence():
     (panel,) = (p for p in panels(spec()).values() if p["config"].get("metrics") == [k.AT_LEAST])
-    assert panel["config"]["chartTitle"] == "at least so many can be hit, with 95 % confidence"
+    assert panel["config"]["chartTitle"] == "lower bound of images that can be hit, 95 % confidence"
 
 
 def test_one_sweeps_workspace_has_its_name_and_its_runs_alone():

@@ -93,7 +93,7 @@ def test_what_was_killed_or_failed_is_named_and_the_same_command_goes_on(
     subprocess.run(["scancel", "--signal=KILL", job.id], check=True)
     wait(lambda: is_over(sweep))
     said = command("status", "attack_demo", options[0])
-    (killed,) = [line for line in said.splitlines() if f"job {job.id} was cancelled" in line]
+    (killed,) = [line for line in said.splitlines() if f"job {job.id} was canceled" in line]
     assert killed.startswith(f"  dpm {good}")
     (failed,) = [line for line in said.splitlines() if "the loss is nan" in line]
     assert f"dpm {bad}" in failed

@@ -1,15 +1,15 @@
-"""`python -m sidepipe.cli.dashboards`: makes the W&B workspace, or updates the one of its name."""
+"""Creates the W&B workspace of a project or a sweep, or updates the one of its name."""
 
 import argparse
 import sys
 
 
 def main() -> None:
-    """Puts the workspace on the server and prints its address."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--project", default="sidepipe")
-    parser.add_argument("--entity", help="a team or user; the account's own without it")
-    parser.add_argument("--group", help="of one sweep's runs only")
+    """Entry point of `python -m sidepipe.cli.dashboards`."""
+    parser = argparse.ArgumentParser("python -m sidepipe.cli.dashboards", description=__doc__)
+    parser.add_argument("--project", default="sidepipe", help="a W&B project; default: sidepipe")
+    parser.add_argument("--entity", help="a team or user; default: that of the account")
+    parser.add_argument("--group", help="a sweep; default: all runs of the project")
     chosen = parser.parse_args()
     try:
         import wandb
@@ -20,7 +20,7 @@ def main() -> None:
         print(put(entity, chosen.project, chosen.group))
     except ModuleNotFoundError as error:
         sys.exit(f"{error}; remedy: pip install 'sidepipe[dashboards]'")
-    except Exception as error:  # of many kinds, and all mean the same
+    except Exception as error:  # of many classes
         sys.exit(
             f"no dashboard: {error}; remedy: `wandb login`, WANDB_BASE_URL, --entity, --project"
         )

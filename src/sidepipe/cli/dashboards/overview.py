@@ -1,6 +1,6 @@
-"""The W&B workspace that shows a sweep: what it draws, and putting it on a server under its name.
+"""The W&B workspace of a sweep: its panels, and saving it to a server under its name.
 
-`python -m sidepipe.cli.dashboards`. The report says the same offline.
+`python -m sidepipe.cli.dashboards` saves it. The report contains the same results offline.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from sidepipe.stages.evaluate import charts as evaluate
 from sidepipe.tracking.runs import GLOBAL_STEP
 
 BANDS = ("high", "mid", "low")
-# The library looks up views by an id that only their address shows, never by the name people see.
+# wandb_workspaces finds a view only by the id in its address, not by its displayed name.
 VIEWS = """
 query Views($entity: String, $project: String) {
   project(name: $project, entityName: $entity) {
@@ -27,12 +27,12 @@ query Views($entity: String, $project: String) {
 
 
 def name_of(group: str | None) -> str:
-    """The workspace's name: of one sweep, or of everything in the project."""
+    """The name of the workspace of one sweep, or of the whole project."""
     return f"sidepipe {group}" if group else "sidepipe"
 
 
 def sections() -> list[ws.Section]:
-    """What the workspace draws, the results first; one line or bar for each attack."""
+    """The panels of the workspace, results first, with one line or bar per attack."""
     return [*_results(), *_extent_and_model(), *_cost()]
 
 
@@ -85,8 +85,10 @@ def _extent_and_model() -> list[ws.Section]:
                 evaluate.RAREFACTION_LOW,
                 evaluate.RAREFACTION_HIGH,
             ),
-            _over_sizes("at least so many can be hit, with 95 % confidence", evaluate.AT_LEAST),
-            _over_sizes("share of hits to come already seen", evaluate.COVERAGE),
+            _over_sizes(
+                "lower bound of images that can be hit, 95 % confidence", evaluate.AT_LEAST
+            ),
+            _over_sizes("estimated share of further hits on images already hit", evaluate.COVERAGE),
         ),
         _section(
             "The model under attack",
@@ -101,7 +103,7 @@ def _extent_and_model() -> list[ws.Section]:
         _section(
             "The classifier by noise level",
             _line(
-                "cross-entropy, and of who knows the labels' frequency alone",
+                "cross-entropy, and entropy of the label frequencies",
                 classifier.NOISE_LEVEL,
                 classifier.CROSS_ENTROPY,
                 classifier.LABEL_ENTROPY,
@@ -117,7 +119,7 @@ def _cost() -> list[ws.Section]:
         _section(
             "Cost in network evaluations",
             _by_attack(
-                "of the attack, and of synthetic images",
+                "evaluations of the attack, and of synthetic images",
                 evaluate.EVALUATIONS,
                 evaluate.SYNTHETIC_EVALUATIONS,
             ),
@@ -136,12 +138,12 @@ def _section(name: str, *panels: Any) -> ws.Section:
 
 
 def _line(title: str, x: str, *y: str) -> wr.LinePlot:
-    """A line a run."""
+    """One line per run."""
     return wr.LinePlot(title=title, x=x, y=list(y), title_x=x.rpartition("/")[2])
 
 
 def _over_sizes(title: str, *y: str) -> wr.LinePlot:
-    """A line an attack over the number of training images; each run is one of its points."""
+    """One line per attack over the number of training images, with one point per run."""
     return wr.LinePlot(
         title=title,
         x=evaluate.TRAIN_IMAGES,
@@ -159,7 +161,7 @@ def _by_attack(title: str, *metrics: str) -> wr.BarPlot:
 
 
 def workspace(entity: str, project: str, group: str | None) -> ws.Workspace:
-    """The workspace, not yet on any server; group: of one sweep's runs, None for all."""
+    """The workspace, not yet saved. group: the sweep of its runs, None for all runs."""
     chosen = f"Metric('Group') == {group!r}" if group else ""
     return ws.Workspace(
         entity=entity,
@@ -172,9 +174,9 @@ def workspace(entity: str, project: str, group: str | None) -> ws.Workspace:
 
 
 def put(entity: str, project: str, group: str | None) -> str:
-    """The address of the workspace, made on the server or, where its name is there, updated.
+    """The address of the workspace, after creating it or updating the one of its name.
 
-    What people changed in it beside its panels (colors, runs that are hidden) stays.
+    An update keeps changes of users other than panels, such as colors and hidden runs.
     """
     new = workspace(entity, project, group)
     answer = execute_graphql(wandb.Api(), VIEWS, {"entity": entity, "project": project})

@@ -19,13 +19,13 @@ MAX_ARRAY = 1000  # tasks of one array; Slurm's default limit
 
 @dataclass(frozen=True, kw_only=True)
 class Slurm:
-    """The resources of a job, named as in sbatch; None is the cluster's default or your SBATCH_*.
+    """The resources of a job, named as in sbatch; None for the cluster's default or your SBATCH_*.
 
-    nodes x tasks_per_node processes share one training or sampling run, a device each.
-    array_parallelism: jobs of one stage that run at once, None for no limit. signal_seconds: before
-    the time limit, when a job saves and requeues itself. setup: shell lines run first. sbatch:
-    further options. stages: by stage, what differs there; a stage that uses one process or no
-    accelerator asks for no more without it.
+    nodes x tasks_per_node processes share one training or sampling run, with one device each.
+    array_parallelism: jobs of one stage that run together, None for no limit. signal_seconds: time
+    before the limit at which a job saves and requeues itself. setup: shell lines that run first.
+    sbatch: further options. stages: other resources, by stage; by default a stage without several
+    processes or an accelerator requests one process or no accelerator.
     """
 
     partition: str | None = None
@@ -51,7 +51,7 @@ class Slurm:
             require(value is None or value >= 1, f"runtime.slurm.{name}", ">= 1 or null", value)
 
     def of(self, stage: str) -> "Slurm":
-        """What a job of `stage` asks for: its own settings, or else what the stage can use."""
+        """The resources of a job of `stage`: its own settings, or those that the stage can use."""
         where, changes = f"runtime.slurm.stages.{stage}", self.stages.get(stage) or {}
         for name in changes:
             require_known(where, name, vars(self).keys() - {"stages"})
@@ -62,7 +62,7 @@ class Slurm:
 
 
 def slurm_of(settings: Mapping[str, Any] | None) -> Slurm:
-    """The checked `runtime.slurm` settings; ValueError names what is wrong."""
+    """The checked `runtime.slurm` settings; raises ValueError for a wrong one."""
     where = "runtime.slurm"
     remedy = "choose runtime=slurm, or LAUNCHER=local"
     require(settings is not None, where, "set", settings, remedy)
@@ -89,16 +89,15 @@ def require_answer() -> None:
     """Raises RuntimeError unless a Slurm cluster answers here."""
     if not is_there():
         raise RuntimeError(
-            "no Slurm cluster answers (sbatch, sinfo); remedy: a login node of the cluster, or "
-            "LAUNCHER=local, which Ctrl-C stops"
+            "no Slurm cluster answers (sbatch, sinfo); remedy: run this on a login node, or set "
+            "LAUNCHER=local"
         )
 
 
 def script(name: str, slurm: Slurm, tasks: Path, count: int, logs: Path) -> str:
-    """The batch script of an array of `count` tasks, those of the file `tasks`.
+    """The batch script of an array of the `count` tasks in the file `tasks`.
 
-    It runs each as a step, whose processes get the signals: of a bare script Slurm tells only the
-    shell.
+    It runs each task with srun, whose processes receive signals; without srun only the shell does.
     """
     limit = f"%{slurm.array_parallelism}" if slurm.array_parallelism else ""
     options = {
@@ -125,10 +124,10 @@ def script(name: str, slurm: Slurm, tasks: Path, count: int, logs: Path) -> str:
             *given,
             "#SBATCH --requeue",
             *(f"#SBATCH {option}" for option in slurm.sbatch),
-            # Variables that the submitting shell has from another job would mix up the ranks.
+            # Variables of another job in the submitting shell would change the ranks.
             "unset MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK",
             *map(str, slurm.setup),
-            # srun does not take it from the job since Slurm 22.05.
+            # Since Slurm 22.05, srun does not inherit it from the job.
             '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
             f"exec srun --label --kill-on-bad-exit=1 {shlex.join(command)}",
             "",
@@ -137,12 +136,12 @@ def script(name: str, slurm: Slurm, tasks: Path, count: int, logs: Path) -> str:
 
 
 def submit(text: str, after: Sequence[str]) -> str:
-    """Submits a batch script that starts when the jobs `after` have ended, however; its job id.
+    """Submits a batch script that starts when the jobs `after` have ended; returns its job id.
 
-    Raises RuntimeError with what sbatch says.
+    Raises RuntimeError with the message of sbatch.
     """
     dependency = [f"--dependency=afterany:{':'.join(after)}"] if after else []
-    # A sweep submitted from within a job must not hand on that job's own settings.
+    # A sweep that is submitted within a job must not inherit the settings of that job.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SRUN_"))}
     done = subprocess.run(
         ["sbatch", "--parsable", *dependency],
@@ -169,19 +168,19 @@ class Queued:
 
 
 def queue() -> dict[str, Queued]:
-    """Our jobs that have not ended, by id; of arrays by `<id>_<index>`."""
-    lines = _told("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N")
+    """The user's jobs that have not ended, by id, or `<id>_<index>` in arrays."""
+    lines = _output("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N")
     split = (line.split("|") for line in lines)
     return {job: Queued(state, reason, node) for job, state, reason, node in split}
 
 
 def ended(jobs: Sequence[str]) -> dict[str, str]:
-    """How jobs ended, as `OUT_OF_MEMORY (0:125)`, by id; nothing where accounting is off."""
+    """The final states of jobs by id, as `OUT_OF_MEMORY (0:125)`; empty without accounting."""
     if not jobs or shutil.which("sacct") is None:
         return {}
     whole = sorted({job.split("_")[0] for job in jobs})
     try:
-        lines = _told(
+        lines = _output(
             "sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode", "-j", ",".join(whole)
         )
     except RuntimeError:
@@ -191,12 +190,12 @@ def ended(jobs: Sequence[str]) -> dict[str, str]:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancels jobs; those that ended meanwhile are no error."""
+    """Cancels jobs; ignores those that have ended."""
     if jobs:
-        _told("scancel", "--quiet", *jobs)
+        _output("scancel", "--quiet", *jobs)
 
 
-def _told(*command: str) -> list[str]:
+def _output(*command: str) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")

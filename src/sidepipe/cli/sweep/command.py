@@ -1,4 +1,4 @@
-"""The command line of sweeps: `sidepipe-sweep run subset_size`, and status, cancel, report."""
+"""Runs the grid of a file in conf/sweep, here or on Slurm; see docs/cluster.md."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RECORD = "sweep.json"
 
 
 def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
-    """Makes what is missing of a sweep, here or on Slurm; `dry` only says what that is."""
+    """Makes the missing artifacts of a sweep, here or on Slurm."""
     if launcher == "auto":
         launcher = "slurm" if cluster.is_there() else "local"
     sweep = sweep_of(name, [f"runtime={launcher}", *overrides])
@@ -59,7 +59,7 @@ def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
         return _submit(sweep, slurm)
     local.run(sweep)
     seen = look(sweep)
-    print(f"{table(sweep, seen)}\nits results: make report SWEEP={sweep.name}")
+    print(f"{table(sweep, seen)}\nresults: make report SWEEP={sweep.name}")
     return int(any(at.kind != "done" for at in seen.values()))
 
 
@@ -68,13 +68,13 @@ def _submit(sweep: Sweep, slurm: cluster.Slurm) -> int:
     for stage, array, tasks in jobs.submit(sweep, slurm):
         print(f"submitted {stage}: job {array}, {tasks} task{'s' * (tasks > 1)}")
         count += tasks
-    said = f"{count} submitted" if count else "nothing to submit"
-    print(f"{said}; how far it is: make status SWEEP={sweep.name}")
+    done = f"{count} submitted" if count else "nothing to submit"
+    print(f"{done}; status: make status SWEEP={sweep.name}")
     return 0
 
 
 def forecast(sweep: Sweep) -> str:
-    """Finished and missing artifacts by stage, with device-hours estimated from earlier runs."""
+    """A table of finished and missing artifacts by stage, with an estimate of the device-hours."""
     left = {key: task for key, task in sweep.tasks.items() if not task.is_done}
     expected = estimates(left.values())
     rows: list[list[object]] = [
@@ -96,20 +96,21 @@ def forecast(sweep: Sweep) -> str:
     lines = [f"sweep {sweep.name}: {len(sweep.points)} points" + (f", {axes}" if axes else "")]
     lines += aligned(rows)
     if devices:
-        hours = f"{total / 3600:.1f} device-hours in all"
-        lines.append(f"{hours}, as earlier runs on {'; '.join(devices)} took")
+        lines.append(
+            f"{total / 3600:.1f} device-hours in all, estimated from runs on {'; '.join(devices)}"
+        )
     return "\n".join(lines)
 
 
 def status(name: str, overrides: Sequence[str]) -> int:
-    """Prints how far a sweep is."""
+    """Prints the states of the artifacts of a sweep."""
     sweep = _known(name, overrides)
     print(table(sweep, look(sweep)))
     return 0
 
 
 def cancel(name: str, overrides: Sequence[str]) -> int:
-    """Cancels the sweep's jobs that wait or run; their work is kept and can be resumed."""
+    """Cancels the queued and running jobs of a sweep; their finished work is kept."""
     cluster.require_answer()
     sweep = _known(name, overrides)
     mine = [
@@ -123,7 +124,7 @@ def cancel(name: str, overrides: Sequence[str]) -> int:
 
 
 def report(name: str, overrides: Sequence[str]) -> int:
-    """Writes the page of what is finished of a sweep, and prints its table."""
+    """Writes the report of the finished artifacts of a sweep, and prints its table."""
     from sidepipe.stages.report.sweep.page import write_sweep
 
     sweep = _known(name, overrides)
@@ -136,7 +137,7 @@ def report(name: str, overrides: Sequence[str]) -> int:
 
 
 def _reported(point: Point, seen: Mapping[str, Seen]) -> ReportedPoint:
-    """A point as its sweep's report takes it."""
+    """The point in the form that the report of a sweep takes."""
     from sidepipe.stages.report.sweep.points import Point as ReportedPoint
 
     runtime = point.plan.runtime
@@ -153,7 +154,7 @@ def _reported(point: Point, seen: Mapping[str, Seen]) -> ReportedPoint:
 
 
 def reported_attack(node: Node, at: Seen, runtime: Runtime) -> Path | Missing:
-    """The folder of a finished attack; else why it has no result."""
+    """The folder of a finished attack, or the reason why it has no result."""
     from sidepipe.stages.report.sweep.points import Missing
 
     if at.kind != "done":
@@ -164,21 +165,21 @@ def reported_attack(node: Node, at: Seen, runtime: Runtime) -> Path | Missing:
 
 
 def _known(name: str, overrides: Sequence[str]) -> Sweep:
-    """The sweep as it was last run, under further overrides."""
+    """The sweep with the overrides of its last run and further ones."""
     record = folder_of(name, overrides) / RECORD
-    remedy = "remedy: delete it and give all overrides again"
+    remedy = "remedy: delete it and repeat all overrides"
     before = files.load_json(record, remedy)["overrides"] if record.exists() else []
     return sweep_of(name, [*before, *overrides])
 
 
 def task(path: Path, index: int) -> int:
-    """Makes one artifact of a job file: what a Slurm job runs."""
+    """Makes one artifact of a job file, in a Slurm job."""
     key, overrides = jobs.task_of(path, index)
     the_plan = point_of(overrides)
     if key not in the_plan.nodes:
         raise ValueError(
-            f"{key} is no artifact of this config any more: code or configs changed after the job "
-            "was submitted; remedy: make sweep again"
+            f"{key} is no artifact of this config any more: code or configs have changed since "
+            "submission; remedy: run make sweep again"
         )
     check_parts([the_plan.nodes[key]], the_plan.runtime)
     the_plan.runtime.limit_threads()
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _tried(command: Callable[..., int], arguments: Mapping[str, Any]) -> int:
-    """The command's exit code: 1 where it fails, which is logged in one message."""
+    """Runs the command; returns its exit code, 1 after an error, which it logs."""
     try:
         return command(**arguments)
     except FAULTS as error:
@@ -215,9 +216,9 @@ def _tried(command: Callable[..., int], arguments: Mapping[str, Any]) -> int:
 def _parsed(arguments: Sequence[str] | None) -> dict[str, Any]:
     parser = _parser()
     known, further = parser.parse_known_args(arguments)
-    # argparse takes no more overrides once an option has come between.
+    # argparse accepts no more overrides after an option.
     if wrong := [each for each in further if each.startswith("-") or "overrides" not in known]:
-        parser.error(f"unknown: {' '.join(wrong)}")
+        parser.error(f"unknown arguments: {' '.join(wrong)}")
     if further:
         known.overrides += further
     return vars(known)
@@ -229,14 +230,27 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, status, report, cancel):
         sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").split(".")[0])
         sub.set_defaults(command=command)
-        sub.add_argument("name", help="a file of conf/sweep")
-        sub.add_argument("overrides", nargs="*", help="as of sidepipe; a=1,2 is one more axis")
+        sub.add_argument("name", help="the name of a file in conf/sweep")
+        sub.add_argument(
+            "overrides", nargs="*", help="settings, as for sidepipe; a=1,2 adds an axis"
+        )
         if command is run:
-            sub.add_argument("--launcher", choices=["auto", "slurm", "local"], default="auto")
-            sub.add_argument("--dry", action="store_true", help="only print what would run")
-    sub = commands.add_parser("task", help="run one task of a job array")
+            sub.add_argument(
+                "--launcher",
+                choices=["auto", "slurm", "local"],
+                default="auto",
+                help="auto: slurm where a cluster answers, else local",
+            )
+            sub.add_argument("--dry", action="store_true", help="only print the plan")
+    sub = commands.add_parser("task", help="run one task of a job array; Slurm jobs use it")
     sub.set_defaults(command=task)
     sub.add_argument("path", type=Path, help="the job file")
     index = os.environ.get("SLURM_ARRAY_TASK_ID")
-    sub.add_argument("index", type=int, nargs="?", default=index, help="of the task; Slurm's own")
+    sub.add_argument(
+        "index",
+        type=int,
+        nargs="?",
+        default=index,
+        help="index of the task; default: SLURM_ARRAY_TASK_ID",
+    )
     return parser

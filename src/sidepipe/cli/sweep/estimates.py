@@ -1,4 +1,4 @@
-"""How long artifacts will take, from the manifests of earlier ones that are most like them."""
+"""Estimates of the time of artifacts, from the manifests of the most similar finished ones."""
 
 import json
 import math
@@ -12,24 +12,24 @@ from sidepipe.cli.sweep.grid import Task
 from sidepipe.engine.artifacts import MANIFEST, Artifact
 from sidepipe.engine.graph import Node
 
-# Seconds grow with the product of these settings, of those that a stage has.
+# The time is proportional to the product of these settings, where a stage has them.
 AMOUNTS = ("max_steps", "batch_size", "num_images", "num_inference_steps")
-NEWEST = 50  # manifests looked at, of a stage
+NEWEST = 50  # manifests read per stage
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: of all devices together, for the whole artifact; device: what earlier runs had."""
+    """seconds: the sum over all devices; device: that of the earlier runs."""
 
     seconds: float
     device: str
 
 
 def estimates(tasks: Iterable[Task]) -> dict[str, Estimate | None]:
-    """By key; None where no artifact of that stage was ever finished.
+    """The estimate of each task by key; None without a finished artifact of its stage.
 
-    Of the finished artifacts of a stage those count that share most settings with the task, their
-    own and those of what they are made from: their median seconds for each unit of work.
+    It is the median time per unit of work of the finished artifacts of the stage that share the
+    most settings with the task, including the settings of all stages upstream.
     """
     earlier: dict[str, list[_Finished]] = {}
     found: dict[str, Estimate | None] = {}
@@ -65,7 +65,7 @@ def _finished(stages: Path) -> Iterator[_Finished]:
         try:
             made = [(one.stage, one.manifest) for one in Artifact(path.parent).lineage()]
         except (FileNotFoundError, ValueError):
-            continue  # something it was made from has been deleted, or is damaged
+            continue  # an artifact upstream is deleted or damaged
         manifest = made[-1][1]
         if "empty" in manifest["summary"]:
             continue  # it did no work
@@ -76,11 +76,11 @@ def _finished(stages: Path) -> Iterator[_Finished]:
 
 
 def _work(stage: str, settings: Mapping[str, Mapping[str, Any]]) -> float:
-    """Units that the seconds of `stage` grow with: steps or images, and pixels."""
+    """Units of work of `stage`: steps or images, times values per image."""
     data = settings.get("data", {})
     work = float(data.get("size", 1) ** 2 * data.get("channels", 1))
     own = settings[stage]
-    of_trials = own.get("attack", {})  # of tune, a trial for every point of the grid
+    of_trials = own.get("attack", {})  # tune has one trial per point of its grid
     for name in AMOUNTS:
         work *= own.get(name) or of_trials.get(name) or 1
     return work * math.prod(len(values) for values in own.get("grid", {}).values())

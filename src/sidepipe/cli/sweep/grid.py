@@ -1,7 +1,7 @@
-"""The points of a sweep: its grid laid over the config, a plan each; what points share is one node.
+"""The points of a sweep: one plan per point of its grid; points share equal nodes.
 
-A sweep is a file of `conf/sweep`, whose axes are Hydra's own (`hydra.sweeper.params`), so that
-`sidepipe sweep=NAME` runs the same points one after another. Overrides lie over both.
+A sweep is a file in `conf/sweep` with Hydra's axes (`hydra.sweeper.params`), so that
+`sidepipe sweep=NAME` runs the same points one after another. Overrides take precedence.
 """
 
 import itertools
@@ -57,11 +57,11 @@ class Task:
 
     @property
     def is_done(self) -> bool:
-        """Whether its artifact is finished and has all its files."""
+        """Whether its artifact is finished, with all its files."""
         return is_done(self.folder)
 
     def values(self, axes: Sequence[str]) -> str:
-        """Its values on those axes on which all its points agree, as `seed=0 dpm.lr=0.1`."""
+        """Its values on the axes on which all its points agree, as `seed=0 dpm.lr=0.1`."""
         shared = [{str(point.axes[axis]) for point in self.points} for axis in axes]
         pairs = zip(axes, shared, strict=True)
         return " ".join(f"{axis}={values.pop()}" for axis, values in pairs if len(values) == 1)
@@ -69,7 +69,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All points of a grid; `stage` as on the command line says how far they go."""
+    """All points of a grid. stage: the last stage to run, as `stage=` on the command line."""
 
     name: str
     overrides: tuple[str, ...]
@@ -88,7 +88,7 @@ class Sweep:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """Every node that `stage` needs by key, each once, stage by stage in running order."""
+        """The nodes that `stage` needs by key, each once, stage by stage in running order."""
         points: dict[str, list[Point]] = {}
         nodes: dict[str, Node] = {}
         for point in self.points:
@@ -101,12 +101,12 @@ class Sweep:
 
 
 def sweep_folder(outputs: str, name: str) -> Path:
-    """Where a sweep keeps what is its own: its jobs, its log, its report."""
+    """The folder of a sweep: its jobs, its logs, its report."""
     return Path(outputs).expanduser().resolve() / "sweeps" / name
 
 
 def folder_of(name: str, overrides: Sequence[str]) -> Path:
-    """Where the sweep keeps what is its own, without planning its points. Errors of `sweep_of`."""
+    """The folder of the sweep, without planning its points. Raises as `sweep_of`."""
     require_known("SWEEP", name, options("sweep"))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         fixed, _ = _axes(name, overrides)
@@ -114,10 +114,10 @@ def folder_of(name: str, overrides: Sequence[str]) -> Path:
 
 
 def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
-    """The sweep of `conf/sweep/<name>.yaml` under `overrides`, in which `a=1,2` is an axis too.
+    """The sweep of `conf/sweep/<name>.yaml` with `overrides`, of which `a=1,2` is another axis.
 
-    Raises ValueError for what any point's stages refuse, and Hydra's errors for what it cannot
-    compose.
+    Raises ValueError for a wrong setting of any point, and Hydra's errors where a point cannot be
+    composed.
     """
     require_known("SWEEP", name, options("sweep"))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -132,13 +132,13 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
 
 
 def point_of(overrides: Sequence[str]) -> Plan:
-    """The plan of one point's overrides, as the job that makes a part of it composes them."""
+    """The plan of the overrides of one point, for a job of the sweep."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return plan(compose("config", list(overrides)))
 
 
 def _axes(name: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[Override]]]:
-    """The overrides that hold for all points, and each axis with the overrides of its values."""
+    """The overrides of all points, and the overrides of the values of each axis."""
     cfg = compose("config", [f"sweep={name}"], return_hydra_config=True)
     params = cfg.hydra.sweeper.get("params") or {}
     parser = OverridesParser.create()
@@ -169,8 +169,8 @@ def _point(
 ) -> Point:
     """The point of one choice of values.
 
-    A config is composed once for each choice of config files and reused: composing takes ten times
-    as long as setting values in it.
+    Each choice of config files is composed once and reused: composing takes ten times as long as
+    setting values.
     """
     files = tuple(str(each.input_line) for each in choice if not _is_value(each))
     if files not in composed:
@@ -185,7 +185,7 @@ def _point(
 
 
 def _is_value(override: Override) -> bool:
-    """Whether it sets an existing value, as opposed to choosing a file, adding or removing."""
+    """Whether it changes a value, rather than choosing a file, adding or removing."""
     key = str(override.key_or_group)
     is_group = override.package is not None or (CONF / key).is_dir()
     return override.type == OverrideType.CHANGE and not is_group

@@ -1,8 +1,7 @@
-"""The jobs of sweeps: the artifact of each, their records in the sweep's folder, and submission.
+"""The jobs of sweeps: submission, and records in the folder of the sweep.
 
-A sweep's jobs are arrays of one stage; a task makes one artifact, from inputs that earlier jobs
-have made. Finished artifacts, and those of jobs of any sweep that have not ended, are not
-submitted.
+A job is an array of tasks of one stage; a task makes one artifact, whose inputs earlier jobs make.
+Finished artifacts, and those of active jobs of any sweep, are not submitted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ REMEDY = "remedy: cancel its jobs with scancel, delete it and run make sweep aga
 
 @dataclass(frozen=True)
 class Job:
-    """One task of an array: `<array>_<index>`, the artifact it makes, and where it logs."""
+    """One task of an array: its id `<array>_<index>`, the key of its artifact, and its log."""
 
     id: str
     sweep: str
@@ -29,13 +28,13 @@ class Job:
 
 
 def jobs(sweeps: Path) -> list[Job]:
-    """Every job that sweeps under `sweeps` ever submitted, oldest first."""
+    """All jobs of the sweeps in the folder `sweeps`, oldest first."""
     found = []
     for path in sorted(sweeps.glob("*/jobs/*.json"), key=lambda path: path.stat().st_mtime):
         record = files.load_json(path, REMEDY)
         array, logs = record["array"], path.parent.parent / "logs"
         if array is None:
-            continue  # killed before sbatch answered
+            continue  # the command was killed before sbatch returned
         for index, task in enumerate(record["tasks"]):
             job = f"{array}_{index}"
             found.append(
@@ -45,14 +44,14 @@ def jobs(sweeps: Path) -> list[Job]:
 
 
 def at_work(sweeps: Path, queue: Mapping[str, cluster.Queued]) -> dict[str, Job]:
-    """By key, the jobs of any sweep that have not ended."""
+    """The jobs of any sweep that have not ended, by key."""
     return {job.key: job for job in jobs(sweeps) if job.id in queue}
 
 
 def submit(sweep: Sweep, slurm: cluster.Slurm) -> Iterator[tuple[str, str, int]]:
-    """Submits what is missing, stage by stage; yields each array's stage, job id and task count.
+    """Submits missing artifacts by stage; yields stage, job id and number of tasks of each array.
 
-    Two that submit at once take turns, and the second leaves out what the first has submitted.
+    Concurrent calls run one after another, and the second skips the tasks of the first.
     """
     sweeps = sweep.folder.parent
     with locks.locked(sweeps / "submitting"):
@@ -72,7 +71,7 @@ def submit(sweep: Sweep, slurm: cluster.Slurm) -> Iterator[tuple[str, str, int]]
 def _submit(
     sweep: Sweep, slurm: cluster.Slurm, stage: str, tasks: Sequence[Task], after: list[str]
 ) -> str:
-    """Submits one array behind the jobs `after`; the record goes first, as its jobs read it."""
+    """Submits one array after the jobs `after`, with its record first, which its jobs read."""
     folder, logs = sweep.folder / "jobs", sweep.folder / "logs"
     for each in (folder, logs):
         each.mkdir(parents=True, exist_ok=True)

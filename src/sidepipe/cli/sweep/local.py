@@ -1,4 +1,4 @@
-"""Running a sweep here, one artifact after another, without any cluster."""
+"""Running a sweep on this machine, one artifact after another."""
 
 import logging
 
@@ -11,18 +11,18 @@ log = logging.getLogger(__name__)
 
 
 def run(sweep: Sweep) -> None:
-    """Makes every missing artifact whose inputs are there; one that fails stops only its readers.
+    """Makes the missing artifacts; a failed one stops only the stages that read it.
 
-    A signal to stop ends the run, as of a single config.
+    A signal to stop ends the run.
     """
     left = [task for task in sweep.tasks.values() if not task.is_done]
     for done, task in enumerate(left):
         inputs = [node.folder(task.plan.runtime) for node in task.node.inputs.values()]
         if not all(map(is_done, inputs)):
-            continue  # its input failed, which was logged
+            continue  # an input failed and was logged
         log.info("%d of %d: %s", done + 1, len(left), about(task, sweep))
         task.plan.runtime.limit_threads()
         try:
             pipeline.make(task.node, task.plan)
-        except Exception as error:  # whatever a stage raises, the others are still wanted
+        except Exception as error:  # the other stages still run
             log.error("%s failed: %s", about(task, sweep), error)

@@ -1,4 +1,4 @@
-"""How far a sweep is: the state of every artifact, from disk and from the cluster, as one table."""
+"""The states of the artifacts of a sweep, from disk and from the cluster, as a table."""
 
 import re
 from collections import Counter
@@ -14,8 +14,8 @@ from sidepipe.engine.status import State, state
 from sidepipe.stages.report import terminal
 
 KINDS = ("done", "running", "queued", "failed", "damaged", "blocked", "unfinished", "missing")
-# These kinds are listed one by one; the others are only counted.
-TOLD = ("running", "failed", "damaged", "blocked", "unfinished")
+# The table lists artifacts of these kinds; it only counts the others.
+LISTED = ("running", "failed", "damaged", "blocked", "unfinished")
 BLOCKING = ("failed", "damaged", "blocked")
 # `srun --label` begins each line with the rank.
 RANK = re.compile(r"(?: *(\d+): ?)?(.*)")
@@ -23,7 +23,7 @@ RANK = re.compile(r"(?: *(\d+): ?)?(.*)")
 
 @dataclass(frozen=True)
 class Seen:
-    """An artifact's state in a sweep: one of KINDS, and the details for a person."""
+    """The state of an artifact in a sweep: one of KINDS, and details for the user."""
 
     kind: str
     details: str
@@ -49,7 +49,7 @@ def look(sweep: Sweep) -> dict[str, Seen]:
         at = _with_job(on_disk[key], job, queue, ended) if job else _plain(on_disk[key])
         inputs = task.node.inputs.values()
         bad = [read for read in inputs if seen[read.key].kind in BLOCKING]
-        if at.kind == "failed" and on_disk[key].kind != "failed":  # its job found no input
+        if at.kind == "failed" and on_disk[key].kind != "failed":  # its job lacked an input
             bad += [read for read in inputs if seen[read.key].kind != "done"]
         if bad and at.kind not in ("done", "running", "queued"):
             at = Seen("blocked", f"reads {bad[0].stage.name} {bad[0].key}")
@@ -64,7 +64,7 @@ def _plain(at: State) -> Seen:
 def _with_job(
     at: State, job: Job, queue: Mapping[str, cluster.Queued], ended: Mapping[str, str]
 ) -> Seen:
-    """The state, from disk and cluster, of an artifact whose latest job is `job`."""
+    """The state, from disk and from the cluster, of an artifact whose latest job is `job`."""
     if at.kind in ("done", "running"):
         return _plain(at)
     if (queued := queue.get(job.id)) is not None:
@@ -75,13 +75,13 @@ def _with_job(
         return _plain(at)
     how = ended.get(job.id, "ended")
     if how.startswith("CANCELLED"):
-        return Seen(at.kind, f"job {job.id} was cancelled{at.details}")
-    said = " | ".join(last_lines(job.log)) or "nothing was logged"
-    return Seen("failed", f"job {job.id} {how}: {said}; log: {job.log}")
+        return Seen(at.kind, f"job {job.id} was canceled{at.details}")
+    last = " | ".join(last_lines(job.log)) or "nothing was logged"
+    return Seen("failed", f"job {job.id} {how}: {last}; log: {job.log}")
 
 
 def last_lines(log: Path) -> list[str]:
-    """The last line of each rank in a job's log, where srun's labels tell them apart."""
+    """The last line of each rank in a job's log, by srun's labels."""
     if not log.exists():
         return []
     with log.open("rb") as file:
@@ -97,7 +97,7 @@ def last_lines(log: Path) -> list[str]:
 
 
 def table(sweep: Sweep, seen: Mapping[str, Seen]) -> str:
-    """Counts by stage, then every artifact that runs, failed, or waits for a failed one."""
+    """The counts by stage, then the running, failed and blocked artifacts."""
     stages: dict[str, Counter[str]] = {}
     for key, at in seen.items():
         stages.setdefault(sweep.tasks[key].node.stage.name, Counter())[at.kind] += 1
@@ -105,7 +105,7 @@ def table(sweep: Sweep, seen: Mapping[str, Seen]) -> str:
     rows = [[name, *(count[kind] for kind in kinds)] for name, count in stages.items()]
     lines = [f"sweep {sweep.name}: {len(sweep.points)} points, {len(seen)} artifacts"]
     lines += aligned([["stage", *kinds], *rows])
-    for kind in TOLD:
+    for kind in LISTED:
         keys = [key for key, at in seen.items() if at.kind == kind]
         lines += [f"{kind}:"] * bool(keys)
         lines += [f"  {about(sweep.tasks[key], sweep)}: {seen[key].details}" for key in keys]
@@ -113,13 +113,13 @@ def table(sweep: Sweep, seen: Mapping[str, Seen]) -> str:
 
 
 def about(task: Task, sweep: Sweep) -> str:
-    """A task in words: stage, attacks, key and its place in the grid."""
+    """A task as text: stage, attacks, key and values on the axes."""
     values = task.values(sweep.axes)
     return f"{task.title} {task.node.key}" + (f" ({values})" if values else "")
 
 
 def aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of a table: the first column to the left, numbers to the right; 0 stays empty."""
+    """The lines of a table: names to the left, numbers to the right, 0 as an empty cell."""
     text = [[str(cell) if cell != 0 else "" for cell in row] for row in rows]
     names, *columns = zip(*text, strict=True)
     return [line.rstrip() for line in terminal.aligned(names, columns)]
