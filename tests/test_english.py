@@ -47,14 +47,9 @@ OPEN: set[str] = {
     "src/sidepipe/stages/tune/stage.py",
     "conf/attacks/conditional.yaml",
     "conf/attacks/refined_synthetic.yaml",
-    "conf/dpm/text_base.yaml",
     "conf/extract/side.yaml",
     "conf/mitigate/inference.yaml",
     "conf/mitigations/compare.yaml",
-    "docs/evaluation.md",
-    "docs/results/conditional.md",
-    "docs/results/faces.md",
-    "docs/results/speed.md",
 }
 
 # Each pattern, and the words to use instead.
