@@ -1,6 +1,5 @@
 """The audit of a model in closed form, whose memorized images are known."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -180,7 +179,9 @@ def test_a_text_model_is_refused_with_the_stage_to_use():
         Audit(**SETTINGS).check({"dpm": dpm}, RUNTIME)
 
 
-def test_results_are_plain_numbers(inputs, tmp_path):
+def test_the_terminal_has_the_finding_and_the_file(inputs, tmp_path):
     run(inputs, tmp_path / "audit")
-    found = json.loads((tmp_path / "audit" / "results.json").read_text())
-    assert found["listed"].keys() == {"0.01", "0.05"}
+    text = Audit(**SETTINGS).describe(tmp_path / "audit", "audit")
+    assert "The model returns to 12 of 20 training images and to 1 of 20 held-out images" in text
+    assert f"{tmp_path / 'audit' / 'audit.csv'}" in text
+    assert "a difference of 55.0 % (95 % interval " in text

@@ -100,7 +100,7 @@ def test_the_page_has_the_section_the_numbers_and_the_gallery(shown, page):
     assert f"returns to {extracted} of 256 training images, and to 3 of 256" in made.text
     assert len((folder / "tables" / "audit.csv").read_text().splitlines()) == 1 + 512
     assert "6 more" in made.text
-    assert "Audit: the model returns to" in load_table(folder)
+    assert "Audit: The model returns to" in load_table(folder)
 
 
 def test_without_attacks_the_audit_stands_alone(outputs, tmp_path):

@@ -193,6 +193,21 @@ class Audit(Stage):
             device=runtime.torch_device(),
         )
 
+    def describe(self, folder: Path, title: str) -> str:
+        return f"{title}: {folder / 'audit.csv'}\n{self.in_words(load(folder))}"
+
+    @staticmethod
+    def in_words(results: Mapping[str, Any]) -> str:
+        """The findings of results.json in one sentence."""
+        share, ends = results["excess"]["share"], results["excess"]["interval"]
+        low, high = (f"{100 * end:.1f}" for end in ends)
+        return (
+            f"The model returns to {results['flagged']:,} of {results['num_train']:,} training "
+            f"images and to {results['heldout_flagged']:,} of {results['num_heldout']:,} held-out "
+            f"images: a difference of {100 * share:.1f} % (95 % interval {low} to {high} %), "
+            f"from {results['evaluations_per_image']:,} network evaluations per image."
+        )
+
     def shown(self, folder: Path) -> dict[str, list[Any]]:
         """Each training image of the gallery with its refined image."""
         return {"audit/returns": [grid(pair, columns=2) for pair in load_gallery(folder)[0]]}

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 
 from sidepipe.memorization.audit import flags_judged, judged
 from sidepipe.memorization.rates import rate
-from sidepipe.stages.audit.stage import load, load_gallery, load_risk, load_scores
+from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_risk, load_scores
 from sidepipe.stages.evaluate.stage import load_nearest
 from sidepipe.stages.report import words
 from sidepipe.stages.report.attack import Attack
@@ -41,7 +41,7 @@ def section(folder: Path, attacks: Sequence[Attack]) -> Section:
         drawings={},
         content={"audit": {"results": results, "best": best, **_gallery(folder)}},
         numbers={"audit": rows_of(table)},
-        text="\n".join(wrapped(_text(results))) + "\n",
+        text="\n".join(wrapped(f"Audit: {Audit.in_words(results)}")) + "\n",
         summary={name: results[name] for name in ("flagged", "heldout_flagged")},
     )
 
@@ -115,13 +115,3 @@ def _gallery(folder: Path) -> dict[str, Any]:
         for pair, row in zip(images, rows, strict=True)
     ]
     return {"gallery": shots, "open": OPEN_IMAGES, "sides": sides(images.shape[2])}
-
-
-def _text(results: Mapping[str, Any]) -> str:
-    """The terminal's text."""
-    return (
-        f"Audit: the model returns to {count(results['flagged'])} of "
-        f"{count(results['num_train'])} training images and to "
-        f"{count(results['heldout_flagged'])} of {count(results['num_heldout'])} held-out images; "
-        f"{count(results['evaluations_per_image'])} network evaluations per image."
-    )
