@@ -26,7 +26,6 @@ OPEN: set[str] = {
     "src/sidepipe/engine/plan.py",
     "src/sidepipe/engine/sampling.py",
     "src/sidepipe/stages/detect/labels.py",
-    "src/sidepipe/stages/detect/stage.py",
     "src/sidepipe/stages/evaluate/charts.py",
     "src/sidepipe/stages/evaluate/headline.py",
     "src/sidepipe/stages/evaluate/stage.py",
