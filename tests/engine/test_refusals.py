@@ -9,8 +9,10 @@ import pytest
 from tests.composing import planned
 
 from sidepipe.cli.main import CONF, main
-from sidepipe.engine.refusals import REQUIRED, WEIGHTS
+from sidepipe.engine.graph import stage_class
+from sidepipe.engine.refusals import WEIGHTS
 from sidepipe.engine.stage import Runtime
+from sidepipe.stages import STAGES
 
 
 @pytest.fixture
@@ -102,8 +104,9 @@ def test_every_setting_without_a_default_has_a_meaning_and_an_example():
         text = path.read_text()
         for name in re.findall(r"^\s*(\w+): \?\?\?", text, re.MULTILINE):
             of_encoder = any(f"encoders.{kind}" in text for kind in WEIGHTS)
-            known = [key for key in REQUIRED if key.startswith(path.parent.name)]
-            assert of_encoder or any(key.endswith(f".{name}") for key in known), (path, name)
+            group = path.parent.name
+            known = stage_class(group).required if group in STAGES else ()
+            assert of_encoder or name in [key.rpartition(".")[2] for key in known], (path, name)
 
 
 def test_a_full_standard_output_is_not_blamed_on_the_outputs_folder(tmp_path):

@@ -28,9 +28,9 @@ def stage_class(name: str) -> type[Stage]:
 
 @dataclass(frozen=True)
 class Node:
-    """A stage with its settings and the nodes it reads; its key names its artifact.
+    """A stage with its settings and input nodes; its key names its artifact.
 
-    where: what messages call its settings, as `attacks.refined.extract`.
+    where: the name of its settings in messages, such as `attacks.refined.extract`.
     """
 
     stage: Stage
@@ -48,14 +48,14 @@ class Node:
         return runtime.outputs_folder / self.stage.name / self.key
 
     def upstream(self) -> dict[str, "Node"]:
-        """Every node this one needs by key, inputs before their readers, itself last."""
+        """All nodes that this one needs, and itself, by key, inputs before their readers."""
         order: dict[str, Node] = {}
         for node in self.inputs.values():
             order |= node.upstream()
         return {**order, self.key: self}
 
     def stages_read(self) -> dict[str, Stage]:
-        """By name, the stages of all nodes that this one is made from."""
+        """The stages of all nodes that this one is made from, by name."""
         return {
             node.stage.name: node.stage
             for read in self.inputs.values()
@@ -63,7 +63,7 @@ class Node:
         }
 
     def lineage(self) -> dict[str, dict[str, Any]]:
-        """By key, the stage and the inputs of everything it is made from, and its own."""
+        """The stage and the inputs of all nodes that it is made from, and its own, by key."""
         return {
             node.key: {
                 "stage": node.stage.name,
@@ -75,9 +75,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """All nodes of one composed config by key, in an order in which they can run.
+    """All nodes of one composed config by key, in running order.
 
-    attacks: of each key, the rows of the comparison that need it.
+    attacks: the rows of the comparison that need each key.
     """
 
     nodes: dict[str, Node]
@@ -86,12 +86,12 @@ class Plan:
     tracking: Tracking
 
     def goals(self, stage: str) -> list[Node]:
-        """The nodes that `stage=` asks for; `all` asks for the last stage, the report."""
+        """The nodes that `stage=` selects; `all` selects the last stage, the report."""
         wanted = list(stages.STAGES)[-1] if stage == "all" else stage
         return [node for node in self.nodes.values() if node.stage.name == wanted]
 
     def title(self, node: Node) -> str:
-        """The stage's name, with the rows that need it where not all do."""
+        """The name of the stage, with the rows that need it unless all do."""
         name, needed_by = node.stage.name, self.attacks.get(node.key, [])
         once = node.stage.reported and node.stage.rows is None
         if needed_by in ([], self.attacks["all"]) or (once and needed_by == [name]):
@@ -99,9 +99,9 @@ class Plan:
         return f"{name} [{', '.join(row.removeprefix(f'{name} ') for row in needed_by)}]"
 
     def needed(self, stage: str) -> dict[str, Node]:
-        """The nodes by key that `stage=` asks for with all they are made from, in running order.
+        """The nodes that `stage=` selects and all upstream of them, by key, in running order.
 
-        Raises ValueError where no row needs that stage.
+        Raises ValueError where no row needs the stage.
         """
         goals = self.goals(stage)
         if not goals:

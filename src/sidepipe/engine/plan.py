@@ -1,9 +1,9 @@
-"""From one composed config to the nodes of its graph, every setting checked on the way.
+"""Building the nodes of the graph from one composed config, with checks of all settings.
 
-`attacks` are the rows of the comparison: each is a set of changes laid over the stages' settings;
-what rows share is made once. `mitigations` are rows of the same kind, each judged by the stage
-`mitigate` on the prompts that the unchanged model was found to have memorized. Which stages are
-made per row, and which once, is a fact of each stage. A stage whose config is null is not there.
+`attacks` are the rows of the comparison: each is a set of changes to the settings of stages; rows
+share equal nodes. `mitigations` are rows of the same kind for the stage `mitigate`, which takes the
+memorized prompts of the unchanged model. Each stage declares whether it runs per row or once. A
+stage whose config is null does not exist.
 """
 
 import json
@@ -31,12 +31,12 @@ from sidepipe.tracking import Tracking
 
 
 def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
-    """Builds and checks every stage's settings; nothing is read but small config files.
+    """Builds and checks the settings of all stages; reads only small config files.
 
-    What takes seconds to import is left to `check_parts`, which follows before anything runs.
-    made: nodes of earlier plans, which a sweep's points share; those of this one are added.
-    Raises ValueError for a wrong name, type, range or combination in ANY stage, so that a typo in
-    evaluate does not surface after days of training.
+    `check_parts`, which runs before the first stage, has the checks whose imports take seconds.
+    made: nodes of earlier plans, which the points of a sweep share; this plan adds its own. Raises
+    ValueError for a wrong name, type, range or combination in ANY stage, so that a typo in evaluate
+    is an error before days of training.
     """
     _require_present(cfg)
     require_all(cfg)
@@ -49,7 +49,7 @@ def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
     nodes: dict[str, Node] = {}
     attacks: dict[str, list[str]] = {"all": list(wanted)}
     for name, goal in wanted.items():
-        # A stage that this attack does not read (the classifier, of plain samples) is left out.
+        # Only the stages that the attack reads: no classifier for the unconditional baseline.
         for key, node in goal.upstream().items():
             nodes.setdefault(key, node)
             attacks.setdefault(key, []).append(name)
@@ -75,7 +75,7 @@ def _goals(plain: Mapping[str, Any], runtime: Runtime, made: dict[str, Node]) ->
     chain = partial(_chain, plain, runtime=runtime, made=made)
     rows_of = {name: stage_class(name).rows for name in stages.STAGES if stage_class(name).reported}
     once = [name for name, group in rows_of.items() if group is None]
-    # Made once, of the unchanged config: a mitigation is judged on what that model memorized.
+    # These stages run once, for the unchanged config, also where mitigations read them.
     unchanged = chain("", "", {}, goals=once)
     fixed = {name: unchanged[name] for name in once if name in unchanged}
     found: dict[str, Node] = {}
@@ -83,8 +83,7 @@ def _goals(plain: Mapping[str, Any], runtime: Runtime, made: dict[str, Node]) ->
         if group is None:
             found |= {name: fixed[name]} if name in fixed else {}
             continue
-        # The rows of the comparison keep their names, and all stages are checked with them.
-        compared = group == "attacks"
+        compared = stage_class(name).compared
         goals = None if compared else [name]
         for row, changes in _rows(plain, group).items():
             made_of = chain(group, row, changes, goals=goals, fixed=fixed)
@@ -119,10 +118,10 @@ def _chain(
     goals: Sequence[str] | None,
     fixed: Mapping[str, Node] = {},
 ) -> dict[str, Node]:
-    """The nodes that `goals` of one row are made from, and these: its changes over the config.
+    """The nodes of `goals` and all upstream of them, for the changes of one row.
 
-    goals: None for all stages. made: nodes already there, by settings and predecessors; they are
-    checked once. fixed: nodes that the row takes as they are.
+    goals: None for all stages. made: existing nodes by settings and inputs, each checked once.
+    fixed: nodes that the row does not change.
     """
     before_last = list(stages.STAGES)[:-1]
     known = [name for name in before_last if plain.get(name) is not None and name not in fixed]
@@ -134,7 +133,7 @@ def _chain(
 
     @cache
     def built(name: str) -> Stage:
-        # The owner of a setting comes before a stage that takes it, and reports what is wrong.
+        # The owner of a setting is built before a stage that takes it, and reports a wrong value.
         for source in stage_class(name).takes.values():
             built(source.partition(".")[0])
         return _stage(name, where[name], laid[name])
@@ -156,12 +155,12 @@ def _chain(
 def _take(
     laid: dict[str, dict[str, Any]], where: Mapping[str, str], plain: Mapping[str, Any]
 ) -> None:
-    """Gives each stage what it `takes` of others: as this row has it, not as `plain`."""
+    """Sets the settings that a stage `takes` from others to their values in this row."""
     for name in list(laid):
         for setting, source in stage_class(name).takes.items():
             owner, *path = source.split(".")
             if owner not in laid:
-                laid.pop(name, None)  # nor is it there without what it takes
+                laid.pop(name, None)  # a stage without the owner of a setting does not exist
                 break
             unchanged, own = _within(plain[owner], path), _within(laid[owner], path)
             asked = laid[name].get(setting, unchanged)
@@ -177,7 +176,7 @@ def _within(settings: Any, path: Sequence[str]) -> Any:
 
 
 def _needed(built: Callable[[str], Stage], known: Iterable[str], goals: Sequence[str]) -> set[str]:
-    """The stages among `known` that `goals` are made from, and these."""
+    """The stages among `known` that `goals` are made from, and the goals."""
     needed, left = set(), list(goals)
     while left:
         name = left.pop()
@@ -214,17 +213,17 @@ def _node(
     node = Node(stage, written_out(settings, stage), inputs, where)
     try:
         stage.check(node.stages_read(), runtime)
-    except TypeError as error:  # a part's setting, whose type its class alone decides
-        said = f"{where}, or a stage that it reads, has a value of the wrong type: {error}"
-        raise ValueError(said) from error
+    except TypeError as error:  # from the class of a part
+        fault = f"{where}, or a stage that it reads, has a value of the wrong type: {error}"
+        raise ValueError(fault) from error
     return node
 
 
 def check_parts(nodes: Iterable[Node], runtime: Runtime) -> None:
-    """Checks what the settings of `nodes` describe: networks, schedules, encoders, sources.
+    """Checks parts of `nodes` before the first one runs: networks, schedules, encoders, sources.
 
-    For nodes that are about to be made, before the first of them runs. Raises ValueError or an
-    OSError where an argument is unknown, a part cannot be built, or parts do not fit each other.
+    Raises ValueError or an OSError where an argument is unknown, a part cannot be built, or parts
+    do not fit each other.
     """
     for node in nodes:
         for name, value in node.settings.items():
@@ -247,5 +246,5 @@ def _build(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
     fitting = check_field_types(where, kind, settings)
     try:
         return kind(**fitting)
-    except TypeError as error:  # of what is within a list or a mapping
+    except TypeError as error:  # from a value within a list or a mapping
         raise ValueError(f"{where} has a value of the wrong type: {error}") from error

@@ -10,20 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from sidepipe import stages
 from sidepipe.base.settings import did_you_mean
 
-# Settings without a default: the meaning of each, and an example.
-REQUIRED = {
-    "data.source.folder": ("a folder of images, below runtime.data_root or absolute", "/my/images"),
-    "data.source.file": (
-        "a list of images and captions, below runtime.data_root or absolute",
-        "/my/pairs.csv",
-    ),
-    "data.size": ("the side of the checkpoint's images in pixels", "64"),
-    "dpm.path": ("a folder written by save_pretrained, or a hub id", "/my/checkpoint"),
-    "detect.prompts": ("a list of prompts with a column `memorized`", "/my/prompts.csv"),
-    "detect.calibration_prompts": ("a list of other prompts, none memorized", "/my/others.csv"),
-}
 # The meaning of `path`, and an example, by the class of an encoder.
 WEIGHTS = {
     "SSCD": ("the file that its authors publish", "/my/sscd_disc_mixup.torchscript.pt"),
@@ -54,9 +43,13 @@ def _without_value(config: Mapping[str, Any], where: str) -> Iterable[tuple[str,
 
 
 def _required(name: str, parent: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
-    group, kind = name.partition(".")[0], str(parent.get("_target_")).rpartition(".")[2]
+    from sidepipe.engine.graph import stage_class
+
+    group, _, setting = name.partition(".")
+    kind = str(parent.get("_target_")).rpartition(".")[2]
+    known = stage_class(group).required if group in stages.STAGES else {}
     by = f" by {group}={choice}" if (choice := chosen.get(group)) else ""
-    meaning, example = REQUIRED.get(name) or WEIGHTS.get(kind) or ("it has no default", "...")
+    meaning, example = known.get(setting) or WEIGHTS.get(kind) or ("it has no default", "...")
     return f"{name} is required{by}: {meaning}; for example {name}={example}"
 
 
@@ -99,7 +92,9 @@ def _unreadable(override: str) -> str:
 
 
 def _unknown(name: str, conf: Path, overrides: Iterable[str]) -> str | None:
-    """That a setting is unknown, and the closest that exists; None where it does exist."""
+    """The error for an unknown setting, with the closest one; None where the setting exists."""
+    from sidepipe.engine.graph import stage_class
+
     cfg = _composed(conf, overrides)
     known: Any = cfg
     path: list[str] = []
@@ -111,7 +106,8 @@ def _unknown(name: str, conf: Path, overrides: Iterable[str]) -> str | None:
             names = [str(key) for key in known if not str(key).startswith("_")]
             groups = [p.name for p in conf.iterdir() if p.is_dir()] if len(path) == 1 else []
             hint = did_you_mean(part, sorted({*names, *groups} - {"hydra"}))
-            row = f"; +{name}={{...}} adds a row" if path[0] in ("attacks", "mitigations") else ""
+            has_rows = path[0] in (stage_class(stage).rows for stage in stages.STAGES)
+            row = f"; +{name}={{...}} adds a row" if has_rows else ""
             of = ""
             if conf.joinpath(*path[:-1]).is_dir() and "name" in known:  # a strategy
                 of = f" of {'.'.join(path[:-1])}={known['name']}"

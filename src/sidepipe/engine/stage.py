@@ -5,6 +5,7 @@ runs, never does.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from sidepipe.engine.logs import quiet_libraries
 
 if TYPE_CHECKING:
     import lightning as L
+
+# The time of a stage is proportional to the product of these settings, where it has them.
+AMOUNTS = ("max_steps", "batch_size", "num_images", "num_inference_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +190,9 @@ class Stage:
     "evaluate.features"}.
     reported: whether the report reads its artifacts: one per row of the config group `rows`, or,
     where that is None, one of the unchanged config.
+    compared: whether `rows` are the rows of the comparison: all stages are checked with them, and
+    the report has them by their names alone.
+    required: the meaning of settings without a default, and an example, as {"path": (...)}.
     is_attack: whether the rows that need it are named as attacks in tracking.
     checks_ahead: whether `check_data` of all missing stages downstream runs before it.
     accelerated, parallel: whether it uses an accelerator, and whether several processes share its
@@ -200,6 +207,8 @@ class Stage:
     takes: ClassVar[Mapping[str, str]] = {}
     reported: ClassVar[bool] = False
     rows: ClassVar[str | None] = None
+    compared: ClassVar[bool] = False
+    required: ClassVar[Mapping[str, tuple[str, str]]] = {}
     is_attack: ClassVar[bool] = False
     checks_ahead: ClassVar[bool] = False
     accelerated: ClassVar[bool] = True
@@ -225,6 +234,11 @@ class Stage:
 
     def check(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
         """Raises ValueError or an OSError where these settings do not fit those of `upstream`."""
+
+    @classmethod
+    def work(cls, settings: Mapping[str, Any]) -> float:
+        """The number of images that a run with these settings processes, to estimate its time."""
+        return math.prod(float(settings.get(name) or 1) for name in AMOUNTS)
 
     def num_bytes(self, upstream: Mapping[str, "Stage"]) -> int:
         """Bytes of the images that it writes, where the settings determine them, or 0."""

@@ -1,7 +1,6 @@
 """Estimates of the time of artifacts, from the manifests of the most similar finished ones."""
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,8 @@ from typing import Any
 
 from sidepipe.cli.sweep.grid import Task
 from sidepipe.engine.artifacts import MANIFEST, Artifact
-from sidepipe.engine.graph import Node
+from sidepipe.engine.graph import Node, stage_class
 
-# The time is proportional to the product of these settings, where a stage has them.
-AMOUNTS = ("max_steps", "batch_size", "num_images", "num_inference_steps")
 NEWEST = 50  # manifests read per stage
 
 
@@ -76,14 +73,10 @@ def _finished(stages: Path) -> Iterator[_Finished]:
 
 
 def _work(stage: str, settings: Mapping[str, Mapping[str, Any]]) -> float:
-    """Units of work of `stage`: steps or images, times values per image."""
+    """Units of work of `stage`: images, times values per image."""
     data = settings.get("data", {})
-    work = float(data.get("size", 1) ** 2 * data.get("channels", 1))
-    own = settings[stage]
-    of_trials = own.get("attack", {})  # tune has one trial per point of its grid
-    for name in AMOUNTS:
-        work *= own.get(name) or of_trials.get(name) or 1
-    return work * math.prod(len(values) for values in own.get("grid", {}).values())
+    values = data.get("size", 1) ** 2 * data.get("channels", 1)
+    return values * stage_class(stage).work(settings[stage])
 
 
 def _flat(settings: Mapping[str, Any]) -> frozenset[tuple[str, str]]:

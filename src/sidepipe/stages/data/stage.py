@@ -47,6 +47,14 @@ class Data(Stage):
     name: ClassVar[str] = "data"
     version: ClassVar[int] = 2
     accelerated: ClassVar[bool] = False
+    required: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "source.folder": ("a folder of images, below runtime.data_root or absolute", "/my/images"),
+        "source.file": (
+            "a list of images and captions, below runtime.data_root or absolute",
+            "/my/pairs.csv",
+        ),
+        "size": ("the side of the checkpoint's images in pixels", "64"),
+    }
     source: dict[str, Any]
     size: int
     channels: Literal[1, 3]

@@ -1,5 +1,6 @@
 """The facts of the stage `detect`, which both of its variants share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,3 +14,7 @@ class Detect(Stage):
     name: ClassVar[str] = "detect"
     needed_by: ClassVar[str] = "detect=prompts, of models with captions, or detect=labels"
     reported: ClassVar[bool] = True
+    required: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "prompts": ("a list of prompts with a column `memorized`", "/my/prompts.csv"),
+        "calibration_prompts": ("a list of other prompts, none memorized", "/my/others.csv"),
+    }

@@ -45,6 +45,9 @@ class DPM(Stage):
     name: ClassVar[str] = "dpm"
     version: ClassVar[int] = 2
     takes: ClassVar[Mapping[str, str]] = {"on_duplicates": "data.on_duplicates"}
+    required: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "path": ("a folder written by save_pretrained, or a hub id", "/my/checkpoint")
+    }
     parallel: ClassVar[bool] = True
     checks_ahead: ClassVar[bool] = True
     checkpoints: ClassVar[str] = "model/**/*"

@@ -79,6 +79,7 @@ class Evaluate(Stage):
     needed_by: ClassVar[str] = "attacks=compare"
     reported: ClassVar[bool] = True
     rows: ClassVar[str | None] = "attacks"
+    compared: ClassVar[bool] = True
     features: dict[str, Any]
     truth: Literal["train", "none"]
     bands: dict[str, Any]

@@ -22,7 +22,6 @@ from sidepipe.stages.report.terminal import aligned, wrapped
 from sidepipe.stages.report.words import count
 
 FEWEST = 3  # the fewest labels for a rank correlation
-CLASS = "DetectLabels"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class LabelYields:
 
 def is_of_labels(folder: Path) -> bool:
     """Whether a detect artifact is about surrogate labels, not prompts."""
-    return Artifact(folder).settings["_target_"].endswith(CLASS)
+    return "num_labels" in Artifact(folder).summary
 
 
 def section(folder: Path, attacks: Sequence[Attack]) -> Section:

@@ -57,6 +57,11 @@ class Tune(Stage):
     near_duplicates: NearDuplicates
     score: Literal["rate", "groups"]
 
+    @classmethod
+    def work(cls, settings: Mapping[str, Any]) -> float:
+        trials = math.prod(map(len, settings["grid"].values()))
+        return trials * super().work({**settings["attack"], **settings})
+
     def __post_init__(self) -> None:
         require(self.num_images >= 2, "tune.num_images", ">= 2", self.num_images)
         require(bool(self.grid), "tune.grid", "settings with values to try", self.grid)
