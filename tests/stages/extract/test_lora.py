@@ -127,7 +127,7 @@ def test_it_reads_what_it_was_made_from():
         ({"guidance_schedule": "classifier_quality"}, r"guidance_schedule must be 'constant' wh"),
         ({"max_guidance_norm": 0.5}, r"max_guidance_norm must be None where .* got 0.5; there is"),
         ({"rounds": 2}, r"extract.rounds must be 1 for a trained lora, got 2"),
-        ({"prompts": "train"}, r"extract.prompts must be null, got 'train'; a surrogate takes"),
+        ({"prompts": "train"}, r"extract.prompts must be null, got 'train'; a surrogate repl"),
     ],
 )
 def test_what_an_adapted_model_cannot_do_is_refused(changes, message):

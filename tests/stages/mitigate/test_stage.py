@@ -10,23 +10,17 @@ from tests.models.text.tiny import tiny_stable_diffusion
 from tests.stages.mitigate.replaying import Replaying, artifacts
 from tests.tiny import RUNTIME
 
+from sidepipe.base.settings import check_field_types
 from sidepipe.engine.stage import Job, Runtime
+from sidepipe.models.text import significance
 from sidepipe.stages.detect.stage import PROMPTS
-from sidepipe.stages.mitigate import requests
 from sidepipe.stages.mitigate import stage as module
 from sidepipe.stages.mitigate.stage import Mitigate, load, load_generated, load_prompts_asked
 
 SETTINGS = {
-    "method": "none",
     "num_prompts": None,
     "num_generations": 2,
     "copied_share": 0.5,
-    "lr": 0.05,
-    "max_iterations": 10,
-    "target": None,
-    "num_random_tokens": 4,
-    "num_word_steps": 3,
-    "start_scale": 1.25,
     "adversary": {"num_steps": 200, "lr": 0.01},
     "clip": None,
     "features": {"_target_": "sidepipe.features.encoders.PixelsL2"},
@@ -37,8 +31,9 @@ SETTINGS = {
 }
 
 
-def mitigate(**changes):
-    return Mitigate(**{**SETTINGS, **changes})
+def mitigate(method="none", **changes):
+    settings = {**SETTINGS, "method": method, **changes}
+    return Mitigate(**check_field_types("mitigate", Mitigate, settings))
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +103,8 @@ def test_without_the_word_that_matters_most_nothing_is_replayed(run, monkeypatch
         found = model.encode(prompts)[..., 0]
         return found, found
 
-    monkeypatch.setattr(requests, "token_significance", loudness)
-    _, results = run(method="drop_word", adversary=None)
+    monkeypatch.setattr(significance, "token_significance", loudness)
+    _, results = run(method={"name": "drop_word", "num_steps": 3}, adversary=None)
     assert results["memorized"]["memorized"]["prompts"]["share"] == 0
     assert results["evaluations_per_image"] == 10 + 4 * 3
 
@@ -159,17 +154,24 @@ def stable_diffusion(tmp_path_factory):
     return inputs
 
 
-EXTRA = {"none": 0, "embedding": 7, "random_tokens": 0, "drop_word": 12, "attention": 0}
+METHODS = {
+    "none": ({}, 0),
+    "embedding": ({"max_iterations": 2, "target": 0.001}, 7),
+    "random_tokens": ({}, 0),
+    "drop_word": ({"num_steps": 3}, 12),
+    "attention": ({}, 0),
+}
 
 
-@pytest.mark.parametrize("method", EXTRA)
-def test_stable_diffusion_runs_every_method(stable_diffusion, tmp_path, method):
-    settings = {"adversary": {"num_steps": 2, "lr": 0.1}, "max_iterations": 2, "target": 0.001}
+@pytest.mark.parametrize("name", METHODS)
+def test_stable_diffusion_runs_every_method(stable_diffusion, tmp_path, name):
+    own, extra = METHODS[name]
+    settings = {"adversary": {"num_steps": 2, "lr": 0.1}, "method": {"name": name, **own}}
     settings |= {"guidance_scale": 7.5, "num_inference_steps": 3, "precision": "bf16-true"}
-    mitigate(method=method, **settings).run(Job(tmp_path, stable_diffusion, RUNTIME))
+    mitigate(**settings).run(Job(tmp_path, stable_diffusion, RUNTIME))
     results = load(tmp_path)
     assert load_generated(tmp_path).shape == (2, 2, 8, 8, 3)
-    assert results["evaluations_per_image"] == 6 + EXTRA[method]
+    assert results["evaluations_per_image"] == 6 + extra
     assert results["adversary"]["memorized"]["after"]["prompts"]["of"] == 1
 
 
@@ -202,24 +204,41 @@ def test_without_training_images_nothing_is_called_a_copy(stable_diffusion, tmp_
     [
         ({"num_prompts": 0}, r"mitigate.num_prompts must be >= 1 or null, got 0"),
         ({"num_generations": 0}, r"mitigate.num_generations must be >= 1, got 0"),
-        ({"start_scale": 0.0}, r"mitigate.start_scale must be > 0, got 0.0"),
-        ({"target": -1.0}, r"mitigate.target must be > 0, got -1.0"),
+        (
+            {"method": {"name": "attention", "start_scale": 0.0}},
+            r"mitigate.method.start_scale must be > 0, got 0.0",
+        ),
+        (
+            {"method": {"name": "embedding", "target": -1.0}},
+            r"mitigate.method.target must be > 0 or null, got -1.0",
+        ),
+        ({"method": {"name": "embedding", "lr": 0.0}}, r"mitigate.method.lr must be > 0, got 0"),
+        (
+            {"method": {"name": "embedding", "max_iterations": 0}},
+            r"mitigate.method.max_iterations must be >= 1, got 0",
+        ),
+        (
+            {"method": {"name": "random_tokens", "num_tokens": 0}},
+            r"mitigate.method.num_tokens must be >= 1, got 0",
+        ),
+        (
+            {"method": {"name": "drop_word", "num_steps": 0}},
+            r"mitigate.method.num_steps must be >= 1, got 0",
+        ),
+        ({"method": "atention"}, r"mitigate.method does not accept 'atention'; .*'attention'"),
+        (
+            {"method": {"name": "attention", "lr": 0.1}},
+            r"mitigate.method.lr is not a setting of mitigate.method=attention, which has "
+            r"mitigate.method.start_scale; mitigate.method=embedding has it$",
+        ),
+        (
+            {"method": {"name": "none", "target": 1.0}},
+            r"mitigate.method.target is not a setting of mitigate.method=none, which has none; "
+            r"mitigate.method=embedding has it$",
+        ),
         ({"adversary": {"num_steps": 3}}, r"mitigate.adversary must be null, or num_steps and lr"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         mitigate(**changes)
-
-
-def test_settings_of_other_methods_do_not_enter_a_key():
-    def keys(method):
-        return set(mitigate(method=method).key_settings(SETTINGS))
-
-    of_all = {"lr", "max_iterations", "target", "num_random_tokens", "num_word_steps"}
-    of_all |= {"start_scale"}
-    assert not of_all & keys("none")
-    assert of_all & keys("embedding") == {"lr", "max_iterations", "target"}
-    assert of_all & keys("random_tokens") == {"num_random_tokens"}
-    assert of_all & keys("drop_word") == {"num_word_steps"}
-    assert of_all & keys("attention") == {"start_scale"}

@@ -1,6 +1,8 @@
 """Finished artifacts of prompts for the report: the real stages on planted pairs and an untrained
 model, of which a loose threshold calls some prompts memorized."""
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
@@ -16,6 +18,7 @@ from sidepipe.stages.data.stage import Data, load_captions, load_partitions
 from sidepipe.stages.detect.stage import DetectPrompts
 from sidepipe.stages.explain.stage import Explain
 from sidepipe.stages.mitigate.stage import Mitigate
+from sidepipe.stages.mitigate.strategies import AttentionScaling, LoweredEmbedding, NoMethod
 
 SOURCE = {
     "_target_": "sidepipe.stages.data.planted.Planted",
@@ -60,18 +63,16 @@ MITIGATE = {
     "num_prompts": 4,
     "num_generations": 2,
     "copied_share": 0.5,
-    "lr": 0.05,
-    "max_iterations": 2,
-    "target": None,
-    "num_random_tokens": 2,
-    "num_word_steps": 2,
-    "start_scale": 1.25,
     "adversary": {"num_steps": 2, "lr": 0.05},
     "clip": None,
     "features": FEATURES,
 }
 MAX_TOKENS = 16
-METHODS = ("none", "embedding", "attention")
+METHODS = {
+    "none": NoMethod(),
+    "embedding": LoweredEmbedding(max_iterations=2),
+    "attention": AttentionScaling(),
+}
 
 
 class Prompted:
@@ -88,8 +89,8 @@ class Prompted:
         of_model = {"dpm": "dp", "detect": "de"}
         self.inputs["explain"] = self.made(Explain(**EXPLAIN), "xp", of_model, EXPLAIN)
         for method in methods:
-            settings = {**MITIGATE, "method": method}
-            made = self.made(Mitigate(**settings), f"mi-{method}", inputs, settings)
+            stage = Mitigate(**MITIGATE, method=METHODS[method])
+            made = self.made(stage, f"mi-{method}", inputs, asdict(stage))
             self.inputs[f"mitigate {method}"] = made
 
     def made(self, stage, key, inputs, settings):

@@ -1,7 +1,7 @@
-"""Images of a mitigated model: what is asked of it, and how each method answers."""
+"""Images of a mitigated model: the requests, and the images that it gives for them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +10,13 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from sidepipe.diffusion.noise import generator
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Runtime
 from sidepipe.models.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.models.text.model import Embeddings, Latents, TextModel
-from sidepipe.models.text.significance import EVALUATIONS_A_STEP, token_significance
-from sidepipe.models.text.trajectory import prompt_noise, prompt_timesteps, sample
+from sidepipe.models.text.trajectory import prompt_noise, sample
 from sidepipe.stages.mitigate.adversary import recovering
-from sidepipe.stages.mitigate.attention import attention_scaled
-from sidepipe.stages.mitigate.methods import lowered, with_random_words, without_word
-from sidepipe.stages.mitigate.stage import Method as Method
+from sidepipe.stages.mitigate.strategies import Method
 
 
 @dataclass(frozen=True)
@@ -54,23 +50,17 @@ def requests(captions: Sequence[str], numbers: Sequence[int], each: int) -> Requ
 
 @dataclass(frozen=True, kw_only=True)
 class Mitigated:
-    """A model with one mitigation method. Fields as those of `Mitigate`; words: to add at random.
+    """A model with one mitigation method; guidance, steps and seed are those of `Mitigate`.
 
-    target: the norm at which `embedding` stops.
+    words: those that the method may add to a prompt.
     """
 
     model: TextModel
     method: Method
     guidance_scale: float
     num_inference_steps: int
-    target: float
-    lr: float
-    max_iterations: int
-    words: Sequence[str]
-    num_random_tokens: int
-    num_word_steps: int
-    start_scale: float
     seed: int
+    words: Sequence[str] = ()
 
     def noise(self, asked: Requests) -> Latents:
         """x_T of each request."""
@@ -78,68 +68,17 @@ class Mitigated:
         every = prompt_noise(self.model, self.seed, asked.numbers, each)
         return every[[i * each + place for i, place in enumerate(asked.places)]]
 
+    def evaluations(self, asked: Requests, each: int) -> Int64[Tensor, "n"]:
+        """`each` network evaluations for every request."""
+        return torch.full((len(asked.captions),), each, dtype=torch.int64, device=self.model.device)
+
     def embeddings(self, asked: Requests) -> tuple[Embeddings, Int64[Tensor, "n"]]:
-        """What the network is given for each request, and the evaluations that took."""
-        spent = torch.zeros(len(asked.captions), dtype=torch.int64, device=self.model.device)
-        if self.method == "random_tokens":
-            return self.model.encode(self.with_words(asked)), spent
-        if self.method == "drop_word":
-            spent += EVALUATIONS_A_STEP * self.num_word_steps
-            return self.model.encode(self.without_top_word(asked)), spent
-        e = self.model.encode(asked.captions)
-        if self.method != "embedding":
-            return e, spent
-        t = prompt_timesteps(self.model, self.num_inference_steps)[0]
-        return lowered(
-            self.model,
-            self.noise(asked),
-            t,
-            e,
-            self.model.encode([""]),
-            target=self.target,
-            lr=self.lr,
-            max_iterations=self.max_iterations,
-        )
+        """The network's input for each request, and the evaluations that the method spent."""
+        return self.method.embeddings(self, asked)
 
-    def with_words(self, asked: Requests) -> list[str]:
-        """The captions with random words added, for each request others."""
-        # Far from the streams of the noise, which begin at the same numbers.
-        of = [
-            generator(self.seed, "prompts", number * 1_000_000 + 500_000 + place)
-            for number, place in zip(asked.numbers, asked.places, strict=True)
-        ]
-        return [
-            with_random_words(caption, self.words, self.num_random_tokens, rng)
-            for caption, rng in zip(asked.captions, of, strict=True)
-        ]
-
-    def without_top_word(self, asked: Requests) -> list[str]:
-        """The captions without the word that is most significant on the request's trajectory."""
-        significance, _ = token_significance(
-            self.model,
-            self.noise(asked),
-            asked.captions,
-            guidance_scale=self.guidance_scale,
-            num_inference_steps=self.num_inference_steps,
-            num_steps=self.num_word_steps,
-        )
-        texts = []
-        for caption, values in zip(asked.captions, significance, strict=True):
-            # Between the start token and the end token.
-            ranked = values[1 : len(self.model.tokens(caption).words) - 1]
-            top = 1 + int(ranked.argmax())
-            texts.append(without_word(self.model.tokenizer, caption, top))
-        return texts
-
-    @contextmanager
-    def network(self, asked: Requests) -> Iterator[None]:
-        """Within it the network is as the method leaves it, for batches of these requests."""
-        scaled = nullcontext()
-        if self.method == "attention":
-            lengths = [len(self.model.tokens(text).words) - 1 for text in asked.captions]
-            scaled = attention_scaled(self.model, lengths, self.start_scale)
-        with scaled:
-            yield
+    def network(self, asked: Requests) -> AbstractContextManager[None]:
+        """The context in which the method changes the network, for a batch of these requests."""
+        return self.method.network(self, asked)
 
     def images(self, asked: Requests, e: Embeddings) -> UInt8[np.ndarray, "n h w c"]:
         """An image for each request, sampled with its row of `e`."""
@@ -167,7 +106,7 @@ def generate(
         spent = spent.cpu().numpy() + 2 * mitigated.num_inference_steps
         return {"images": mitigated.images(part, e), "evaluations": spent}
 
-    share = GRADIENT_SHARE if mitigated.method in ("embedding", "drop_word") else 1.0
+    share = GRADIENT_SHARE if mitigated.method.takes_gradients else 1.0
     size = images_at_once(mitigated.model, runtime.sampling_batch_size, share)
     every = runtime.progress_seconds
     found = in_parts(folder, len(asked.captions), size, make, "image", every)

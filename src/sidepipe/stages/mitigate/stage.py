@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from sidepipe.stages.data.stage import load_captions
 from sidepipe.stages.detect.stage import DetectPrompts, load_prompts, load_thresholds
 from sidepipe.stages.dpm.stage import DPM, load_subset
 from sidepipe.stages.dpm.text import load_placed_model
+from sidepipe.stages.mitigate.strategies import Method
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Method = Literal["none", "embedding", "random_tokens", "drop_word", "attention"]
-
 MAX_HELDOUT = 512  # images whose denoising loss is taken
 
 
@@ -44,18 +43,11 @@ MAX_HELDOUT = 512  # images whose denoising loss is taken
 class Mitigate(Stage):
     """A mitigation method, measured.
 
-    method: none, embedding, random_tokens, drop_word or attention. num_prompts: most of either
-    kind, drawn by seed; None for all that are memorized. num_generations: images of a prompt, the
-    first of detect's. copied_share: of a prompt's images, at least that many copies make it
-    memorized.
-
-    The method embedding has lr and max_iterations of the optimizer, and target, the norm to reach,
-    None for the median of detect's calibration prompts. random_tokens has num_random_tokens.
-    drop_word has num_word_steps, the first steps of the trajectory, which give the significance.
-    attention has start_scale, the factor of the start token's logits.
-
-    adversary: None, or num_steps and lr of an attacker who wants the images back. clip: a CLIP
-    model (folder or hub id) to measure alignment with, None for the captions' attributes.
+    method: one of `strategies`. num_prompts: most of either kind, drawn by seed; None for all that
+    are memorized. num_generations: images of a prompt, the first of detect's. copied_share: of a
+    prompt's images, at least that many copies make it memorized. adversary: None, or num_steps and
+    lr of an attacker who wants the images back. clip: a CLIP model (folder or hub id) to measure
+    alignment with, None for the captions' attributes.
     features: an encoder, that of detect.
     """
 
@@ -67,12 +59,6 @@ class Mitigate(Stage):
     num_prompts: int | None
     num_generations: int
     copied_share: float
-    lr: float
-    max_iterations: int
-    target: float | None
-    num_random_tokens: int
-    num_word_steps: int
-    start_scale: float
     adversary: dict[str, Any] | None
     clip: str | None
     features: dict[str, Any]
@@ -84,11 +70,8 @@ class Mitigate(Stage):
     def __post_init__(self) -> None:
         if self.num_prompts is not None:
             require(self.num_prompts >= 1, "mitigate.num_prompts", ">= 1 or null", self.num_prompts)
-        for name in ("num_generations", "max_iterations", "num_random_tokens", "num_word_steps"):
-            require(getattr(self, name) >= 1, f"mitigate.{name}", ">= 1", getattr(self, name))
-        for name in ("lr", "start_scale"):
-            require(getattr(self, name) > 0, f"mitigate.{name}", "> 0", getattr(self, name))
-        require(self.target is None or self.target > 0, "mitigate.target", "> 0", self.target)
+        count = self.num_generations
+        require(count >= 1, "mitigate.num_generations", ">= 1", count)
         if self.adversary is not None:
             rule = "null, or num_steps and lr"
             names = sorted(self.adversary)
@@ -96,17 +79,6 @@ class Mitigate(Stage):
 
     def inputs(self) -> tuple[str, ...]:
         return ("data", "dpm", "detect")
-
-    def unused(self) -> tuple[str, ...]:
-        of_methods = {
-            "none": (),
-            "embedding": ("lr", "max_iterations", "target"),
-            "random_tokens": ("num_random_tokens",),
-            "drop_word": ("num_word_steps",),
-            "attention": ("start_scale",),
-        }
-        own = of_methods[self.method]
-        return tuple(n for names in of_methods.values() for n in names if n not in own)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         DetectPrompts.require_in(upstream)
@@ -129,19 +101,19 @@ class Mitigate(Stage):
         thresholds = load_thresholds(job.inputs["detect"])
         table = grouped(load_prompts(job.inputs["detect"]), ["test"], self.num_prompts, self.seed)
         model = load_placed_model(job.inputs["dpm"], self.precision, job.runtime)
-        mitigated = self._mitigated(model, known, thresholds["median_first_step"])
+        mitigated = self._mitigated(model, known, job.inputs)
         asked = requests(table["caption"].tolist(), table["number"].tolist(), self.num_generations)
         images, spent = generate(job.folder / "parts" / "images", mitigated, asked, job.runtime)
         images = images.reshape(len(table), self.num_generations, *images.shape[1:])
         table, alignment, ceiling = self._aligned(table, images, known, device)
         results: dict[str, Any] = {
-            "method": self.method,
+            "method": self.method.name,
             "num_prompts": table["group"].value_counts().to_dict(),
             "num_generations": self.num_generations,
             "evaluations_per_image": float(spent.mean()),
             "alignment": alignment,
             "ceiling": ceiling,
-            "heldout_loss": self._heldout_loss(model, known, job.runtime),
+            "heldout_loss": self._heldout_loss(mitigated.model, known, job.runtime),
             "memorized": None,
             "adversary": None,
         }
@@ -158,29 +130,18 @@ class Mitigate(Stage):
         shutil.rmtree(job.folder / "parts")
         return _headline(results)
 
-    def _mitigated(self, model: TextModel, known: Known, median: float) -> Mitigated:
-        """The model with the method; median: the norm that embeddings are led to by default."""
-        from sidepipe.stages.mitigate.methods import ordinary_words
+    def _mitigated(self, model: TextModel, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
+        """The model with the method."""
         from sidepipe.stages.mitigate.requests import Mitigated
 
-        words: list[str] = []
-        if self.method == "random_tokens":
-            planted = [] if known.captions is None else known.captions["word"].unique().tolist()
-            words = ordinary_words(model.tokenizer, planted)
-        return Mitigated(
+        plain = Mitigated(
             model=model,
             method=self.method,
             guidance_scale=self.guidance_scale,
             num_inference_steps=self.num_inference_steps,
-            target=median if self.target is None else self.target,
-            lr=self.lr,
-            max_iterations=self.max_iterations,
-            words=words,
-            num_random_tokens=self.num_random_tokens,
-            num_word_steps=self.num_word_steps,
-            start_scale=self.start_scale,
             seed=self.seed,
         )
+        return self.method.build(plain, known, inputs)
 
     def _aligned(
         self, table: pd.DataFrame, images: Generated, known: Known, device: str
@@ -215,7 +176,7 @@ class Mitigate(Stage):
         from sidepipe.models.text.memory import images_at_once
         from sidepipe.stages.mitigate.quality import heldout_losses
 
-        if self.method != "none" or known.captions is None or len(known.unseen) == 0:
+        if self.method.keeps_weights or known.captions is None or len(known.unseen) == 0:
             return None
         captions = known.captions["caption"].tolist()
         rows = known.unseen[:MAX_HELDOUT]

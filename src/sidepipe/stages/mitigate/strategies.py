@@ -1,0 +1,206 @@
+"""The methods of mitigation, each with its settings, and its effect on prompts and the network.
+
+A method applies to each image by itself, as if that image were requested alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from sidepipe.base.settings import require
+from sidepipe.stages.detect.stage import load_thresholds
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
+    from torch import Tensor
+
+    from sidepipe.models.text.model import Embeddings
+    from sidepipe.stages.mitigate.judging import Known
+    from sidepipe.stages.mitigate.requests import Mitigated, Requests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods.
+
+    keeps_weights: whether the weights are those of the unchanged model, so that the loss on
+    held-out images need not be measured. takes_gradients: whether `embeddings` needs the memory of
+    gradients.
+    """
+
+    name: str
+    keeps_weights: ClassVar[bool] = True
+    takes_gradients: ClassVar[bool] = False
+
+    def build(self, mitigated: Mitigated, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
+        """The model with this method; it is called once, before the first request.
+
+        known: the data. inputs: the artifacts that the stage reads.
+        """
+        return mitigated
+
+    def embeddings(
+        self, mitigated: Mitigated, asked: Requests
+    ) -> tuple[Embeddings, Int64[Tensor, "n"]]:
+        """The network's input for each request, and its network evaluations."""
+        return mitigated.model.encode(asked.captions), mitigated.evaluations(asked, 0)
+
+    def network(self, mitigated: Mitigated, asked: Requests) -> AbstractContextManager[None]:
+        """The context in which the network is changed, for a batch of these requests."""
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMethod(Method):
+    """The model as it is: unchanged, or mitigated in training."""
+
+    name: Literal["none"] = "none"
+    keeps_weights: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoweredEmbedding(Method):
+    """The prompt's embedding is optimized until || D_T || is small (Wen et al., 2024).
+
+    lr, max_iterations: of AdamW. target: the norm to reach, None for the median of detect's
+    calibration prompts.
+    """
+
+    name: Literal["embedding"] = "embedding"
+    takes_gradients: ClassVar[bool] = True
+    lr: float = 0.05
+    max_iterations: int = 10
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        where = "mitigate.method"
+        require(self.lr > 0, f"{where}.lr", "> 0", self.lr)
+        require(self.max_iterations >= 1, f"{where}.max_iterations", ">= 1", self.max_iterations)
+        positive = self.target is None or self.target > 0
+        require(positive, f"{where}.target", "> 0 or null", self.target)
+
+    def build(self, mitigated: Mitigated, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
+        if self.target is not None:
+            return mitigated
+        median = load_thresholds(inputs["detect"])["median_first_step"]
+        return replace(mitigated, method=replace(self, target=median))
+
+    def embeddings(
+        self, mitigated: Mitigated, asked: Requests
+    ) -> tuple[Embeddings, Int64[Tensor, "n"]]:
+        from sidepipe.models.text.trajectory import prompt_timesteps
+        from sidepipe.stages.mitigate.methods import lowered
+
+        assert self.target is not None
+        model = mitigated.model
+        return lowered(
+            model,
+            mitigated.noise(asked),
+            prompt_timesteps(model, mitigated.num_inference_steps)[0],
+            model.encode(asked.captions),
+            model.encode([""]),
+            target=self.target,
+            lr=self.lr,
+            max_iterations=self.max_iterations,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomTokens(Method):
+    """Random words are added to the prompt (Somepalli et al., 2023); num_tokens: how many."""
+
+    name: Literal["random_tokens"] = "random_tokens"
+    num_tokens: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.num_tokens >= 1, "mitigate.method.num_tokens", ">= 1", self.num_tokens)
+
+    def build(self, mitigated: Mitigated, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
+        from sidepipe.stages.mitigate.methods import ordinary_words
+
+        planted = [] if known.captions is None else known.captions["word"].unique().tolist()
+        return replace(mitigated, words=ordinary_words(mitigated.model.tokenizer, planted))
+
+    def embeddings(
+        self, mitigated: Mitigated, asked: Requests
+    ) -> tuple[Embeddings, Int64[Tensor, "n"]]:
+        from sidepipe.diffusion.noise import generator
+        from sidepipe.stages.mitigate.methods import with_random_words
+
+        # Far from the streams of the noise, which begin at the same numbers.
+        streams = [
+            generator(mitigated.seed, "prompts", number * 1_000_000 + 500_000 + place)
+            for number, place in zip(asked.numbers, asked.places, strict=True)
+        ]
+        texts = [
+            with_random_words(caption, mitigated.words, self.num_tokens, rng)
+            for caption, rng in zip(asked.captions, streams, strict=True)
+        ]
+        return mitigated.model.encode(texts), mitigated.evaluations(asked, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedWord(Method):
+    """The prompt without its most significant word (Wen et al., 2024).
+
+    num_steps: the first steps of the trajectory, which give the significance.
+    """
+
+    name: Literal["drop_word"] = "drop_word"
+    takes_gradients: ClassVar[bool] = True
+    num_steps: int = 25
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 1, "mitigate.method.num_steps", ">= 1", self.num_steps)
+
+    def embeddings(
+        self, mitigated: Mitigated, asked: Requests
+    ) -> tuple[Embeddings, Int64[Tensor, "n"]]:
+        from sidepipe.models.text.significance import EVALUATIONS_A_STEP
+
+        texts = self._texts(mitigated, asked)
+        spent = mitigated.evaluations(asked, EVALUATIONS_A_STEP * self.num_steps)
+        return mitigated.model.encode(texts), spent
+
+    def _texts(self, mitigated: Mitigated, asked: Requests) -> list[str]:
+        """The captions without the word that is most significant on the request's trajectory."""
+        from sidepipe.models.text.significance import token_significance
+        from sidepipe.stages.mitigate.methods import without_word
+
+        model = mitigated.model
+        significance, _ = token_significance(
+            model,
+            mitigated.noise(asked),
+            asked.captions,
+            guidance_scale=mitigated.guidance_scale,
+            num_inference_steps=mitigated.num_inference_steps,
+            num_steps=self.num_steps,
+        )
+        texts = []
+        for caption, values in zip(asked.captions, significance, strict=True):
+            # Between the start token and the end token.
+            ranked = values[1 : len(model.tokens(caption).words) - 1]
+            texts.append(without_word(model.tokenizer, caption, 1 + int(ranked.argmax())))
+        return texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionScaling(Method):
+    """Cross-attention is scaled (Ren et al., 2024); start_scale: of the start token's logits."""
+
+    name: Literal["attention"] = "attention"
+    start_scale: float = 1.25
+
+    def __post_init__(self) -> None:
+        require(self.start_scale > 0, "mitigate.method.start_scale", "> 0", self.start_scale)
+
+    def network(self, mitigated: Mitigated, asked: Requests) -> AbstractContextManager[None]:
+        from sidepipe.stages.mitigate.attention import attention_scaled
+
+        model = mitigated.model
+        lengths = [len(model.tokens(text).words) - 1 for text in asked.captions]
+        return attention_scaled(model, lengths, self.start_scale)
