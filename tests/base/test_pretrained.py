@@ -52,9 +52,10 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, monkeypatch,
 
 
 def test_a_file_is_not_a_folder_and_the_hub_takes_owner_and_name(tmp_path):
-    (tmp_path / "model.ckpt").write_text("")
-    with pytest.raises(FileNotFoundError, match="which is a file; remedy: name its folder"):
-        folder_or_hub_id("dpm.path", str(tmp_path / "model.ckpt"))
+    for name, remedy in (("config.json", "name its folder"), ("a.safetensors", "from_single_file")):
+        (tmp_path / name).write_text("")
+        with pytest.raises(FileNotFoundError, match=f"which is a file; remedy: .*{remedy}"):
+            folder_or_hub_id("dpm.path", str(tmp_path / name))
     with pytest.raises(ValueError, match=r"dpm.path must be hf://owner/name, got 'hf://mine'"):
         folder_or_hub_id("dpm.path", "hf://mine")
 
@@ -129,7 +130,7 @@ STEM = "diffusion_pytorch_model"
 )
 def test_the_only_variant_is_taken_and_another_one_by_its_name(tmp_path, names, variant, expected):
     folder = made(tmp_path / "unet", *names)
-    assert [p.name for p in weight_files(folder, variant, pickles=True)] == [expected]
+    assert [p.name for p in weight_files(folder, variant)] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,9 @@ def test_a_variant_that_is_not_there_is_refused_or_replaced(tmp_path):
 def test_without_weights_the_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="unet has no weights"):
         weight_files(made(tmp_path / "unet", "config.json"))
-    with pytest.raises(FileNotFoundError, match="pickled weights are not read"):
-        weight_files(made(tmp_path / "vae", "pytorch_model.bin"))
+    adapter = made(tmp_path / "text_encoder", "adapter_model.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no weights of its own, but a LoRA .*fuse_lora"):
+        weight_files(adapter)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +204,10 @@ def test_a_folder_of_averaged_weights_needs_no_variant_of_its_files(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "diffusion_pytorch_model.bin").touch()
     inside = tmp_path / "unet_ema"
-    files = unet_files(inside, "ema", pickles=True)
+    files = unet_files(inside, "ema")
     assert files == [inside / "diffusion_pytorch_model.bin"]
-    with pytest.raises(FileNotFoundError, match="pickled weights are not read"):
-        unet_files(inside, "ema")
     with pytest.raises(ValueError, match=r"dpm.variant must be one of \['default'\]"):
-        unet_files(tmp_path / "unet", "ema", pickles=True)
+        unet_files(tmp_path / "unet", "ema")
 
 
 @pytest.mark.parametrize(

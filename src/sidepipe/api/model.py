@@ -177,6 +177,7 @@ def load(
     *,
     variant: str | None = None,
     revision: str | None = None,
+    adapter: str | Path | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     batch_size: int | None = None,
 ) -> Model:
@@ -189,6 +190,8 @@ def load(
         variant: variant of the weight files, such as ``"fp16"`` or ``"ema"``; ``"default"`` for
             the file without one; ``None`` for the only one.
         revision: revision of the hub id; ``None`` for its main branch.
+        adapter: a file or folder of a LoRA, which is fused; ``"none"`` for the base model although
+            an adapter lies in its folder.
         device: ``"auto"`` for a GPU where there is one.
         batch_size: images per batch; ``None`` for the fastest size, by timing. It changes images
             by rounding only.
@@ -215,7 +218,8 @@ def load(
         runtime.require_accelerator()
         artifact = _artifact(Path(path).expanduser())
         folder = str(path) if artifact is None else str(artifact / "model")
-        unet, scheduler = load_checkpoint(folder, revision, variant)
+        lora = None if adapter is None else str(adapter)
+        unet, scheduler = load_checkpoint(folder, revision, variant, adapter=lora)
     denoiser = denoiser_of(unet, scheduler)
     channels, height, width = denoiser.image_shape
     return Model(folder, (height, width, channels), len(denoiser.alphas_cumprod), denoiser, runtime)

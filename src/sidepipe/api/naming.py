@@ -12,6 +12,7 @@ ARGUMENTS = {
     "check data.source": "check the folder",
     "dpm.path": "path",
     "dpm.variant": "variant",
+    "dpm.adapter": "adapter",
     "precision=32-true": "precision='32-true'",
 }
 

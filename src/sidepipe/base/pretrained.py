@@ -17,6 +17,14 @@ from sidepipe.base.settings import require
 HUB = "hf://"
 PARTS = ("unet", "scheduler", "text_encoder", "tokenizer", "vae")
 DEFAULT, EMA = "default", "ema"
+NOT_FUSED = (
+    "a LoRA adapter that is not fused; remedy: call pipeline.fuse_lora() and "
+    "pipeline.unload_lora_weights(), and save it again"
+)
+CONVERT = (
+    "a file; remedy: save it as a folder, by diffusers' "
+    "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
+)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # model.safetensors, diffusion_pytorch_model.fp16.bin, model.safetensors.index.json; not one shard.
 _WEIGHTS = re.compile(
@@ -40,7 +48,9 @@ def folder_or_hub_id(name: str, path: str) -> Path | str:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise FileNotFoundError(f"{name} names {path}, which is a file; remedy: name its folder")
+        single = folder.suffix in (".safetensors", ".ckpt")
+        what = CONVERT if single else "a file; remedy: name its folder"
+        raise FileNotFoundError(f"{name} names {path}, which is {what}")
     known = not folder.is_absolute() and Path(folder.parts[0] if folder.parts else ".").exists()
     if known or not _HUB_ID.fullmatch(path):
         raise FileNotFoundError(f"{name} names {path}, which is not a folder{_hint(folder)}")
@@ -118,11 +128,11 @@ def network_folder(folder: Path, variant: str | None) -> Path:
     return averaged if variant == EMA else folder / "unet"
 
 
-def unet_files(folder: Path, variant: str | None, *, pickles: bool = False) -> list[Path]:
+def unet_files(folder: Path, variant: str | None) -> list[Path]:
     """The weight files of the UNet in a `network_folder`; arguments as in `weight_files`."""
     # The variant "ema" chose the folder unet_ema; the file in it has no variant.
     within = None if folder.name == f"unet_{EMA}" else variant
-    return weight_files(folder, within, pickles=pickles)
+    return weight_files(folder, within)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -135,15 +145,13 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_of(path) for path in files}
 
 
-def weight_files(
-    folder: Path, variant: str | None = None, *, pickles: bool = False, required: bool = True
-) -> list[Path]:
+def weight_files(folder: Path, variant: str | None = None, *, required: bool = True) -> list[Path]:
     """The files that hold the weights of the network in `folder`: one, or its shards.
 
     variant: "fp16", "non_ema", "ema", ...; "default" for the file without a variant; None for that
-    file or else the only variant. pickles: whether `.bin` is accepted where `.safetensors` is
-    missing. required: False accepts another variant where this one is missing. Raises
-    FileNotFoundError without weights, ValueError where the user must choose the variant.
+    file or else the only variant. `.bin` is taken where `.safetensors` is missing. required: False
+    accepts another variant where this one is missing. Raises FileNotFoundError without weights,
+    ValueError where the user must choose the variant.
     """
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -153,19 +161,15 @@ def weight_files(
             # As in diffusers: an index of shards comes before a single file.
             files = found.setdefault(kind, {})
             files[match["format"]] = path if match["index"] else files.get(match["format"], path)
-    usable = {k: files for k, files in found.items() if pickles or "safetensors" in files}
-    if not usable and found:
-        raise FileNotFoundError(
-            f"{folder} has no *.safetensors, and pickled weights are not read; remedy: save the "
-            "pipeline again with safe_serialization=True"
-        )
-    if not usable:
+    if not found and (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder} has no weights of its own, but {NOT_FUSED}")
+    if not found:
         raise FileNotFoundError(
             f"{folder} has no weights: no diffusion_pytorch_model.safetensors or model.safetensors"
         )
-    if not required and variant not in usable:
+    if not required and variant not in found:
         variant = None
-    files = usable[_chosen(folder, sorted(usable), variant)]
+    files = found[_chosen(folder, sorted(found), variant)]
     return _shards(files.get("safetensors") or files["bin"])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidepipe.base.pretrained import junk_in, one_line, read_object
+from sidepipe.base.pretrained import NOT_FUSED, junk_in, one_line, read_object
 from sidepipe.base.settings import require
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        log.warning("%s is a pickle; it is read with weights_only=True", path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many classes
         raise _damaged(path, error) from None
@@ -129,6 +130,8 @@ def network_names(expected: Shapes, found: Shapes, where: str) -> dict[str, str]
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     wrong = [f"{len(rows)} {kind} ({_first(rows)})" for kind, rows in kinds.items() if rows]
+    if any(".lora_" in name for name in unexpected):
+        raise ValueError(f"the weights in {where} must be of one network, got {NOT_FUSED}")
     if wrong or len(set(names.values())) < len(names):
         raise ValueError(
             f"the weights in {where} must fit the network of its config.json, got "

@@ -17,18 +17,18 @@ from sidepipe.base.pretrained import (
     folder_or_hub_id,
     network_folder,
     part_folder,
-    parts_of,
     read_object,
     unet_files,
     weight_files,
 )
 from sidepipe.base.settings import require
 from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
+from sidepipe.models.adapters import adapter_file, fuse_adapter
+from sidepipe.models.families import MISSING, require_family
 from sidepipe.models.schedules import clip_range, log_replaced, read_schedule, step_rule
 
 log = logging.getLogger(__name__)
 
-MISSING = "dpm.path must name a folder written by DDPMPipeline.save_pretrained"
 SCHEDULER = "scheduler_config.json"
 
 if TYPE_CHECKING:
@@ -48,15 +48,7 @@ def check_checkpoint(
     """
     from diffusers import UNet2DModel
 
-    parts = sorted(parts_of(read_object(folder / "model_index.json", MISSING)))
-    # The network of a latent model may equal that of an image model; its other parts differ.
-    require(
-        parts == ["scheduler", "unet"],
-        f"the parts of {folder}",
-        "scheduler and unet alone",
-        parts,
-        "latent and conditional pipelines are not supported",
-    )
+    require_family(folder, "pretrained")
     inside = network_folder(folder, variant)
     config, where = read_object(inside / "config.json", MISSING), str(inside / "config.json")
     check_kind(config, str(folder))
@@ -69,7 +61,7 @@ def check_checkpoint(
     require(size % halved == 0, f"sample_size of {where}", rule, size)
     scheduler = part_folder(folder, "scheduler") / SCHEDULER
     read_schedule(read_object(scheduler, MISSING), str(scheduler))
-    files = unet_files(inside, variant, pickles=True)
+    files = unet_files(inside, variant)
     if (shapes := read_shapes(files)) is not None:
         network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
     return size
@@ -135,17 +127,20 @@ def load_checkpoint(
     variant: str | None,
     size: int | None = None,
     channels: int | None = None,
+    adapter: str | None = None,
 ) -> tuple[UNet2DModel, DDPMScheduler]:
-    """The network and the schedule of a folder or hub id, after `check_checkpoint`."""
+    """The network, with its adapter, and the schedule of a folder or hub id, after all checks."""
     from diffusers import UNet2DModel
 
     found = folder_or_hub_id("dpm.path", path)
     folder = found if isinstance(found, Path) else _fetched(found, revision, variant)
     side = check_checkpoint(folder, variant, size, channels)
     inside = network_folder(folder, variant)
-    files = unet_files(inside, variant, pickles=True)
+    files = unet_files(inside, variant)
     log.info("reading %s", ", ".join(map(str, files)))
     unet: Any = read_network(UNet2DModel, inside, files)
+    if (file := adapter_file(folder, adapter)) is not None:
+        fuse_adapter({"unet": unet}, file)
     unet.register_to_config(sample_size=side)  # a number instead of [8, 8]
     scheduler = part_folder(folder, "scheduler") / SCHEDULER
     config, where = read_object(scheduler), str(scheduler)

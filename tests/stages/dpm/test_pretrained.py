@@ -16,6 +16,7 @@ from diffusers import (
     ScoreSdeVeScheduler,
     UNet2DModel,
 )
+from safetensors.torch import save_file
 from tests.tiny import RUNTIME, UNET, checked
 
 from sidepipe.base.settings import build
@@ -45,8 +46,8 @@ def pretrained(path, **changes) -> PretrainedDPM:
     return PretrainedDPM(**settings)
 
 
-def checked_and_run(path, folder, data, digits) -> dict:
-    stage = pretrained(path)
+def checked_and_run(path, folder, data, digits, **changes) -> dict:
+    stage = pretrained(path, **changes)
     checked(stage, {"data": digits}, RUNTIME)
     folder.mkdir()
     return stage.run(Job(folder, {"data": data}, RUNTIME))
@@ -155,6 +156,26 @@ def test_a_checkpoint_that_was_replaced_is_noticed_and_an_absent_one_is_not_miss
     assert stage.source_changed(summary, RUNTIME) is None
 
 
+def test_an_adapter_is_fused_and_noticed_when_it_changes(tmp_path, data, digits):
+    checkpoint = saved(tmp_path / "theirs")
+    path = checkpoint / "pytorch_lora_weights.safetensors"
+    up, down = torch.randn(4, 2), torch.randn(2, 9)
+    save_file({"unet.conv_in.lora_B.weight": up, "unet.conv_in.lora_A.weight": down}, path)
+    refused(checkpoint, digits, match=r"dpm.adapter must be set where .*; dpm.adapter=.*none")
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    stage = pretrained(checkpoint, adapter=str(path))
+    checked(stage, {"data": digits}, RUNTIME)
+    summary = stage.run(Job(folder, {"data": data}, RUNTIME))
+    added = load(folder)[0].conv_in.weight - network().conv_in.weight
+    torch.testing.assert_close(added, (up @ down).reshape(4, 1, 3, 3))
+    assert stage.source_changed(summary, RUNTIME) is None
+    save_file({"unet.conv_in.lora_B.weight": up, "unet.conv_in.lora_A.weight": 2 * down}, path)
+    assert "changed since" in stage.source_changed(summary, RUNTIME)
+    checked_and_run(checkpoint, tmp_path / "base", data, digits, adapter="none")
+    assert_same_weights(load(tmp_path / "base")[0], network())
+
+
 # what is refused, before anything runs
 
 
@@ -212,7 +233,7 @@ def test_a_latent_model_is_refused_though_its_network_would_fit(tmp_path, digits
     index = json.loads((checkpoint / "model_index.json").read_text())
     index |= {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]}
     (checkpoint / "model_index.json").write_text(json.dumps(index))
-    message = r"must be scheduler and unet alone, got \['scheduler', 'unet', 'vqvae'\]; latent"
+    message = r"must be one of DDPMPipeline.* got 'LDMPipeline \(its parts are .*vqvae"
     refused(checkpoint, digits, match=message)
 
 
@@ -236,7 +257,7 @@ def test_a_missing_folder_is_refused(digits, path):
 def test_a_folder_that_is_no_checkpoint_is_refused_with_what_it_lacks(tmp_path, digits, missing):
     checkpoint = saved(tmp_path)
     (checkpoint / missing).unlink()
-    message = f"save_pretrained, but there is no .*{missing}$"
+    message = f"save_pretrained of a diffusers pipeline, but there is no .*{missing}$"
     refused(checkpoint, digits, FileNotFoundError, message)
 
 

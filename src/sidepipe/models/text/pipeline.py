@@ -35,11 +35,11 @@ from sidepipe.base.weights import (
     read_tensors,
     shapes_of,
 )
+from sidepipe.models.families import INDEX, MISSING, require_family
 from sidepipe.models.schedules import clip_range, read_schedule, step_rule
 from sidepipe.models.text.model import TextModel
 
-INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
-MISSING = "dpm.path must name a folder written by StableDiffusionPipeline.save_pretrained"
+SCHEDULER = "scheduler_config.json"
 # Parts that Stable Diffusion's index lists and that no code here uses.
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 # Files of hubs that no part needs: other precisions, weights without averaging.
@@ -80,20 +80,14 @@ def check_pipeline(folder: Path, variant: str | None = None) -> None:
     FileNotFoundError where a file is missing, ValueError where its content is wrong. Names and
     shapes of the weights of UNet and autoencoder must be those of their networks.
     """
-    parts = parts_of(read_object(folder / INDEX, MISSING))
-    there = [name for name in PARTS if name in parts]
-    missing = [name for name in PARTS if name not in there and name != "vae"]
-    rule = "unet, scheduler, text_encoder, tokenizer and, for latent models, vae"
-    remedy = f"{', '.join(missing)} missing; dpm=pretrained is for unconditional checkpoints"
-    require(not missing, f"the parts of {folder}", rule, there, remedy)
-    second = [name for name in parts if name.endswith("encoder_2")]
-    require(not second, f"the encoders of {folder}", "one", second, "SDXL is not supported")
+    require_family(folder, "stable_diffusion")
+    parts = parts_of(read_object(folder / INDEX))
     for name, kind in (("text_encoder", "CLIPTextModel"), ("vae", "AutoencoderKL")):
         known = parts.get(name, kind) == kind
         require(known, f"the {name} of {folder}", f"of class {kind}", parts.get(name))
     unet = _checked_unet(network_folder(folder, variant), variant)
     load_schedule(folder)
-    if "vae" in there:
+    if "vae" in parts:
         _checked_vae(folder / "vae", variant, unet)
     _check_text(folder, variant, unet)
 
@@ -133,19 +127,21 @@ def _checked_vae(folder: Path, variant: str | None, unet: Any) -> None:
 
 
 def _check_names(network: Any, files: Sequence[Path]) -> None:
-    shapes = read_shapes(files)
-    assert shapes is not None  # only other formats than safetensors have none
-    network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
+    if (shapes := read_shapes(files)) is not None:
+        network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
 
 
 def _check_text(folder: Path, variant: str | None, unet: Any) -> None:
     """The encoder's size and the tokenizer's files."""
     path = folder / "text_encoder" / "config.json"
-    found = read_object(path, MISSING).get("hidden_size", 512)  # CLIPTextConfig's default
+    weight_files(path.parent, variant, required=False)
+    config = read_object(path, MISSING)
+    kind = config.get("model_type", "clip_text_model")
+    require(kind == "clip_text_model", f"model_type of {path}", "clip_text_model", kind)
+    found = config.get("hidden_size", 512)  # CLIPTextConfig's default
     wanted = unet.config["cross_attention_dim"]
     rule = f"{wanted}, the cross_attention_dim of the UNet"
     require(found == wanted, f"hidden_size of {path}", rule, found)
-    weight_files(path.parent, variant, required=False)
     tokenizer = folder / "tokenizer"
     whole = [["tokenizer.json"], ["vocab.json", "merges.txt"]]
     if not any(all((tokenizer / name).is_file() for name in names) for names in whole):

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidepipe.base.files import sha256_of
 from sidepipe.base.pretrained import fingerprint, folder_or_hub_id, part_folder, read_object
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.models.adapters import adapter_file, read_adapter
 from sidepipe.models.checkpoint import SCHEDULER, check_checkpoint, load_checkpoint
 from sidepipe.models.schedules import read_schedule
 from sidepipe.stages.data.stage import Data
@@ -24,17 +26,30 @@ class Pretrained(DPM):
     path: a folder saved by `save_pretrained`, or a hub id (fetched when the stage runs). revision:
     of the hub id. variant: of the weight files, "fp16", "non_ema", "ema" or "default" for the file
     without one; None for the only one. The training subset must be the images that the model was
-    trained on.
+    trained on. adapter: a file or folder of a LoRA, which is fused; "none" for the base model
+    although an adapter lies in its folder.
     """
 
     path: str
     revision: str | None
     variant: str | None
+    adapter: str | None = None
 
     def _local_folder(self) -> Path | None:
         """The folder that `path` names, None for a hub id; FileNotFoundError if it is neither."""
         found = folder_or_hub_id("dpm.path", self.path)
         return found if isinstance(found, Path) else None
+
+    def _adapter_file(self, folder: Path) -> Path | None:
+        """The adapter of the checkpoint in `folder`, None without one, after the checks."""
+        if (file := adapter_file(folder, self.adapter)) is not None:
+            read_adapter(file)
+        return file
+
+    def _fingerprint(self, folder: Path) -> dict[str, str]:
+        """SHA-256 of the files of the checkpoint and of its adapter."""
+        file = adapter_file(folder, self.adapter)
+        return fingerprint(folder) | ({} if file is None else {"adapter": sha256_of(file)})
 
     def scheduler(self) -> Any | None:
         if (folder := self._local_folder()) is None:
@@ -51,7 +66,7 @@ class Pretrained(DPM):
 
     def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
         folder = Path(self.path).expanduser()
-        if not folder.is_dir() or fingerprint(folder) == summary["files"]:
+        if not folder.is_dir() or self._fingerprint(folder) == summary["files"]:
             return None  # a finished artifact does not need the checkpoint
         return (
             f"the checkpoint {folder} changed since this artifact was made, and results would be "
@@ -78,6 +93,7 @@ class PretrainedDPM(Pretrained):
         assert isinstance(data, Data)
         if (folder := self._local_folder()) is not None:
             check_checkpoint(folder, self.variant, data.size, data.channels)
+            self._adapter_file(folder)
 
     def run(self, job: Job) -> dict[str, Any]:
         from diffusers import DDPMPipeline
@@ -85,12 +101,12 @@ class PretrainedDPM(Pretrained):
         about = self._write_split(job)[2]
         _, size, _, channels = load_images(job.inputs["data"]).shape
         unet, scheduler = load_checkpoint(
-            self.path, self.revision, self.variant, size=size, channels=channels
+            self.path, self.revision, self.variant, size, channels, adapter=self.adapter
         )
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
         source = Path(self.path).expanduser()
         return {
             **about,
             "num_parameters": unet.num_parameters(),
-            "files": fingerprint(source) if source.is_dir() else {},
+            "files": self._fingerprint(source) if source.is_dir() else {},
         }

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sidepipe.base.pretrained import fingerprint, read_object
+from sidepipe.base.pretrained import read_object
 from sidepipe.base.settings import Precision, bind, build, require
 from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.models.adapters import fuse_adapter
 from sidepipe.models.checkpoint import SCHEDULER
 from sidepipe.models.schedules import clip_range, log_replaced, step_rule
 from sidepipe.stages.data.stage import Data, load_captions
@@ -235,6 +236,7 @@ class PretrainedTextDPM(Pretrained):
 
         if (folder := self._local_folder()) is not None:
             check_pipeline(folder, self.variant)
+            self._adapter_file(folder)
 
     def check_images(self, data: Stage) -> None:
         from sidepipe.models.text.pipeline import image_shape
@@ -265,11 +267,13 @@ class PretrainedTextDPM(Pretrained):
         model, scheduler = load_model(source, variant=self.variant), load_schedule(source)
         path = source / "scheduler" / SCHEDULER
         log_replaced(read_object(path), str(path))
+        if (file := self._adapter_file(source)) is not None:
+            fuse_adapter({"unet": model.unet, "text_encoder": model.text_encoder}, file)
         save_model(model, scheduler, job.folder / "model")
         return {
             **about,
             "num_parameters": _parameters(model),
-            "files": fingerprint(source),
+            "files": self._fingerprint(source),
         }
 
 

@@ -1,0 +1,216 @@
+"""LoRA of diffusers, PEFT and Kohya: fused, a model is the one that diffusers fuses."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from tests.models.text.tiny import tiny_stable_diffusion
+from tests.tiny import UNET
+
+from sidepipe.base.settings import build
+from sidepipe.models.adapters import adapter_file, fuse_adapter
+from sidepipe.models.text.pipeline import check_pipeline, load_model
+
+# Of peft, which diffusers gives the layers that are in the file.
+pytestmark = pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters:RuntimeWarning")
+
+CONFIGS = {
+    "unet": LoraConfig(
+        r=2,
+        lora_alpha=6,
+        target_modules=["to_q", "to_out.0", "proj_in", "conv1", "conv_in"],
+        init_lora_weights=False,
+    ),
+    "text_encoder": LoraConfig(
+        r=3, lora_alpha=2, target_modules=["q_proj", "fc1"], init_lora_weights=False
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny_stable_diffusion(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def adapted(base):
+    """The pipeline with random adapters of its UNet and text encoder, not fused."""
+    torch.manual_seed(1)
+    pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    for part, config in CONFIGS.items():
+        getattr(pipeline, part).add_adapter(config)
+    return pipeline
+
+
+def layers_of(pipeline, with_metadata):
+    """Both adapters as `save_lora_weights` takes them, in PEFT's names and with its settings.
+
+    Without settings they have older names, which diffusers reads of attention layers alone.
+    """
+    layers = {part: get_peft_model_state_dict(getattr(pipeline, part)) for part in CONFIGS}
+    if with_metadata:
+        settings = {f"{part}_lora_adapter_metadata": c.to_dict() for part, c in CONFIGS.items()}
+        return settings | {f"{part}_lora_layers": found for part, found in layers.items()}
+    layers["unet"] = {k: v for k, v in layers["unet"].items() if ".to_" in k}
+    converted = {part: convert_state_dict_to_diffusers(found) for part, found in layers.items()}
+    assert any("lora.down" in name for name in converted["unet"])
+    return {f"{part}_lora_layers": found for part, found in converted.items()}
+
+
+def fused(base, path):
+    model = load_model(base)
+    fuse_adapter({"unet": model.unet, "text_encoder": model.text_encoder}, path)
+    return model
+
+
+def assert_as_fused_by_diffusers(base, path, model, parts=tuple(CONFIGS)):
+    """To 1e-6 in every weight."""
+    pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    before = {k: v.clone() for k, v in pipeline.unet.state_dict().items()}
+    pipeline.load_lora_weights(path)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    for part in parts:
+        expected, found = getattr(pipeline, part).state_dict(), getattr(model, part).state_dict()
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
+    changed = [k for k, v in before.items() if not v.equal(pipeline.unet.state_dict()[k])]
+    assert len(changed) > 5
+
+
+@pytest.mark.parametrize("with_metadata", [True, False])
+def test_an_adapter_of_diffusers_is_fused_as_diffusers_does(tmp_path, base, adapted, with_metadata):
+    """With its alpha in the file's metadata; without, alpha is the rank in both."""
+    StableDiffusionPipeline.save_lora_weights(tmp_path, **layers_of(adapted, with_metadata))
+    path = adapter_file(base, str(tmp_path))
+    assert path == tmp_path / "pytorch_lora_weights.safetensors"
+    assert_as_fused_by_diffusers(base, path, fused(base, path))
+
+
+def kohya_of(pipeline):
+    """The adapters in the names of kohya-ss/sd-scripts, with an alpha for each layer."""
+    tensors = {}
+    for part, prefix in (("unet", "lora_unet"), ("text_encoder", "lora_te_text_model")):
+        for name, value in get_peft_model_state_dict(getattr(pipeline, part)).items():
+            layer, _, side = name.removesuffix(".weight").rpartition(".")
+            layer = f"{prefix}_{layer.replace('.', '_')}"
+            side = {"lora_A": "lora_down", "lora_B": "lora_up"}[side]
+            tensors[f"{layer}.{side}.weight"] = value.contiguous()
+            tensors[f"{layer}.alpha"] = torch.tensor(float(CONFIGS[part].lora_alpha))
+    return tensors
+
+
+def test_an_adapter_of_kohya_is_fused_as_diffusers_does(tmp_path, base, adapted):
+    path = tmp_path / "kohya.safetensors"
+    save_file(kohya_of(adapted), path)
+    model = fused(base, path)
+    assert_as_fused_by_diffusers(base, path, model, parts=["unet"])
+    # diffusers 0.42 does not find the layers of transformers 5's encoder by these names.
+    adapted.fuse_lora()
+    adapted.unload_lora_weights()
+    for name, value in adapted.text_encoder.state_dict().items():
+        found = model.text_encoder.state_dict()[name]
+        torch.testing.assert_close(found, value, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_of_peft_is_fused_as_peft_merges_it(tmp_path):
+    """Of a UNet2DModel, with an alpha for one layer and rank-stabilized scales."""
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=3,
+        use_rslora=True,
+        alpha_pattern={"conv_in": 8},
+        target_modules=["conv1", "conv_in", "time_emb_proj"],
+        init_lora_weights=False,
+    )
+    adapted = get_peft_model(build(UNET), config)
+    adapted.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    unet: UNet2DModel = build(UNET)
+    fuse_adapter({"unet": unet}, adapter_file(tmp_path / "base", str(tmp_path)))
+    expected = adapted.merge_and_unload().state_dict()
+    for name, value in unet.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "unet/my_LoRA.safetensors"])
+def test_an_adapter_in_the_folder_is_never_ignored(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"^dpm.adapter must be set where .* LoRA") as error:
+        adapter_file(tmp_path, None)
+    assert f"dpm.adapter={tmp_path / name} fuses it" in str(error.value)
+    assert adapter_file(tmp_path, "none") is None
+    assert adapter_file(tmp_path, str(tmp_path / name)) == tmp_path / name
+
+
+def test_without_an_adapter_there_is_none_and_a_missing_one_is_refused(tmp_path, base):
+    assert adapter_file(base, None) is None
+    with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
+        adapter_file(base, str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"a folder with one file of weights, .* got \[\]"):
+        adapter_file(base, str(tmp_path))
+
+
+def layer(name="unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", rank=2, width=16):
+    return {
+        f"{name}.lora_A.weight": torch.ones(rank, width),
+        f"{name}.lora_B.weight": torch.ones(width, rank),
+    }
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (layer("unet.nowhere"), r"must be layers of the model .* got \['unet.nowhere'\]"),
+        (layer("text_encoder_2.encoder"), "parts other than unet, text_encoder"),
+        (layer(width=5), r"must be up and down for \[16, 16\], got \[\[5, 2\], \[2, 5\]\]"),
+        (layer() | {"unet.x.hada_w1_a": torch.ones(1)}, r"LoHa.*got \['unet.x.hada_w1_a'\]"),
+        (layer() | {"unet.x.dora_scale": torch.ones(1)}, "DoRA"),
+        ({"unet.x.lora_A.weight": torch.ones(1)}, r"up and down each, got \['unet.x'\]"),
+        ({"x.alpha": torch.ones(1)}, r"up and down each, got \['x'\]"),
+        (
+            {k: v * torch.nan for k, v in layer().items()},
+            "must be finite, got NaN",
+        ),
+    ],
+)
+def test_what_is_no_lora_of_the_model_is_refused(tmp_path, base, tensors, message):
+    path = tmp_path / "lora.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=message):
+        fused(base, path)
+
+
+def test_a_config_with_dora_is_refused(tmp_path, base):
+    save_file(layer(), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"use_dora": True}))
+    with pytest.raises(ValueError, match="must be LoRA, got 'DoRA'; fuse it into the checkpoint"):
+        fused(base, tmp_path / "adapter_model.safetensors")
+
+
+def test_a_pipeline_that_was_saved_without_fusing_is_refused_and_its_remedy_works(
+    tmp_path, base, adapted
+):
+    adapted.save_pretrained(tmp_path / "unfused")
+    with pytest.raises(ValueError, match=r"got a LoRA adapter that is not fused; remedy: call"):
+        check_pipeline(tmp_path / "unfused")
+    adapted.text_encoder.save_pretrained(tmp_path / "encoder")
+    unet = load_file(base / "unet/diffusion_pytorch_model.safetensors")
+    save_file(unet, tmp_path / "unfused/unet/diffusion_pytorch_model.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"text_encoder has no weights of its own, but a L"):
+        check_pipeline(tmp_path / "unfused")
+    adapted.fuse_lora()
+    adapted.unload_lora_weights()
+    adapted.save_pretrained(tmp_path / "fused")
+    check_pipeline(tmp_path / "fused")
+    found = load_model(tmp_path / "fused").unet.state_dict()
+    assert not found["conv_in.weight"].equal(unet["conv_in.weight"])
