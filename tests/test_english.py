@@ -25,10 +25,6 @@ SOURCES = [
 OPEN: set[str] = {
     "src/sidepipe/engine/sampling.py",
     "src/sidepipe/stages/detect/labels.py",
-    "src/sidepipe/stages/evaluate/charts.py",
-    "src/sidepipe/stages/evaluate/headline.py",
-    "src/sidepipe/stages/evaluate/stage.py",
-    "src/sidepipe/stages/evaluate/tables.py",
     "src/sidepipe/stages/extract/rounds.py",
     "src/sidepipe/stages/extract/stage.py",
     "src/sidepipe/stages/label/stage.py",

@@ -42,6 +42,7 @@ SHARED = (
     "dpm.trained",
     "detect.labels",
     "detect.groups",
+    "evaluate.tables",
     "data.celeba_files",
 )
 # The list of the stages, which imports nothing, is open to the engine too.

@@ -19,13 +19,8 @@ from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.guidance import AttackGuidance
 from sidepipe.stages.attack.strategies import NoSurrogate
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
-from sidepipe.stages.evaluate.stage import (
-    Evaluate,
-    load,
-    load_candidates,
-    load_gallery,
-    load_labels,
-)
+from sidepipe.stages.evaluate.stage import Evaluate, load
+from sidepipe.stages.evaluate.tables import load_candidates, load_gallery, load_labels
 from sidepipe.stages.extract.stage import Extract
 from sidepipe.stages.reference.stage import Reference
 
@@ -783,7 +778,7 @@ def test_a_high_band_without_exact_copies_is_refused_at_the_start(settings, high
     bands = {**settings["bands"], "high": high}
     if settings is L2:
         bands = {"high": high}
-    message = rf"bands.high must be a band that exact copies lie in, got .*; set its {end} end"
+    message = rf"bands.high must be a band with exact copies, got .*; set its {end} end"
     with pytest.raises(ValueError, match=message):
         checked(Evaluate(**{**settings, "bands": bands}), upstream(), RUNTIME)
     for end in ([0.0, 0.075], [-1.0, 0.075]) if settings is L2 else ([0.9, 1.01],):
@@ -803,7 +798,10 @@ def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bands": {"low": [0, 1]}}, r"evaluate.bands must be named with `high`.* got \['low'\]"),
+        (
+            {"bands": {"low": [0, 1]}},
+            r"bands must be bands, one of them named high, got \['low'\]",
+        ),
         ({"bands": {"high": [0.2, 0.1]}}, r"evaluate.bands.high must be .* low < high.*0.2, 0.1"),
         ({"bands": {"high": [0.1, 0.1]}}, r"evaluate.bands.high must be .* low < high"),
         ({"bands": {"high": 0.6}}, r"evaluate.bands.high must be \[low, high\).* got 0.6"),
@@ -813,7 +811,7 @@ def test_missing_weights_of_the_features_are_noticed_at_the_start(tmp_path):
         ({"curve": [0, 1, 1]}, r"evaluate.curve must be .* count >= 2"),
         ({"false_positive_rates": [0.1, 0]}, r"false_positive_rates must be in \(0, 1\), got 0"),
         ({"false_positive_rates": [1]}, r"false_positive_rates must be in \(0, 1\), got 1"),
-        ({"false_positive_rates": []}, r"false_positive_rates must be one rate at least, got \[\]"),
+        ({"false_positive_rates": []}, r"false_positive_rates must be at least one rate, got \[\]"),
         ({"gallery_pairs": -1}, r"evaluate.gallery_pairs must be >= 0, got -1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What tracking draws of an evaluation with truth. Its keys are the dashboards' too."""
+"""The charts of an evaluation with truth for tracking, with keys for dashboards."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

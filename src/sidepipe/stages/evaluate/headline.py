@@ -1,4 +1,4 @@
-"""The summary of an evaluate artifact, and the lines of the log that hold the same numbers."""
+"""The summary of an evaluate artifact, and its lines in the log."""
 
 import logging
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaled_in_words(results: Mapping[str, Any]) -> str:
-    """What the held-out hits are scaled to, where fewer images are held out than trained on."""
+    """The scaled held-out hits, where fewer images are held out than trained on."""
     heldout, scale = results["calibrated"][0]["heldout"], results["control"]["scale"]
     if scale == 1:
         return ""

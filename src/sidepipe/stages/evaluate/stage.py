@@ -1,7 +1,7 @@
 """Stage `evaluate`: scores an attack's images against the training subset and a held-out set.
 
-The only stage that looks at the training images; nothing upstream of it may be tuned on its output.
-With `truth: none` it does not look either, and ranks the images as an attacker would.
+Only this stage compares with training images; no earlier stage may be tuned on its output.
+With `truth: none` it does not compare either, and ranks the images as an attacker would.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MIN_IMAGES = 20  # of an attack: the 5th and 95th percentiles need them
-# A search among the images themselves: more would take hours, and the best bets are among these.
+MIN_IMAGES = 20  # of an attack, for the 5th and 95th percentiles
+# More would take hours to search, and the best candidates are among these.
 BLIND_IMAGES = 50_000
 
 
@@ -62,16 +62,15 @@ BLIND_IMAGES = 50_000
 class Evaluate(Stage):
     """Memorization metrics of one attack.
 
-    Whatever the attack was made from is found through the artifact of extract, whose key has all of
-    it: the labels' cohesion (label), the attacker's own images (original), the trials (tune) and
-    the cost of the synthetic images (generate). Only what evaluate compares with is an input.
+    The artifact of extract leads to the inputs of the attack, which its key includes: the labels'
+    cohesion (label), the attacker's own images (original), the trials (tune) and the cost of the
+    synthetic images (generate). The inputs here are those to compare with.
 
-    features: an encoder; it decides what gamma is. truth: "train", or "none" for a blind ranking
-    alone. bands: name -> [low, high) of gamma, null for no end, `high` the closest; its edge is
-    also what makes two generated images near duplicates. curve: start, stop and number of
-    thresholds. false_positive_rates: shares of real held-out images that calibrated thresholds let
-    pass, the first of which defines a hit. gallery_pairs: how many pairs and candidates are kept
-    for the report.
+    features: an encoder; it defines gamma. truth: "train", or "none" for a blind ranking alone.
+    bands: name -> [low, high) of gamma, null for no end, `high` the closest; its edge also makes
+    two generated images near duplicates. curve: start, stop and number of thresholds.
+    false_positive_rates: shares of real held-out images that pass the calibrated thresholds; the
+    first defines a hit. gallery_pairs: the number of pairs and candidates for the report.
     """
 
     name: ClassVar[str] = "evaluate"
@@ -89,7 +88,10 @@ class Evaluate(Stage):
 
     def __post_init__(self) -> None:
         require(
-            "high" in self.bands, "evaluate.bands", "named with `high` among them", list(self.bands)
+            "high" in self.bands,
+            "evaluate.bands",
+            "bands, one of them named high",
+            list(self.bands),
         )
         for name, band in self.bands.items():
             rule = "[low, high) with low < high, null for no end"
@@ -102,7 +104,7 @@ class Evaluate(Stage):
         start, stop, count = self.curve
         require(start < stop and count >= 2, "evaluate.curve", rule, self.curve)
         rates = self.false_positive_rates
-        require(len(rates) > 0, "evaluate.false_positive_rates", "one rate at least", rates)
+        require(len(rates) > 0, "evaluate.false_positive_rates", "at least one rate", rates)
         for rate in rates:
             require(0 < rate < 1, "evaluate.false_positive_rates", "in (0, 1)", rate)
         require(self.gallery_pairs >= 0, "evaluate.gallery_pairs", ">= 0", self.gallery_pairs)
@@ -155,7 +157,7 @@ class Evaluate(Stage):
         require(
             high > 1 if similar else low <= 0,
             "evaluate.bands.high",
-            "a band that exact copies lie in",
+            "a band with exact copies",
             self.bands["high"],
             f"set its {'second' if similar else 'first'} end to null",
         )
@@ -206,7 +208,7 @@ class Evaluate(Stage):
     def _about(
         self, encoder: Encoder, generated: np.ndarray, ranking: Candidates, extract: Path
     ) -> dict[str, Any]:
-        """What is known without truth."""
+        """Results without truth."""
         groups = ranking.size > 1
         blind = {
             "threshold": self._duplicate_threshold(encoder.metric),
@@ -226,7 +228,7 @@ class Evaluate(Stage):
         }
 
     def _measured(self, c: Comparison, rates: list[float]) -> tuple[dict[str, Any], Hits]:
-        """Everything that needs truth, and the hits."""
+        """Results with truth, and the hits."""
         from sidepipe.memorization import results as r
 
         start, stop, count = self.curve
@@ -247,7 +249,7 @@ class Evaluate(Stage):
     def _duplicate_threshold(self, metric: Metric) -> float:
         """gamma of two generated images that are near duplicates: the edge of the closest band.
 
-        Nothing calibrated on real images: who ranks blindly has none.
+        It is not calibrated on real images, because a blind ranking has none.
         """
         low, high = self.bands_of_gamma()["high"]
         return float(low if metric == "cosine" else high)
@@ -256,7 +258,7 @@ class Evaluate(Stage):
         from sidepipe.memorization.blind import candidates
 
         if len(queries) > BLIND_IMAGES:
-            log.info("ranked blindly are the first %d of %d images", BLIND_IMAGES, len(queries))
+            log.info("the blind ranking uses the first %d of %d images", BLIND_IMAGES, len(queries))
         threshold = self._duplicate_threshold(encoder.metric)
         return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold)
 
@@ -265,15 +267,17 @@ class Evaluate(Stage):
         return charts.curves(results) if results["truth"] == "train" else {}
 
     def shown(self, folder: Path) -> dict[str, list[Any]]:
-        """Each pair that is kept: the generated, the training and the held-out image."""
+        """The generated, the training and the held-out image of each pair in the gallery."""
         if not (folder / "gallery.npy").exists():
             return {}
+        from sidepipe.stages.evaluate.tables import load_gallery
+
         triples, _ = load_gallery(folder)
         return {"evaluate/pairs": [grid(triple, columns=3) for triple in triples]}
 
 
 def _attacker_rows(extract: Path) -> Int64[np.ndarray, "a"] | None:
-    """Places of the real images that the attack learned from; None where it did from none."""
+    """Indices of the real images that the attack learned from; None for no such images."""
     original = original_of(Artifact(extract))
     return None if original is None else load_original_rows(original.folder)
 
@@ -283,44 +287,12 @@ def _trials(
     extract: Path,
     encode: Callable[[np.ndarray], np.ndarray],
 ) -> list[dict[str, Any]]:
-    """What a tuned attack tried, and the true hits of the images; none of another attack."""
+    """The trials of a tuned attack with the true hits of their images; [] for other attacks."""
     tune = Artifact(extract).inputs.get("tune")
     tried = [] if tune is None else load_trials(tune.folder)
     return [{**row, **trial(encode(images))} for row, images in tried]
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The results as written to results.json."""
+    """The results in results.json."""
     return json.loads((folder / "results.json").read_text())
-
-
-def load_nearest(folder: Path) -> pd.DataFrame:
-    """A row per generated image: its target, nearest images, and whether it is a hit, and new."""
-    from sidepipe.stages.evaluate import tables
-
-    return tables.read(folder / "nearest.csv")
-
-
-def load_gallery(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """uint8 (n, 3, h, w, c): generated, nearest training, nearest held-out; and their rows."""
-    from sidepipe.stages.evaluate import tables
-
-    rows: Any = tables.read(folder / "gallery.csv").to_dict("records")
-    return np.load(folder / "gallery.npy"), rows
-
-
-def load_candidates(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """uint8 (n, h, w, c): the best bets of the blind ranking, best first; and their rows."""
-    from sidepipe.stages.evaluate import tables
-
-    rows: Any = tables.read(folder / "candidates.csv").to_dict("records")
-    return np.load(folder / "candidates.npy"), rows
-
-
-def load_labels(folder: Path) -> list[dict[str, Any]]:
-    """What each target label gave; none for an attack without targets."""
-    from sidepipe.stages.evaluate import tables
-
-    path = folder / "labels.csv"
-    rows: Any = tables.read(path).to_dict("records") if path.exists() else []
-    return rows

@@ -1,4 +1,4 @@
-"""The tables and pictures that an evaluate artifact holds beside its results."""
+"""The tables and pictures of an evaluate artifact: saving and loading them."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ def save(path: Path, table: pd.DataFrame) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """A table as `save` wrote it; ids stay text, whatever they look like."""
+    """A table from `save`; ids stay text, even if they are numbers."""
     ids: Any = {"train_id": str, "heldout_id": str}
-    # An image may be called "NA".
+    # The id of an image may be "NA".
     return pd.read_csv(path, dtype=ids, keep_default_na=False)
 
 
@@ -30,9 +30,9 @@ def nearest_table(
     targets: Int64[np.ndarray, "n"],
     hits: Hits,
 ) -> pd.DataFrame:
-    """A row per generated image; indices are places in the data's array.
+    """A row per generated image, with indices into the data's array.
 
-    train_group: the training image that stands for the nearest one and its duplicates.
+    train_group: the training image that represents the nearest one and its duplicates.
     """
     columns: dict[str, Any] = {
         "index": np.arange(len(targets)),
@@ -58,7 +58,7 @@ def save_gallery(
     generated: UInt8[np.ndarray, "n h w c"],
     data: UInt8[np.ndarray, "m h w c"],
 ) -> None:
-    """The rows of `closest_pairs` with the three pictures of each."""
+    """Saves the rows of `closest_pairs` with the three pictures of each."""
     best = table.iloc[closest]
     sources = ((generated, "index"), (data, "train_index"), (data, "heldout_index"))
     triples = np.stack([images[best[column].to_numpy()] for images, column in sources], axis=1)
@@ -73,7 +73,7 @@ def save_candidates(
     count: int,
     table: pd.DataFrame | None,
 ) -> None:
-    """The best bets of the blind ranking; table: with truth beside them where it is known."""
+    """Saves the best candidates of the blind ranking, with the truth in `table` if known."""
     best = ranking.index[:count]
     columns: dict[str, Any] = {
         "rank": np.arange(1, len(best) + 1),
@@ -94,7 +94,7 @@ def save_labels(
     cohesion: Float[np.ndarray, "k"],
     table: pd.DataFrame | None,
 ) -> None:
-    """What each label that was aimed at gave: images, and with truth hits, different and new ones.
+    """Saves the images of each target label, and with truth the hits, different and new ones.
 
     cohesion: of every label.
     """
@@ -108,3 +108,29 @@ def save_labels(
         columns["unique"] = [len(np.unique(train[some])) for some in of]
         columns["new"] = [int((some & new).sum()) for some in of]
     save(folder / "labels.csv", pd.DataFrame(columns))
+
+
+def load_nearest(folder: Path) -> pd.DataFrame:
+    """A row per generated image: its target, nearest images, and whether it is a hit, and new."""
+    return read(folder / "nearest.csv")
+
+
+def load_gallery(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """uint8 (n, 3, h, w, c): generated, nearest training, nearest held-out; and their rows."""
+    return np.load(folder / "gallery.npy"), _rows(folder / "gallery.csv")
+
+
+def load_candidates(folder: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """uint8 (n, h, w, c): the candidates of the blind ranking, best first; and their rows."""
+    return np.load(folder / "candidates.npy"), _rows(folder / "candidates.csv")
+
+
+def load_labels(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `save_labels`; [] for an attack without targets."""
+    path = folder / "labels.csv"
+    return _rows(path) if path.exists() else []
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows: Any = read(path).to_dict("records")
+    return rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sidepipe.engine.artifacts import Artifact
-from sidepipe.stages.evaluate.stage import load_nearest
+from sidepipe.stages.evaluate.tables import load_nearest
 
 # A model with this share of copies among its images has memorized a lot.
 LARGE_EXCESS = 0.05

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sidepipe.stages.evaluate.stage import load_gallery, load_labels
+from sidepipe.stages.evaluate.tables import load_gallery, load_labels
 from sidepipe.stages.report import curves, gallery, plots, words
 from sidepipe.stages.report import measures as m
 from sidepipe.stages.report import tables as t

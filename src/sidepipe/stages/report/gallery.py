@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sidepipe.stages.evaluate.stage import load_candidates, load_gallery
+from sidepipe.stages.evaluate.tables import load_candidates, load_gallery
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.pictures import shown_pixels, thumbnail_uri
 

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.stages.detect.labels import load_labels
-from sidepipe.stages.evaluate.stage import load_labels as load_yields
+from sidepipe.stages.evaluate.tables import load_labels as load_yields
 from sidepipe.stages.report import words
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.figures import drawn
