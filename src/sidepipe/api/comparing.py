@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Literal
 
+from sidepipe.api.groups import Groups
 from sidepipe.api.images import ImagesOrFolder, Reading, read_sets
 from sidepipe.base.settings import require, require_known
 
@@ -34,6 +35,7 @@ def compare(
     size: int | None = None,
     resize: Literal["crop", "stretch"] = "crop",
     channels: Literal[1, 3] | None = None,
+    groups: Groups | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Result:
     """Count the generated images that copy training images, beyond what held-out images explain.
@@ -58,6 +60,10 @@ def compare(
         resize: how ``size`` changes images that are not square: ``"crop"`` keeps the central
             square, ``"stretch"`` keeps the whole image and changes its aspect ratio.
         channels: 1 converts all images to gray levels, 3 to RGB; ``None`` where they agree.
+        groups: the subject of each real image, such as a patient, where several images show one: a
+            CSV file with the columns ``file`` and ``group``, or ``{"train": [...], "heldout":
+            [...]}`` with one value per image. Thresholds, false positive rates, held-out sets,
+            intervals and different images then count groups.
         device: where an encoder that is a network runs.
 
     Returns:
@@ -88,7 +94,9 @@ def compare(
         remedy = "others need settings: pass an object, such as sidepipe.features.encoders.SSCD"
         require(features in WITHOUT_SETTINGS, "features", rule, features, f"{remedy}(path, …)")
     how = Reading(size, resize, channels, on_bad_file)
-    sets = read_sets({"generated": generated, "train": train, "heldout": heldout}, LEAST, how)
+    sets = read_sets(
+        {"generated": generated, "train": train, "heldout": heldout}, LEAST, how, groups
+    )
     log.info("%s", ", ".join(f"{len(one.images):,} {name}" for name, one in sets.items()))
 
     from sidepipe.api.measuring import measured

@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sidepipe.api.groups import Groups, read_groups
 from sidepipe.api.naming import as_arguments
 from sidepipe.base.image_files import in_words, is_array_file
 from sidepipe.base.image_pixels import upright_size
@@ -55,13 +56,14 @@ class ImageSet:
     """The images of one argument, all uint8 and of one shape.
 
     names: of each image, as in messages and tables. notes: sentences on what was changed or left
-    out. source: the folder, or "array".
+    out. source: the folder, or "array". groups: of each image, None where none were given.
     """
 
     images: Images
     names: list[str]
     notes: list[str]
     source: str
+    groups: list[str] | None = None
 
     def summary(self) -> dict[str, object]:
         """Number, shape and origin, with the SHA-256 of the list of names and of their pixels.
@@ -73,7 +75,13 @@ class ImageSet:
             pixels = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
             listed.update(f"{pixels}  {name}\n".encode())
         shape = list(self.images.shape[1:])
-        about = {"source": self.source, "num_images": len(self.images), "shape": shape}
+        about: dict[str, object] = {
+            "source": self.source,
+            "num_images": len(self.images),
+            "shape": shape,
+        }
+        if self.groups is not None:
+            about["num_groups"] = len(set(self.groups))
         return {**about, "sha256": listed.hexdigest()}
 
 
@@ -112,19 +120,42 @@ def require_count(name: str, count: int, least: int) -> None:
 
 
 def read_sets(
-    sets: Mapping[str, ImagesOrFolder], least: Mapping[str, int], how: Reading
+    sets: Mapping[str, ImagesOrFolder],
+    least: Mapping[str, int],
+    how: Reading,
+    groups: Groups | None = None,
 ) -> dict[str, ImageSet]:
     """The images of every argument, all of one shape. least: images, by the argument's name.
 
-    Raises ValueError where there are too few or shapes differ, before the first image is decoded.
+    Raises ValueError where there are too few, shapes differ or groups do not fit, before the first
+    image is decoded.
     """
     how.check()
     found = {name: _listed(name, images) for name, images in sets.items()}
     for name, one in found.items():
         require_count(name, len(one.entries), least[name])
+    grouped = None
+    if groups is not None:
+        names = {name: [entry.id for entry in one.entries] for name, one in found.items()}
+        sources = {name: _source(images) for name, images in sets.items()}
+        grouped = read_groups(groups, names, sources)
+        count, remedy = len(set(grouped["heldout"].values())), "add images of other groups"
+        require(
+            count >= least["heldout"], "heldout", f">= {least['heldout']} groups", count, remedy
+        )
     channels = how.channels or _channels(found)
     shape = (how.size, how.size) if how.size is not None else _one_size(found)
-    return {name: _read(name, sets[name], one, shape, channels, how) for name, one in found.items()}
+    read = {name: _read(name, sets[name], one, shape, channels, how) for name, one in found.items()}
+    for name, group in (grouped or {}).items():
+        read[name] = replace(read[name], groups=[group[image] for image in read[name].names])
+    return read
+
+
+def _source(images: ImagesOrFolder) -> str:
+    """The folder of an argument; "array" for an array."""
+    if isinstance(images, np.ndarray):
+        return "array"
+    return str(Path(images).parent if is_array_file(images) else images)
 
 
 def _listed(name: str, images: ImagesOrFolder) -> Listed:
@@ -227,5 +258,4 @@ def _read(
         notes.append(f"{name}: {len(skipped):,} images cannot be read and are left out: {few}")
     if several:
         notes.append(f"{name}: {several:,} files hold several images: the first one is read")
-    source = "array" if isinstance(images, np.ndarray) else str(images)
-    return ImageSet(array, [entry.id for entry in kept], notes, source)
+    return ImageSet(array, [entry.id for entry in kept], notes, _source(images))

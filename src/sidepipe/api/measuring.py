@@ -51,33 +51,36 @@ def measured(
         encoder.check()
         runtime = Runtime(accelerator=device)
         runtime.require_accelerator()
-    generated, data = sets["generated"].images, _data(sets)
-    names = [
-        name if sets[of].source == "array" else f"{of}/{name}"
-        for of in ("train", "heldout")
-        for name in sets[of].names
-    ]
+    data, names, groups = _data(sets), _full_names(sets), _numbers(sets)
     trained = np.arange(len(sets["train"].images))
-    unseen = np.arange(len(trained), len(data))
+    unseen = len(trained) + _in_groups(sets["heldout"])
     _, found = duplicates_across(data, trained, unseen)
     unseen = _without_duplicates(unseen, found, names, on_duplicates, said)
     with as_arguments():
         encode = partial(encoder.encode, device=runtime.torch_device())
-        queries = encode(generated)
-        seen, held = Encoded(trained, encode(data[trained])), Encoded(unseen, encode(data[unseen]))
+        queries = encode(sets["generated"].images)
+        seen, held = (
+            Encoded(rows, encode(data[rows]), None if groups is None else groups[rows])
+            for rows in (trained, unseen)
+        )
         real = real_images(seen, held, encoder.metric)
         rates = checked_rates(real, [false_positive_rate], encoder.metric, names.__getitem__)
     near = near_duplicates(real, encoder.metric)
-    said += _on_control(false_positive_rate, rates[0], near, unseen)
-    return _result(
-        search(queries, None, real, encoder.metric),
-        rates,
-        encoder.transform,
-        sets,
-        data,
-        near,
-        said,
-    )
+    said += _on_control(false_positive_rate, rates[0], near, unseen, groups)
+    c = search(queries, None, real, encoder.metric)
+    about = {"truth": "train", "metric": c.metric, "transform": encoder.transform}
+    counts, centers = counted(c, rates)
+    counts = {**about, **_within(c, counts, sets["generated"].images, near, said), **counts}
+    return _result(c, counts, centers["train"], sets, data, said)
+
+
+def _full_names(sets: Mapping[str, ImageSet]) -> list[str]:
+    """The names of the rows of `_data` in messages: with the argument in front of a file."""
+    return [
+        name if sets[of].source == "array" else f"{of}/{name}"
+        for of in ("train", "heldout")
+        for name in sets[of].names
+    ]
 
 
 def _data(sets: Mapping[str, ImageSet]) -> Images:
@@ -85,6 +88,22 @@ def _data(sets: Mapping[str, ImageSet]) -> Images:
     for name, least in (("generated", 20), ("train", 2), ("heldout", MIN_UNSEEN)):
         require_count(name, len(sets[name].images), least)  # again: bad files may be left out
     return np.concatenate([sets["train"].images, sets["heldout"].images])
+
+
+def _in_groups(heldout: ImageSet) -> np.ndarray:
+    """Places of the held-out images, in their order, those of each group together."""
+    if heldout.groups is None:
+        return np.arange(len(heldout.images))
+    _, first, number = np.unique(heldout.groups, return_index=True, return_inverse=True)
+    return np.argsort(first[number], kind="stable")
+
+
+def _numbers(sets: Mapping[str, ImageSet]) -> np.ndarray | None:
+    """The number of the group of each row of `_data`; None without groups."""
+    train, heldout = sets["train"].groups, sets["heldout"].groups
+    if train is None or heldout is None:
+        return None
+    return np.unique([*train, *heldout], return_inverse=True)[1]
 
 
 def _without_duplicates(
@@ -124,41 +143,41 @@ def _warn(text: str, said: list[str]) -> None:
     said.append(text)
 
 
-def _on_control(asked: float, used: float, near: dict[str, float], unseen: np.ndarray) -> list[str]:
+def _on_control(
+    asked: float,
+    used: float,
+    near: Mapping[str, float],
+    unseen: np.ndarray,
+    groups: np.ndarray | None,
+) -> list[str]:
     said: list[str] = []
+    count, unit = len(unseen), "images"
+    if groups is not None:
+        count, unit = len(np.unique(groups[unseen])), "groups"
     if used != asked:
         rates = f"{100 * asked:.3g} %; used: {100 * used:.3g} %"
-        _warn(
-            f"{len(unseen)} held-out images are too few for a false positive rate of {rates}", said
-        )
-    if near["count"] > allowed(len(unseen), used):
+        _warn(f"{count} held-out {unit} are too few for a false positive rate of {rates}", said)
+    if near["count"] > allowed(count, used):
         text = "are near duplicates of training images to this encoder: they set the threshold of a"
         _warn(f"{near['count']} of {len(unseen)} held-out images {text} hit, and hide copies", said)
     return said
 
 
-def _result(
+def _within(
     c: Comparison,
-    rates: list[float],
-    transform: str,
-    sets: Mapping[str, ImageSet],
-    data: Images,
+    counts: Mapping[str, Any],
+    generated: Images,
     near: Mapping[str, float],
     said: list[str],
-) -> Result:
-    generated = sets["generated"].images
-    counts, groups = counted(c, rates)
-    at: dict[str, Any] = counts["calibrated"][0]
-    hit = closer(c.train.gamma, at["threshold"], c.metric)
-    center = near_duplicate_groups(c.queries[:BLIND_IMAGES], c.metric, at["threshold"])
+) -> dict[str, Any]:
+    """Near duplicates within and between the sets, and the number of groups."""
+    threshold = counts["calibrated"][0]["threshold"]
+    center = near_duplicate_groups(c.queries[:BLIND_IMAGES], c.metric, threshold)
     sizes = np.sort(np.unique(center, return_counts=True)[1])[::-1]
     alike = collapse(generated, sizes)
     if alike is not None:
         _warn(f"the model {alike['said']}", said)
-    about = {
-        "truth": "train",
-        "metric": c.metric,
-        "transform": transform,
+    return {
         "num_images": len(generated),
         "collapse": alike,
         "near_duplicates": {
@@ -166,26 +185,47 @@ def _result(
             "generated_groups": int((sizes > 1).sum()),
             "heldout_of_train": near["count"],
         },
+        "num_groups": _num_groups(c),
     }
+
+
+def _result(
+    c: Comparison,
+    counts: dict[str, Any],
+    center: np.ndarray,
+    sets: Mapping[str, ImageSet],
+    data: Images,
+    said: list[str],
+) -> Result:
+    """center: of each training image, the one that stands for its duplicates or its group."""
+    at: dict[str, Any] = counts["calibrated"][0]
     share, (low, high) = at["excess"]["share"], at["excess"]["interval"]
+    hit = closer(c.train.gamma, at["threshold"], c.metric)
     return Result(
-        num_images=len(generated),
+        num_images=len(hit),
         hits=at["train"]["count"],
         heldout_hits=at["heldout"]["scaled"],
         excess=Estimate(share, (low, high)),
         unique=at["train"]["unique"],
-        pairs=_pairs(c, groups["train"], hit, sets, data),
+        pairs=_pairs(c, center, hit, sets, data),
         threshold=at["threshold"],
         false_positive_rate=at["false_positive_rate"],
         true_rate_interval=(at["true_rate_interval"][0], at["true_rate_interval"][1]),
         metric=c.metric,
-        features=transform,
+        features=counts["transform"],
         hit=hit,
         warnings=tuple(said),
-        _counts={**about, **counts},
+        _counts=counts,
         _hits=_hits(c, at["threshold"], sets),
         _inputs={name: one.summary() for name, one in sets.items()},
     )
+
+
+def _num_groups(c: Comparison) -> dict[str, int] | None:
+    """Groups of training images, and of the first held-out set; None without groups."""
+    sets = (("train", c.train.groups), ("heldout", c.heldout.groups))
+    found = {name: len(np.unique(groups)) for name, groups in sets if groups is not None}
+    return found or None
 
 
 def _pairs(

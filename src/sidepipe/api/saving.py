@@ -60,7 +60,7 @@ def table(result: Result) -> str:
     lines = [_row("", ("count", "share", "95 % interval")), *_rows(attack)]
     legend = (
         f"A hit has {words.hit_rule(attack)} ({attack.transform}) to its nearest training image; "
-        f"{words.rate(result.false_positive_rate)} of the held-out images reach this threshold."
+        f"{words.rate(result.false_positive_rate)} of the held-out {attack.unit}s reach it."
     )
     warnings = [f"warning: {text}" for text in result.warnings]
     return "\n".join([*lines, "", *wrapped(legend), *warnings])
@@ -81,7 +81,7 @@ def _rows(attack: Attack) -> list[str]:
     return [
         *rows,
         _row("excess of hits over held-out hits", (words.signed_excess(attack), *excess)),
-        _row("different training images", (words.count(attack.unique), "", "")),
+        _row(f"different training {attack.unit}s", (words.count(attack.unique), "", "")),
         _row("generated images", (words.count(n), "", "")),
         _row("  of them near duplicates of others", (words.count(near["generated"]), "", "")),
     ]

@@ -34,6 +34,9 @@ Folders (see docs/reading-images.md for layouts and formats):
                        false positive rate of 0.1 %. Without them no threshold can be calibrated
                        and no count can be trusted, so the command requires them: keep some images
                        out of the training, or collect more from the same source.
+  groups               optional: a CSV file with the columns file and group (patient, identity,
+                       object) for all images of train and heldout. Counts and rates then go by
+                       group: ten slices of one patient are one finding
   out                  a new folder for report.html, pairs.csv and result.json; by default
                        comparison, then comparison-2, and so on
 

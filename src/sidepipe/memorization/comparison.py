@@ -11,11 +11,17 @@ from jaxtyping import Bool, Float32, Int64
 
 from sidepipe.features.search import Metric, nearest
 from sidepipe.memorization.excess import HeldoutHits
-from sidepipe.memorization.real import Encoded, RealImages, compared_sets
+from sidepipe.memorization.real import (
+    Encoded,
+    Groups,
+    RealImages,
+    closest_of_groups,
+    compared_sets,
+    control_sets,
+)
 
 AROUND = 50  # nearest images in Carlini et al.'s adaptive score
 Gamma = Float32[np.ndarray, "n"]
-MAX_CONTROLS = 100  # held-out sets: more would cost a search each, and hardly move their mean
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Compared:
 
     other_gamma: of each to the nearest other one. around, around_index: each generated image's
     nearest real images, closest first, up to 50; indices within the m of `rows`. reverse_gamma:
-    each real image's nearest generated one.
+    each real image's nearest generated one. groups: those of `Encoded`.
     """
 
     rows: Int64[np.ndarray, "m"]
@@ -33,6 +39,7 @@ class Compared:
     around: Float32[np.ndarray, "n k"]
     around_index: Int64[np.ndarray, "n k"]
     reverse_gamma: Float32[np.ndarray, "m"]
+    groups: Groups
 
     @property
     def gamma(self) -> Float32[np.ndarray, "n"]:
@@ -51,8 +58,14 @@ class Control:
 
     rows: Int64[np.ndarray, "m"]
     features: Float32[np.ndarray, "m d"]
+    groups: Groups
     gamma: Float32[np.ndarray, "n"]
     index: Int64[np.ndarray, "n"]
+
+    def hit_units(self, hit: Bool[np.ndarray, "n"]) -> Int64[np.ndarray, "_"]:
+        """The held-out image, or its group where there are groups, of each hit."""
+        index = self.index[hit]
+        return index if self.groups is None else self.groups[index]
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,9 @@ class Comparison:
     queries: features of the generated images. sets: those of `compared_sets`, by name. controls:
     the disjoint held-out sets that the unseen images allow, each as large as the training set,
     `heldout` first; one smaller set where there are fewer unseen images. real_gamma: of every real
-    unseen image to its nearest training image. synthetic_*: of every synthetic image, which the
-    attacker had before the attack, to its nearest training image; empty where there are none.
+    unseen image to its nearest training image, or of the closest image of every unseen group.
+    synthetic_*: of every synthetic image, which the attacker had before the attack, to its nearest
+    training image; empty where there are none.
     """
 
     metric: Metric
@@ -87,17 +101,22 @@ class Comparison:
         """As many training images as there are in `heldout`."""
         return self.sets.get("train_equal", self.train)
 
+    @property
+    def scale(self) -> float:
+        """How many times as many images the training set has as a held-out set, at least 1."""
+        return max(1.0, len(self.train.rows) / len(self.heldout.rows))
+
     def heldout_hits(self, inside: Callable[[Gamma], Bool[np.ndarray, "n"]]) -> HeldoutHits:
         """Hits on the held-out sets. inside: which of gamma to the nearest image are hits."""
         hits = [inside(control.gamma) for control in self.controls]
         counts = np.concatenate(
-            [np.bincount(one.index[hit]) for one, hit in zip(self.controls, hits, strict=True)]
+            [np.bincount(one.hit_units(hit)) for one, hit in zip(self.controls, hits, strict=True)]
         )
         return HeldoutHits(
             share=np.mean([hit.astype(np.float64) for hit in hits], axis=0),
             repeats=int((counts * (counts - 1)).sum()),
             num_sets=len(self.controls),
-            scale=len(self.train.rows) / len(self.heldout.rows),
+            scale=self.scale,
         )
 
 
@@ -127,8 +146,8 @@ def compare(
         metric,
         queries,
         sets,
-        _controls(queries, sets["heldout"], unseen, metric),
-        real.real_gamma,
+        _controls(queries, sets["heldout"], unseen, len(real.train.rows), metric),
+        closest_of_groups(real.real_gamma, real.unseen.groups, metric),
         gamma[:, 0],
         index[:, 0],
     )
@@ -142,25 +161,30 @@ def _compared(
 ) -> Compared:
     around, index = nearest(queries, images.features, metric, k=min(AROUND, len(images.rows)))
     reverse_gamma, _ = nearest(images.features, queries, metric)
-    return Compared(images.rows, images.features, other_gamma, around, index, reverse_gamma[:, 0])
+    return Compared(
+        rows=images.rows,
+        features=images.features,
+        other_gamma=other_gamma,
+        around=around,
+        around_index=index,
+        reverse_gamma=reverse_gamma[:, 0],
+        groups=images.groups,
+    )
 
 
 def _controls(
     queries: Float32[np.ndarray, "n d"],
     first: Compared,
     unseen: Encoded,
+    size: int,
     metric: Metric,
 ) -> list[Control]:
-    """`first`, and as many further sets of its size as there are other unseen images for."""
-    controls = [Control(first.rows, first.features, first.gamma, first.index)]
-    for some in control_sets(len(first.rows), len(unseen.rows))[1:]:
-        features = unseen.features[some]
-        gamma, index = nearest(queries, features, metric)
-        controls.append(Control(unseen.rows[some], features, gamma[:, 0], index[:, 0]))
+    """`first`, and as many further sets of `size` as there are other unseen images for."""
+    controls = [Control(first.rows, first.features, first.groups, first.gamma, first.index)]
+    for some in control_sets(size, len(unseen.rows), unseen.groups)[1:]:
+        images = unseen.part(some)
+        gamma, index = nearest(queries, images.features, metric)
+        controls.append(
+            Control(images.rows, images.features, images.groups, gamma[:, 0], index[:, 0])
+        )
     return controls
-
-
-def control_sets(size: int, num_unseen: int) -> list[slice]:
-    """Disjoint held-out sets of `size` images; one smaller set of fewer images."""
-    most = max(1, min(num_unseen // size, MAX_CONTROLS))
-    return [slice(start, min(start + size, num_unseen)) for start in range(0, most * size, size)]

@@ -11,9 +11,9 @@ from torch import Tensor
 from sidepipe.base.settings import require
 from sidepipe.features.search import Metric, nearest
 from sidepipe.memorization import scores as m
-from sidepipe.memorization.comparison import control_sets
 from sidepipe.memorization.excess import HeldoutHits, excess
 from sidepipe.memorization.metric_base import Features, MemorizationMetric, checked
+from sidepipe.memorization.real import control_sets
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
 
 

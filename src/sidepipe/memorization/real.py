@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from sidepipe.features.duplicates import nearest_other
 from sidepipe.features.encoders import Device, Encoder
@@ -16,24 +16,31 @@ from sidepipe.features.pairs import blocks, distance
 from sidepipe.features.search import Metric, nearest
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
 
+Groups = Int64[np.ndarray, "m"] | None
+MAX_CONTROLS = 100  # held-out sets: more would cost a search each, and hardly move their mean
 ENCODE_IMAGES = 1024  # read at once: the data may be larger than memory
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Places in the data's array, and the features of the images there."""
+    """Places in the data's array, and the features of the images there.
+
+    groups: the number of each image's group, such as a patient, where images of one group are not
+    independent; those of a group follow each other. None where each image is a group of its own.
+    """
 
     rows: Int64[np.ndarray, "m"]
     features: Float32[np.ndarray, "m d"]
+    groups: Groups = None
 
-    def first(self, count: int) -> "Encoded":
-        """The first `count` of them, or all where there are fewer."""
-        return Encoded(self.rows[:count], self.features[:count])
+    def part(self, some: slice | Bool[np.ndarray, "m"]) -> "Encoded":
+        """Some of them."""
+        groups = None if self.groups is None else self.groups[some]
+        return Encoded(self.rows[some], self.features[some], groups)
 
     def without(self, rows: Int64[np.ndarray, "e"]) -> "Encoded":
         """Those that are none of `rows`."""
-        others = ~np.isin(self.rows, rows)
-        return Encoded(self.rows[others], self.features[others])
+        return self.part(~np.isin(self.rows, rows))
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,38 @@ def compared_sets(
     images that the attack learned from, so not a control.
     """
     control = unseen if attacker_rows is None else unseen.without(attacker_rows)
-    sets = {"train": train, "heldout": control.first(len(train.rows))}
+    first = control_sets(len(train.rows), len(control.rows), control.groups)[0]
+    sets = {"train": train, "heldout": control.part(first)}
     if len(control.rows) < len(train.rows):
-        sets["train_equal"] = train.first(len(control.rows))
+        sets["train_equal"] = train.part(slice(len(control.rows)))
     return sets
+
+
+def control_sets(size: int, num_unseen: int, groups: Groups = None) -> list[slice]:
+    """Disjoint held-out sets of `size` images; one smaller set of fewer images.
+
+    groups: of the unseen images; sets are then of whole groups and may be a little larger.
+    """
+    if groups is None:
+        ends = np.arange(1, num_unseen + 1)
+    else:
+        ends = np.append(np.flatnonzero(np.diff(groups)) + 1, num_unseen)
+    found, start = [], 0
+    while len(found) < MAX_CONTROLS and num_unseen - start >= size:
+        end = int(ends[np.searchsorted(ends, start + size)])
+        found.append(slice(start, end))
+        start = end
+    return found or [slice(0, num_unseen)]
+
+
+def closest_of_groups(
+    gamma: Float32[np.ndarray, "m"], groups: Groups, metric: Metric
+) -> Float32[np.ndarray, "_"]:
+    """gamma of the closest image of each group; gamma itself without groups."""
+    if groups is None:
+        return gamma
+    starts = np.append(0, np.flatnonzero(np.diff(groups)) + 1)
+    return (np.maximum if metric == "cosine" else np.minimum).reduceat(gamma, starts)
 
 
 def real_images(train: Encoded, unseen: Encoded, metric: Metric) -> RealImages:
@@ -99,10 +134,11 @@ def checked_rates(
 
     named: the name of the image in a row, for the closest pair in the error.
     """
-    used = usable_rates(rates, len(real.unseen.rows))
+    gamma = closest_of_groups(real.real_gamma, real.unseen.groups, metric)
+    used = usable_rates(rates, len(gamma))
     for rate in used:
         try:
-            threshold_at_false_positive_rate(real.real_gamma, rate, metric)
+            threshold_at_false_positive_rate(gamma, rate, metric)
         except ValueError as error:
             unseen, train = map(named, closest_pair(real, metric))
             raise ValueError(f"{error}; the closest pair is {unseen} and {train}") from None

@@ -75,7 +75,7 @@ def counted(c: Comparison, rates: Sequence[float]) -> tuple[dict[str, Any], dict
         "num_different": len(np.unique(groups["train"])),
         "control": {
             "num_sets": len(c.controls),
-            "scale": len(c.train.rows) / len(c.heldout.rows),
+            "scale": c.scale,
         },
         "calibrated": calibrated(c, rates, groups["train"]),
     }
@@ -96,11 +96,19 @@ def closest_pairs(
 
 
 def duplicate_groups(c: Comparison, threshold: float) -> dict[str, Groups]:
-    """By set, the image that stands for each image's near duplicates at a threshold."""
-    return {
-        name: near_duplicate_groups(r.features, c.metric, threshold, r.other_gamma)
-        for name, r in c.sets.items()
-    }
+    """By set, the image that stands for each image's near duplicates at a threshold.
+
+    Where images have groups, the first image of a group stands for all of them and for their near
+    duplicates in other groups.
+    """
+    found = {}
+    for name, r in c.sets.items():
+        center = near_duplicate_groups(r.features, c.metric, threshold, r.other_gamma)
+        if r.groups is not None:
+            _, first, number = np.unique(r.groups, return_index=True, return_inverse=True)
+            center = first[number[center]]
+        found[name] = center
+    return found
 
 
 def calibrated(
@@ -163,8 +171,11 @@ def _different(
     control: Control, hit: Bool[np.ndarray, "n"], metric: Metric, threshold: float
 ) -> int:
     """The different images of a held-out set that are hit; only these are searched for groups."""
-    images = control.features[np.unique(control.index[hit])]
-    return len(np.unique(near_duplicate_groups(images, metric, threshold))) if len(images) else 0
+    places = np.unique(control.index[hit])
+    if len(places) == 0:
+        return 0
+    center = places[near_duplicate_groups(control.features[places], metric, threshold)]
+    return len(np.unique(center if control.groups is None else control.groups[center]))
 
 
 def _counted(hit: Bool[np.ndarray, "n"], group: Int64[np.ndarray, "n"]) -> dict[str, int]:

@@ -91,8 +91,8 @@ def read_images(
     skipped: dict[str, str] = {}
     num_several = 0
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        shape = (size, size) if isinstance(size, int) else size
-        _write_header(file, (len(entries), *shape, channels))
+        height, width = (size, size) if isinstance(size, int) else size
+        _write_header(file, (len(entries), height, width, channels))
         for entry, (image, several) in _converted(entries, to_array, progress_seconds):
             num_several += several
             if not isinstance(image, str):
@@ -106,7 +106,7 @@ def read_images(
             raise _nothing_read(entries, skipped)
         # NumPy pads headers so that a first axis of any length fits the same bytes.
         file.seek(0)
-        _write_header(file, (len(kept), *shape, channels))
+        _write_header(file, (len(kept), height, width, channels))
     return np.load(path, mmap_mode="r"), kept, list(skipped), num_several
 
 
@@ -162,9 +162,10 @@ def convert(
             several = getattr(image, "is_animated", False) and image.format != "MPO"
             picture = upright(image, channels)
             if isinstance(size, int):
-                picture = _crop(picture, center_crop)
-                size = (size, size)
-            return np.asarray(_resize(picture, *size)).reshape(*size, channels), several
+                picture, size = _crop(picture, center_crop), (size, size)
+            height, width = size
+            resized = np.asarray(_resize(picture, height, width))
+            return resized.reshape(height, width, channels), several
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly any error on a broken file

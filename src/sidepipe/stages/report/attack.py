@@ -134,6 +134,15 @@ class Attack:
         return low, high
 
     @property
+    def unit(self) -> str:
+        """The unit of different images and of false positive rates: image, or group of images."""
+        return "group" if self.results.get("num_groups") else "image"
+
+    def num_units(self, which: str) -> int:
+        """Number of images, or of their groups, of `train` or `heldout`."""
+        return (self.results.get("num_groups") or self.results["num_reference"])[which]
+
+    @property
     def unique(self) -> int:
         """Number of different training images hit."""
         return self.headline["train"]["unique"]

@@ -38,7 +38,7 @@ def hits_table(attacks: Sequence[Attack]) -> Table:
         f"hits on {count(first.results['num_reference']['train'])} training images",
         f"hits on {words.heldout_head(first)}",
         "excess over held-out (95 % interval)",
-        "different training images hit",
+        f"different training {first.unit}s hit",
     ]
     rule = f"{words.rate(first.headline['false_positive_rate'])} false positives"
     groups = [("", 1), (f"hit, at {rule}: {words.hit_rule(first)}", len(columns) - 1)]

@@ -197,5 +197,5 @@ def targets(attack: Attack) -> str:
 
 def came_out(attack: Attack, which: str = "train") -> str:
     """The number of different real images hit, out of all: `214 of 256`."""
-    most = attack.num_different if which == "train" else attack.results["num_reference"][which]
+    most = attack.num_different if which == "train" else attack.num_units(which)
     return f"{average(attack.headline[which]['unique'])} of {count(most)}"
