@@ -77,13 +77,15 @@ class Node:
 class Plan:
     """All nodes of one composed config by key, in running order.
 
-    attacks: the rows of the comparison that need each key.
+    attacks: the rows of the comparison that need each key. checked: the keys of the nodes whose
+    data the pipeline has checked, so that a warning of the check is logged once.
     """
 
     nodes: dict[str, Node]
     attacks: dict[str, list[str]]
     runtime: Runtime
     tracking: Tracking
+    checked: set[str] = field(default_factory=set)
 
     def goals(self, stage: str) -> list[Node]:
         """The nodes that `stage=` selects; `all` selects the last stage, the report."""

@@ -179,10 +179,11 @@ def _check_data(node: Node, the_plan: Plan) -> None:
         nodes = [n for n in the_plan.nodes.values() if node.key in n.upstream()]
     for other in nodes:
         finished = artifacts.read_manifest(other.folder(the_plan.runtime)) is not None
-        if "data" in other.inputs and not finished:
+        if "data" in other.inputs and not finished and other.key not in the_plan.checked:
             data = other.inputs["data"].folder(the_plan.runtime)
             integrity.require_unchanged(data)
             other.stage.check_data(data, other.stages_read(), the_plan.runtime)
+            the_plan.checked.add(other.key)
 
 
 def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
@@ -198,7 +199,7 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
     config = run_config(node, the_plan.attacks.get(node.key, []))
     tracked_run = the_plan.tracking.run(node.stage.name, node.key, config)
     with stage_log(folder / LOG), working_seconds(folder) as seconds, tracked_run as tracked:
-        log.info("%s: %s", title, folder)
+        log.info("%s: writing %s", title, folder)
         for read in [n for n in node.upstream().values() if n is not node]:
             integrity.require_unchanged(read.folder(the_plan.runtime))
         summary = _summary(node, folder, title, the_plan)

@@ -459,8 +459,9 @@ def test_hits_are_logged_beside_the_sizes_they_are_out_of(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "sidepipe"):
         run(planted, false_positive_rates=[0.05])
     assert caplog.messages[:2] == [
-        "train: 6 of 200 images hit one of 64 images, 5 different ones",
-        "heldout: 1 of 200 images hit one of 20 images (held-out sets: 1, with 1 to 1 hits); "
+        "hits: 6 of 200 generated images hit one of 64 training images, 5 different ones",
+        "held-out hits: 1 of 200 generated images hit one of 20 held-out images "
+        "(held-out sets: 1, with 1 to 1 hits); "
         "scaled to 64 images, 3.2 times as many: 3.18",
     ]
     said = r"excess at 5 % held-out false positives: 3 of 200 images \(95 % interval -\d+ to \d+\)"

@@ -56,8 +56,7 @@ def test_duplicates_are_said(found, expected):
 def test_rates_that_were_not_asked_for_are_said_once_for_all_attacks():
     few = attack(used=(0.0125,), num_real=80)
     assert said(dpm(), [few, few]) == [
-        "80 held-out images are too few for a false positive rate of 0.1 % and 1 %: 1.25 % is "
-        "used instead."
+        "80 held-out images are too few for a false positive rate of 0.1 % and 1 %; used: 1.25 %."
     ]
 
 
@@ -81,7 +80,7 @@ def test_one_is_singular():
 def test_the_rate_of_copies_among_the_images_of_prompts_is_said():
     labels = {"asked_false_positive_rate": 0.01, "false_positive_rate": 0.04, "num_real": 25}
     assert said(dpm(), [], labels) == [
-        "25 held-out images are too few for a false positive rate of 1 %: 4 % is used instead."
+        "25 held-out images are too few for a false positive rate of 1 %; used: 4 %."
     ]
     assert said(dpm(), [], {**labels, "false_positive_rate": 0.01}) == []
 

@@ -244,8 +244,8 @@ class Attack(Sampling):
         surrogate.cpu()
         denoiser.cpu()
         log.info(
-            "a gradient of the surrogate costs %.3g forwards of the UNet; here it takes %.2g times "
-            "as long as one",
+            "a surrogate gradient counts as %.3g evaluations of the UNet, by FLOPs; on this "
+            "device it takes the time of %.2g",
             cost,
             seconds,
         )

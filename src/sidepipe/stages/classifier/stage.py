@@ -218,8 +218,8 @@ def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray)
     useless = [row for row in rows if row["cross_entropy"] >= row["label_entropy"]]
     if useless:
         log.warning(
-            "the classifier is no better than chance (%.3f nats from how frequent the labels are; "
-            "ln K' = %.3f) at t in %s: guiding there cannot help and may harm the attack; remedy: "
+            "the classifier is no better than chance (%.3f nats by label frequencies; "
+            "ln K' = %.3f) at t in %s: guidance there cannot help and may harm the attack; remedy: "
             "more synthetic images, fewer clusters, extract.guidance.t_min, extract.guidance.t_max",
             *(chance["label_entropy"], chance["chance_cross_entropy"]),
             ", ".join(

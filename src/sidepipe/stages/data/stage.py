@@ -126,7 +126,9 @@ class Data(Stage):
             log.warning("%s", in_words(left_out))
         if several:
             log.info("%d files hold several images: the first frame or page is read", several)
-        log.info("%d images of %s", len(images), images.shape[1:])
+        height, width, channels = images.shape[1:]
+        kind = "gray" if channels == 1 else "RGB"
+        log.info("%d %s images of %d x %d pixels", len(images), kind, width, height)
         return {
             "num_images": len(images),
             "shape": list(images.shape[1:]),

@@ -16,11 +16,12 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
     at, sizes, count = results["calibrated"][0], results["num_reference"], results["num_images"]
     hits, heldout = at["train"], at["heldout"]
     log.info(
-        "train: %d of %d images hit one of %d images, %d different ones",
+        "hits: %d of %d generated images hit one of %d training images, %d different ones",
         *(hits["count"], count, sizes["train"], hits["unique"]),
     )
     log.info(
-        "heldout: %.3g of %d images hit one of %d images (held-out sets: %d, with %d to %d hits)%s",
+        "held-out hits: %.3g of %d generated images hit one of %d held-out images "
+        "(held-out sets: %d, with %d to %d hits)%s",
         *(heldout["count"], count, sizes["heldout"], len(heldout["sets"])),
         *(min(heldout["sets"]), max(heldout["sets"]), _scaled_in_words(results)),
     )

@@ -119,5 +119,5 @@ def _of_rates(asked: Sequence[float], used: Sequence[float], num_real: str) -> l
     if list(asked) == list(used):
         return []
     rates = (" and ".join(map(rate, some)) for some in (asked, used))
-    sentence = "{} held-out images are too few for a false positive rate of {}: {} is used instead."
+    sentence = "{} held-out images are too few for a false positive rate of {}; used: {}."
     return [sentence.format(num_real, *rates)]
