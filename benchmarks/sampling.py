@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sidepipe.base.settings import build
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import sampling_timesteps
-from sidepipe.engine.sampling import Guidance, ImageSampler
+from sidepipe.diffusion.timesteps import Guidance
+from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.models.speed import has_compiler
 from sidepipe.stages.attack.surrogates import ClassifierSurrogate
 from sidepipe.stages.classifier.resnet import fold_batch_norms

@@ -57,7 +57,7 @@ def test_a_missing_last_shard_is_made_again_to_the_same_bytes(folder: Path) -> N
     done = sidepipe(SMOKE, "stage=generate", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "has lost shards/000002.npy and is made again" in done.stderr
-    assert "100 of 120 images are there" in done.stderr
+    assert "100 of 120 images exist" in done.stderr
     assert path.read_bytes() == before
 
 

@@ -19,8 +19,8 @@ from sidepipe.base.interruption import Preempted, deferred, handled, requested
 from sidepipe.cli import main as __main__
 from sidepipe.cli.sweep import local
 from sidepipe.engine import locks
+from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.engine.logs import stage_log
-from sidepipe.engine.sampling import ImageSampler
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.module import DenoisingModule
 from sidepipe.stages.dpm.trained import TrainDPM

@@ -19,8 +19,9 @@ from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
 from sidepipe.diffusion.sampler import ddim, dpm_solver_pp, sampling_timesteps
 from sidepipe.diffusion.schedule import clip_x_0, eps_of
+from sidepipe.diffusion.timesteps import Guidance
 from sidepipe.engine import shards
-from sidepipe.engine.sampling import Guidance, ImageSampler
+from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.engine.shards import shard_path
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.stage import load as load_dpm
@@ -407,7 +408,7 @@ import json, sys, time
 from pathlib import Path
 
 from sidepipe.stages.generate.stage import Generate
-from sidepipe.engine.sampling import ImageSampler
+from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.engine.stage import Job, Runtime
 
 predict_step = ImageSampler.predict_step

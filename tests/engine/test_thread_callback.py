@@ -12,8 +12,10 @@ from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, UNET
 
 from sidepipe.base.settings import build
 from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.timesteps import Guidance
 from sidepipe.engine import thread_callback, threads
-from sidepipe.engine.sampling import Guidance, ImageSampler, sample_to_shards
+from sidepipe.engine.image_sampler import ImageSampler
+from sidepipe.engine.sampling import sample_to_shards
 from sidepipe.engine.shards import load_shards
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.engine.thread_callback import Threads

@@ -11,7 +11,9 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from sidepipe.diffusion.denoiser import Denoiser
-from sidepipe.engine.sampling import Guidance, ImageSampler, sample_to_shards
+from sidepipe.diffusion.timesteps import Guidance
+from sidepipe.engine.image_sampler import ImageSampler
+from sidepipe.engine.sampling import sample_to_shards
 from sidepipe.engine.shards import load_shards
 from sidepipe.engine.stage import Runtime
 from sidepipe.models import speed

@@ -15,8 +15,9 @@ from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.diffusion.timesteps import SPACINGS
 from sidepipe.engine.artifacts import MANIFEST, Artifact, read_manifest
+from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.engine.logs import quiet_libraries
-from sidepipe.engine.sampling import ImageSampler, sample_to_array
+from sidepipe.engine.sampling import sample_to_array
 from sidepipe.engine.stage import Runtime
 from sidepipe.models.checkpoint import denoiser_of, load_checkpoint
 

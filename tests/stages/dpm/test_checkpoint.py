@@ -18,7 +18,7 @@ from tests.stages.dpm.test_pretrained import (
 from tests.tiny import RUNTIME, checked
 
 from sidepipe.diffusion.noise import image_noise
-from sidepipe.engine.sampling import ImageSampler
+from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.engine.stage import Job
 from sidepipe.stages.dpm.stage import load
 from sidepipe.stages.generate.stage import load_denoiser

@@ -18,7 +18,7 @@ from sidepipe.diffusion.guidance import Posterior
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0, for_each
-from sidepipe.engine.sampling import ImageSampler
+from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.engine.shards import load_shards, write_shard
 from sidepipe.engine.stage import Job, NoMaterial, Runtime
 from sidepipe.stages.attack.attack import GUIDANCE, load_gradient_seconds

@@ -148,7 +148,8 @@ class Audit(Stage):
         return {"train": train, "heldout": real.unseen.first(len(train.rows))}
 
     def _move(self, denoiser: Denoiser, runtime: Runtime) -> Move:
-        from sidepipe.engine.sampling import ImageSampler, sample_to_array
+        from sidepipe.engine.image_sampler import ImageSampler
+        from sidepipe.engine.sampling import sample_to_array
 
         def move(images: Images, t: int | None, refine: bool, first: int) -> Images:
             sampler = ImageSampler(

@@ -25,7 +25,7 @@ from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
 if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser
     from sidepipe.diffusion.timesteps import Guidance
-    from sidepipe.engine.sampling import ImageSampler
+    from sidepipe.engine.image_sampler import ImageSampler
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class Sampling(Stage):
     def _sampler(
         self, denoiser: Denoiser, surrogate: Any, guidance: Guidance | None
     ) -> ImageSampler:
-        from sidepipe.engine.sampling import ImageSampler
+        from sidepipe.engine.image_sampler import ImageSampler
 
         return ImageSampler(
             denoiser,

@@ -1,0 +1,213 @@
+"""The Lightning module that samples and refines batches of images, guided or not.
+
+The noise of each image comes from (seed, stream, index), so that the batch size and the number of
+devices change images only by rounding.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
+
+from sidepipe.base.images import to_model
+from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
+from sidepipe.diffusion.guidance import conditioned, guided
+from sidepipe.diffusion.noise import image_noise
+from sidepipe.diffusion.refine import seek_mode
+from sidepipe.diffusion.sampler import SAMPLERS, require_x_0
+from sidepipe.diffusion.schedule import EpsFn, add_noise, clip_x_0
+from sidepipe.diffusion.timesteps import Guidance
+from sidepipe.engine.stage import Runtime
+from sidepipe.engine.threads import ThreadChoice
+from sidepipe.models.speed import (
+    CPU_BATCH_SIZE,
+    cast_once,
+    compile_networks,
+    compiling_pays,
+    has_compiler,
+    keep_freed_memory,
+    largest_useful_batch,
+    lay_out,
+    seconds_of,
+)
+
+SETTLING_PAYS = 1000  # steps above which timing takes less than 1 % of the run
+
+
+class ImageSampler(L.LightningModule):
+    """Predicts uint8 NHWC images for batches of image indices and their targets.
+
+    A batch with images starts from these, with noise of the first timestep, or unchanged without
+    timesteps.
+
+    denoiser: the model under attack; a target is its condition, if any. surrogate: None for the
+    unconditional baseline; otherwise a target is its label: a module with `grad_log_prob(x_t, t,
+    y)`, or a model with the label as its condition. refine_steps, refine_t: the number of steps of
+    unguided refinement after sampling, and its timestep.
+    """
+
+    surrogate: Any
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        seed: int,
+        stream: str,
+        sampler: str = "ddim",
+        timesteps: Sequence[int],
+        eta: float,
+        surrogate: nn.Module | None = None,
+        guidance: Guidance | None = None,
+        refine_steps: int = 0,
+        refine_t: int = 0,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.surrogate = denoiser, surrogate
+        if surrogate is not None and not isinstance(surrogate, Denoiser):
+            lay_out(surrogate)
+        self.seed, self.stream, self.sampler = seed, stream, SAMPLERS[sampler]
+        self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
+        self.refine_steps, self.refine_t = refine_steps, refine_t
+        if refine_steps > 0:
+            require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, [refine_t])
+        self.is_compiled = False
+        self.thread_choice: ThreadChoice | None = None
+
+    @property
+    def guided_timesteps(self) -> list[int]:
+        """The timesteps at which the surrogate is evaluated."""
+        return [] if self.guidance is None else self.guidance.within(self.timesteps)
+
+    @property
+    def label_alone(self) -> bool:
+        """Whether these use the eps of the surrogate alone, without evaluating the model."""
+        scale = None if self.guidance is None else self.guidance.guidance_scale
+        return isinstance(self.surrogate, Denoiser) and scale == 1
+
+    def on_predict_start(self) -> None:
+        keep_freed_memory()
+
+    @torch.no_grad()
+    def predict_step(self, batch: dict[str, Tensor]) -> UInt8[Tensor, "n h w c"]:
+        numbers, targets = batch["indices"].tolist(), batch["targets"]
+        seen: Seen = []
+        plain = watched(self.denoiser.eps_fn(targets), "the model's prediction", seen)
+        # Compiling again for the smaller batches of the last shard takes longer than these.
+        once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
+        with cast_once(self.device), once or nullcontext():
+            x_0 = to_model(batch["images"]) if "images" in batch else None
+            if x_0 is None or self.timesteps:
+                x_0 = self._sampled(plain, numbers, targets, seen, x_0)
+                require_finite_eps(seen, self.stream, numbers)
+            if self.refine_steps > 0:
+                x_0 = self.denoiser.as_saved(x_0)  # equal to the refinement of saved images
+                x_0 = seek_mode(
+                    self._in_range(plain),
+                    x_0,
+                    self.refine_t,
+                    self.refine_steps,
+                    self.denoiser.alphas_cumprod,
+                )
+                require_finite_eps(seen, self.stream, numbers)
+            return self.denoiser.decode(x_0)
+
+    def _sampled(
+        self,
+        plain: EpsFn,
+        numbers: list[int],
+        targets: Int64[Tensor, "n"],
+        seen: Seen,
+        x_0: Tensor | None = None,
+    ) -> Tensor:
+        """x_0 of the images with these numbers, from noise alone or from a noised `x_0`."""
+        guided_eps_fn = self._guided(plain, targets)
+        if guided_eps_fn is not plain:
+            guided_eps_fn = watched(guided_eps_fn, "the guided prediction", seen)
+        eps_fn = self._timed(self._in_range(guided_eps_fn))
+        noise_fn = image_noise(self.seed, self.stream, numbers, self.denoiser.shape, self.device)
+        alphas_cumprod, x_t = self.denoiser.alphas_cumprod, noise_fn()
+        if x_0 is not None:
+            t = torch.full((len(x_t),), self.timesteps[0], device=self.device)
+            x_t = add_noise(x_0, x_t, t, alphas_cumprod)
+        last = self.denoiser.step_rule.last_alpha_bar
+        return self.sampler(eps_fn, x_t, self.timesteps, alphas_cumprod, self.eta, noise_fn, last)
+
+    def _guided(self, plain: EpsFn, targets: Int64[Tensor, "n"]) -> EpsFn:
+        """The model's eps, guided by the surrogate if any."""
+        if self.surrogate is None or self.guidance is None:
+            return plain
+        if isinstance(self.surrogate, Denoiser):
+            return conditioned(plain, self.surrogate.eps_fn(targets), **vars(self.guidance))
+        return guided(
+            plain,
+            self.surrogate.grad_log_prob,
+            targets,
+            alphas_cumprod=self.denoiser.alphas_cumprod,
+            **vars(self.guidance),
+        )
+
+    def _in_range(self, eps_fn: EpsFn) -> EpsFn:
+        """`eps_fn` with pred_x_0 clipped to the range of x_0."""
+        return clip_x_0(eps_fn, self.denoiser.alphas_cumprod, self.denoiser.clip_range)
+
+    def _timed(self, eps_fn: EpsFn) -> EpsFn:
+        """`eps_fn` whose guided steps, or all steps, choose the number of CPU threads."""
+        choice, steps = self.thread_choice, set(self.guided_timesteps or self.timesteps)
+        if choice is None:
+            return eps_fn
+        return lambda x_t, t: choice.run(eps_fn, x_t, t) if t in steps else eps_fn(x_t, t)
+
+    def prepare(self, num_images: int, shard_size: int, runtime: Runtime) -> int:
+        """The batch size for `num_images`; compiles the networks where this saves time.
+
+        Batches of a shard are equal, so that nearly all have the compiled shape.
+        """
+        size = runtime.sampling_batch_size or self._useful_batch_size(shard_size)
+        size = math.ceil(shard_size / math.ceil(shard_size / size))
+        step = self._step(size)
+        evaluations = num_images * (len(self.timesteps) + self.refine_steps)
+
+        def seconds() -> float:
+            return seconds_of(step, self.device) * evaluations / size
+
+        pays = compiling_pays(runtime.compile, evaluations, seconds, self.device)
+        if pays and has_compiler(self.device):
+            # With another number of threads than at compilation, networks run uncompiled.
+            if self.thread_choice is not None and evaluations / size >= SETTLING_PAYS:
+                self.thread_choice.settle(step)
+            self.compile_for(step)
+        return size
+
+    def compile_for(self, step: Callable[[], object]) -> None:
+        """Compiles the networks for the batches that `step` evaluates them on."""
+        models = [m for m in (self.denoiser, self.surrogate) if isinstance(m, Denoiser)]
+        compile_networks([model.unet for model in models], self.surrogate, step)
+        self.is_compiled = True
+
+    def _useful_batch_size(self, most: int) -> int:
+        if self.device.type != "cuda":
+            return CPU_BATCH_SIZE
+        return largest_useful_batch(
+            lambda n: n / seconds_of(self._step(n), self.device), self.denoiser.first_batch, most
+        )
+
+    def _step(self, n: int) -> Callable[[], Tensor]:
+        """One evaluation of the networks on `n` images, at a guided timestep if any."""
+        t = (self.guided_timesteps or self.timesteps or [self.refine_t])[0]
+        x_t = torch.zeros(n, *self.denoiser.shape, device=self.device)
+        targets = torch.zeros(n, dtype=torch.int64, device=self.device)
+        eps_fn = self._in_range(self._guided(self.denoiser.eps_fn(targets), targets))
+
+        @torch.no_grad()
+        def step() -> Tensor:
+            with self.trainer.precision_plugin.predict_step_context(), cast_once(self.device):
+                return eps_fn(x_t, t)
+
+        return step
