@@ -41,13 +41,13 @@ SPENT = ("unet_forwards", "surrogate_gradients", "network_evaluations")
 # Settings that trials can choose: those of guidance and of refinement.
 GUIDANCE = tuple(field.name for field in fields(AttackGuidance))
 REFINEMENT = ("refine_steps", "refine_t")
-# Images over whose labels a gradient's cost is counted; at most so many are timed at once.
+# The number of images whose labels count for a gradient's cost; at most so many are timed at once.
 COUNTED = 64
 
 
 @dataclass(frozen=True)
 class Aim:
-    """The labeled images that a surrogate is made of, and the labels it aims at.
+    """The labeled images of a surrogate, and the labels at which it aims.
 
     label: the artifact (or a round's folder) with the labels of the images. targets: the label of
     every image that is sampled; num_targets: the number of labels that could have been drawn.
@@ -61,10 +61,10 @@ class Aim:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Sampling):
-    """Samples from a model, by its own or guided.
+    """Samples from a model, plain or guided.
 
-    surrogate: what guides (see `strategies`). guidance: how it guides, unless the surrogate is
-    "none".
+    surrogate: the source of guidance (see `strategies`). guidance: its strength, timesteps and
+    targets; unused for the surrogate "none".
     """
 
     name: ClassVar[str] = "extract"
@@ -138,7 +138,7 @@ class Attack(Sampling):
         return with_evaluations(self.sample(job, first=first), 0.0)
 
     def sample_guided(self, job: Job, aim: Aim, cost_file: Path, first: int = 0) -> dict[str, Any]:
-        """Writes the images' shards; returns what was spent, in evaluations.
+        """Writes the images' shards; returns the cost, in evaluations.
 
         cost_file: keeps the cost of a gradient, so that a resumed run does not count it again.
         first: the number of images that an earlier call made, and accounted for.
@@ -253,6 +253,6 @@ class Attack(Sampling):
 
 
 def load_gradient_seconds(folder: Path) -> float | None:
-    """How long a gradient took, in forwards of the model; None without one, and for rounds."""
+    """The time of a gradient, in forwards of the model; None without one, and for rounds."""
     path = folder / COST
     return json.loads(path.read_text())["gradient_seconds"] if path.exists() else None

@@ -27,11 +27,11 @@ WARM_UP, REPETITIONS = 1, 5
 def gradient_cost(denoiser: Denoiser, surrogate: Any, y: Int64[Tensor, "n"], t: int) -> float:
     """Operations of a surrogate's gradient, or of its eps, over those of the model's eps.
 
-    For an image, the mean over the labels y; on the device where both lie. Counted are the
+    The cost is per image, the mean over the labels y, on the device of both. It counts
     multiplications and additions of convolutions, matrix products and attention, forward and
-    backward (torch.utils.flop_counter); norms, activations and searches are not.
+    backward (torch.utils.flop_counter), and no norms, activations and searches.
     """
-    # A network takes as much for every image, and a large one is slow.
+    # The operations of a network are the same for each image, and a large network is slow.
     asked = y[:1] if isinstance(surrogate, Denoiser) else y
     x_t = _noise(denoiser, len(y), y.device)
     forward = _operations(lambda: denoiser.eps_fn(y[:1])(x_t[:1], t))
@@ -40,7 +40,7 @@ def gradient_cost(denoiser: Denoiser, surrogate: Any, y: Int64[Tensor, "n"], t: 
 
 
 class _Operations(TorchDispatchMode):
-    """`total`: of what runs within, by torch's formulas.
+    """`total` counts the operations within this context, by torch's formulas.
 
     torch's own FlopCounterMode hooks into modules, which autograd.grad by an input does not allow.
     """
@@ -55,7 +55,7 @@ class _Operations(TorchDispatchMode):
 
 
 def _operations(work: Callable[[], Any]) -> int:
-    # Other kernels of attention are other operations on other devices, not all of them counted.
+    # Other attention kernels have other operations per device, and torch does not count all.
     with _Operations() as counter, sdpa_kernel(SDPBackend.MATH):
         work()
     return counter.total
@@ -107,6 +107,6 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given; kernels of a GPU run on their own."""
+    """Waits until the device has finished, since kernels of a GPU run asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -56,7 +56,7 @@ class Surrogate:
     in_rounds: ClassVar[bool] = False
 
     def check_guidance(self, guidance: AttackGuidance) -> None:
-        """Raises ValueError where this surrogate cannot guide so."""
+        """Raises ValueError for guidance that this surrogate does not support."""
 
     def check(self, upstream: Mapping[str, Stage]) -> None:
         """Raises ValueError or ImportError where it cannot be made from `upstream`."""
@@ -99,7 +99,7 @@ class NoSurrogate(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier(Surrogate):
-    """The paper's: a time-conditioned classifier trained on the labels.
+    """The paper's surrogate: a time-conditioned classifier trained on the labels.
 
     guide_through: the classifier's input, "x_t", or "pred_x_0" (eps held constant).
     """
@@ -124,7 +124,7 @@ class Classifier(Surrogate):
 class Posterior(Surrogate):
     """Closed form over the labeled images, without training.
 
-    neighbors: the images, of the label and of all, that its sums are cut to; None for no cut.
+    neighbors: the number of nearest images, of the label and of all, in its sums; None for all.
     """
 
     name: Literal["posterior"] = "posterior"
@@ -168,7 +168,7 @@ class Posterior(Surrogate):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedModel(Surrogate):
-    """The model itself, adapted to the labels by LoRA: the paper's for large models."""
+    """The model itself, adapted to the labels by LoRA: the paper's surrogate for large models."""
 
     name: Literal["lora"] = "lora"
     reads: ClassVar[tuple[str, ...]] = ("generate", "label", "lora")

@@ -19,7 +19,7 @@ from sidepipe.stages.label.stage import load as load_labels
 
 log = logging.getLogger(__name__)
 
-# The relative error of a cut posterior that leads to a warning, and the timesteps it is taken at.
+# A relative error of a cut posterior above this gives a warning; it is taken at so many timesteps.
 MAX_CUT_ERROR, CUT_TIMESTEPS = 0.1, 10
 
 
@@ -52,7 +52,7 @@ def judge_cut(
 ) -> list[dict[str, int | float]]:
     """The relative error of a cut posterior's gradient at some of the guided timesteps.
 
-    Warns of those where it is above `MAX_CUT_ERROR`.
+    A warning names the timesteps with an error above `MAX_CUT_ERROR`.
     """
     at = np.linspace(0, len(guided) - 1, min(len(guided), CUT_TIMESTEPS)).round().astype(int)
     rows = cut_error(cut.to(device), full.to(device), [guided[i] for i in at], rng)

@@ -1,4 +1,4 @@
-"""Which label each image of an attack aims at."""
+"""The target label of each image of an attack."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ def allowed_targets(
     cohesion: Float64[np.ndarray, "k"],
     excluded: Sequence[int] | Int64[np.ndarray, "e"] = (),
 ) -> Int64[np.ndarray, "a"]:
-    """Labels that may be drawn: of "top_cohesion" the most cohesive fraction, of others all.
+    """Labels that may be drawn: for "top_cohesion" the most cohesive fraction of all, else all.
 
-    excluded: labels that are none of them, however cohesive; the fraction is of all labels.
+    excluded: labels that are never drawn.
     """
     order = np.argsort(-cohesion, kind="stable")
     order = order[~np.isin(order, excluded)]
@@ -32,8 +32,8 @@ def target_weights(
 ) -> Float64[np.ndarray, "k"]:
     """Probability of each label, proportional to (K' - rank) / K' * size.
 
-    rank: 0 for the most cohesive label, K' - 1 for the least. size: images in its cluster, a guess
-    at how often the model makes what the label names.
+    rank: 0 for the most cohesive label, K' - 1 for the least. size: images in its cluster, an
+    estimate of how often the model makes such images.
     """
     rank = np.empty(len(cohesion))
     rank[np.argsort(-cohesion, kind="stable")] = np.arange(len(cohesion))
@@ -44,7 +44,7 @@ def target_weights(
 def draw_targets(
     allowed: Int64[np.ndarray, "k"], num_images: int, seed: int
 ) -> Int64[np.ndarray, "n"]:
-    """Each image's label, uniform over `allowed`; image i's does not depend on their number."""
+    """Each image's label, uniform over `allowed`; label i depends on seed and i alone."""
     chosen = [generator(seed, "targets", i).integers(len(allowed)) for i in range(num_images)]
     return allowed[np.array(chosen, np.int64)]
 
@@ -52,8 +52,8 @@ def draw_targets(
 def draw_weighted_targets(
     weights: Float64[np.ndarray, "k"], num_images: int, seed: int
 ) -> Int64[np.ndarray, "n"]:
-    """As `draw_targets`, label c with probability weights[c]."""
+    """As `draw_targets`, with probability weights[c] for label c."""
     edges = np.cumsum(weights)
     drawn = np.array([generator(seed, "targets", i).random() for i in range(num_images)])
-    # The sum of the weights may be a rounding below 1.
+    # The sum of the weights may be slightly below 1.
     return np.searchsorted(edges[:-1], drawn, side="right").astype(np.int64)

@@ -1,9 +1,9 @@
-"""An attack in rounds: every round's images join the synthetic ones, and the next learns from all.
+"""An attack in rounds: each round's images join the synthetic ones, and all are labeled again.
 
-A round is judged blindly, by the groups of near duplicates that it makes and that were not there
-before: what a model makes again is what it has memorized. Plain sampling is judged alike, by the
-last of the synthetic images. Where a round finds less for its network evaluations, what is left is
-sampled plainly: going on would only repeat what is known.
+A round is judged without the training images, by its new groups of near duplicates, since a model
+repeats the images that it has memorized. Plain sampling is judged alike, by the last of the
+synthetic images. Once a round finds fewer groups per network evaluation than plain sampling, the
+remaining images are sampled plainly, since more rounds would only repeat the same images.
 """
 
 import math
@@ -21,9 +21,9 @@ from sidepipe.stages.attack.attack import SPENT
 class Seen:
     """All images of an attack so far: which are near duplicates, and which of them are reached.
 
-    images: the synthetic ones, to begin with. The images of a cluster that was aimed at are
-    reached, and so are those that aiming made: once clustered again, they may lie in several
-    clusters, and none of these is aimed at again.
+    images: at first the synthetic ones. An image is reached if a round aimed at its cluster, or if
+    a round made it. After another clustering, reached images may lie in several clusters, and no
+    round aims at any of these again.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class Seen:
         self.reached = np.zeros(len(images), bool)
 
     def aim(self, labels: Int64[np.ndarray, "m"], targets: Int64[np.ndarray, "n"]) -> None:
-        """Makes all images with a label among `targets` reached ones."""
+        """Marks all images with a label among `targets` as reached."""
         self.reached |= np.isin(labels, targets)
 
     def reached_labels(self, labels: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "k"]:
-        """Labels that some reached image has."""
+        """The labels of reached images."""
         return np.unique(labels[self.reached & (labels >= 0)])
 
     def add(self, images: UInt8[np.ndarray, "n h w c"]) -> int:
-        """How many new groups of near duplicates they make; from then on seen, and reached."""
+        """Adds reached images; returns the number of their new groups of near duplicates."""
         added = self.encoder.encode(images, device=self.device)
         found = new_groups(self.features, added, self.encoder.metric, self.threshold)
         self.images = np.concatenate([self.images, images])
@@ -53,10 +53,10 @@ class Seen:
         return found
 
     def plain_rate(self, round_size: int, evaluations: int) -> float:
-        """New groups for a thousand evaluations that the last synthetic images made.
+        """New groups of the last synthetic images, per thousand network evaluations.
 
-        Of as many as a round has, or half of them all: a round of plain sampling from the rest.
-        evaluations: for an image.
+        The last images are as many as a round has, at most half of all: they stand for a round of
+        plain sampling after the others. evaluations: per image.
         """
         count = min(round_size, self.num_synthetic // 2)
         plain = self.features[: self.num_synthetic]
@@ -65,14 +65,14 @@ class Seen:
 
 
 def per_thousand(count: int, evaluations: float) -> float:
-    """So many for a thousand network evaluations."""
+    """The count per thousand network evaluations."""
     return 1000 * count / evaluations
 
 
 def spans_of_rounds(num_images: int, rounds: int, shard_size: int) -> tuple[list[range], int]:
-    """The images of each round, and the size of a shard with which every round ends a shard.
+    """The images of each round, and a shard size at which each round ends with a whole shard.
 
-    Rounds are as long as each other but for the last, and shards no larger than asked for.
+    All rounds but the last have the same length, and shards have at most `shard_size` images.
     """
     each = math.ceil(num_images / rounds)
     shards = math.ceil(each / shard_size)
@@ -82,7 +82,7 @@ def spans_of_rounds(num_images: int, rounds: int, shard_size: int) -> tuple[list
 
 
 def summary_of(rows: Sequence[Mapping[str, Any]], plain_rate: float) -> dict[str, Any]:
-    """What all rounds cost together, as of one attack, and the rounds themselves."""
+    """The cost of all rounds together, as for one attack, and the rounds themselves."""
     total = {name: sum(row[name] for row in rows) for name in ("num_images", *SPENT)}
     gradients = total["network_evaluations"] - total["unet_forwards"]
     return {

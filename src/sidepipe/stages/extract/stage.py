@@ -70,7 +70,7 @@ class Extract(Attack):
         return (*super().inputs(), "tune") if self.is_tuned else super().inputs()
 
     def unused(self) -> tuple[str, ...]:
-        # The key of tune tells what trials chose.
+        # The key of tune covers the choice of the trials.
         unused = (*super().unused(), "tuned")
         return unused if self._in_rounds else (*unused, *_ROUNDS)
 
@@ -97,15 +97,15 @@ class Extract(Attack):
     def _run_as_chosen(self, job: Job, choice: Mapping[str, Any]) -> dict[str, Any]:
         """Samples with the settings that tune chose; the cost of its trials counts."""
         chosen = choice["chosen"]
-        log.info("guided as chosen by trials: %s", chosen)
+        log.info("settings chosen by trials: %s", chosen)
         summary = replace(self.with_tried(chosen), tuned=False).run(job)
         spent = {name: summary[name] + choice[name] for name in SPENT}
         return {**summary, **spent, "tuned": chosen}
 
     def _run_in_rounds(self, job: Job) -> dict[str, Any]:
-        """Rounds of guided images, and of plain ones from where guidance no longer pays.
+        """Rounds of guided images, then of plain ones once guidance finds less than they do.
 
-        A resumed run takes a finished round's labels, images and cost as they are.
+        A resumed run reuses the labels, images and cost of finished rounds.
         """
         import pandas as pd
 
@@ -131,7 +131,7 @@ class Extract(Attack):
             if aim is None:
                 targets.append(np.full(len(span), -1))
             else:
-                # Numbered on, or one label would stand for a cluster of every round.
+                # Later labels get new numbers, so that no label means a cluster of each round.
                 targets.append(aim.targets[span.start :] + sum(map(len, cohesion)))
                 cohesion.append(load_label_cohesion(aim.label))
             guided = aim is not None and (rate >= plain_rate or not self.stop_rounds)
@@ -141,7 +141,7 @@ class Extract(Attack):
         return summary_of(rows, plain_rate)
 
     def _aim(self, job: Job, place: Path, number: int, seen: Seen) -> Aim | None:
-        """What a round aims at; None where earlier rounds have reached every label there is."""
+        """The aim of a round; None where earlier rounds have reached every label."""
         label = job.inputs["label"] if number == 0 else place
         if number > 0 and not (place / COST).exists():
             try:
@@ -156,7 +156,7 @@ class Extract(Attack):
         return Aim(seen.images, label, targets, num_targets)
 
     def _sample_round(self, job: Job, aim: Aim | None, place: Path, first: int) -> dict[str, Any]:
-        """Writes the shards of a round, which begins at image `first`; what it was and cost."""
+        """Writes the shards of a round from image `first` on; returns its kind and cost."""
         if aim is None:
             return {"guided": False, "targets": 0, **self.sample_plain(job, first)}
         spent = self.sample_guided(job, aim, place / COST, first)
@@ -169,11 +169,11 @@ def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
 
 
 def load_targets(folder: Path) -> Int64[np.ndarray, "n"]:
-    """Each image's target label, -1 without a surrogate; labels of later rounds are numbered on."""
+    """Each image's target label, -1 without a surrogate; later rounds have higher labels."""
     return np.load(folder / "targets.npy")
 
 
 def load_cohesion(folder: Path, label: Path) -> Float64[np.ndarray, "k"]:
-    """Cohesion of every label that could be a target, in all rounds; label: what the first read."""
+    """Cohesion of each possible target, in all rounds; label: the input of the first round."""
     path = folder / "cohesion.npy"
     return np.load(path) if path.exists() else load_label_cohesion(label)

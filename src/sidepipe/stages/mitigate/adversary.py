@@ -1,8 +1,8 @@
-"""Who wants an image back: embeddings led to where the model denoises that very image best.
+"""The adversary: embeddings optimized so that the model denoises one given image best.
 
-Mitigation at inference hides what the weights still hold; this asks the weights. With enough steps
-an embedding may also describe an image that was never trained on, so that only what is recovered
-beyond such images says anything.
+Mitigation at inference hides images that the weights still contain, and an adversary with the
+weights can recover them. With enough steps, an embedding may also describe an image that was never
+trained on, so the recovery of held-out images is the control.
 """
 
 from collections.abc import Sequence
@@ -43,9 +43,9 @@ def recovering(
     num_steps: int,
     lr: float,
 ) -> Embeddings:
-    """`e` led by Adam to lower E || eps(x_t, e) - eps ||^2 over t and eps, x_0 being wanted.
+    """`e` after Adam on E || eps(x_t, e) - eps ||^2 over t and eps, for the image x_0.
 
-    numbers: of the prompts, which with the seed decide t and eps, whatever the batch.
+    numbers: those of the prompts, which with the seed give t and eps, whatever the batch.
     """
     streams = [generator(seed, "prompts", number * 1_000_000 + 999_999) for number in numbers]
     e = e.detach().clone().requires_grad_()

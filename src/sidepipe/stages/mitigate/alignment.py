@@ -1,4 +1,4 @@
-"""How well images show what their captions say: by the caption's attributes, or by CLIP."""
+"""Alignment of images with their captions, by the caption's attributes or by CLIP."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +15,13 @@ from sidepipe.features.encoders import CLIP
 Images = UInt8[np.ndarray, "n h w c"]
 Attributes = Sequence[Mapping[str, str]]
 
-MAX_TRAIN = 5000  # beyond them a support vector machine takes minutes
+MAX_TRAIN = 5000  # with more images a support vector machine takes minutes
 
 
 def attribute_readers(images: Images, attributes: Attributes, seed: int) -> dict[str, Any]:
-    """For each attribute a classifier of pixels, trained on the images that have it.
+    """A classifier of pixels per attribute, trained on the images that have it.
 
-    Attributes with a single value are left out: there is nothing to read.
+    Attributes with a single value have no classifier.
     """
     names = sorted({name for has in attributes for name in has})
     readers: dict[str, Any] = {}
@@ -30,7 +30,7 @@ def attribute_readers(images: Images, attributes: Attributes, seed: int) -> dict
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_TRAIN])
         values = np.array([attributes[i][name] for i in rows])
         if len(np.unique(values)) > 1:
-            # Pixels as they are: scaled to unit variance, the slightest noise where real images are
+            # Pixels are not scaled to unit variance: the slightest noise where real images are
             # always black would count most.
             readers[name] = SVC(C=10.0).fit(_pixels(images[rows]), values)
     return readers
@@ -39,7 +39,7 @@ def attribute_readers(images: Images, attributes: Attributes, seed: int) -> dict
 def shares_right(
     readers: Mapping[str, Any], images: Images, attributes: Attributes
 ) -> Float[np.ndarray, "n"]:
-    """Of each image the share of its caption's attributes that are read off it; nan for none."""
+    """The share of its caption's attributes that are right in each image; nan for no attribute."""
     right = reading(readers, images, attributes)
     known = np.stack([~np.isnan(column) for column in right.values()]).sum(0)
     found = np.nansum(np.stack(list(right.values())), axis=0)
@@ -49,7 +49,7 @@ def shares_right(
 def reading(
     readers: Mapping[str, Any], images: Images, attributes: Attributes
 ) -> dict[str, Float[np.ndarray, "n"]]:
-    """For each attribute whether it is read right: 1, 0, or nan where the caption has none."""
+    """Per attribute, 1 for each image where it is right, else 0; nan for captions without it."""
     pixels, found = _pixels(images), {}
     for name, reader in readers.items():
         wanted = np.array([has.get(name, "") for has in attributes])
@@ -62,13 +62,13 @@ class CLIPScore(CLIP):
     """The cosine of an image's and a caption's CLIP embeddings (Hessel et al., 2021, unscaled)."""
 
     def check(self) -> None:
-        """As `CLIP.check`; ValueError as well for an image half alone."""
+        """As `CLIP.check`; raises ValueError also for a model without the text half."""
         super().check()
         kind = self._config.model_type
         require(kind == "clip", "mitigate.clip", "a CLIP model with its text half", kind)
 
     def of(self, images: Images, captions: Sequence[str], device: str) -> Float[np.ndarray, "n"]:
-        """Of each image and its caption."""
+        """The score of each image with its caption."""
         from transformers import AutoTokenizer
 
         once, of = np.unique(np.array(captions), return_inverse=True)

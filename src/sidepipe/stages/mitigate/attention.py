@@ -1,9 +1,9 @@
-"""Attention scaling: cross-attention that looks less at the tokens which carry memorized images.
+"""Attention scaling: less cross-attention to the tokens that carry memorized images.
 
 Ren et al. ("Unveiling and Mitigating Memorization in Text-to-image Diffusion Models through Cross
 Attention", 2024): no pixel attends to the summary tokens (the end token and the padding after it),
-and every pixel's logit of the start token is multiplied by a constant. Costs nothing. Their code
-spares the end token itself; this follows the paper.
+and every pixel's logit of the start token is multiplied by a constant. It costs no evaluation.
+The authors' code keeps the end token itself; this module follows the paper.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ from sidepipe.models.text.model import TextModel
 class ScaledAttention:
     """diffusers' attention processor for the cross-attention of prompts.
 
-    seen: (n, l), which positions each prompt's image may attend to. Only the last n images of a
-    batch are treated so: before them come, in classifier-free guidance, those of the empty prompt.
+    seen: the positions that each prompt's image may attend to. This applies to the last n images of
+    a batch: in classifier-free guidance, those of the empty prompt come before them.
     """
 
     def __init__(self, seen: Bool[Tensor, "n l"], start_scale: float) -> None:
@@ -58,9 +58,9 @@ class ScaledAttention:
 def attention_scaled(
     model: TextModel, lengths: Sequence[int], start_scale: float
 ) -> Iterator[None]:
-    """Within it the model's cross-attention is scaled, for a batch of these prompts in this order.
+    """The context in which cross-attention is scaled, for a batch of these prompts in this order.
 
-    lengths: of each prompt, how many positions come before its end token.
+    lengths: the number of positions before each prompt's end token.
     """
     positions = torch.arange(model.max_tokens, device=model.device)
     seen = positions < torch.tensor(lengths, device=model.device)[:, None]

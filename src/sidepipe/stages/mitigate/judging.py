@@ -1,4 +1,4 @@
-"""What generated images are held against: training images, and what their captions say."""
+"""Comparison of generated images with training images and with their captions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Known:
     unseen: Int64[np.ndarray, "u"]
 
     def attributes(self, rows: Iterable[int]) -> list[dict[str, str]]:
-        """What the captions of these rows say of their images; {} where nobody knows."""
+        """The attributes in the captions of these rows; {} for a row without."""
         if self.captions is None:
             return [{} for _ in rows]
         own = self.captions["attributes"].tolist()
@@ -37,10 +37,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Copies:
-    """Tells copies as `detect` does: as close to a training image as hardly any real one comes.
+    """Finds copies as `detect` does: images closer to a training image than hardly any real one.
 
-    data: all images. train: the features of the training images among them. share: of a prompt's
-    images; where so many are copies it is memorized.
+    data: all images. train: the features of the training images among them. share: a prompt is
+    memorized if at least this share of its images are copies.
     """
 
     data: UInt8[np.ndarray, "m h w c"]
@@ -51,12 +51,12 @@ class Copies:
     device: str
 
     def of_any(self, images: Generated) -> Bool[np.ndarray, "p n"]:
-        """Which images are as close to any training image as the threshold."""
+        """Whether each image is at least as close to any training image as the threshold."""
         gamma, _ = nearest(self._encoded(images), self.train, self.encoder.metric)
         return self._close(gamma[:, 0]).reshape(images.shape[:2])
 
     def of(self, images: Generated, rows: Int64[np.ndarray, "p"]) -> Bool[np.ndarray, "p n"]:
-        """Which images are as close to the image that lies in their prompt's row of the data."""
+        """Whether each image is as close to the image in its prompt's row of the data."""
         wanted = self.encoder.encode(self.data[rows], device=self.device)
         i = np.arange(images.shape[0] * images.shape[1])
         metric = self.encoder.metric
@@ -67,12 +67,12 @@ class Copies:
     def rates(self, copied: Bool[np.ndarray, "p n"]) -> dict[str, Any]:
         """The share of memorized prompts, and that of copies among a prompt's images.
 
-        Intervals are over prompts, which are the units: images of one are not independent.
+        Intervals are over prompts, since the images of one prompt are not independent.
         """
         return {"prompts": rate(self.memorized(copied)), "images": mean(copied.mean(axis=1))}
 
     def memorized(self, copied: Bool[np.ndarray, "p n"]) -> Bool[np.ndarray, "p"]:
-        """Which prompts have copies enough among their images."""
+        """Whether each prompt has enough copies among its images."""
         # Rounded: 0.7 * 10 copies are 7.
         return copied.sum(axis=1) >= np.ceil(round(self.share * copied.shape[1], 9))
 
@@ -103,10 +103,10 @@ def copied(
 
 @dataclass(frozen=True)
 class Alignment:
-    """How well images show what their captions say, from 0 on; higher is better.
+    """Alignment of images with their captions, at least 0; higher is better.
 
-    clip: a CLIP model's folder or hub id, or None: the share of the caption's attributes that
-    `readers` read off the image. ceiling: what they read of real images that they never saw.
+    clip: a CLIP model's folder or hub id, or None for the share of the caption's attributes that
+    `readers` find in the image. ceiling: that share for real images outside their training set.
     """
 
     clip: str | None
@@ -116,13 +116,13 @@ class Alignment:
 
     @property
     def measure(self) -> str | None:
-        """What is measured; None where nothing can be."""
+        """The measure; None without a CLIP model and without attributes."""
         return "clip" if self.clip is not None else "attributes" if self.readers else None
 
     def of(
         self, images: Generated, captions: Sequence[str], attributes: Sequence[dict[str, str]]
     ) -> Float[np.ndarray, "p"]:
-        """Of each prompt the mean over its images; nan where its caption has no attribute."""
+        """The mean over each prompt's images; nan for a caption without attributes."""
         count, each = images.shape[:2]
         flat = images.reshape(count * each, *images.shape[2:])
         if self.clip is not None:
@@ -137,9 +137,9 @@ class Alignment:
 
 
 def read_from(known: Known, left_out: Sequence[int], device: str, seed: int) -> Alignment:
-    """Alignment by the attributes of captions: readers of training images, and their ceiling.
+    """Alignment by attributes: classifiers trained on training images, and their ceiling.
 
-    left_out: rows that prompts replay, or copies of these would be read too well.
+    left_out: rows that prompts replay; trained on these, classifiers would recognize their copies.
     """
     train = np.setdiff1d(known.train, left_out)
     readers = attribute_readers(known.data[train], known.attributes(train), seed)

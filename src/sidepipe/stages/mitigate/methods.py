@@ -1,7 +1,7 @@
-"""Mitigation at inference: what a prompt is turned into before it is sampled.
+"""Mitigation at inference: changes of a prompt or its embedding before sampling.
 
-Each image is mitigated for itself, as if it were asked for alone. Attention scaling changes the
-network and not the prompt: see `attention.py`.
+Each image is mitigated by itself. Attention scaling changes the network and not the prompt: see
+`attention.py`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,12 +26,12 @@ def lowered(
     lr: float,
     max_iterations: int,
 ) -> tuple[Embeddings, Int64[Tensor, "n"]]:
-    """Embeddings with || D_T || <= `target`, or as near as they came, and each image's evaluations.
+    """Embeddings with || D_T || <= `target`, or the last ones, and each image's evaluations.
 
-    AdamW on the embedding of every position but the first (Wen et al., 2024, section 5.1), t being
-    the first step's. An image whose norm is low enough is left as it is while others go on. A
-    forward counts as one evaluation, a backward as two. The authors' code takes one norm over the
-    whole batch, with a target for four images; here both are an image's.
+    AdamW changes the embedding of every position but the first (Wen et al., 2024, section 5.1);
+    t: that of the first step. An embedding with a low enough norm keeps its value while AdamW
+    changes others. A forward counts as one evaluation, a backward as two. The authors' code has one
+    norm for the whole batch, with a target for four images; here each image has its own.
     """
     with torch.no_grad():
         eps_0 = model.eps(x_T, t, e_0.expand_as(e))
@@ -41,14 +41,14 @@ def lowered(
     left = torch.ones_like(evaluations, dtype=torch.bool)
     for _ in range(max_iterations):
         losses = norms(model.eps(x_T, t, e) - eps_0)
-        evaluations += left  # also of those that the forward finds low enough
+        evaluations += left  # also for embeddings that this forward finds low enough
         left = losses.detach() > target
         if not left.any():
             break
         before = e.detach().clone()
         (e.grad,) = torch.autograd.grad(losses.sum(), e)
         optimizer.step()
-        # Momentum and decay move what has no gradient as well.
+        # Momentum and decay also change embeddings without a gradient.
         still = ~left[:, None, None] | (torch.arange(e.shape[1], device=e.device) == 0)[:, None]
         e.data.copy_(torch.where(still, before, e.data))
         evaluations += 2 * left
@@ -56,13 +56,13 @@ def lowered(
 
 
 def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
-    """Words that are one token each, of ASCII letters, none of the unwanted; in order.
+    """Words of one token and of ASCII letters, without the unwanted ones, in order.
 
-    unwanted: such as the words planted to find images again: adding those would be an attack.
+    unwanted: for example planted words, which would bring memorized images back.
     """
     special, unwanted = set(tokenizer.all_special_tokens), set(unwanted)
     tokens = [token for token in tokenizer.get_vocab() if token not in special]
-    # Of byte-pair encodings as CLIP's these end a word; others may be parts of one.
+    # In byte-pair encodings such as CLIP's these tokens end a word; others may be parts of one.
     ends = [token.removesuffix("</w>") for token in tokens if token.endswith("</w>")]
     words = sorted(word for word in (ends or tokens) if word.isascii() and word.isalpha())
     return [word for word in words if word not in unwanted]
@@ -71,18 +71,18 @@ def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
 def with_random_words(
     prompt: str, words: Sequence[str], count: int, rng: np.random.Generator
 ) -> str:
-    """The prompt with `count` random words at random places, its own words in their order.
+    """The prompt with `count` random words at random places (Somepalli et al., 2023).
 
-    (Somepalli et al., 2023.)
+    The prompt's own words keep their order.
     """
-    spoken = prompt.split()
+    own = prompt.split()
     for word in rng.choice(list(words), count):
-        spoken.insert(int(rng.integers(len(spoken) + 1)), str(word))
-    return " ".join(spoken)
+        own.insert(int(rng.integers(len(own) + 1)), str(word))
+    return " ".join(own)
 
 
 def without_word(tokenizer: Any, prompt: str, position: int) -> str:
-    """The prompt without the word, as spaces part it, that the token at `position` is of."""
+    """The prompt without the word, between spaces, that contains the token at `position`."""
     inputs = tokenizer(
         prompt, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True
     )

@@ -1,4 +1,4 @@
-"""How well a model denoises images that it never saw: what mitigation in training costs."""
+"""The denoising loss of a model on held-out images: the cost of mitigation in training."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from sidepipe.diffusion.noise import generator
 from sidepipe.models.text.model import TextModel
 from sidepipe.stages.mitigate.adversary import denoising_errors, noise_of
 
-NUM_NOISES = 10  # of each image, each with its own t
+NUM_NOISES = 10  # per image, each with its own t
 
 
 def heldout_losses(
@@ -21,8 +21,7 @@ def heldout_losses(
 ) -> Float[np.ndarray, "n"]:
     """The mean squared error of the noise predicted in each image of `rows`, over t at random.
 
-    captions: of all data. The row decides with the seed what t and noise are, so that all models
-    are asked the same.
+    captions: those of all data. Row and seed give t and noise, so they are the same for all models.
     """
     losses = []
     for start in range(0, len(rows), batch_size):

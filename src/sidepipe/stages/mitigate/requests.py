@@ -23,7 +23,7 @@ from sidepipe.stages.mitigate.strategies import Method
 class Requests:
     """One image each: its caption, its prompt's number, and its place among the prompt's images.
 
-    Number and place decide the noise, so that every method starts from what `detect` did.
+    Number and place give the noise, so that each method starts from that of `detect`.
     """
 
     captions: list[str]
@@ -31,7 +31,7 @@ class Requests:
     places: list[int]
 
     def part(self, some: range) -> "Requests":
-        """Those of `some`, in order."""
+        """The requests with the indices `some`, in order."""
         return Requests(
             [self.captions[i] for i in some],
             [self.numbers[i] for i in some],
@@ -40,7 +40,7 @@ class Requests:
 
 
 def requests(captions: Sequence[str], numbers: Sequence[int], each: int) -> Requests:
-    """`each` requests a prompt, prompt by prompt."""
+    """`each` requests per prompt, prompt by prompt."""
     return Requests(
         [caption for caption in captions for _ in range(each)],
         [int(number) for number in numbers for _ in range(each)],
@@ -97,12 +97,12 @@ class Mitigated:
 def generate(
     folder: Path, mitigated: Mitigated, asked: Requests, runtime: Runtime
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, "n"]]:
-    """An image for each request, and the network evaluations it took; in parts within `folder`."""
+    """An image per request, and its network evaluations; in parts within `folder`."""
 
     def make(some: range) -> Arrays:
         part = asked.part(some)
         e, spent = mitigated.embeddings(part)
-        # Guided sampling evaluates the network twice a step.
+        # Guided sampling evaluates the network twice per step.
         spent = spent.cpu().numpy() + 2 * mitigated.num_inference_steps
         return {"images": mitigated.images(part, e), "evaluations": spent}
 
@@ -122,10 +122,11 @@ def recover(
     lr: float,
     runtime: Runtime,
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """Images asked for by who wants one image a prompt back; in parts within `folder`.
+    """Images by an adversary that wants one image per prompt back; in parts within `folder`.
 
-    asked: prompt by prompt, equally many each. The embedding starts where the method leaves the
-    prompt's first request, and is then led to `wanted`; the network stays as the method has it.
+    asked: equally many requests per prompt, prompt by prompt. The embedding starts at that of the
+    method for the prompt's first request, and is optimized for `wanted`; the network is that of the
+    method.
     """
     model, each = mitigated.model, len(asked.captions) // len(wanted)
     first = asked.part(range(0, len(asked.captions), each))

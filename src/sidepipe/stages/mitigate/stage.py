@@ -1,8 +1,8 @@
-"""Stage `mitigate`: one way to stop a model from replaying images, and what it gives and costs.
+"""Stage `mitigate`: a method against replays of training images, with its effect and cost.
 
-Mitigation in training is another model, here without a method; `mitigations` are the rows that are
-compared. All are asked the prompts that `detect` calls memorized, and as many that were never
-trained on, from the noise that `detect` used.
+Mitigation in training is another model, here with the method `none`; `mitigations` are the rows to
+compare. Each row gets the prompts that `detect` finds memorized and as many that were never trained
+on, with the noise that `detect` used.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_HELDOUT = 512  # images whose denoising loss is taken
+MAX_HELDOUT = 512  # images for the denoising loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mitigate(Stage):
-    """A mitigation method, measured.
+    """One method of mitigation and its measurement.
 
-    method: one of `strategies`. num_prompts: most of either kind, drawn by seed; None for all that
-    are memorized. num_generations: images of a prompt, the first of detect's. copied_share: of a
-    prompt's images, at least that many copies make it memorized. adversary: None, or num_steps and
-    lr of an attacker who wants the images back. clip: a CLIP model (folder or hub id) to measure
-    alignment with, None for the captions' attributes.
+    method: one of `strategies`. num_prompts: the most prompts of either kind, drawn by seed; None
+    for all that are memorized. num_generations: images per prompt, from the
+    first noise of detect. copied_share: a prompt is memorized if at least this share of its images
+    are copies. adversary: None, or num_steps and lr of an attacker who wants the images back. clip:
+    a CLIP model (folder or hub id) to measure alignment with, None for the captions' attributes.
     features: an encoder, that of detect.
     """
 
@@ -146,7 +146,7 @@ class Mitigate(Stage):
     def _aligned(
         self, table: pd.DataFrame, images: Generated, known: Known, device: str
     ) -> tuple[pd.DataFrame, dict[str, Any], dict[str, float]]:
-        """The table with each prompt's alignment, that of both groups, and the readers' ceiling."""
+        """The table with each prompt's alignment, that of both groups, and its ceiling."""
         from sidepipe.memorization.rates import mean
         from sidepipe.stages.detect.groups import GROUPS
         from sidepipe.stages.mitigate.judging import Alignment, read_from
@@ -171,7 +171,7 @@ class Mitigate(Stage):
     def _heldout_loss(
         self, model: TextModel, known: Known, runtime: Runtime
     ) -> dict[str, Any] | None:
-        """Of the model, which methods at inference leave as it is: None for them."""
+        """The loss on held-out images; None for a method that keeps the weights."""
         from sidepipe.memorization.rates import mean
         from sidepipe.models.text.memory import images_at_once
         from sidepipe.stages.mitigate.quality import heldout_losses
@@ -192,9 +192,9 @@ class Mitigate(Stage):
         copies: Copies,
         runtime: Runtime,
     ) -> dict[str, Any] | None:
-        """What comes back of the images that prompts replayed, and of others never trained on.
+        """The rates of recovery of images that prompts replayed, and of held-out images.
 
-        The others, the held-out images of test prompts, say what embeddings can do by themselves.
+        Held-out images of test prompts are the control: embeddings alone can describe them.
         """
         from sidepipe.stages.detect.groups import GROUPS
         from sidepipe.stages.mitigate.requests import recover, requests
@@ -249,10 +249,10 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def load_prompts_asked(folder: Path) -> pd.DataFrame:
-    """A row for each prompt: detect's columns, and its group ("memorized" or "other": held out).
+    """A row per prompt: detect's columns, and its group ("memorized" or "other": held out).
 
-    Besides alignment, nan where it cannot be measured, and, where there are training images, copies
-    among its images.
+    The table also has alignment, nan where it cannot be measured, and, where there are training
+    images, the number of copies among the prompt's images.
     """
     import pandas as pd
 
@@ -263,5 +263,5 @@ def load_prompts_asked(folder: Path) -> pd.DataFrame:
 
 
 def load_generated(folder: Path) -> Generated:
-    """The images of every prompt, in the order of `load_prompts_asked`."""
+    """The images of each prompt, in the order of `load_prompts_asked`."""
     return np.load(folder / "images.npy", mmap_mode="r")

@@ -1,7 +1,7 @@
-"""How good a trial is, without the training set.
+"""The score of a trial, without the training set.
 
-What a model has memorized it makes again and again, so a setting is better the more of its images
-have a near duplicate among themselves. Whether that is so the report shows beside the true hits.
+A model repeats the images that it has memorized, so a setting is better if more of its images have
+a near duplicate among themselves. The report compares the scores with the true hits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ from sidepipe.features.search import Metric, closer
 def near_duplicate_rate(
     features: Float32[np.ndarray, "n d"], metric: Metric, threshold: float
 ) -> float:
-    """Share of images to which another one is at least as close as `threshold`."""
+    """The share of images with another image at least as close as `threshold`."""
     return float(closer(nearest_other(features, metric), threshold, metric).mean())
 
 
 def near_duplicate_count(
     features: Float32[np.ndarray, "n d"], metric: Metric, threshold: float
 ) -> float:
-    """Groups of at least two near duplicates: how many different things are repeated."""
+    """The number of groups of at least two near duplicates."""
     sizes = np.bincount(near_duplicate_groups(features, metric, threshold))
     return float((sizes > 1).sum())
 
@@ -36,5 +36,5 @@ SCORES: dict[str, Callable[[np.ndarray, Metric, float], float]] = {
 
 
 def best(trials: Sequence[Mapping[str, Any]]) -> int:
-    """The place of the trial with the highest score; the first of equals."""
+    """The index of the trial with the highest score; the first one of equal trials."""
     return int(np.argmax([trial["score"] for trial in trials]))

@@ -1,7 +1,7 @@
-"""Stage `tune`: how an attack guides, aims and refines, chosen by trials on a small budget.
+"""Stage `tune`: trials on a small budget choose how an attack guides, aims and refines.
 
-Every combination of a grid is tried on a few images, and the one whose images repeat themselves
-most is chosen. An attack with `extract.tuned` then spends the rest of its budget on it.
+Each combination of a grid is tried on a few images. The stage chooses the one with the most near
+duplicates among its images, and an attack with `extract.tuned` uses it for all its images.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SHARDS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(Stage):
-    """Trials of one attack and what they chose.
+    """Trials of one attack, and their choice.
 
-    attack: its settings, as the stage extract has them. grid: setting -> values to try, all
-    combinations of them; plain samples use only those of refinement. num_images: of each trial.
+    attack: its settings, as the stage extract has them. grid: values to try by setting; all
+    combinations are tried, for plain samples only those of refinement. num_images: per trial.
     near_duplicates: the images that count as repeated. score: the best trial has the highest
     "rate", the share of images with a near duplicate among them, or the most "groups" of near
-    duplicates, which are fewer where images merge that are merely alike.
+    duplicates, a number that decreases when different images merge.
     """
 
     name: ClassVar[str] = "tune"
@@ -72,13 +72,13 @@ class Tune(Stage):
 
     @property
     def _tried(self) -> dict[str, list[Any]]:
-        """The grid, of plain samples without what they do not use."""
+        """The grid, for plain samples without the settings of guidance."""
         guides = self._attack.surrogate.guides
         return {name: v for name, v in self.grid.items() if name in REFINEMENT or guides}
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """All combinations of what is tried, the last setting changing fastest."""
+        """All combinations of the values to try; the last setting changes fastest."""
         tried = self._tried
         return [
             dict(zip(tried, values, strict=True)) for values in itertools.product(*tried.values())
@@ -86,7 +86,7 @@ class Tune(Stage):
 
     @cached_property
     def _attack(self) -> Attack:
-        """The attack as its settings have it."""
+        """The attack with its own settings."""
         names = {field.name for field in fields(Attack)}
         own = {name: value for name, value in self.attack.items() if name in names}
         return Attack(**check_field_types("extract", Attack, own))
@@ -111,11 +111,11 @@ class Tune(Stage):
         return fitting
 
     def inputs(self) -> tuple[str, ...]:
-        """What the attack reads; nothing for one that is not tuned, which does not read this."""
+        """The inputs of the attack; none for an attack that is not tuned."""
         return self._attack.inputs() if self._is_needed else ()
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """What the trials depend on: neither the attack's size nor what the grid sets instead."""
+        """The settings of the trials, which have neither the attack's size nor replaced values."""
         trials = self._trials
         return {
             "attack_version": trials[0].version,
@@ -159,18 +159,16 @@ class Tune(Stage):
         pd.DataFrame(rows).to_csv(job.folder / "trials.csv", index_label="trial")
         row = rows[best(rows)]
         if len(rows) > 1 and len({other["score"] for other in rows}) == 1:
-            log.warning(
-                "all trials score %.4f, so nothing chooses: the first is taken", row["score"]
-            )
+            log.warning("all trials score %.4f, so the first one is chosen", row["score"])
         chosen = {name: row[name] for name in self._tried}
-        log.info("chosen without the training set: %s", chosen)
+        log.info("trials chose, without the training set: %s", chosen)
         spent = {name: sum(row[name] for row in rows) for name in SPENT}
         choice = {"chosen": chosen, "score": row["score"], "num_trials": len(rows), **spent}
         write_json(job.folder / "choice.json", choice)
         return choice
 
     def _try(self, trial: Attack, job: Job) -> dict[str, Any]:
-        """What was tried, its score and cost; its images are in the job's folder."""
+        """The tried settings, their score and cost; the images are in the job's folder."""
         from sidepipe.stages.tune.score import SCORES
 
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -185,11 +183,11 @@ class Tune(Stage):
 
 
 def load_choice(folder: Path) -> dict[str, Any]:
-    """`chosen`, the settings of the best trial, and what all trials together cost."""
+    """`chosen`, the settings of the best trial, and the cost of all trials together."""
     return json.loads((folder / "choice.json").read_text())
 
 
 def load_trials(folder: Path) -> list[tuple[dict[str, Any], UInt8[np.ndarray, "n h w c"]]]:
-    """Of every trial what was tried, its blind score and cost, and its images."""
+    """The tried settings of each trial, with its score and cost, and its images."""
     places = sorted((folder / "trials").iterdir())
     return [(json.loads((p / "trial.json").read_text()), load_shards(p)) for p in places]
