@@ -332,7 +332,8 @@ def test_the_report_is_one_page_with_the_answer_the_numbers_and_the_pairs(tmp_pa
     path = found.report(tmp_path / "page.html", title="My <model>")
     page = path.read_text()
     assert "My &lt;model&gt;" in page
-    assert "<b>10 of 40</b> training images came out" in page
+    assert "<b>10 of 40</b> training images are reproduced" in page
+    assert "<em>generated images</em>" in page
     assert page.count('class="hit"') >= 10
     assert "false positive rate of 0.1 %" in page
     assert "http" not in page.replace("http-equiv", "")

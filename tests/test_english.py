@@ -25,7 +25,6 @@ SOURCES = [
 OPEN: set[str] = {
     "src/sidepipe/stages/detect/labels.py",
     "src/sidepipe/stages/label/stage.py",
-    "src/sidepipe/stages/report/single.py",
 }
 
 # Each pattern, and the words to use instead.

@@ -143,7 +143,10 @@ class Result:
             }
             for pair in self.pairs
         ]
-        text = page(title, self._counts, [pair.images for pair in self.pairs], rows, self.warnings)
+        source = self._inputs["generated"]["source"]
+        compared = "generated images" if source == "array" else Path(source).name
+        triples = [pair.images for pair in self.pairs]
+        text = page(title, compared, self._counts, triples, rows, self.warnings)
         with whole_file(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return file

@@ -89,7 +89,7 @@ def test_the_name_of_an_attack_is_text_and_nothing_else(unusual, similar):
 
 def cards(page):
     """(attack, said, training image, gamma) of every pair, in the order of the page."""
-    gallery = page.text.split("The closest pairs", 1)[1].split("Without the truth")[0]
+    gallery = page.text.split("The closest pairs", 1)[1].split("Without the training images")[0]
     found = r"(\w+)(new hit|no hit|hit) · training image (\S+).*?training ?([\d.]+) "
     return re.findall(found, gallery)
 

@@ -44,10 +44,10 @@ def test_the_sections_come_in_the_order_of_a_readers_questions(page):
     assert [heading.replace("\xa0", " ") for heading in page.headings] == [
         "Hits at 0.1 % held-out false positives",
         "At every threshold",
-        "How much there is to extract",
-        "What was new",
+        "How many training images can be extracted",
+        "New hits",
         "The closest pairs",
-        "Without the truth",
+        "Without the training images",
         "The surrogate condition",
         "Published measures",
         "Where the numbers come from",
@@ -97,7 +97,7 @@ def test_the_headline_gives_hits_excess_interval_and_cost_of_every_attack(page, 
         control = f"{average(row['heldout']['count'])} hit a held-out image"
         assert f" {control} (mean of 4 held-out sets: {sets}). Excess: +" in text
         assert f"95 % interval {low:.0f} to {high:.0f} (" in text
-    assert "Cost: 14,000 network evaluations, and 200,000 for N_syn before." in text
+    assert "Cost: 14,000 network evaluations, and 200,000 for the N_syn synthetic images." in text
 
 
 def test_the_headline_says_how_sure_the_threshold_is(page, outputs):
@@ -114,7 +114,8 @@ def test_the_page_opens_with_what_came_out_of_the_best_attack(page, outputs):
     row = results(outputs, best)["calibrated"][0]
     different = {which: average(row[which]["unique"]) for which in ("train", "heldout")}
     finding = (
-        f"{different['train']} of 256 training images came out; {different['heldout']} of 256 "
+        f"{different['train']} of 256 training images are reproduced; "
+        f"{different['heldout']} of 256 "
         "held-out ones."
     )
     assert finding in page.text
@@ -151,7 +152,7 @@ def nothing(tmp_path_factory):
 def test_a_comparison_without_any_hit_says_so(nothing):
     summary, page = nothing
     assert summary["attacks"]["other"]["hits"] == 0
-    assert "No training image came out." in page.text
+    assert "No training image is reproduced." in page.text
     assert "does not prove that nothing is memorized" in page.text
     assert [cell.split()[0] for cell in page.cells(HITS)["other"][1:4]] == ["0", "0", "+0"]
     assert page.cell_of(BLIND, "other", "area under the ROC") == DASH
@@ -252,12 +253,12 @@ def test_precision_stands_beside_the_base_rate(page, outputs):
 def test_candidates_show_group_size_and_whether_they_hit(page, outputs):
     expected = [
         f"{row['rank']} · {'hit' if row['hit'] == '1' else 'no hit'}"
-        f"{'alone' if row['size'] == '1' else row['size'] + ' images'}"
+        f"{'single image' if row['size'] == '1' else row['size'] + ' images'}"
         for row in rows_of(outputs, "early", "candidates.csv")
     ]
     said = page.text.split("The first candidates of early")[1].replace("\xa0", " ")
-    assert re.findall(r"\d+ · (?:no )?hit(?:alone|\d+ images)", said) == expected
-    assert any("alone" not in text for text in expected)
+    assert re.findall(r"\d+ · (?:no )?hit(?:single image|\d+ images)", said) == expected
+    assert any("single image" not in text for text in expected)
 
 
 def test_the_classifier_is_judged_where_an_attack_used_one(page):
@@ -354,10 +355,10 @@ def test_a_single_attack_by_similarity_is_reported(similar):
 
 def test_without_truth_a_page_ranks_and_says_that_nothing_was_compared(blind):
     made, summary, page = blind
-    assert "No truth was given" in page.text
+    assert "The training images were not used" in page.text
     assert page.headings == [
-        "What came out",
-        "Without the truth",
+        "No comparison with training images",
+        "Without the training images",
         "The surrogate condition",
         "Where the numbers come from",
     ]

@@ -34,7 +34,7 @@ def _measure(attack: Attack) -> str:
     results = attack.results
     measure = f"dpm {attack.manifests['dpm']['key']}, {attack.metric} of {attack.transform}"
     if not attack.has_truth:
-        return f"{measure}, without the truth"
+        return f"{measure}, without the training images"
     rates = {row["false_positive_rate"]: f"{row['threshold']:.6g}" for row in results["calibrated"]}
     bands = {name: band["band"] for name, band in sorted(results["bands"].items())}
     return f"{measure}, thresholds by false positive rate {rates}, bands {bands}"

@@ -1,6 +1,7 @@
 """One comparison as one page, with the templates of the report, and without artifacts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sidepipe.stages.report.tables import hits_table
 
 def page(
     title: str,
+    compared: str,
     counts: Mapping[str, Any],
     triples: Sequence[np.ndarray],
     rows: Sequence[Mapping[str, Any]],
@@ -21,10 +23,10 @@ def page(
 ) -> str:
     """The page as HTML.
 
-    counts: the part of results.json that says how many images are hits. triples: uint8 (3, h, w, c)
-    of each pair; rows: the same of gallery.csv.
+    compared: the name of the generated images. counts: the part of results.json about hits.
+    triples: uint8 (3, h, w, c) of each pair; rows: their rows as in gallery.csv.
     """
-    attack = Attack("generated", Path(), dict(counts), {})
+    attack = Attack(compared, Path(), dict(counts), {})
     found = zip(triples, rows, strict=True)
     pairs = [gallery.pair(0, attack, rank, triple, row) for rank, (triple, row) in enumerate(found)]
     sound = [] if attack.collapse else [attack]
@@ -37,7 +39,7 @@ def page(
         rows_in_words=[],
         widest=max(attack.share(which) for which in ("train", "heldout")),
         hit_rule=words.hit_rule(attack),
-        tables={"hits": hits_table([attack])},
+        tables={"hits": replace(hits_table([attack]), head="compared")},
         synthetic=[],
         notices=notices,
         pairs=pairs,

@@ -130,7 +130,7 @@ def cost_table(attacks: Sequence[Attack]) -> Table:
     """
     columns = ["surrogate", "guidance scale", "guided", "targets", "refined"]
     columns += ["UNet forwards", "surrogate gradients", "each", "timed", "evaluations"]
-    columns.append("N_syn before")
+    columns.append("N_syn")
     groups = [("guidance", 4), ("", 1), ("spent", 6)]
     rows = [(attack.name, _cost_row(attack)) for attack in attacks]
     return Table("cost", "Settings and cost of each attack", groups, columns, rows)
@@ -184,7 +184,7 @@ def blind_table(attacks: Sequence[Attack]) -> Table:
         columns += ["of all", *(f"of the first {count(depth)}" for depth in depths)]
         columns.append("area under the ROC")
     rows = [(attack.name, _blind_row(attack, attacks)) for attack in attacks]
-    return Table("blind", "Candidates ranked without the truth", groups, columns, rows)
+    return Table("blind", "Candidates ranked without the training images", groups, columns, rows)
 
 
 def _depths(attacks: Sequence[Attack]) -> list[int]:

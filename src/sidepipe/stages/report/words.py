@@ -195,7 +195,7 @@ def targets(attack: Attack) -> str:
     return f"{count(number)} most cohesive, {rate(attack.settings['target_fraction'])}"
 
 
-def came_out(attack: Attack, which: str = "train") -> str:
+def reproduced(attack: Attack, which: str = "train") -> str:
     """The number of different real images hit, out of all: `214 of 256`."""
     most = attack.num_different if which == "train" else attack.num_units(which)
     return f"{average(attack.headline[which]['unique'])} of {count(most)}"
