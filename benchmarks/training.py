@@ -29,7 +29,7 @@ from sidepipe.base.settings import build
 from sidepipe.engine.progress import quiet_libraries
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.engine.trained import Training
-from sidepipe.engine.training import validation_batches
+from sidepipe.engine.training import fit, validation_batches
 from sidepipe.stages.dpm.module import EMA, DenoisingModule
 
 CONF = Path(__file__).parents[1] / "conf/dpm"
@@ -129,7 +129,8 @@ def ours(name: str, images: np.ndarray) -> float:
             preview_folder=Path(folder) / "previews",
             image_shape=(1, side, side),
         )
-        LOOP.fit(
+        fit(
+            LOOP,
             module,
             [images],
             validation_batches([images[:8]]),

@@ -1,19 +1,11 @@
 """The settings that all trained stages share; `training.py` has their loop."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-import numpy as np
+from typing import ClassVar, Literal
 
 from sidepipe.base.settings import require
-from sidepipe.engine.stage import Job, Runtime, Stage
-
-if TYPE_CHECKING:
-    import lightning as L
-    from lightning.pytorch.callbacks import Callback
+from sidepipe.engine.stage import Runtime, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +43,4 @@ class Training(Stage):
             f"{self.name}.batch_size",
             f"divisible by the number of devices, {runtime.num_processes}",
             self.batch_size,
-        )
-
-    def fit(
-        self,
-        module: L.LightningModule,
-        rows: Sequence[np.ndarray],
-        validation: Any,
-        job: Job,
-        *,
-        validate_every_steps: int,
-        callbacks: Sequence[Callback] = (),
-    ) -> dict[str, float]:
-        """Trains with these settings, as `engine.training.fit`; returns the last metrics."""
-        from sidepipe.engine.training import fit
-
-        return fit(
-            self,
-            module,
-            rows,
-            validation,
-            job,
-            validate_every_steps=validate_every_steps,
-            callbacks=callbacks,
         )

@@ -1,18 +1,17 @@
-"""Encoders: vectors from uint8 images, whose closeness is meaningful.
+"""Encoders: vectors from uint8 images, to compare images by.
 
-Each names its metric, for `search`, and its preprocessing, with a version, for the results. Weights
-are never fetched for SSCD, and come as safetensors for the others. Networks see 3 channels (gray is
-repeated) in [0, 1], then normalized as published.
+Each has a metric, for `search`, and a preprocessing with a version, for the results. Weights are
+never downloaded for SSCD, and are safetensors for other networks. Networks get 3 channels (gray is
+repeated) in [0, 1], normalized as published.
 """
 
 import hashlib
 import io
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +22,12 @@ from torch import Tensor
 from sidepipe.base.pretrained import folder_or_hub_id, one_line, read_object
 from sidepipe.base.settings import require
 from sidepipe.base.weights import require_finite
+from sidepipe.features.preprocessing import IMAGENET, OPENAI, normalize, resize, resize_and_crop
 from sidepipe.features.search import Metric
 
 Device = str | torch.device
 Batch = UInt8[np.ndarray, "b h w c"]
 Vectors = Float[np.ndarray, "b d"]
-
-# Mean and standard deviation of the channels.
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 class Encoder(ABC):
@@ -179,7 +175,7 @@ class SSCD(Network):
         return network
 
     def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        return _normalize(_resize(x, self.size, self.size, "bilinear"), *IMAGENET)
+        return normalize(resize(x, self.size, self.size, "bilinear"), *IMAGENET)
 
     def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return network(x)
@@ -244,7 +240,7 @@ class DINOv2(_Pretrained):
 
     def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         # The config's image_size is that of pre-training, 518; position embeddings are resampled.
-        return _normalize(_resize_and_crop(x, 256, 224), *IMAGENET)
+        return normalize(resize_and_crop(x, 256, 224), *IMAGENET)
 
     def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return network(pixel_values=x).pooler_output
@@ -272,32 +268,10 @@ class CLIP(_Pretrained):
         return self._load("CLIPVisionModelWithProjection")
 
     def _prepare(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        return _normalize(_resize_and_crop(x, self._size, self._size), *OPENAI)
+        return normalize(resize_and_crop(x, self._size, self._size), *OPENAI)
 
     def _embed(self, network: Any, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d"]:
         return network(pixel_values=x).image_embeds
-
-
-def _resize(
-    x: Float[Tensor, "b 3 h w"], height: int, width: int, mode: Literal["bilinear", "bicubic"]
-) -> Float[Tensor, "b 3 h2 w2"]:
-    # Bicubic overshoots; the published transforms clip, since they resize 8-bit images.
-    return F.interpolate(x, (height, width), mode=mode, antialias=True).clamp_(0, 1)
-
-
-def _resize_and_crop(x: Float[Tensor, "b 3 h w"], size: int, crop: int) -> Float[Tensor, "b 3 s s"]:
-    """The shorter side resized to `size`, bicubic, then the central square of `crop`."""
-    height, width = x.shape[2:]
-    shorter = min(height, width)
-    x = _resize(x, size * height // shorter, size * width // shorter, "bicubic")
-    top, left = (x.shape[2] - crop) // 2, (x.shape[3] - crop) // 2
-    return x[:, :, top : top + crop, left : left + crop]
-
-
-def _normalize(
-    x: Float[Tensor, "b 3 h w"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "b 3 h w"]:
-    return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
 
 
 def _transformers() -> Any:

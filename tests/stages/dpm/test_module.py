@@ -14,6 +14,7 @@ from sidepipe.engine.trained import Training
 from sidepipe.engine.training import (
     EndlessBatches,
     adamw_with_warmup,
+    fit,
     require_finite,
     step_generator,
     validation_batches,
@@ -275,7 +276,7 @@ def trained(folder, precision):
         seed=0,
     )
     validation, runtime = validation_batches([images[:5]]), Runtime(accelerator="cpu")
-    loop.fit(module, [images], validation, Job(folder, {}, runtime), validate_every_steps=2)
+    fit(loop, module, [images], validation, Job(folder, {}, runtime), validate_every_steps=2)
     return torch.cat([w.flatten() for w in weights(folder).values()])
 
 

@@ -7,7 +7,8 @@ import torch
 import transformers
 from tests.models.text.tiny import tiny_stable_diffusion
 
-from sidepipe.features.encoders import OPENAI, Pixels, PixelsL2
+from sidepipe.features.encoders import Pixels, PixelsL2
+from sidepipe.features.preprocessing import OPENAI
 from sidepipe.models.text.pipeline import load_model
 from sidepipe.stages.mitigate.alignment import CLIPScore, attribute_readers, reading, shares_right
 from sidepipe.stages.mitigate.judging import Alignment, Copies, Known, copied, read_from

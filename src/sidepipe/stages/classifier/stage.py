@@ -163,7 +163,7 @@ class Classifier(Training):
         job: Job,
     ) -> None:
         """Leaves the best weights in `network`. seen, unseen: images and labels."""
-        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.engine.training import fit, validation_batches, weights
         from sidepipe.stages.classifier.module import NoisyClassifierModule
 
         module = NoisyClassifierModule(
@@ -177,7 +177,8 @@ class Classifier(Training):
             noised=self.noised,
             teacher=teacher,
         )
-        self.fit(
+        fit(
+            self,
             module,
             seen,
             validation_batches(unseen),

@@ -129,7 +129,7 @@ class Descriptor(Training):
 
     def _train(self, network: CopyNet, seen: np.ndarray, unseen: np.ndarray, job: Job) -> None:
         """Leaves the trained weights in `network`."""
-        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.engine.training import fit, validation_batches, weights
         from sidepipe.stages.descriptor.module import DescriptorModule
 
         module = DescriptorModule(
@@ -141,7 +141,8 @@ class Descriptor(Training):
             lr_warmup_steps=self.lr_warmup_steps,
             seed=self.seed,
         )
-        self.fit(
+        fit(
+            self,
             module,
             [seen],
             validation_batches([unseen]),

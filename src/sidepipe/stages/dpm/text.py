@@ -106,7 +106,7 @@ class TrainTextDPM(TrainedDPM):
     def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
 
-        from sidepipe.engine.training import weights
+        from sidepipe.engine.training import fit, weights
         from sidepipe.models.text.pipeline import save_model
         from sidepipe.stages.dpm.captioned import token_ids
         from sidepipe.stages.dpm.module import EMA
@@ -125,7 +125,8 @@ class TrainTextDPM(TrainedDPM):
             "training %.2f M parameters on %d pairs of %d images, %d held out",
             *(_parameters(model) / 1e6, len(rows), len(kept), len(heldout)),
         )
-        metrics = self.fit(
+        metrics = fit(
+            self,
             module,
             [images[rows], ids[rows]],
             _validation(images, ids, train, heldout),

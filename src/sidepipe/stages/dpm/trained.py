@@ -94,7 +94,7 @@ class TrainDPM(TrainedDPM):
         import lightning as L
         from diffusers import DDPMPipeline
 
-        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.engine.training import fit, validation_batches, weights
         from sidepipe.stages.dpm.module import EMA
 
         images = load_images(job.inputs["data"])
@@ -107,7 +107,8 @@ class TrainDPM(TrainedDPM):
             "training %.2f M parameters on %d images, %d held out",
             *(unet.num_parameters() / 1e6, len(train), len(heldout)),
         )
-        metrics = self.fit(
+        metrics = fit(
+            self,
             module,
             [images[train]],
             validation,

@@ -75,7 +75,7 @@ class Lora(Training):
         import lightning as L
         from safetensors.torch import save_file
 
-        from sidepipe.engine.training import validation_batches, weights
+        from sidepipe.engine.training import fit, validation_batches, weights
         from sidepipe.stages.lora.adapters import trained_weights
 
         labels, device = load_labels(job.inputs["label"]), job.runtime.torch_device()
@@ -99,7 +99,8 @@ class Lora(Training):
         module = self._module(denoiser, num_labels)
         judged = [rows[validation], labels[validation]]
         without = _loss_without_labels(module, judged, device)
-        metrics = self.fit(
+        metrics = fit(
+            self,
             module,
             [rows[train], labels[train]],
             validation_batches(judged),
