@@ -1,7 +1,7 @@
-"""Stage `detect` for surrogate labels: which of them a model without prompts has memorized.
+"""Stage `detect` for surrogate labels: those that a model without prompts has memorized.
 
-D_t is what a label changes: its guided eps at scale 1 less the plain one. (Wen et al., 2024, for
-prompts.) The report sets it beside what each label's cluster yields.
+D_t is the effect of a label: its guided eps at scale 1 minus the unguided eps (Wen et al., 2024,
+for prompts). The report compares it with the hits of each label.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DetectLabels(Detect):
-    """|| D_t || of every surrogate label, its mean over images from noise and their first steps.
+    """|| D_t || of every surrogate label, the mean over generated images and their first steps.
 
-    surrogate: as of extract. num_generations: n, images a label. num_steps: first steps of
-    num_inference_steps, at which it is measured. guidance_scale: of the trajectory; 0 for the plain
-    one.
+    surrogate: as in extract. num_generations: n, images per label. num_steps: number of first steps
+    of num_inference_steps that it measures. guidance_scale: of the trajectory; 0 for no guidance.
     """
 
     surrogate: Surrogate
@@ -97,17 +96,17 @@ class DetectLabels(Detect):
         table.to_csv(job.folder / "labels.csv", index_label="label", float_format="%.6f")
         quantiles = np.quantile(signal, [0, 0.25, 0.5, 0.75, 1]).round(3).tolist()
         log.info("|| D_t || of %d labels: quantiles %s", len(signal), quantiles)
-        asked = len(sizes) * self.num_generations * self.num_steps
+        evaluations = len(sizes) * self.num_generations * self.num_steps
         return {
             "num_labels": len(sizes),
             "signal_quantiles": quantiles,
-            "unet_forwards": asked,
-            "surrogate_gradients": asked,
+            "unet_forwards": evaluations,
+            "surrogate_gradients": evaluations,
         }
 
 
 def load_labels(folder: Path) -> pd.DataFrame:
-    """A row for each label: label, size and cohesion of its cluster, signal (mean || D_t ||)."""
+    """One row per label: label, size and cohesion of its cluster, signal (mean || D_t ||)."""
     import pandas as pd
 
     return pd.read_csv(folder / "labels.csv")

@@ -1,4 +1,4 @@
-"""Stage `label`: clusters the synthetic images and makes the clusters a surrogate condition."""
+"""Stage `label`: clusters of the synthetic images, as the labels of a surrogate."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Label(Stage):
 
     num_clusters: K. min_cohesion: tau, the smallest mean cosine to the centroid of a kept cluster.
     min_cluster_size: smallest kept cluster, in images; a single image always has cohesion 1.
-    assign: "all" as in the paper, "members", or "random", a control whose labels say nothing of
-    the images; "repeats" takes groups of near duplicates for clusters, since what a model makes
-    again and again it knows by heart, and labels their members alone; "original" takes the
-    attacker's own real images, whose classes are the clusters. features: an encoder of unit
-    vectors. near_duplicates: the images that repeat each other.
+    assign: "all" labels all images, as in the paper; "members" only members of kept clusters;
+    "random" is a control, whose labels are independent of the images; "repeats" uses groups of near
+    duplicates as clusters, as a model repeats images that it has memorized, and labels only their
+    members; "original" uses real images of the attacker, whose classes are the clusters. features:
+    an encoder of unit vectors. near_duplicates: the definition of near duplicates.
     """
 
     name: ClassVar[str] = "label"
@@ -94,12 +94,12 @@ class Label(Stage):
         require(
             encoder.metric == "cosine",
             "label.features",
-            "an encoder of unit vectors, since cohesion is a cosine",
+            "an encoder of unit vectors, as cohesion is a cosine",
             encoder.transform,
             "features@label.features=pixels",
         )
-        # The one trained here learns from images that the model has not seen; an attacker does not
-        # know which these are.
+        # The descriptor of the stage descriptor is trained on held-out images, which an attacker
+        # cannot identify.
         require(
             not isinstance(encoder, CopyDet) or encoder.path is not None,
             "label.features.path",
@@ -123,9 +123,9 @@ class Label(Stage):
         runtime: Runtime,
         classes: Int64[np.ndarray, "n"] | None = None,
     ) -> dict[str, Any]:
-        """Writes the images' labels and the clusters they come from; a summary of these.
+        """Writes the labels of the images and their clusters; returns a summary.
 
-        classes: each image's, from 0 on, where they are known.
+        classes: the class of each image, from 0 on, where known.
         """
         from sidepipe.stages.label.clusters import cohesion, surrogate_labels
 
@@ -156,7 +156,7 @@ class Label(Stage):
     def _clusters(
         self, features: np.ndarray, classes: Int64[np.ndarray, "n"] | None
     ) -> tuple[np.ndarray, Int64[np.ndarray, "n"]]:
-        """The center of each cluster, and each image's cluster: its class, where that is known."""
+        """The center of each cluster, and the cluster of each image: its class, where known."""
         from sidepipe.stages.label.clusters import class_means, kmeans, nearest_centroid
 
         if classes is not None:
@@ -165,7 +165,7 @@ class Label(Stage):
         return centroids, nearest_centroid(features, centroids)
 
     def _repeats(self, images: UInt8[np.ndarray, "n h w c"], device: str) -> Int64[np.ndarray, "n"]:
-        """Each image's group of near duplicates, from 0 on."""
+        """The group of near duplicates of each image, from 0 on."""
         from sidepipe.features.duplicates import near_duplicate_groups
 
         encoder, threshold = self.near_duplicates.encoder, self.near_duplicates.threshold
@@ -215,9 +215,9 @@ def _picture(
     cohesions: np.ndarray,
     kept: np.ndarray,
 ) -> None:
-    """A row for each of the most and then the least cohesive kept clusters, most cohesive first.
+    """Writes a picture with one row per cluster: the most and the least cohesive kept clusters.
 
-    In it the members nearest the centroid, nearest first.
+    Clusters are in descending order of cohesion, members in ascending distance to the centroid.
     """
     order = np.flatnonzero(kept)[np.argsort(-cohesions[kept], kind="stable")]
     half = PICTURE_CLUSTERS // 2
@@ -237,13 +237,13 @@ def load(folder: Path) -> np.ndarray:
 
 
 def load_images(folder: Path, generate: Path) -> UInt8[np.ndarray, "n h w c"]:
-    """The images that the labels are of: the synthetic ones, or the attacker's own."""
+    """The labeled images: the synthetic ones, or those of the attacker."""
     path = folder / "images.npy"
     return np.load(path) if path.exists() else load_synthetic(generate)
 
 
 def load_stage(folder: Path) -> Label:
-    """The stage that made the artifact, to label further images as it did."""
+    """The stage that made the artifact, to label further images in the same way."""
     settings = json.loads((folder / "settings.json").read_text())["settings"]
     settings = {name: value for name, value in settings.items() if name != "_target_"}
     return Label(**check_field_types("label", Label, settings))
@@ -255,7 +255,7 @@ def load_cohesion(folder: Path) -> np.ndarray:
 
 
 def load_sizes(folder: Path) -> np.ndarray:
-    """Members of each label's cluster, int64 (K',)."""
+    """Number of members of each label's cluster, int64 (K',)."""
     return np.array([int(row["size"]) for row in _load_kept(folder)])
 
 
