@@ -66,3 +66,15 @@ def test_a_model_of_a_gaussian_moves_images_toward_its_mean_alone(t, num_steps):
 def test_no_steps_leave_images_as_they_are():
     x_0 = torch.randn(2, 3, generator=torch.manual_seed(1))
     assert seek_mode(memorizing_eps_fn(TRAINING), x_0, 3, 0, ALPHAS_CUMPROD) is x_0
+
+
+def test_with_noise_each_step_denoises_a_noised_image():
+    draws, x_0, t = [torch.tensor([[0.5, -1.0, 0.2]]), torch.tensor([[-0.3, 0.8, 1.1]])], 0.2, 4
+    eps_fn, alpha_bar = memorizing_eps_fn(TRAINING), float(ALPHAS_CUMPROD[t])
+    start = torch.full((1, 3), x_0)
+    moved = seek_mode(eps_fn, start, t, 2, ALPHAS_CUMPROD, 0.5, iter(draws).__next__)
+    expected = start
+    for eps in draws:
+        x_t = alpha_bar**0.5 * expected + 0.5 * (1 - alpha_bar) ** 0.5 * eps
+        expected = (x_t - (1 - alpha_bar) ** 0.5 * eps_fn(x_t, t)) / alpha_bar**0.5
+    torch.testing.assert_close(moved, expected)

@@ -112,7 +112,7 @@ def test_images_are_those_of_diffusers_from_the_same_noise(tmp_path, dpm, eta, s
     assert images.std(0).mean() > 5, "or any order of images would do"
 
 
-def test_dpm_solver_s_images_are_those_of_the_function_and_ddim_keeps_its_key(tmp_path, dpm):
+def test_dpm_solver_s_images_are_those_of_the_function(tmp_path, dpm):
     images = sampled(tmp_path, dpm, sampler="dpm_solver_pp", num_images=20)
     unet, schedule = load_dpm(dpm)
     alphas_cumprod = schedule.alphas_cumprod
@@ -120,9 +120,6 @@ def test_dpm_solver_s_images_are_those_of_the_function_and_ddim_keeps_its_key(tm
     noise = image_noise(3, "generate", range(20), (1, 8, 8))
     x_0 = dpm_solver_pp(eps_fn, noise(), sampling_timesteps(20, 5, "leading"), alphas_cumprod)
     assert_same_images(images, to_uint8(x_0).numpy())
-    settings = dict(SAMPLING)
-    assert "sampler" not in generate().key_settings(settings)
-    assert "sampler" in generate(sampler="dpm_solver_pp").key_settings(settings)
 
 
 @pytest.mark.parametrize("dpm", ["epsilon", "v_prediction"], indirect=True)
@@ -144,8 +141,26 @@ def test_refinement_is_counted_and_what_is_not_refined_keeps_its_key(tmp_path, d
     folder.mkdir()
     assert refined.run(Job(folder, {"dpm": dpm}, runtime()))["unet_forwards"] == 20 * (5 + 3)
     plain = generate(refine_t=4)
-    assert not {"refine_steps", "refine_t"} & plain.key_settings(asdict(plain)).keys()
-    assert {"refine_steps", "refine_t"} <= refined.key_settings(asdict(refined)).keys()
+    settings = {"refine_steps", "refine_t", "refine_noise"}
+    assert not settings & plain.key_settings(asdict(plain)).keys()
+    assert settings <= refined.key_settings(asdict(refined)).keys()
+
+
+def test_cyclic_refinement_adds_each_image_s_own_noise_at_every_step(tmp_path, dpm):
+    cyclic = {"refine_steps": 3, "refine_t": 4, "refine_noise": 0.6}
+    images = sampled(tmp_path / "cyclic", dpm, num_images=20, **cyclic)
+    plain = to_model(sampled(tmp_path / "plain", dpm, num_images=20))
+    unet, schedule = load_dpm(dpm)
+    ab = schedule.alphas_cumprod
+    eps_fn = clip_x_0(eps_of(unet, "epsilon", ab), ab)
+    noise_fn = image_noise(3, "refine", range(20), (1, 8, 8))
+    for _ in range(3):  # noised, then denoised in one step
+        x_t = ab[4] ** 0.5 * plain + 0.6 * (1 - ab[4]) ** 0.5 * noise_fn()
+        with torch.no_grad():
+            plain = ddim(eps_fn, x_t, [4], ab)
+    assert_same_images(images, to_uint8(plain).numpy())
+    fixed = sampled(tmp_path / "fixed", dpm, num_images=20, **cyclic | {"refine_noise": 0.0})
+    assert np.abs(images.astype(int) - fixed).mean() > 1, "or no noise was added"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +168,7 @@ def test_refinement_is_counted_and_what_is_not_refined_keeps_its_key(tmp_path, d
     [
         ({"refine_steps": -1}, "generate.refine_steps must be >= 0, got -1"),
         ({"refine_t": -1}, "generate.refine_t must be >= 0, got -1"),
+        ({"refine_noise": 1.5}, r"generate.refine_noise must be in \[0, 1\], got 1.5"),
         ({"refine_steps": 1, "refine_t": 20}, "generate.refine_t must be < .* = 20, got 20"),
     ],
 )

@@ -113,19 +113,24 @@ class Model:
         *,
         t: int = 60,
         steps: int = 8,
+        noise: float = 0.0,
+        seed: int = 0,
         precision: Precision = "bf16-mixed",
     ) -> Images:
         """Move images toward a mode of the model, which brings out what it has memorized.
 
         Each step takes an image for one with the noise of timestep ``t`` and replaces it with the
-        image that the model predicts without this noise. No noise is added. Where the model has
-        memorized training images, these are the fixed points.
+        image that the model predicts without this noise. No noise is added, unless ``noise`` is
+        above 0. Where the model has memorized training images, these are the fixed points.
 
         Args:
             images: uint8 ``(n, height, width, channels)``, such as from ``sample``.
             t: timestep whose noise is assumed, in ``[0, num_train_timesteps)``. At more noise,
                 images that are alike merge.
             steps: evaluations of the network per image, >= 1.
+            noise: the share of the noise of ``t`` that each step adds, in ``[0, 1]``; 1 for cyclic
+                denoising.
+            seed: of this noise, in ``[0, 2**32)``.
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
 
         Returns:
@@ -137,7 +142,8 @@ class Model:
 
         Source:
             Tweedie's formula as a step (Kadkhodaie and Simoncelli, NeurIPS 2021); for a model that
-            has memorized its training images it is mean shift (Comaniciu and Meer, 2002).
+            has memorized its training images it is mean shift (Comaniciu and Meer, 2002). Cyclic
+            denoising: Sharma and Martiniani, arXiv 2606.24000.
 
         Example:
             >>> import sidepipe
@@ -153,16 +159,19 @@ class Model:
         most = self.num_train_timesteps
         require(0 <= t < most, "t", f"in [0, {most}), the timesteps of the model", t)
         require(steps >= 1, "steps", ">= 1", steps)
+        require(0 <= noise <= 1, "noise", "in [0, 1]", noise)
+        require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
         require_known("precision", precision, PRECISIONS)
         require_x_0(self._denoiser.prediction_type, self._denoiser.alphas_cumprod, [t])
         refiner = ImageSampler(
             self._denoiser,
-            seed=0,
+            seed=seed,
             stream="refine",
             timesteps=[],
             eta=0.0,
             refine_steps=steps,
             refine_t=t,
+            refine_noise=noise,
         )
         with as_arguments():
             return sample_to_array(

@@ -4,6 +4,8 @@ A sampler ends with the network's error at little noise, where the network hardl
 training images. At more noise, the denoised image of a memorized image is that training image.
 """
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +19,8 @@ def seek_mode(
     t: int,
     num_steps: int,
     alphas_cumprod: Float[Tensor, "T"],
+    noise: float = 0.0,
+    noise_fn: Callable[[], Float[Tensor, "n *shape"]] | None = None,
 ) -> Float[Tensor, "n *shape"]:
     """x_0 replaced `num_steps` times by the model's pred_x_0 of sqrt(ab_t) x_0, taken for an x_t.
 
@@ -25,8 +29,16 @@ def seek_mode(
     grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie & Simoncelli, 2021). For a model that has
     memorized its training images this is mean shift on them (Comaniciu & Meer, 2002); they are its
     fixed points where level t keeps them apart.
+
+    noise: the share of the noise of level t that each step adds, from `noise_fn`. With 1, x_t is a
+    proper draw and the steps are a cycle of noising and denoising (Sharma & Martiniani, arXiv
+    2606.24000; Verma et al., arXiv 2610.11670), here with a single denoising step.
     """
-    shrink = float(alphas_cumprod[t]) ** 0.5
+    alpha_bar = float(alphas_cumprod[t])
+    signal, spread = alpha_bar**0.5, noise * (1 - alpha_bar) ** 0.5
     for _ in range(num_steps):
-        x_0 = ddim(eps_fn, shrink * x_0, [t], alphas_cumprod)
+        x_t = signal * x_0
+        if spread and noise_fn is not None:
+            x_t = x_t + spread * noise_fn()
+        x_0 = ddim(eps_fn, x_t, [t], alphas_cumprod)
     return x_0

@@ -48,8 +48,9 @@ class ImageSampler(L.LightningModule):
 
     denoiser: the model under attack; a target is its condition, if any. surrogate: None for the
     unconditional baseline; otherwise a target is its label: a module with `grad_log_prob(x_t, t,
-    y)`, or a model with the label as its condition. refine_steps, refine_t: the number of steps of
-    unguided refinement after sampling, and its timestep.
+    y)`, or a model with the label as its condition. refine_steps, refine_t, refine_noise:
+    the number of steps of unguided refinement after sampling, their timestep, and the share of its
+    noise that each step adds.
     """
 
     surrogate: Any
@@ -67,6 +68,7 @@ class ImageSampler(L.LightningModule):
         guidance: Guidance | None = None,
         refine_steps: int = 0,
         refine_t: int = 0,
+        refine_noise: float = 0.0,
     ) -> None:
         super().__init__()
         self.denoiser, self.surrogate = denoiser, surrogate
@@ -74,7 +76,7 @@ class ImageSampler(L.LightningModule):
             lay_out(surrogate)
         self.seed, self.stream, self.sampler = seed, stream, SAMPLERS[sampler]
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
-        self.refine_steps, self.refine_t = refine_steps, refine_t
+        self.refine_steps, self.refine_t, self.refine_noise = refine_steps, refine_t, refine_noise
         if refine_steps > 0:
             require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, [refine_t])
         self.is_compiled = False
@@ -108,12 +110,16 @@ class ImageSampler(L.LightningModule):
                 require_finite_eps(seen, self.stream, numbers)
             if self.refine_steps > 0:
                 x_0 = self.denoiser.as_saved(x_0)  # equal to the refinement of saved images
+                shape, device = self.denoiser.shape, self.device
                 x_0 = seek_mode(
                     self._in_range(plain),
                     x_0,
                     self.refine_t,
                     self.refine_steps,
                     self.denoiser.alphas_cumprod,
+                    self.refine_noise,
+                    # Of its own stream: saved images that are refined get the same noise.
+                    image_noise(self.seed, "refine", numbers, shape, device),
                 )
                 require_finite_eps(seen, self.stream, numbers)
             return self.denoiser.decode(x_0)

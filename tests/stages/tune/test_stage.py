@@ -216,7 +216,10 @@ def test_the_target_fraction_counts_where_some_trial_uses_it():
         ({"grid": {"t_min": [0, 951]}}, r"one of the 20 timesteps from 0 to 950 .* got \[951"),
         ({"grid": {"guidance_schedule": [[0, 1]]}}, r"guidance_schedule must be .* got \[0, 1\]"),
         ({"grid": {"refine_t": [-1]}, "of": REFINED}, "extract.refine_t must be >= 0, got -1"),
-        ({"of": REFINED}, r"tune.grid must be with one of \['refine_steps', 'refine_t'\] where"),
+        (
+            {"of": REFINED},
+            r"tune.grid must be with one of \['refine_steps', 'refine_t', 'refine_noise'\] where",
+        ),
         ({"num_images": 1}, "tune.num_images must be >= 2, got 1"),
     ],
 )

@@ -40,7 +40,7 @@ COST = "gradient_cost.json"
 SPENT = ("unet_forwards", "surrogate_gradients", "network_evaluations")
 # Settings that trials can choose: those of guidance and of refinement.
 GUIDANCE = tuple(field.name for field in fields(AttackGuidance))
-REFINEMENT = ("refine_steps", "refine_t")
+REFINEMENT = ("refine_steps", "refine_t", "refine_noise")
 # The number of images whose labels count for a gradient's cost; at most so many are timed at once.
 COUNTED = 64
 

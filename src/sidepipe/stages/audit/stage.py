@@ -144,8 +144,8 @@ class Audit(Stage):
 
     def _sets(self, real: RealImages) -> dict[str, Encoded]:
         """Training images, and as many held-out ones, the best control first."""
-        train = real.train if self.num_images is None else real.train.first(self.num_images)
-        return {"train": train, "heldout": real.unseen.first(len(train.rows))}
+        train = real.train.part(slice(self.num_images))
+        return {"train": train, "heldout": real.unseen.part(slice(len(train.rows)))}
 
     def _move(self, denoiser: Denoiser, runtime: Runtime) -> Move:
         from sidepipe.engine.image_sampler import ImageSampler

@@ -46,7 +46,8 @@ class Sampling(Stage):
     16 bits is for text-conditional models. shard_size: images per file. refine_steps: how many
     times a finished sample moves toward a mode of the model, which reveals memorized images; each
     move costs one network evaluation. refine_t: the noise level of these moves, in timesteps; at
-    higher levels similar samples merge.
+    higher levels similar samples merge. refine_noise: the share of this noise that each move adds,
+    0 for none, 1 for cyclic denoising.
     """
 
     parallel: ClassVar[bool] = True
@@ -58,6 +59,7 @@ class Sampling(Stage):
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None
     refine_steps: int
     refine_t: int
+    refine_noise: float = 0.0
     prompts: str | None
     prompt_guidance_scale: float
     precision: Precision
@@ -72,6 +74,8 @@ class Sampling(Stage):
             require(self.eta == 0, f"{self.name}.eta", f"0 for {self.sampler}", self.eta)
         for field in ("refine_steps", "refine_t"):
             require(getattr(self, field) >= 0, f"{self.name}.{field}", ">= 0", getattr(self, field))
+        share = self.refine_noise
+        require(0 <= share <= 1, f"{self.name}.refine_noise", "in [0, 1]", share)
         scale = self.prompt_guidance_scale
         require(scale >= 0, f"{self.name}.prompt_guidance_scale", ">= 0", scale)
         require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
@@ -80,10 +84,9 @@ class Sampling(Stage):
         return ("dpm", "data") if self.prompts in OF_DATA else ("dpm",)
 
     def unused(self) -> tuple[str, ...]:
-        # Newer settings at their defaults are not in the key, so that older artifacts keep theirs.
-        unused = ("sampler",) if self.sampler == "ddim" else ()
+        unused = ()
         if self.refine_steps == 0:
-            unused = (*unused, "refine_steps", "refine_t")
+            unused = (*unused, "refine_steps", "refine_t", "refine_noise")
         if self.prompts is None:
             unused = (*unused, "prompts", "prompt_guidance_scale")
         return unused
@@ -172,6 +175,7 @@ class Sampling(Stage):
             guidance=guidance,
             refine_steps=self.refine_steps,
             refine_t=self.refine_t,
+            refine_noise=self.refine_noise,
         )
 
     def _spent(self, sampler: ImageSampler, count: int) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def _afterwards(attack: Attack) -> list[str]:
         parts.append(f"it works in {count(settings['rounds'])} rounds")
     if steps := settings.get("refine_steps"):
         level = f"t = {settings['refine_t']}"
+        if share := settings.get("refine_noise"):
+            level += f", each time with {rate(share)} of its noise added"
         parts.append(f"then refinement: each finished image is denoised {steps} times from {level}")
     return parts
 

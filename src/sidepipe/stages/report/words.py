@@ -163,9 +163,10 @@ def excess_images(attack: Attack) -> str:
 
 
 def refinement(attack: Attack) -> str:
-    """Number of refinement steps and their timestep: `8 at t = 60`."""
-    steps = attack.settings.get("refine_steps", 0)
-    return f"{steps} at t = {attack.settings['refine_t']}" if steps else DASH
+    """Number of refinement steps, their timestep and added noise: `8 at t = 60, noise 1`."""
+    steps, noise = (attack.settings.get(f"refine_{name}", 0) for name in ("steps", "noise"))
+    added = f", noise {noise:g}" if noise else ""
+    return f"{steps} at t = {attack.settings['refine_t']}{added}" if steps else DASH
 
 
 def blind_score(trial: Mapping[str, Any]) -> str:
