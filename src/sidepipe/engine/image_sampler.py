@@ -118,7 +118,7 @@ class ImageSampler(L.LightningModule):
                     self.refine_steps,
                     self.denoiser.alphas_cumprod,
                     self.refine_noise,
-                    # Of its own stream: saved images that are refined get the same noise.
+                    # A stream for refinement, so that saved images get the same noise when refined.
                     image_noise(self.seed, "refine", numbers, shape, device),
                 )
                 require_finite_eps(seen, self.stream, numbers)
