@@ -1,1 +1,1 @@
-"""Stage 5: the time-conditioned classifier p(y | x_t, t) of surrogate labels."""
+"""Stage `classifier`: the time-conditioned classifier p(y | x_t, t) of surrogate labels."""

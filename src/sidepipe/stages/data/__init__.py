@@ -1,1 +1,1 @@
-"""Stage 1: images of any source as one array."""
+"""Stage `data`: images of any source as one array."""

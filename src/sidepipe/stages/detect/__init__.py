@@ -1,1 +1,1 @@
-"""Stage `detect`: which prompts make a model replay training images, told by the model alone."""
+"""Stage `detect`: which prompts or labels make a model replay training images."""

@@ -1,1 +1,1 @@
-"""Stage 2: the diffusion model under attack, trained here or brought along."""
+"""Stage `dpm`: the diffusion model under attack, trained here or a checkpoint."""

@@ -1,1 +1,1 @@
-"""Stage 8: how much of the training set came out, against images the model never saw."""
+"""Stage `evaluate`: hits on training images, compared with hits on held-out images."""

@@ -1,1 +1,1 @@
-"""Which words of a prompt make the model replay an image: the tokens that move D_t most."""
+"""Stage `explain`: the tokens of a prompt that change D_t most."""

@@ -1,1 +1,1 @@
-"""Stage 6: extraction, samples guided toward surrogate labels."""
+"""Stage `extract`: samples guided toward surrogate labels."""

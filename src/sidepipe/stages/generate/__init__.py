@@ -1,1 +1,1 @@
-"""Stage 3: synthetic images, plain samples of the model under attack."""
+"""Stage `generate`: synthetic images, plain samples of the model under attack."""

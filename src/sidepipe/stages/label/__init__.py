@@ -1,1 +1,1 @@
-"""Stage 4: surrogate labels, clusters of the model's own outputs."""
+"""Stage `label`: surrogate labels, clusters of the model's own outputs."""

@@ -1,1 +1,1 @@
-"""Stage 6: the model under attack, adapted to surrogate labels by LoRA."""
+"""Stage `lora`: the model under attack, adapted to surrogate labels by LoRA."""

@@ -1,1 +1,1 @@
-"""How to stop a model from replaying images, what each way costs, and whether it holds."""
+"""Stage `mitigate`: the effect and cost of mitigations, and an adversary against them."""

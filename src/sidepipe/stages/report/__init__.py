@@ -1,1 +1,1 @@
-"""Stage 9: tables, figures and one page that a person can read without the code."""
+"""Stage `report`: tables, figures and one page that is read without the code."""

@@ -1,1 +1,1 @@
-"""Stage `tune`: how to guide, chosen without the training set."""
+"""Stage `tune`: the settings of guidance, chosen without the training set."""
