@@ -24,7 +24,7 @@ from sidepipe.api import comparing, measuring, model, result
 from sidepipe.base.settings import build
 from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.shards import load_shards
-from sidepipe.features.encoders import Pixels, PixelsL2
+from sidepipe.features.encoders import SSCD, Pixels, PixelsL2
 from sidepipe.memorization import excess_metric
 from sidepipe.memorization.thresholds import MIN_UNSEEN
 from sidepipe.stages.evaluate.stage import MIN_IMAGES
@@ -314,6 +314,11 @@ def test_planted_copies_are_hits_and_pairs():
     assert "10 of 20 generated images hit a training image (10 different ones)" in str(found)
 
 
+def test_missing_weights_are_an_error_before_any_image_is_read():
+    with pytest.raises(FileNotFoundError, match=r"^features: path must be a file, got no/weights"):
+        sidepipe.compare("nowhere", train="x", heldout="y", features=SSCD("no/weights", None))
+
+
 @pytest.mark.parametrize("features", ["pixels", Pixels()], ids=["name", "object"])
 def test_features_are_a_name_or_an_encoder(features):
     found = sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT, features=features)
@@ -487,7 +492,7 @@ def test_a_resize_is_named_and_stated(tmp_path):
     save_folder(tmp_path / "wide", wide)
     whole = [Image.fromarray(x[:, :, 0]).resize((8, 8), Image.Resampling.LANCZOS) for x in wide]
     expected = {"crop": wide[:, :, 4:12], "stretch": np.stack(whole)[..., None]}
-    words = {"crop": "cropped to their central squares and", "stretch": "without keeping their"}
+    words = {"crop": "from their central squares", "stretch": "without keeping their"}
     for resize, images in expected.items():
         found = sidepipe.compare(
             images[:20], train=tmp_path / "wide", heldout=HELDOUT, size=8, resize=resize

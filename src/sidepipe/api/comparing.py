@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sidepipe.api.groups import Groups
 from sidepipe.api.images import ImagesOrFolder, Reading, read_sets
+from sidepipe.api.naming import as_arguments
 from sidepipe.base.settings import require, require_known
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ def compare(
         rule = f"one of {sorted(WITHOUT_SETTINGS)}"
         remedy = "others need settings: pass an object, such as sidepipe.features.encoders.SSCD"
         require(features in WITHOUT_SETTINGS, "features", rule, features, f"{remedy}(path, …)")
+    else:
+        with as_arguments("features"):
+            features.check()
     how = Reading(size, resize, channels, on_bad_file)
     sets = read_sets(
         {"generated": generated, "train": train, "heldout": heldout}, LEAST, how, groups

@@ -26,7 +26,7 @@ ImagesOrFolder = np.ndarray | str | Path
 
 GRAY = ("1", "L", "LA", "I;16")
 RESIZES = {
-    "crop": "cropped to their central squares and resized to {0} x {0} pixels",
+    "crop": "resized to {0} x {0} pixels, from their central squares",
     "stretch": "resized to {0} x {0} pixels without keeping their aspect ratio",
 }
 NAMED = 3  # files in a note

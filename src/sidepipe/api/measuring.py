@@ -48,7 +48,6 @@ def measured(
             _warn(note, said)
     encoder = ENCODERS[features]() if isinstance(features, str) else features
     with as_arguments():
-        encoder.check()
         runtime = Runtime(accelerator=device)
         runtime.require_accelerator()
     data, names, groups = _data(sets), _full_names(sets), _numbers(sets)
