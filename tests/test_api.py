@@ -276,7 +276,7 @@ def test_wrong_arguments_of_a_model_are_named(loaded, call, message):
     ("arguments", "error", "message"),
     [
         ({"path": "no/such/folder"}, FileNotFoundError, "path names no/such/folder, which is not"),
-        ({"path": "."}, FileNotFoundError, "path must name a folder written by DDPMPipeline"),
+        ({"path": "."}, FileNotFoundError, "path must name a folder written by save_pretrained"),
         ({"variant": "fp16"}, ValueError, r"variant must be one of \['default'\]"),
         ({"device": "gpu0"}, ValueError, "device does not accept 'gpu0'"),
         ({"batch_size": 0}, ValueError, "batch_size must be >= 1 or None, got 0"),
