@@ -173,7 +173,7 @@ def test_a_stage_that_was_asked_to_stop_has_not_failed(tmp_path: Path) -> None:
     pipeline.make(data, plan)
     with pytest.raises(ValueError, match="no total"):
         pipeline.make(total, plan)
-    object.__setattr__(total.stage, "error", Preempted("asked to stop"))
+    object.__setattr__(total.stage, "error", Preempted("stopped by a signal"))
     with pytest.raises(Preempted):
         pipeline.make(total, plan)
     assert states(plan)[1].startswith("unfinished")
@@ -325,7 +325,7 @@ def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
     folder = total.folder(plan.runtime)
     folder.mkdir(parents=True)
     save_seconds(folder, 1080.0)  # of an attempt that was killed
-    object.__setattr__(total.stage, "error", Preempted("asked to stop"))
+    object.__setattr__(total.stage, "error", Preempted("stopped by a signal"))
     with pytest.raises(Preempted):
         pipeline.make(total, plan)
     plan = make_plan(tmp_path)
