@@ -1,5 +1,6 @@
 """The configs: every option composes and mirrors its package; wrong arguments are found at once."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,60 @@ def test_a_wrong_value_is_refused_at_start_up(override: str, message: str) -> No
 def test_what_the_user_must_choose_is_asked_for() -> None:
     with pytest.raises(Exception, match=r"data.source.folder"):
         planned("data=imagefolder", "dpm=unet64")
+
+
+def _without_defaults(path: Path) -> tuple[dict[str, Any], list[Path]]:
+    """The settings that a file of a group sets, and the files of the group that it begins with."""
+    written = yaml.safe_load(path.read_text()) or {}
+    names = [name for name in written.pop("defaults", []) if isinstance(name, str)]
+    bases = [path.with_name(f"{name}.yaml") for name in names if name[0] not in "_/"]
+    return written, bases
+
+
+def _settings(node: Any, above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Values by path; an object of another library counts as one value, which its docs explain."""
+    target = node.get("_target_", "sidepipe.") if isinstance(node, dict) else ""
+    if not node or not target.startswith("sidepipe."):
+        return {above: node}
+    inner = (_settings(value, (*above, name)) for name, value in node.items() if name[0] != "_")
+    return {path: value for found in inner for path, value in found.items()}
+
+
+def _inherited(path: Path) -> dict[tuple[str, ...], Any]:
+    written, bases = _without_defaults(path)
+    return {k: v for base in bases for k, v in _inherited(base).items()} | _settings(written)
+
+
+def _commented(path: Path) -> set[str]:
+    """Names with a comment on their line, or on the line above it."""
+    found, above = set(), ""
+    for line in path.read_text().splitlines():
+        name = re.match(r" *(\w+):", line)
+        if name and ("#" in line or above.startswith("#")):
+            found.add(name[1])
+        above = line.lstrip()
+    return found
+
+
+OF_STAGES = [path for group in GROUPS[:-1] for path in sorted((CONF / group).rglob("*.yaml"))]
+
+
+@pytest.mark.parametrize("group", [*GROUPS[:-1], "audit", "report", "runtime", "tracking"])
+def test_every_setting_is_explained_unless_it_takes_the_value_of_another(group) -> None:
+    files = sorted((CONF / group).rglob("*.yaml"))
+    explained = set().union(*map(_commented, files))
+    settings = {k: v for file in files for k, v in _settings(_without_defaults(file)[0]).items()}
+    unexplained = [
+        ".".join((group, *path))
+        for path, value in settings.items()
+        if path and not str(value).startswith("${") and not explained & set(path)
+    ]
+    assert not unexplained
+
+
+@pytest.mark.parametrize("path", OF_STAGES, ids=lambda path: str(path.relative_to(CONF)))
+def test_no_file_repeats_a_value_of_the_file_that_it_begins_with(path: Path) -> None:
+    written, bases = _without_defaults(path)
+    inherited = {k: v for base in bases for k, v in _inherited(base).items()}
+    repeated = [k for k, v in _settings(written).items() if k and inherited.get(k, ...) == v]
+    assert not repeated
