@@ -70,7 +70,13 @@ def test_the_report_and_the_json_count_groups(tmp_path):
     page = found.report(tmp_path / "page.html").read_text()
     assert "<b>2 of 30</b> training groups are reproduced" in page
     assert "held-out groups" in page
+    assert "(2 different groups)" in page
+    assert "(2 different groups)" in str(found)
     assert found._inputs["train"]["num_groups"] == 30
+    found.save(tmp_path / "out")
+    with (tmp_path / "out" / "pairs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["group"] for row in rows if row["hit_on"] == "train"] == ["p3"] * 10 + ["p4"] * 10
 
 
 # tables

@@ -261,12 +261,17 @@ def _real_names(sets: Mapping[str, ImageSet]) -> list[str]:
 
 def _hits(
     c: Comparison, threshold: float, sets: Mapping[str, ImageSet]
-) -> tuple[tuple[str, str, str, float, float], ...]:
-    """The rows of pairs.csv: hits on training images, then those on every held-out set."""
+) -> tuple[tuple[str | float, ...], ...]:
+    """The rows of pairs.csv: hits on training images, then those on every held-out set.
+
+    The group of the nearest image comes last where there are groups.
+    """
     generated, names = sets["generated"].names, _real_names(sets)
+    groups = [*(sets["train"].groups or []), *(sets["heldout"].groups or [])]
     found = []
     for of, some in [("train", c.train), *(("heldout", control) for control in c.controls)]:
         for i in np.flatnonzero(closer(some.gamma, threshold, c.metric)).tolist():
-            nearest = names[int(some.rows[some.index[i]])]
-            found.append((of, generated[i], nearest, float(some.gamma[i]), threshold))
+            row = int(some.rows[some.index[i]])
+            group = groups[row : row + 1]
+            found.append((of, generated[i], names[row], float(some.gamma[i]), threshold, *group))
     return tuple(found)

@@ -68,7 +68,8 @@ class Result:
             fewer held-out images than training images.
         excess: the share of hits less the share of held-out hits. It is near 0 for a model that
             copies nothing.
-        unique: number of different training images that are hit; near duplicates count once.
+        unique: number of different training images, or of their groups, that are hit; near
+            duplicates count once.
         pairs: the closest pairs, each of a different training image, the closest first.
         threshold: a distance (``metric`` ``"l2"``) or a similarity (``"cosine"``).
         false_positive_rate: the share of held-out images that may reach the threshold.
@@ -93,14 +94,15 @@ class Result:
     hit: Bool[np.ndarray, "n"] = field(repr=False)
     warnings: tuple[str, ...]
     _counts: Mapping[str, Any] = field(repr=False)
-    _hits: Sequence[tuple[str, str, str, float, float]] = field(repr=False)
+    _hits: Sequence[tuple[str | float, ...]] = field(repr=False)
     _inputs: Mapping[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
+        ones = "groups" if self._counts["num_groups"] else "ones"
         low, high = (100 * end for end in self.excess.interval)
         lines = [
             f"{self.hits:,} of {self.num_images:,} generated images hit a training image "
-            f"({self.unique:,} different ones); {self.heldout_hits:.3g} held-out hits",
+            f"({self.unique:,} different {ones}); {self.heldout_hits:.3g} held-out hits",
             f"excess: {100 * self.excess.share:.2f} % (95 % interval {low:.2f} to {high:.2f} %)",
         ]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])

@@ -26,6 +26,7 @@ def save(result: Result, folder: Path, arguments: Mapping[str, object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     result.report(folder / "report.html")
     columns = ["hit_on", "generated", "nearest", CLOSENESS[result.metric], "threshold"]
+    columns += ["group"] if result._counts["num_groups"] else []
     path = folder / "pairs.csv"
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *result._hits])
