@@ -73,7 +73,7 @@ def test_a_file_that_says_nothing_is_set_aside_with_a_line(tmp_path, caplog):
     assert not make_fit(broken, tmp_path)
     assert (tmp_path / "broken" / "offline-run-20260101_000000-a" / "run-a.wandb").exists()
     assert paths_by_run(tmp_path) == {}
-    assert "run-a.wandb was killed before it said anything: set aside in" in caplog.text
+    assert "run-a.wandb has no records, as its run was killed: moved to" in caplog.text
 
 
 def test_fragments_are_found_by_run_the_earliest_first(tmp_path):

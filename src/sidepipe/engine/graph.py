@@ -5,7 +5,7 @@
              |`-> descriptor -> reference -------------------------------'          |
              `-> detect -> explain, mitigate ---------------------------------------'
 
-One composed config gives every node (see `plan`), so no path is ever typed.
+`plan` builds all nodes from one composed config, so that users type no paths.
 """
 
 from dataclasses import dataclass, field

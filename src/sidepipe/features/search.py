@@ -162,7 +162,7 @@ def _checked_set(
     if vectors.ndim != 2 or vectors.size == 0:
         raise ValueError(f"{name} must be (items, dimensions), not empty, got {vectors.shape}")
     if not all(np.isfinite(vectors[b]).all() for b in blocks(len(vectors), CHECKED_AT_ONCE)):
-        raise ValueError(f"{name} must be finite, got nan or inf; look at the encoder's input")
+        raise ValueError(f"{name} must be finite, got nan or inf; check the encoder's input")
     return np.ascontiguousarray(vectors, np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Whether a model repeats one image, or a handful: then no count is a finding."""
+"""Collapse: the model repeats one image or a few, so that no count is a finding."""
 
 from typing import Any
 

@@ -108,7 +108,7 @@ def _checked(name: str, x: Vectors) -> Float64[np.ndarray, "n d"]:
     many = x.ndim == 2 and len(x) >= 2 and x.shape[1] >= 1
     require(many, name, "(n, d) of 2 or more images", x.shape)
     finite = bool(np.isfinite(x).all())
-    require(finite, name, "finite", "nan or inf", "look at the encoder's input")
+    require(finite, name, "finite", "nan or inf", "check the encoder's input")
     return x.astype(np.float64)
 
 

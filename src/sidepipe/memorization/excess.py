@@ -1,10 +1,10 @@
 """The excess of hits over held-out hits, with an interval, for images that are independent.
 
-A hit is a generated image that comes as close to a training image as a threshold which nearly no
-real, unseen image reaches. The claim is the excess: the share of images that hit a training image
-minus the share that would hit one of equally many unseen images. It is a claim about one model and
-one attack. Generated images are then independent of each other, so many copies of one training
-image are many observations of the rate at which it comes out.
+A hit is a generated image whose distance to a training image is within a threshold that almost no
+real held-out image reaches. The claim is the excess: the share of images that hit a training image
+minus the share that would hit one of equally many held-out images. It is about one model and one
+attack, whose generated images are independent of each other: many copies of one training image are
+many observations of the rate at which the model generates it.
 
 | here | Newcombe, Statistics in Medicine 1998 (17, 2635, method 10) | |
 |---|---|---|
@@ -56,12 +56,12 @@ class HeldoutHits:
 
     @property
     def luck(self) -> float:
-        """Variance of the excess that comes of which images are held out, and which trained on.
+        """Variance of the excess from the choice of held-out and training images.
 
-        Were false hits spread evenly, no held-out image would be hit often, and there were none. A
-        held-out image that is hit h times adds h^2 to the variance of a set's hits, of which the
-        images themselves account for h. The training set is one draw more, of one set's variance.
-        Where nearly every image hits, another held-out image would be hit instead.
+        It is 0 where no held-out image is hit often. A held-out image that is hit h times adds h^2
+        to the variance of the hits of a set, of which the images themselves account for h. The
+        training set is one more draw, with the variance of one set. Where nearly all images hit,
+        another held-out image would be hit instead.
         """
         if self.repeats == 0 or self.mean == 1:
             return 0.0

@@ -77,7 +77,7 @@ def checked(name: str, features: Features, metric: Metric) -> Float32[np.ndarray
     require(len(shape) == 2, name, "(items, dimensions)", shape, remedy)
     array = features.detach().cpu().numpy() if isinstance(features, Tensor) else features
     finite = bool(np.isfinite(array).all())
-    require(finite, name, "finite", "nan or inf", "look at the encoder's input")
+    require(finite, name, "finite", "nan or inf", "check the encoder's input")
     if metric == "cosine":
         squares = np.einsum("nd,nd->n", array, array, dtype=np.float64)
         unit = bool(((np.abs(squares - 1) < 1e-3) | (squares == 0)).all())

@@ -156,7 +156,7 @@ def _checked(
         remedy = "generate or hold out more images"
         require(x.ndim == 2 and len(x) >= 2, name, "features of 2 or more images", x.shape, remedy)
         finite = bool(np.isfinite(x).all())
-        require(finite, name, "finite", "nan or inf", "look at the encoder's input")
+        require(finite, name, "finite", "nan or inf", "check the encoder's input")
     remedy = "encode both with the same encoder"
     require(a.shape[1] == b.shape[1], "b", f"of {a.shape[1]} dimensions", b.shape[1], remedy)
     return a.astype(np.float64), b.astype(np.float64)

@@ -17,20 +17,20 @@ from sidepipe.features.search import Metric
 log = logging.getLogger(__name__)
 
 LEVEL = 0.95  # of all intervals
-# Below this, a hit would be as close as more than 5 % of unseen images come.
+# With fewer images, more than 5 % of them would reach the threshold of a hit.
 MIN_UNSEEN = 20
-# The cosine of a vector with itself can come out this much below or above 1.
+# By rounding, the cosine of a vector with itself differs from 1 by at most this.
 COSINE_ROUNDING = 1e-6
 
 
 def allowed(count: int, rate: float) -> int:
-    """How many of `count` may pass where at most `rate` of them may."""
+    """The number of `count` images that may pass at a rate of at most `rate`."""
     # Rounding first: 0.29 * 100 is a little less than 29.
     return math.floor(round(rate * count, 9))
 
 
 def threshold_above(scores: Float[np.ndarray, "n"], rate: float) -> float:
-    """The smallest of `scores` that at most `rate` of them lie above; the largest of too few."""
+    """The smallest of `scores` with at most `rate` of them above; the largest where too few."""
     return float(np.sort(scores)[-1 - allowed(len(scores), rate)])
 
 
@@ -67,7 +67,7 @@ def _percent(rates: Sequence[float]) -> str:
 
 
 def hides_copies(threshold: float, metric: Metric) -> bool:
-    """Whether not even an exact copy is sure to reach the threshold."""
+    """Whether even an exact copy may miss the threshold."""
     return not (threshold <= 1 - COSINE_ROUNDING if metric == "cosine" else threshold >= 0)
 
 
@@ -98,8 +98,8 @@ def threshold_at_false_positive_rate(
 def rate_interval(passing: int, count: int) -> tuple[float, float]:
     """The exact 95 % interval of a rate of which `passing` of `count` were seen.
 
-    Clopper and Pearson (1934). A threshold set on few has a true false positive rate that can lie
-    far from the nominal one; this says how far.
+    Clopper and Pearson (1934). It bounds the true false positive rate of a threshold, which can
+    differ much from the nominal rate where few images set the threshold.
     """
     from scipy.stats import beta  # slow to import, and thresholds are set without it
 

@@ -90,7 +90,7 @@ def make_fit(fragment: Fragment, folder: Path) -> bool:
         aside = folder / BROKEN / path.parent.name
         aside.parent.mkdir(exist_ok=True)
         path.parent.rename(aside)
-        log.warning("%s was killed before it said anything: set aside in %s", path.name, aside)
+        log.warning("%s has no records, as its run was killed: moved to %s", path.name, aside)
         return False
     content = path.read_bytes()
     whole = whole_bytes(content)
@@ -99,7 +99,7 @@ def make_fit(fragment: Fragment, folder: Path) -> bool:
         written = path.stat().st_mtime
         with path.open("r+b") as file:
             file.truncate(whole)
-        os.utime(path, (written, written))  # nobody is at work on it now any more than before
+        os.utime(path, (written, written))  # still not being written
         log.warning("%s: %d torn bytes at its end cut off", path, len(content) - whole)
     return True
 

@@ -39,7 +39,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        taken = 0 if step is None else step + 1  # Lightning says the last step's index
+        taken = 0 if step is None else step + 1  # Lightning passes the index of the last step
         rows = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:

@@ -1,7 +1,7 @@
 """A W&B run per artifact: opening it, sending measurements, closing it with its stage.
 
-The truth is on disk: whatever W&B raises is a warning and never fails a stage. No image is sent
-unless `tracking.images` asks for it: they are people's faces.
+The files on disk are the result: errors of W&B are warnings and never fail a stage. No image is
+sent unless `tracking.images` is true, as images may show faces of people.
 """
 
 import logging
@@ -18,7 +18,7 @@ from sidepipe.base.interruption import Preempted
 
 log = logging.getLogger(__name__)
 
-# The x axis of whatever a training logs: optimizer steps taken.
+# The x axis of training metrics: optimizer steps.
 GLOBAL_STEP = "trainer/global_step"
 _SETTINGS: dict[str, Any] = {
     "silent": True,

@@ -67,7 +67,7 @@ def sync(folder: Path, project: str | None = None, entity: str | None = None) ->
     if not runs:
         raise FileNotFoundError(f"{folder} holds no runs; remedy: name their tracking.folder")
     keep_beside(folder)
-    os.environ.pop("WANDB_MODE", None)  # shells of clusters often say offline
+    os.environ.pop("WANDB_MODE", None)  # shells of clusters often set offline
     server = _connect(project, entity)
     outcomes = [Outcome(run=run) for run in runs]
     left = [o for o in outcomes if not all(map(_has_arrived, runs[o.run]))]
@@ -110,7 +110,7 @@ def _prepare(outcome: Outcome, fragments: Sequence[Fragment], folder: Path) -> N
 
 
 def _upload(fragments: Sequence[Fragment], folder: Path, server: Server) -> str:
-    """Runs `wandb sync` on those not uploaded yet; what it said. Its exit code means nothing."""
+    """Runs `wandb sync` on fragments not yet uploaded; returns its output, not its exit code."""
     paths = [str(fragment.path.parent) for fragment in fragments if not fragment.is_uploaded]
     if not paths:
         return ""
@@ -120,7 +120,7 @@ def _upload(fragments: Sequence[Fragment], folder: Path, server: Server) -> str:
     done = subprocess.run(
         [*command, *paths],
         cwd=folder,
-        stdin=subprocess.DEVNULL,  # else it may ask for a key
+        stdin=subprocess.DEVNULL,  # or it may prompt for a key
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -130,7 +130,7 @@ def _upload(fragments: Sequence[Fragment], folder: Path, server: Server) -> str:
 
 
 def _check(outcome: Outcome, said: str, server: Server) -> None:
-    """Compares the run with the server's and joins it to its inputs; says how that went."""
+    """Compares the run with that on the server, and links it to its inputs."""
     outcome.failed = True
     if missing := [f for f in outcome.fragments if not f.is_uploaded]:
         errors = [line for line in said.splitlines() if missing[0].path.parent.name in line]

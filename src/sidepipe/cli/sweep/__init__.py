@@ -1,1 +1,1 @@
-"""Sweeps: a grid of configs whose artifacts are shared, made on Slurm or here, at any time told."""
+"""Sweeps: a grid of configs that share artifacts, run on Slurm or on this machine."""
