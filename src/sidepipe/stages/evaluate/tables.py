@@ -1,15 +1,19 @@
 """The tables and pictures of an evaluate artifact: saving and loading them."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int64, UInt8
 
-from sidepipe.memorization.blind import Candidates
-from sidepipe.memorization.comparison import Comparison
-from sidepipe.memorization.results import Hits
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sidepipe.memorization.blind import Candidates
+    from sidepipe.memorization.comparison import Comparison
+    from sidepipe.memorization.results import Hits
 
 
 def save(path: Path, table: pd.DataFrame) -> None:
@@ -19,6 +23,8 @@ def save(path: Path, table: pd.DataFrame) -> None:
 
 def read(path: Path) -> pd.DataFrame:
     """A table from `save`; ids stay text, even if they are numbers."""
+    import pandas as pd
+
     ids: Any = {"train_id": str, "heldout_id": str}
     # The id of an image may be "NA".
     return pd.read_csv(path, dtype=ids, keep_default_na=False)
@@ -34,6 +40,8 @@ def nearest_table(
 
     train_group: the training image that represents the nearest one and its duplicates.
     """
+    import pandas as pd
+
     columns: dict[str, Any] = {
         "index": np.arange(len(targets)),
         "target": targets,
@@ -74,6 +82,8 @@ def save_candidates(
     table: pd.DataFrame | None,
 ) -> None:
     """Saves the best candidates of the blind ranking, with the truth in `table` if known."""
+    import pandas as pd
+
     best = ranking.index[:count]
     columns: dict[str, Any] = {
         "rank": np.arange(1, len(best) + 1),
@@ -98,6 +108,8 @@ def save_labels(
 
     cohesion: of every label.
     """
+    import pandas as pd
+
     labels, images = np.unique(targets[targets >= 0], return_counts=True)
     columns: dict[str, Any] = {"label": labels, "cohesion": cohesion[labels], "images": images}
     if table is not None:
