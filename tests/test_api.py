@@ -525,6 +525,22 @@ def test_gray_and_color_agree_by_a_named_number_of_channels(tmp_path):
             assert found.pairs[0].images.shape == (3, 8, 8, channels)
 
 
+def test_sixteen_bit_gray_is_gray(tmp_path):
+    for suffix in ("pgm", "png", "tif"):
+        wide = TRAIN[..., 0].astype(np.uint16) * 257
+        folder = tmp_path / suffix
+        folder.mkdir()
+        for i, image in enumerate(wide):
+            if suffix == "pgm":
+                header = b"P5 8 8 65535\n"
+                (folder / f"{i:02d}.pgm").write_bytes(header + image.astype(">u2").tobytes())
+            else:
+                Image.fromarray(image).save(folder / f"{i:02d}.{suffix}")
+        found = sidepipe.compare(GENERATED, train=folder, heldout=HELDOUT)
+        assert found.hits == 10
+        assert found.pairs[0].train_gamma == 0
+
+
 def test_images_on_their_side_by_exif_have_one_size_with_upright_ones(tmp_path):
     wide = TRAIN.repeat(2, axis=2)
     save_folder(tmp_path / "wide", wide)

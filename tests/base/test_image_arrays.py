@@ -1,6 +1,8 @@
 """Every row of the table of arrays in docs/reading-images.md, written, listed and read."""
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 import sidepipe
+from sidepipe.base.image_arrays import kept
 from sidepipe.base.image_stacks import images_in
 from sidepipe.stages.data.reading import read_images
 from sidepipe.stages.data.sources import ImageFolder
@@ -144,3 +147,18 @@ def test_a_file_stands_for_a_folder_and_a_changed_file_is_read_again(tmp_path):
     assert found.pairs[0].names[:2] == ("generated.npz[0]", "train.npy[0]")
     np.savez(tmp_path / "generated.npz", heldout[:20])
     assert compared().hits == 0
+
+
+def test_many_threads_load_a_file_once(tmp_path):
+    loads = []
+
+    @kept
+    def load(file):
+        time.sleep(0.02)
+        loads.append(file)
+        return file
+
+    (tmp_path / "x").write_bytes(b"x")
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(load, [str(tmp_path / "x")] * 20)) == [str(tmp_path / "x")] * 20
+    assert len(loads) == 1

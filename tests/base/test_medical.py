@@ -91,6 +91,8 @@ def without_a_window(folder):
     found, names = read(folder)
     np.testing.assert_array_equal(found[0], linear(ROUNDED, ROUNDED.min(), ROUNDED.max()))
     assert names == ["a.dcm"]
+    dicom(folder / "a.dcm", stored(HU), **RESCALED, WindowCenter=None, WindowWidth=None)
+    np.testing.assert_array_equal(read(folder)[0], found)
 
 
 def monochrome1(folder):

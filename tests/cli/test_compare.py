@@ -138,6 +138,10 @@ def test_no_folder_is_overwritten(run, tmp_path):
         ([*ALL, "features=ssdc"], "features does not accept 'ssdc'; did you mean 'sscd'?"),
         ([*ALL, "features=sscd"], "features.path is required by features=sscd; for example"),
         ([*ALL, "features=sscd", "features.pth=x"], "features.pth is no setting of features=sscd"),
+        (
+            [*ALL, "features=sscd", "features.size=x"],
+            "features.size must be a whole number, got 'x",
+        ),
         ([*ALL, "device=tpu"], "device does not accept 'tpu'"),
     ],
     ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else None,

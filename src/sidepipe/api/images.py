@@ -24,7 +24,7 @@ from sidepipe.stages.data.sources import ImageFolder
 Images = UInt8[np.ndarray, "n h w c"]
 ImagesOrFolder = np.ndarray | str | Path
 
-GRAY = ("1", "L", "LA", "I;16")
+GRAY = ("1", "L", "LA", "I")  # and I;16 of several kinds
 RESIZES = {
     "crop": "resized to {0} x {0} pixels, from their central squares",
     "stretch": "resized to {0} x {0} pixels without keeping their aspect ratio",
@@ -195,7 +195,7 @@ def _sizes(entries: Sequence[Entry]) -> tuple[Counter[tuple[int, int]], bool]:
         try:
             with entry.read() as image:
                 sizes[upright_size(image)] += 1
-                gray = gray and image.mode in GRAY
+                gray = gray and image.mode.partition(";")[0] in GRAY
         except Exception:  # reading it raises, and names the file
             continue
     return sizes, gray

@@ -4,8 +4,10 @@ Pickles are never loaded.
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
@@ -16,6 +18,7 @@ from sidepipe.base.settings import require
 CHANNELS = (1, 3, 4)
 LAYOUTS = "(h, w), (h, w, c), (n, h, w) or (n, h, w, c) with c of 1, 3 or 4"
 Reader = Callable[[], Image.Image]
+T = TypeVar("T")
 
 
 def images_of_array(file: str) -> list[tuple[str, Reader]]:
@@ -24,7 +27,7 @@ def images_of_array(file: str) -> list[tuple[str, Reader]]:
     Arrays of one dimension in a .npz file, such as labels, are no images. Raises ValueError for
     other numbers than unsigned integers of 8 or 16 bits and bool, and for other shapes.
     """
-    arrays = {name: x for name, x in _arrays(file, _changed(file)).items() if x.ndim != 1}
+    arrays = {name: x for name, x in _arrays(file).items() if x.ndim != 1}
     require(len(arrays) > 0, "the arrays", f"images {LAYOUTS}", "none")
     found: list[tuple[str, Reader]] = []
     for name, array in arrays.items():
@@ -38,12 +41,27 @@ def images_of_array(file: str) -> list[tuple[str, Reader]]:
     return found
 
 
-def _changed(file: str) -> int:
-    return Path(file).stat().st_mtime_ns
+def kept(load: Callable[[str], T]) -> Callable[[str], T]:
+    """`load` with its last two results kept: each image of a file needs the whole file.
+
+    Several threads that want one file load it once. A changed file is loaded again.
+    """
+    lock = Lock()
+
+    @lru_cache(maxsize=2)
+    def loaded(file: str, changed: int) -> T:
+        return load(file)
+
+    @wraps(load)
+    def one_at_a_time(file: str) -> T:
+        with lock:
+            return loaded(file, Path(file).stat().st_mtime_ns)
+
+    return one_at_a_time
 
 
-@lru_cache(maxsize=2)  # a .npz file is decompressed as a whole
-def _arrays(file: str, changed: int) -> dict[str, Shaped[np.ndarray, "..."]]:
+@kept
+def _arrays(file: str) -> dict[str, Shaped[np.ndarray, "..."]]:
     if file.lower().endswith(".npy"):
         return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
     with np.load(file, allow_pickle=False) as opened:
@@ -65,7 +83,7 @@ def _holds_one(array: Shaped[np.ndarray, "..."]) -> bool:
 
 
 def _picture(file: str, name: str, place: int | None) -> Image.Image:
-    array = _arrays(file, _changed(file))[name]
+    array = _arrays(file)[name]
     pixels = np.asarray(array if place is None else array[place])
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)

@@ -4,15 +4,14 @@ A range of values becomes black to white: that of the window which the file name
 smallest to the largest value of the file. docs/reading-images.md states both.
 """
 
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from sidepipe.base.image_arrays import Reader
+from sidepipe.base.image_arrays import Reader, kept
 from sidepipe.base.settings import require
 
 
@@ -28,11 +27,11 @@ def images_of_dicom(file: str) -> list[tuple[str, Reader]]:
 
 
 def _frame(file: str, index: int) -> Image.Image:
-    return Image.fromarray(_frames(file, Path(file).stat().st_mtime_ns)[index])
+    return Image.fromarray(_frames(file)[index])
 
 
-@lru_cache(maxsize=2)  # frames of one file are read one after another
-def _frames(file: str, changed: int) -> UInt8[np.ndarray, "n h w *c"]:
+@kept
+def _frames(file: str) -> UInt8[np.ndarray, "n h w *c"]:
     from pydicom import dcmread
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 
@@ -55,10 +54,11 @@ def _frames(file: str, changed: int) -> UInt8[np.ndarray, "n h w *c"]:
 
 def _windowed(values: Float[np.ndarray, "n h w"], data: Any) -> Float[np.ndarray, "n h w"]:
     """Values in [0, 1] by the first window of the file (DICOM PS3.3, C.11.2.1)."""
-    if "WindowCenter" not in data or "WindowWidth" not in data:
+    window = [np.atleast_1d(data.get(name))[:1] for name in ("WindowCenter", "WindowWidth")]
+    if any(len(end) == 0 or end[0] is None for end in window):
         return _scaled(values, float(values.min()), float(values.max()))
-    center, width = (np.atleast_1d(data[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
-    center, width, kind = float(center), float(width), data.get("VOILUTFunction", "LINEAR")
+    (center,), (width,) = (end.astype(np.float64) for end in window)
+    kind = data.get("VOILUTFunction", "LINEAR")
     if kind == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - center) / width))
     if kind == "LINEAR_EXACT":
@@ -90,11 +90,11 @@ def images_of_nifti(file: str) -> list[tuple[str, Reader]]:
 
 
 def _slice(file: str, place: int) -> Image.Image:
-    return Image.fromarray(_volume(file, Path(file).stat().st_mtime_ns)[place])
+    return Image.fromarray(_volume(file)[place])
 
 
-@lru_cache(maxsize=2)  # slices of one volume are read one after another
-def _volume(file: str, changed: int) -> UInt8[np.ndarray, "z h w"]:
+@kept
+def _volume(file: str) -> UInt8[np.ndarray, "z h w"]:
     """Axial slices, the patient's front at the top and left side at the left."""
     import nibabel
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from sidepipe.api.comparing import WITHOUT_SETTINGS, compare
 from sidepipe.base.files import require_free
-from sidepipe.base.settings import build, did_you_mean, require_known
+from sidepipe.base.settings import build, did_you_mean, require, require_known
 
 HELP = """\
 sidepipe compare GENERATED train=FOLDER heldout=FOLDER [name=value ...]
@@ -146,7 +146,10 @@ def _encoder(name: str, settings: Mapping[str, str], conf: Path) -> Any:
         if setting not in known:
             remedy = did_you_mean(setting, known)
             raise ValueError(f"features.{setting} is no setting of features={name}; {remedy}")
-        config[setting] = int(value) if isinstance(config[setting], int) else value
+        whole = isinstance(config[setting], int)
+        name = f"features.{setting}"
+        require(not whole or value.isdecimal(), name, "a whole number", value)
+        config[setting] = int(value) if whole else value
     missing = [setting for setting, value in config.items() if value == "???"]
     if name == "copydet" and config["path"] is None:
         missing.append("path")
