@@ -99,7 +99,7 @@ def assert_same_images(one, two):
 )
 def test_images_are_those_of_diffusers_from_the_same_noise(tmp_path, dpm, eta, spacing):
     images = sampled(tmp_path, dpm, eta=eta, timestep_spacing=spacing, num_images=20)
-    unet, schedule = load_dpm(dpm)
+    unet, schedule = load_dpm(dpm).values()
     ddim = DDIMScheduler.from_config(schedule.config, timestep_spacing=spacing)
     ddim.set_timesteps(5)
     noise = image_noise(3, "generate", range(20), (1, 8, 8))
@@ -114,7 +114,7 @@ def test_images_are_those_of_diffusers_from_the_same_noise(tmp_path, dpm, eta, s
 
 def test_dpm_solver_s_images_are_those_of_the_function(tmp_path, dpm):
     images = sampled(tmp_path, dpm, sampler="dpm_solver_pp", num_images=20)
-    unet, schedule = load_dpm(dpm)
+    unet, schedule = load_dpm(dpm).values()
     alphas_cumprod = schedule.alphas_cumprod
     eps_fn = clip_x_0(eps_of(unet, "epsilon", alphas_cumprod), alphas_cumprod)
     noise = image_noise(3, "generate", range(20), (1, 8, 8))
@@ -125,7 +125,7 @@ def test_dpm_solver_s_images_are_those_of_the_function(tmp_path, dpm):
 @pytest.mark.parametrize("dpm", ["epsilon", "v_prediction"], indirect=True)
 def test_refined_images_are_the_saved_plain_ones_moved_toward_a_mode(tmp_path, dpm):
     images = sampled(tmp_path, dpm, refine_steps=3, refine_t=4, num_images=20)
-    unet, schedule = load_dpm(dpm)
+    unet, schedule = load_dpm(dpm).values()
     alphas_cumprod, kind = schedule.alphas_cumprod, schedule.config["prediction_type"]
     eps_fn = clip_x_0(eps_of(unet, kind, alphas_cumprod), alphas_cumprod)
     noise = image_noise(3, "generate", range(20), (1, 8, 8))
@@ -301,8 +301,8 @@ def test_the_surrogate_is_asked_within_its_interval_and_that_is_what_is_counted(
 def test_a_network_that_is_not_finite_is_an_error_and_no_black_image(
     tmp_path, dpm, monkeypatch, value, changes
 ):
-    def of_weights(folder, *settings):
-        denoiser = load_denoiser(folder, *settings)
+    def of_weights(folder, *settings, **by_class):
+        denoiser = load_denoiser(folder, *settings, **by_class)
         denoiser.unet.conv_out.bias.data[0] = value
         return denoiser
 
@@ -545,7 +545,7 @@ def test_a_model_of_zero_terminal_snr_gives_the_images_of_diffusers(tmp_path, dp
     images = sampled(
         tmp_path / "out", folder, timestep_spacing="trailing", num_inference_steps=steps
     )
-    unet, schedule = load_dpm(folder)
+    unet, schedule = load_dpm(folder).values()
     ddim = DDIMScheduler.from_config(schedule.config, timestep_spacing="trailing")
     ddim.set_timesteps(steps)
     x_t = image_noise(3, "generate", range(50), (1, 8, 8))()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,17 +30,19 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """An unconditional diffusion model of images. ``sidepipe.load`` makes it.
+    """A diffusion model of images or latents, without text. ``sidepipe.load`` makes it.
 
     Attributes:
         path: the folder or the hub id of the checkpoint.
         image_shape: ``(height, width, channels)`` of its images.
+        num_classes: classes of a class-conditional model; ``None`` for an unconditional one.
         num_train_timesteps: noise levels of its schedule; ``t`` is in ``[0, num_train_timesteps)``.
     """
 
     path: str
     image_shape: tuple[int, int, int]
     num_train_timesteps: int
+    num_classes: int | None
     _denoiser: Denoiser = field(repr=False)
     _runtime: Runtime = field(repr=False)
 
@@ -53,6 +56,7 @@ class Model:
         eta: float = 0.0,
         timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None,
         precision: Precision = "bf16-mixed",
+        classes: Sequence[int] | None = None,
     ) -> Images:
         """Sample images, as the unconditional baseline of the pipeline does.
 
@@ -68,6 +72,8 @@ class Model:
             eta: in ``[0, 1]``; 0 for DDIM, 1 for ancestral sampling. 0 for ``"dpm_solver_pp"``.
             timestep_spacing: as in diffusers; ``None`` for that of the model's own scheduler.
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
+            classes: of a class-conditional model, the numbers of classes that the images get in
+                turn; ``None`` for all classes.
 
         Returns:
             uint8 images ``(num_images, height, width, channels)``.
@@ -105,7 +111,7 @@ class Model:
                 timesteps=self._denoiser.timesteps(steps, timestep_spacing),
                 eta=eta,
             )
-            return sample_to_array(image_sampler, num_images, SHARD_SIZE, precision, self._runtime)
+            return self._made(image_sampler, num_images, precision, classes)
 
     def refine(
         self,
@@ -116,6 +122,7 @@ class Model:
         noise: float = 0.0,
         seed: int = 0,
         precision: Precision = "bf16-mixed",
+        classes: Sequence[int] | None = None,
     ) -> Images:
         """Move images toward a mode of the model, which brings out what it has memorized.
 
@@ -132,6 +139,8 @@ class Model:
                 denoising.
             seed: of this noise, in ``[0, 2**32)``.
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
+            classes: of a class-conditional model, the numbers of classes that the images get in
+                turn; ``None`` for all classes, as images of ``sample`` have them.
 
         Returns:
             uint8 images of the same shape.
@@ -173,10 +182,30 @@ class Model:
             refine_t=t,
             refine_noise=noise,
         )
+        return self._made(refiner, len(images), precision, classes, images)
+
+    def _made(
+        self,
+        sampler: ImageSampler,
+        count: int,
+        precision: Precision,
+        classes: Sequence[int] | None,
+        images: Images | None = None,
+    ) -> Images:
+        """The sampler's images; images: to start from."""
+        targets = self._targets(classes, count)
         with as_arguments():
             return sample_to_array(
-                refiner, len(images), SHARD_SIZE, precision, self._runtime, images
+                sampler, count, SHARD_SIZE, precision, self._runtime, images, targets=targets
             )
+
+    def _targets(self, classes: Sequence[int] | None, count: int) -> Images | None:
+        """The class of each image; None for a model without classes."""
+        known = range(self.num_classes or 0)
+        rule = f"numbers in [0, {self.num_classes})" if known else "None, as the model has none"
+        fits = classes is None or (len(classes) and all(number in known for number in classes))
+        require(bool(fits), "classes", rule, classes)
+        return np.resize(list(classes or known), count) if known else None
 
     def _shape_in_words(self) -> str:
         return ", ".join(map(str, self.image_shape))
@@ -191,10 +220,11 @@ def load(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     batch_size: int | None = None,
 ) -> Model:
-    """Load an unconditional diffusion model.
+    """Load a diffusion model of images or latents, unconditional or class-conditional.
 
     Args:
-        path: a folder written by ``DDPMPipeline.save_pretrained``; a hub id such as
+        path: a folder written by ``save_pretrained`` of ``DDPMPipeline``, ``LDMPipeline`` or
+            ``DiTPipeline``; a hub id such as
             ``"google/ddpm-cifar10-32"`` (``"hf://owner/name"`` where a folder ``owner`` exists); a
             finished artifact ``outputs/dpm/<key>``; or ``outputs/dpm`` itself where it holds one.
         variant: variant of the weight files, such as ``"fp16"`` or ``"ema"``; ``"default"`` for
@@ -211,8 +241,8 @@ def load(
 
     Raises:
         FileNotFoundError: where the folder or one of its files is missing.
-        ValueError: where the checkpoint is of another kind (latent, conditional, learned variance),
-            or where the variant has to be chosen.
+        ValueError: where the checkpoint is of another family, such as text-conditional models, or
+            where the variant has to be chosen.
 
     Example:
         >>> import sidepipe
@@ -229,10 +259,16 @@ def load(
         artifact = _artifact(Path(path).expanduser())
         folder = str(path) if artifact is None else str(artifact / "model")
         lora = None if adapter is None else str(adapter)
-        unet, scheduler = load_checkpoint(folder, revision, variant, adapter=lora)
-    denoiser = denoiser_of(unet, scheduler)
+        denoiser = denoiser_of(load_checkpoint(folder, revision, variant, adapter=lora))
     channels, height, width = denoiser.image_shape
-    return Model(folder, (height, width, channels), len(denoiser.alphas_cumprod), denoiser, runtime)
+    return Model(
+        path=folder,
+        image_shape=(height, width, channels),
+        num_train_timesteps=len(denoiser.alphas_cumprod),
+        num_classes=denoiser.num_classes,
+        _denoiser=denoiser,
+        _runtime=runtime,
+    )
 
 
 def load_split(path: str | Path) -> tuple[Images, Images]:

@@ -1,6 +1,7 @@
 """A model as samplers use it: eps of images, each with an optional condition, and decoding x_0.
 
-The class here has no condition; those with prompts and labels derive from it.
+The class here takes the numbers of classes, where the network has classes; models with prompts and
+labels derive from it.
 """
 
 from typing import Any
@@ -15,12 +16,13 @@ from sidepipe.diffusion.timesteps import StepRule
 
 
 class Denoiser(nn.Module):
-    """An unconditional diffusers UNet2DModel, of images.
+    """A diffusers UNet2DModel of images, unconditional or class-conditional.
 
     unet: the network itself, which may be compiled. alphas_cumprod: (T,). prediction_type:
     "epsilon", "v_prediction" or "sample". shape: (c, h, w) of x_t. evaluations: of the network for
     one eps. has_range: whether x_0 lies in [-1, 1], as images do. clip_range: pred_x_0 is clipped
     to [-clip_range, clip_range], None for no clipping. step_rule: that of its scheduler.
+    num_classes: of a class-conditional network, whose condition y is the number of a class.
     first_batch: images that fit into the memory of any GPU.
     """
 
@@ -28,6 +30,7 @@ class Denoiser(nn.Module):
     evaluations, has_range, first_batch = 1, True, 64
     clip_range: float | None = 1.0
     step_rule = StepRule()
+    num_classes: int | None = None
 
     def __init__(
         self,
@@ -57,7 +60,12 @@ class Denoiser(nn.Module):
 
     def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
         """eps of n images, each for its condition y, where the model has one."""
-        return eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
+        conditions = {} if self.num_classes is None else {"class_labels": y}
+        return eps_of(self.unet, self.prediction_type, self.alphas_cumprod, **conditions)
+
+    def encode(self, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n c h w"]:
+        """The x_0 of images."""
+        return to_model(images)
 
     def decode(self, x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
         """The images of x_0."""

@@ -87,13 +87,18 @@ def eps_from_prediction(
 
 
 def eps_of(
-    network: Callable[..., Any], prediction_type: str, alphas_cumprod: Float[Tensor, "T"]
+    network: Callable[..., Any],
+    prediction_type: str,
+    alphas_cumprod: Float[Tensor, "T"],
+    **conditions: Tensor,
 ) -> EpsFn:
     """The eps of a diffusers network; no gradient is ever needed through it."""
 
     def eps_fn(x_t: Tensor, t: int) -> Tensor:
         with torch.no_grad():
-            prediction = network(x_t, for_each(t, x_t)).sample.float()
+            found = network(x_t, for_each(t, x_t), **conditions).sample.float()
+        # With a learned variance (Nichol & Dhariwal, 2021) the mean is the first half of channels.
+        prediction = found[:, : x_t.shape[1]]
         return eps_from_prediction(prediction_type, prediction, x_t, t, alphas_cumprod)
 
     return eps_fn

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
-from sidepipe.base.images import to_model
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.guidance import conditioned, guided
@@ -104,7 +103,7 @@ class ImageSampler(L.LightningModule):
         # Compiling again for the smaller batches of the last shard takes longer than these.
         once = torch.compiler.set_stance("eager_on_recompile") if self.is_compiled else None
         with cast_once(self.device), once or nullcontext():
-            x_0 = to_model(batch["images"]) if "images" in batch else None
+            x_0 = self.denoiser.encode(batch["images"]) if "images" in batch else None
             if x_0 is None or self.timesteps:
                 x_0 = self._sampled(plain, numbers, targets, seen, x_0)
                 require_finite_eps(seen, self.stream, numbers)

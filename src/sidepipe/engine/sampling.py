@@ -117,13 +117,16 @@ def sample_to_array(
     runtime: Runtime,
     images: UInt8[np.ndarray, "n h w c"] | None = None,
     first: int = 0,
+    targets: np.ndarray | None = None,
 ) -> UInt8[np.ndarray, "n h w c"]:
     """The images that `sample_to_shards` writes, in memory and on one device.
 
-    images: to start from. first: the number of the first image, which decides its noise.
+    images: to start from. first: the number of the first image, which decides its noise. targets:
+    as of `sample_to_shards`.
     """
     ranges = shard_ranges(num_images, shard_size)
-    targets = np.zeros(num_images, np.int64)
+    if targets is None:
+        targets = np.zeros(num_images, np.int64)
     batches = _ShardBatches(
         sampler, list(enumerate(ranges)), len(ranges[0]), targets, runtime, images, first
     )

@@ -3,7 +3,7 @@
 A pipeline belongs to a family by its parts; the class in its model_index.json names it in messages.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,25 +21,46 @@ class Family(NamedTuple):
     may be there.
     """
 
+    name: str
     option: str
     pipelines: tuple[str, ...]
     parts: frozenset[str]
     optional: frozenset[str] = frozenset()
 
 
-FAMILIES = {
-    "images": Family(
+FAMILIES = (
+    Family(
+        "image",
         "pretrained",
         ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline"),
         frozenset({"unet", "scheduler"}),
     ),
-    "text": Family(
+    Family(
+        "latent",
+        "pretrained",
+        ("LDMPipeline",),
+        frozenset({"unet", "scheduler", "vqvae"}),
+    ),
+    Family(
+        "latent",
+        "pretrained",
+        ("LDMPipeline",),
+        frozenset({"unet", "scheduler", "vae"}),
+    ),
+    Family(
+        "DiT",
+        "pretrained",
+        ("DiTPipeline",),
+        frozenset({"transformer", "scheduler", "vae"}),
+    ),
+    Family(
+        "text",
         "stable_diffusion",
         ("StableDiffusionPipeline",),
         frozenset({"unet", "scheduler", "text_encoder", "tokenizer"}),
         frozenset({"vae", "safety_checker", "feature_extractor", "image_encoder"}),
     ),
-}
+)
 # Beginnings of the classes of pipelines that are not supported; the first that fits names the kind.
 OTHERS = {
     "an upscaler": (
@@ -61,35 +82,40 @@ OTHERS = {
 COMPARE = "sample it with diffusers, and compare its images by sidepipe.compare"
 
 
-def require_family(folder: Path, option: str) -> str:
-    """The name of the family of the pipeline in `folder`.
+def require_family(folder: Path, option: str) -> Family:
+    """The family of the pipeline in `folder`.
 
     Raises FileNotFoundError without an index, and ValueError unless `dpm=<option>` takes it.
     """
     index = read_object(folder / INDEX, MISSING)
     kind, parts = str(index.get("_class_name")), parts_of(index)
-    name = _family_of(kind, parts)
-    other = next((what for what, starts in OTHERS.items() if kind.startswith(starts)), "")
-    supported = ", ".join(p for family in FAMILIES.values() for p in family.pipelines)
-    if name is None:
-        own = next((family for family in FAMILIES.values() if kind in family.pipelines), None)
-        if own is not None:
-            rule = f"{', '.join(sorted(own.parts))} (optional: {', '.join(sorted(own.optional))})"
-            require(False, f"the parts of the {kind} in {folder}", rule, sorted(parts))
-        has = other or f"its parts are {', '.join(sorted(parts)) or 'missing'}"
-        where, rule = f"the pipeline in {folder}", f"one of {supported}"
-        require(False, where, rule, f"{kind} ({has})", COMPARE)
-    assert name is not None
-    wanted, remedy = FAMILIES[name].option, f"set dpm={FAMILIES[name].option}"
-    require(wanted == option, "dpm", f"{wanted} for the {name} model in {folder}", option, remedy)
-    return name
+    family = family_of(kind, parts)
+    if family is None:
+        raise _refusal(folder, kind, sorted(parts))
+    wanted, remedy = family.option, f"set dpm={family.option}"
+    rule = f"{wanted} for the {family.name} model in {folder}"
+    require(wanted == option, "dpm", rule, option, remedy)
+    return family
 
 
-def _family_of(kind: str, parts: Mapping[str, str]) -> str | None:
+def family_of(kind: str, parts: Collection[str]) -> Family | None:
+    """The family of a pipeline of this class with these parts, None where it has none."""
     if any(kind.startswith(starts) for starts in OTHERS.values()):
         return None
-    return next((n for n, family in FAMILIES.items() if _fits(family, parts)), None)
+    every = set(parts)
+    fits = (f for f in FAMILIES if f.parts <= every <= f.parts | f.optional)
+    return next(fits, None)
 
 
-def _fits(family: Family, parts: Collection[str]) -> bool:
-    return family.parts <= set(parts) <= family.parts | family.optional
+def _refusal(folder: Path, kind: str, parts: list[str]) -> ValueError:
+    own = next((family for family in FAMILIES if kind in family.pipelines), None)
+    if own is not None:
+        rule = ", ".join(sorted(own.parts))
+        rule += f" (optional: {', '.join(sorted(own.optional))})" if own.optional else ""
+        return ValueError(f"the parts of the {kind} in {folder} must be {rule}, got {parts}")
+    supported = ", ".join(dict.fromkeys(p for family in FAMILIES for p in family.pipelines))
+    other = next((what for what, starts in OTHERS.items() if kind.startswith(starts)), "")
+    has = other or f"its parts are {', '.join(parts) or 'missing'}"
+    return ValueError(
+        f"the pipeline in {folder} must be one of {supported}, got '{kind} ({has})'; {COMPARE}"
+    )

@@ -16,6 +16,7 @@ from sidepipe.diffusion.timesteps import SPACINGS, StepRule
 
 log = logging.getLogger(__name__)
 
+SCHEDULER = "scheduler_config.json"
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Schedulers of models with betas at discrete timesteps, whichever steps they take.
 DISCRETE = (
@@ -40,7 +41,9 @@ REPLACED = {
 FLOW = "flow models are not supported"
 
 
-def check_scheduler(config: Mapping[str, Any], kind: str, where: str) -> None:
+def check_scheduler(
+    config: Mapping[str, Any], kind: str, where: str, learned_variance: bool = False
+) -> None:
     """Raises ValueError for the first setting that is not supported; kind: the class."""
     remedy = "score-based, consistency and flow models are not supported"
     if kind in DISTILLED:
@@ -58,7 +61,7 @@ def check_scheduler(config: Mapping[str, Any], kind: str, where: str) -> None:
     offset = config.get("steps_offset")
     whole = isinstance(offset, int) and offset >= 0
     require(whole, f"steps_offset of {where}", "a whole number >= 0", offset)
-    learned = config.get("variance_type") in ("learned", "learned_range")
+    learned = config.get("variance_type") in ("learned", "learned_range") and not learned_variance
     remedy = "models that predict their variance are not supported"
     require(not learned, f"variance_type of {where}", "fixed", config.get("variance_type"), remedy)
     flows = config.get("use_flow_sigmas")
@@ -76,10 +79,11 @@ def check_scheduler(config: Mapping[str, Any], kind: str, where: str) -> None:
     require(fits, f"clip_sample_range of {where}", "a number above 0", limit)
 
 
-def read_schedule(config: Mapping[str, Any], where: str) -> Any:
+def read_schedule(config: Mapping[str, Any], where: str, learned_variance: bool = False) -> Any:
     """The DDPMScheduler of a scheduler's config, after every check; where: its file.
 
     A setting that the config lacks has the default of the scheduler's own class.
+    learned_variance: whether the network predicts a variance, so that the config may name it.
     """
     import diffusers
 
@@ -88,7 +92,7 @@ def read_schedule(config: Mapping[str, Any], where: str) -> Any:
     known = _defaults(diffusers.DDPMScheduler)
     defaults = known if own is None else {**known, **_defaults(own)}
     settings = {**defaults, **{k: v for k, v in config.items() if not k.startswith("_")}}
-    check_scheduler(settings, kind, where)
+    check_scheduler(settings, kind, where, learned_variance)
     # diffusers keeps the settings of other schedulers in the config, and saves them again.
     taken = {k: settings[k] for k in (*known, *OF_OTHERS) if settings.get(k) is not None}
     try:

@@ -93,7 +93,7 @@ def test_plain_diffusers_loads_the_model_and_samples(
     assert pipeline.scheduler.config["prediction_type"] == prediction_type
     expected = DDPMScheduler(20, beta_schedule=beta_schedule).alphas_cumprod
     assert pipeline.scheduler.alphas_cumprod.equal(expected)
-    unet, scheduler = load(tmp_path)
+    unet, scheduler = load(tmp_path).values()
     assert not unet.training
     assert scheduler.config["prediction_type"] == prediction_type
     for name, value in pipeline.unet.state_dict().items():
@@ -133,7 +133,7 @@ def test_a_run_writes_the_split_the_metrics_and_previews(tmp_path, data, train_d
     assert len(train) == summary["num_train_images"] == 20
     assert len(heldout) == summary["num_heldout_images"] == 1777
     assert sorted([*train, *heldout]) == list(range(1797))
-    assert summary["num_parameters"] == sum(p.numel() for p in load(tmp_path)[0].parameters())
+    assert summary["num_parameters"] == sum(p.numel() for p in load(tmp_path)["unet"].parameters())
     assert summary["epochs"] == 20 * 8 / 20
     rows = pd.read_csv(tmp_path / "metrics.csv")
     steps = {metric: group["step"].tolist() for metric, group in rows.groupby("metric")}
@@ -195,7 +195,7 @@ def test_the_model_and_its_previews_are_of_the_averaged_weights(
     averages = [history[3]]
     for now in history[4:]:
         averages.append(0.9 * averages[-1] + 0.1 * now)
-    saved = torch.cat([p.flatten().double() for p in load(tmp_path)[0].parameters()])
+    saved = torch.cat([p.flatten().double() for p in load(tmp_path)["unet"].parameters()])
     torch.testing.assert_close(saved, averages[-1], rtol=0, atol=1e-6)
     assert (saved - history[-1]).abs().max() > 1e-3, "or the test could not tell them apart"
     assert [step for step, _, _ in previewed] == [10, 20]

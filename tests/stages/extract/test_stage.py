@@ -109,8 +109,9 @@ class ExactClassifier(nn.Module):
 @pytest.fixture
 def unet(monkeypatch):
     """The model that the stage attacks: exact, so that what guidance must give is known."""
-    network, scheduler = ExactUNet(), DDPMScheduler()
-    monkeypatch.setattr("sidepipe.stages.generate.stage.load_dpm", lambda _: (network, scheduler))
+    network = ExactUNet()
+    parts = {"unet": network, "scheduler": DDPMScheduler()}
+    monkeypatch.setattr("sidepipe.stages.generate.stage.load_dpm", lambda _: parts)
     return network
 
 

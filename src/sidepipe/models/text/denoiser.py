@@ -60,6 +60,10 @@ class PromptedDenoiser(Denoiser):
 
         return eps_fn
 
+    def encode(self, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n c h w"]:
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.cat([self.model.to_latents(part) for part in images.split(DECODED)])
+
     def decode(self, x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
         # Without the sampler's autocast, in which an autoencoder may overflow.
         with torch.autocast(x_0.device.type, enabled=False):

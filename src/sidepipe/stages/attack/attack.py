@@ -23,6 +23,7 @@ from sidepipe.stages.attack.guidance import AttackGuidance
 from sidepipe.stages.attack.schedule import schedule_factors
 from sidepipe.stages.attack.strategies import Material, Surrogate
 from sidepipe.stages.classifier.stage import load_quality
+from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.trained import TrainedDPM
 from sidepipe.stages.generate.stage import Sampling, load_denoiser
 from sidepipe.stages.label.stage import load_cohesion, load_images, load_sizes
@@ -116,6 +117,15 @@ class Attack(Sampling):
         )
         timesteps = step_rule.timesteps(steps, self.num_inference_steps, self.timestep_spacing)
         self.guidance.check_guides_somewhere(timesteps, steps)
+
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check_parts(upstream, runtime)
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        found, remedy = dpm.num_classes(), "its classes are conditions already"
+        plain = not self.surrogate.guides or found is None
+        rule = f"none for a model of {found} classes"
+        require(plain, "extract.surrogate", rule, self.surrogate.name, remedy)
 
     def run(self, job: Job) -> dict[str, Any]:
         """Makes all images at once."""

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from sidepipe.base.files import sha256_of
-from sidepipe.base.pretrained import fingerprint, folder_or_hub_id, part_folder, read_object
+from sidepipe.base.pretrained import fingerprint, folder_or_hub_id
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.adapters import adapter_file, read_adapter
-from sidepipe.models.checkpoint import SCHEDULER, check_checkpoint, load_checkpoint
-from sidepipe.models.schedules import read_schedule
+from sidepipe.models.checkpoint import (
+    NETWORKS,
+    check_checkpoint,
+    load_checkpoint,
+    num_classes,
+    save_parts,
+)
+from sidepipe.models.pixels import schedule_of
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import DPM
@@ -54,8 +60,7 @@ class Pretrained(DPM):
     def scheduler(self) -> Any | None:
         if (folder := self._local_folder()) is None:
             return None
-        path = part_folder(folder, "scheduler") / SCHEDULER
-        return read_schedule(read_object(path), str(path))
+        return schedule_of(folder, learned_variance=True)
 
     def _take_all(self, partitions: str) -> None:
         # A wrong guess counts training images as unseen, which hides every copy.
@@ -76,7 +81,7 @@ class Pretrained(DPM):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedDPM(Pretrained):
-    """An unconditional diffusers checkpoint, attacked as it is."""
+    """A diffusers checkpoint without text, attacked as it is."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]
@@ -95,18 +100,20 @@ class PretrainedDPM(Pretrained):
             check_checkpoint(folder, self.variant, data.size, data.channels)
             self._adapter_file(folder)
 
-    def run(self, job: Job) -> dict[str, Any]:
-        from diffusers import DDPMPipeline
+    def num_classes(self) -> int | None:
+        return None if (folder := self._local_folder()) is None else num_classes(folder)
 
+    def run(self, job: Job) -> dict[str, Any]:
         about = self._write_split(job)[2]
         _, size, _, channels = load_images(job.inputs["data"]).shape
-        unet, scheduler = load_checkpoint(
+        parts = load_checkpoint(
             self.path, self.revision, self.variant, size, channels, adapter=self.adapter
         )
-        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
+        save_parts(parts, job.folder / "model")
+        network = next(parts[name] for name in NETWORKS if name in parts)
         source = Path(self.path).expanduser()
         return {
             **about,
-            "num_parameters": unet.num_parameters(),
+            "num_parameters": network.num_parameters(),
             "files": self._fingerprint(source) if source.is_dir() else {},
         }

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sidepipe.base.pretrained import read_object
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.models.checkpoint import SCHEDULER, load_unet
-from sidepipe.models.schedules import read_schedule, step_rule
+from sidepipe.models.checkpoint import read_parts
+from sidepipe.models.schedules import step_rule
 from sidepipe.stages.data.stage import load_partitions
 from sidepipe.stages.dpm.duplicates import (
     PAIRS,
@@ -28,7 +27,7 @@ from sidepipe.stages.dpm.duplicates import (
 from sidepipe.stages.dpm.subset import split
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, UNet2DModel
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +71,10 @@ class DPM(Stage):
     def scheduler(self) -> Any | None:
         """The model's noise schedule; None where it is not on this machine yet."""
         raise NotImplementedError
+
+    def num_classes(self) -> int | None:
+        """Classes of a class-conditional model; None for others, and for a hub id."""
+        return None
 
     def check_images(self, data: Stage) -> None:
         """Raises ValueError where samples of the model cannot be compared with the data."""
@@ -159,10 +162,9 @@ class DPM(Stage):
         )
 
 
-def load(folder: Path) -> tuple[UNet2DModel, DDPMScheduler]:
-    """The network with its EMA weights, and its noise schedule."""
-    path = folder / "model" / "scheduler" / SCHEDULER
-    return load_unet(folder / "model" / "unet"), read_schedule(read_object(path), str(path))
+def load(folder: Path) -> dict[str, Any]:
+    """The parts of a model without text, by name: unet (its averaged weights), scheduler, ..."""
+    return read_parts(folder / "model")
 
 
 def load_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,7 @@ from sidepipe.base.pretrained import read_object
 from sidepipe.base.settings import Precision, bind, build, require
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.adapters import fuse_adapter
-from sidepipe.models.checkpoint import SCHEDULER
-from sidepipe.models.schedules import clip_range, log_replaced, step_rule
+from sidepipe.models.schedules import SCHEDULER, clip_range, log_replaced, step_rule
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.pretrained import Pretrained

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
-from sidepipe.models.checkpoint import check_network
+from sidepipe.models.pixels import check_network
 from sidepipe.models.schedules import check_alphas, check_scheduler, clip_range
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images

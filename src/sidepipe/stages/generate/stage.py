@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # Captions of the data; other values of `prompts` name a file.
 OF_DATA = ("train", "heldout")
+WITHOUT_CLASSES = "a model without classes where a surrogate or an audit evaluates it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class Sampling(Stage):
     times a finished sample moves toward a mode of the model, which reveals memorized images; each
     move costs one network evaluation. refine_t: the noise level of these moves, in timesteps; at
     higher levels similar samples merge. refine_noise: the share of this noise that each move adds,
-    0 for none, 1 for cyclic denoising.
+    0 for none, 1 for cyclic denoising. classes: numbers of the classes of a class-conditional
+    model, which the images get in turn; None for all classes.
     """
 
     parallel: ClassVar[bool] = True
@@ -65,6 +67,7 @@ class Sampling(Stage):
     precision: Precision
     shard_size: int
     seed: int
+    classes: list | None = None
 
     def __post_init__(self) -> None:
         for field in ("num_images", "num_inference_steps", "shard_size"):
@@ -89,7 +92,7 @@ class Sampling(Stage):
             unused = (*unused, "refine_steps", "refine_t", "refine_noise")
         if self.prompts is None:
             unused = (*unused, "prompts", "prompt_guidance_scale")
-        return unused
+        return unused if self.classes is not None else (*unused, "classes")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
@@ -115,12 +118,22 @@ class Sampling(Stage):
         assert isinstance(dpm, DPM)
         if "data" in upstream:
             dpm.check_images(upstream["data"])
+        if dpm.scheduler() is not None:  # it is on this machine
+            self._check_classes(dpm.num_classes())
         dpm.check_timesteps(
             name,
             self.num_inference_steps,
             self.timestep_spacing,
             {f"{name}.refine_t": self.refine_t} if self.refine_steps > 0 else {},
         )
+
+    def _check_classes(self, num_classes: int | None) -> None:
+        name, classes = f"{self.name}.classes", self.classes
+        rule = "null, as the model has no classes"
+        require(num_classes is not None or classes is None, name, rule, classes)
+        every = range(num_classes or 0)
+        known = classes is None or (classes and all(number in every for number in classes))
+        require(bool(known), name, f"null or numbers in [0, {num_classes})", classes)
 
     def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
         data: Any = upstream["data"]
@@ -144,8 +157,16 @@ class Sampling(Stage):
         if self.prompts is not None:
             prompts, targets = self._draw_prompts(job, self.prompts)
         denoiser = load_denoiser(
-            job.inputs["dpm"], self.precision, prompts, self.prompt_guidance_scale
+            job.inputs["dpm"],
+            self.precision,
+            prompts,
+            self.prompt_guidance_scale,
+            by_class=surrogate is None,
         )
+        self._check_classes(denoiser.num_classes)
+        if denoiser.num_classes is not None:
+            targets = np.resize(self.classes or range(denoiser.num_classes), self.num_images)
+            np.save(job.folder / "classes.npy", targets)
         sampler = self._sampler(denoiser, surrogate, guidance)
         sample_to_shards(
             sampler,
@@ -223,14 +244,20 @@ def load_denoiser(
     precision: Precision,
     prompts: Sequence[str] | None = None,
     prompt_guidance_scale: float = 1.0,
+    *,
+    by_class: bool = False,
 ) -> Denoiser:
     """The model of a dpm artifact as a denoiser for samplers, on the CPU.
 
-    prompts: the prompts of a text-conditional model, None for the empty one.
+    prompts: the prompts of a text-conditional model, None for the empty one. by_class: whether each
+    image gets a class; else ValueError for a class-conditional model, which has no other images.
     """
     from sidepipe.models.text.denoiser import PromptedDenoiser
 
     model = load_text_model(dpm, precision)
     if model is not None:
         return PromptedDenoiser(model, prompts, prompt_guidance_scale)
-    return denoiser_of(*load_dpm(dpm))
+    denoiser = denoiser_of(load_dpm(dpm))
+    found = denoiser.num_classes
+    require(by_class or found is None, "dpm", WITHOUT_CLASSES, f"{found} classes", "surrogate=none")
+    return denoiser

@@ -127,15 +127,13 @@ class Lora(Training):
         """The labeled data in the model's space: images, or latents of images."""
         import torch
 
-        from sidepipe.models.text.denoiser import PromptedDenoiser
-
         images = load_images(inputs["label"], inputs["generate"])
         denoiser = load_denoiser(inputs["dpm"], "32-true")
-        if not isinstance(denoiser, PromptedDenoiser) or denoiser.has_range:
+        if denoiser.has_range:
             return images
-        model = denoiser.model.to(device)
-        parts = torch.from_numpy(images).split(ENCODED)
-        return np.concatenate([model.to_latents(part).cpu().numpy() for part in parts])
+        denoiser.to(device)
+        parts = torch.from_numpy(images).to(device).split(ENCODED)
+        return np.concatenate([denoiser.encode(part).cpu().numpy() for part in parts])
 
 
 def _loss_without_labels(
