@@ -32,13 +32,16 @@ PUBLIC = {
     "sidepipe.Result.report": sidepipe.Result.report,
     "sidepipe.Result.table": sidepipe.Result.table,
     "sidepipe.Result.save": sidepipe.Result.save,
+    "sidepipe.audit": sidepipe.audit,
+    "sidepipe.Audit": sidepipe.Audit,
+    "sidepipe.Audit.save": sidepipe.Audit.save,
     "sidepipe.Estimate": sidepipe.Estimate,
     "sidepipe.Pair": sidepipe.Pair,
     "sidepipe.memorization.metrics.Excess": Excess,
 }
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source", "Example")
 # Dataclasses that functions return: nobody calls their constructors.
-RETURNED = (sidepipe.Model, sidepipe.Result, sidepipe.Estimate, sidepipe.Pair)
+RETURNED = (sidepipe.Model, sidepipe.Result, sidepipe.Audit, sidepipe.Estimate, sidepipe.Pair)
 
 
 def page() -> str:

@@ -20,14 +20,18 @@ from tests.tiny import SCHEDULE, UNET
 
 import sidepipe
 from sidepipe import api
-from sidepipe.api import comparing, measuring, model, result
+from sidepipe.api import auditing, comparing, measuring, model, result
 from sidepipe.base.settings import build
 from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.shards import load_shards
+from sidepipe.engine.stage import Job, Runtime
 from sidepipe.features.encoders import SSCD, Pixels, PixelsL2
 from sidepipe.memorization import excess_metric
 from sidepipe.memorization.thresholds import MIN_UNSEEN
+from sidepipe.stages.audit.stage import Audit as AuditStage
+from sidepipe.stages.audit.stage import load_scores
 from sidepipe.stages.evaluate.stage import MIN_IMAGES
+from sidepipe.stages.reference.stage import Reference
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -81,7 +85,7 @@ def loaded(checkpoint):
 # documents
 
 
-@pytest.mark.parametrize("module", [model, result, comparing, excess_metric])
+@pytest.mark.parametrize("module", [model, result, comparing, auditing, excess_metric])
 def test_every_example_runs(module, checkpoint, artifact, tmp_path):
     names = {"checkpoint": str(checkpoint), "artifact": artifact, "folder": tmp_path}
     names |= {"generated": GENERATED, "train": TRAIN, "heldout": HELDOUT}
@@ -550,3 +554,84 @@ def test_images_on_their_side_by_exif_have_one_size_with_upright_ones(tmp_path):
     on_its_side.save(tmp_path / "wide" / "0000.png", exif=exif)
     found = sidepipe.compare(wide[:20], train=tmp_path / "wide", heldout=HELDOUT.repeat(2, axis=2))
     assert found.hits == found.unique == 20
+
+
+# audit
+
+
+def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
+    """The stage on the artifact, whose split has the best control first, and the function."""
+    settings = {"draws": 2, "levels": [60, 300], "num_images": None, "gallery_images": 3, "seed": 4}
+    inputs = {"data": artifact.parents[1] / "data" / artifact.name, "dpm": artifact}
+    l2 = {"_target_": "sidepipe.features.encoders.PixelsL2"}
+    ids = "".join(f"{i},{i:04d},train,\n" for i in range(240))
+    (inputs["data"] / "ids.csv").write_text(f"index,id,partition,identity\n{ids}")
+    both = {"features": l2, "false_positive_rates": [0.02]}
+    for name, stage in (
+        ("reference", Reference(**both)),
+        (
+            "audit",
+            AuditStage(refine_t=60, refine_steps=2, precision="32-true", **both, **settings),
+        ),
+    ):
+        inputs[name] = tmp_path / name
+        inputs[name].mkdir()
+        stage.run(Job(inputs[name], inputs, Runtime(accelerator="cpu")))
+    scores = load_scores(inputs["audit"])
+    train, heldout = sidepipe.load_split(artifact)
+    found = sidepipe.audit(
+        sidepipe.load(checkpoint, device="cpu"),
+        train=train,
+        heldout=heldout,
+        steps=2,
+        draws=2,
+        levels=[60, 300],
+        false_positive_rate=0.02,
+        seed=4,
+        precision="32-true",
+    )
+    same = [name for name in scores if name not in ("index", "id")]
+    for name in same:
+        assert found.scores[name].tolist() == pytest.approx(
+            scores[name].tolist(), abs=1e-5, nan_ok=True
+        ) or (found.scores[name].tolist() == scores[name].tolist())
+    assert found.scores["index"].tolist() == [*range(40), *range(40)]
+    assert sorted(found.flagged.tolist()) == np.flatnonzero(scores["flagged"][:40]).tolist()
+    assert "the model returns to " in str(found)
+    written = found.save(tmp_path / "scores.csv").read_text().splitlines()
+    assert len(written) == 81
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"t": 1000}, r"t must be in \[0, 1000\), the timesteps of the model, got 1000"),
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"draws": 0}, "draws must be >= 1, got 0"),
+        ({"levels": [60, 30]}, "levels must be ascending timesteps"),
+        ({"levels": [60, 1000]}, r"levels must be in \[0, 1000\)"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
+        ({"precision": "bf16-true"}, "precision does not accept"),
+        ({"features": "sscd"}, "features must be one of"),
+        ({"false_positive_rate": 0}, r"false_positive_rate must be in \(0, 1\)"),
+        ({"train": TRAIN[:1]}, "train must be >= 2 images, got 1"),
+        ({"heldout": HELDOUT[:19]}, "heldout must be >= 20 images, got 19"),
+        ({"heldout": TRAIN}, "heldout must hold no duplicates of train"),
+        (
+            {
+                "train": random_images(40, shape=(4, 4, 1)),
+                "heldout": random_images(40, 5, (4, 4, 1)),
+            },
+            r"train must be of shape \(n, 8, 8, 1\), got \(40, 4, 4, 1\); audit images",
+        ),
+    ],
+)
+def test_wrong_arguments_of_audit_are_named(loaded, changes, message):
+    with pytest.raises(ValueError, match=message):
+        sidepipe.audit(loaded, **{"train": TRAIN, "heldout": HELDOUT} | changes)
+
+
+def test_an_audit_is_saved_into_an_existing_folder(loaded, tmp_path):
+    found = sidepipe.audit(loaded, train=TRAIN, heldout=HELDOUT, steps=1, levels=())
+    with pytest.raises(FileNotFoundError, match="path must be a file in an existing folder"):
+        found.save(tmp_path / "nowhere" / "audit.csv")

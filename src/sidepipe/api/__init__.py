@@ -12,12 +12,18 @@ from sidepipe.api.result import Pair as Pair
 from sidepipe.api.result import Result as Result
 
 if TYPE_CHECKING:
+    from sidepipe.api.auditing import Audit as Audit
+    from sidepipe.api.auditing import audit as audit
     from sidepipe.api.model import Model as Model
     from sidepipe.api.model import load as load
     from sidepipe.api.model import load_split as load_split
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("Audit", "audit"):
+        from sidepipe.api import auditing
+
+        return getattr(auditing, name)
     if name in ("Model", "load", "load_split"):
         from sidepipe.api import model
 

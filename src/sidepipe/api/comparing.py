@@ -90,13 +90,7 @@ def compare(
     require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
     require_known("device", device, ["auto", "cpu", "cuda", "mps"])
-    if isinstance(features, str):
-        rule = f"one of {sorted(WITHOUT_SETTINGS)}"
-        remedy = "others need settings: pass an object, such as sidepipe.features.encoders.SSCD"
-        require(features in WITHOUT_SETTINGS, "features", rule, features, f"{remedy}(path, …)")
-    else:
-        with as_arguments("features"):
-            features.check()
+    check_features(features)
     how = Reading(size, resize, channels, on_bad_file)
     sets = read_sets(
         {"generated": generated, "train": train, "heldout": heldout}, LEAST, how, groups
@@ -112,3 +106,14 @@ def compare(
         on_duplicates=on_duplicates,
         device=device,
     )
+
+
+def check_features(features: str | Encoder) -> None:
+    """Raises ValueError or FileNotFoundError where the encoder cannot be used."""
+    if isinstance(features, str):
+        rule = f"one of {sorted(WITHOUT_SETTINGS)}"
+        remedy = "others need settings: pass an object, such as sidepipe.features.encoders.SSCD"
+        require(features in WITHOUT_SETTINGS, "features", rule, features, f"{remedy}(path, …)")
+        return
+    with as_arguments("features"):
+        features.check()

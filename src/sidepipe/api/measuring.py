@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from sidepipe.api.images import Images, ImageSet, require_count
+from sidepipe.api.control import calibrated, warn
+from sidepipe.api.images import Images, ImageSet
 from sidepipe.api.naming import as_arguments
 from sidepipe.api.result import Estimate, Pair, Result
-from sidepipe.base.settings import require
 from sidepipe.engine.stage import Runtime
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import Encoder, Pixels, PixelsL2
-from sidepipe.features.image_duplicates import Duplicates, duplicates_across
 from sidepipe.memorization.collapse import collapse
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
-from sidepipe.memorization.real import Encoded, checked_rates, near_duplicates, real_images
 from sidepipe.memorization.results import closest_pairs, counted
 from sidepipe.memorization.scores import closer
-from sidepipe.memorization.thresholds import MIN_UNSEEN, allowed
 from sidepipe.stages.evaluate.stage import BLIND_IMAGES
-
-log = logging.getLogger(__name__)
 
 ENCODERS = {"pixels": Pixels, "pixels_l2": PixelsL2}
 NUM_PAIRS = 60
-NAMED = 5  # duplicates that a message lists
 
 
 def measured(
@@ -42,124 +35,20 @@ def measured(
     device: str,
 ) -> Result:
     """The result of `sidepipe.compare` on images of one shape."""
-    said: list[str] = []
-    for one in sets.values():
-        for note in one.notes:
-            _warn(note, said)
     encoder = ENCODERS[features]() if isinstance(features, str) else features
     with as_arguments():
         runtime = Runtime(accelerator=device)
         runtime.require_accelerator()
-    data, names, groups = _data(sets), _full_names(sets), _numbers(sets)
-    trained = np.arange(len(sets["train"].images))
-    unseen = len(trained) + _in_groups(sets["heldout"])
-    _, found = duplicates_across(data, trained, unseen)
-    unseen = _without_duplicates(unseen, found, names, on_duplicates, said)
+    encode = partial(encoder.encode, device=runtime.torch_device())
+    known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
     with as_arguments():
-        encode = partial(encoder.encode, device=runtime.torch_device())
         queries = encode(sets["generated"].images)
-        seen, held = (
-            Encoded(rows, encode(data[rows]), None if groups is None else groups[rows])
-            for rows in (trained, unseen)
-        )
-        real = real_images(seen, held, encoder.metric)
-        rates = checked_rates(real, [false_positive_rate], encoder.metric, names.__getitem__)
-    near = near_duplicates(real, encoder.metric)
-    said += _on_control(false_positive_rate, rates[0], near, unseen, groups)
-    c = search(queries, None, real, encoder.metric)
+    said = known.warnings
+    c = search(queries, None, known.real, encoder.metric)
     about = {"truth": "train", "metric": c.metric, "transform": encoder.transform}
-    counts, centers = counted(c, rates)
-    counts = {**about, **_within(c, counts, sets["generated"].images, near, said), **counts}
-    return _result(c, counts, centers["train"], sets, data, said)
-
-
-def _full_names(sets: Mapping[str, ImageSet]) -> list[str]:
-    """The names of the rows of `_data` in messages: with the argument in front of a file."""
-    return [
-        name if sets[of].source == "array" else f"{of}/{name}"
-        for of in ("train", "heldout")
-        for name in sets[of].names
-    ]
-
-
-def _data(sets: Mapping[str, ImageSet]) -> Images:
-    """Training images, then held-out images."""
-    for name, least in (("generated", 20), ("train", 2), ("heldout", MIN_UNSEEN)):
-        require_count(name, len(sets[name].images), least)  # again: bad files may be left out
-    return np.concatenate([sets["train"].images, sets["heldout"].images])
-
-
-def _in_groups(heldout: ImageSet) -> np.ndarray:
-    """Places of the held-out images, in their order, those of each group together."""
-    if heldout.groups is None:
-        return np.arange(len(heldout.images))
-    _, first, number = np.unique(heldout.groups, return_index=True, return_inverse=True)
-    return np.argsort(first[number], kind="stable")
-
-
-def _numbers(sets: Mapping[str, ImageSet]) -> np.ndarray | None:
-    """The number of the group of each row of `_data`; None without groups."""
-    train, heldout = sets["train"].groups, sets["heldout"].groups
-    if train is None or heldout is None:
-        return None
-    return np.unique([*train, *heldout], return_inverse=True)[1]
-
-
-def _without_duplicates(
-    unseen: np.ndarray,
-    found: Duplicates,
-    names: Sequence[str],
-    on_duplicates: str,
-    said: list[str],
-) -> np.ndarray:
-    """The held-out images that stay; raises ValueError where `on_duplicates` forbids duplicates."""
-    places = np.flatnonzero(found.found)
-    if len(places) == 0:
-        return unseen
-    pairs = [f"{names[int(unseen[i])]} = {names[int(found.row[i])]}" for i in places[:NAMED]]
-    more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
-    text = (
-        f"{len(places)} of {len(unseen)} held-out images duplicate training images "
-        f"({int(found.exact.sum())} exactly): {', '.join(pairs)}{more}"
-    )
-    if on_duplicates == "error":
-        raise ValueError(
-            f"heldout must hold no duplicates of train: {text}; hit thresholds set on them would "
-            "hide copies; remedy: on_duplicates='drop' leaves these held-out images out, 'keep' "
-            "continues with a warning"
-        )
-    _warn(f"{text}; they are {'left out' if on_duplicates == 'drop' else 'kept'}", said)
-    if on_duplicates == "keep":
-        return unseen
-    left = unseen[~found.found]
-    name = f"the number of held-out images that on_duplicates='drop' leaves of {len(unseen)}"
-    require(len(left) >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", len(left), "pass other images")
-    return left
-
-
-def _warn(text: str, said: list[str]) -> None:
-    log.warning("%s", text)
-    said.append(text)
-
-
-def _on_control(
-    asked: float,
-    used: float,
-    near: Mapping[str, float],
-    unseen: np.ndarray,
-    groups: np.ndarray | None,
-) -> list[str]:
-    said: list[str] = []
-    count, unit = len(unseen), "images"
-    if groups is not None:
-        count, unit = len(np.unique(groups[unseen])), "groups"
-    if used != asked:
-        rates = f"{100 * asked:.3g} %; used: {100 * used:.3g} %"
-        _warn(f"{count} held-out {unit} are too few for a false positive rate of {rates}", said)
-    if near["count"] > allowed(count, used):
-        text = "are near duplicates of training images to this encoder: they set the threshold of a"
-        _warn(f"{near['count']} of {len(unseen)} held-out images {text} hit, and hide copies", said)
-    return said
+    counts, centers = counted(c, [known.rate])
+    counts = {**about, **_within(c, counts, sets["generated"].images, known.near, said), **counts}
+    return _result(c, counts, centers["train"], sets, known.data, said)
 
 
 def _within(
@@ -175,7 +64,7 @@ def _within(
     sizes = np.sort(np.unique(center, return_counts=True)[1])[::-1]
     alike = collapse(generated, sizes)
     if alike is not None:
-        _warn(f"the model {alike['said']}", said)
+        warn(f"the model {alike['said']}", said)
     return {
         "num_images": len(generated),
         "collapse": alike,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from sidepipe.diffusion.denoiser import Denoiser
     from sidepipe.features.encoders import Encoder
-    from sidepipe.memorization.audit import Images, Move
+    from sidepipe.memorization.audit import Images, Move, Probe
     from sidepipe.memorization.real import Encoded, RealImages
 
 PART = 500  # images per file: a killed run loses at most so many
@@ -112,7 +112,8 @@ class Audit(Stage):
         rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
         threshold = threshold_at_false_positive_rate(real.real_gamma, rate, encoder.metric)
         sets = self._sets(real)
-        move = self._move(load_denoiser(job.inputs["dpm"], self.precision), job.runtime)
+        denoiser = load_denoiser(job.inputs["dpm"], self.precision)
+        move = mover(denoiser, self._probe, self.seed, self.precision, job.runtime)
         data, found, start = load_images(job.inputs["data"]), {}, 0
         for name, images in sets.items():
             one = partial(self._part, data, images, move, encoder, threshold, start, job.runtime)
@@ -137,7 +138,7 @@ class Audit(Stage):
         return results
 
     @property
-    def _probe(self) -> Any:
+    def _probe(self) -> Probe:
         from sidepipe.memorization.audit import Probe
 
         return Probe(self.refine_t, self.refine_steps, self.levels, self.draws)
@@ -146,27 +147,6 @@ class Audit(Stage):
         """Training images, and as many held-out ones, the best control first."""
         train = real.train.part(slice(self.num_images))
         return {"train": train, "heldout": real.unseen.part(slice(len(train.rows)))}
-
-    def _move(self, denoiser: Denoiser, runtime: Runtime) -> Move:
-        from sidepipe.engine.image_sampler import ImageSampler
-        from sidepipe.engine.sampling import sample_to_array
-
-        def move(images: Images, t: int | None, refine: bool, first: int) -> Images:
-            sampler = ImageSampler(
-                denoiser,
-                seed=self.seed,
-                stream="audit",
-                timesteps=[] if t is None else [t],
-                eta=0.0,
-                refine_steps=self.refine_steps if refine else 0,
-                refine_t=self.refine_t,
-            )
-            count = len(images)
-            return sample_to_array(
-                sampler, count, count, self.precision, runtime, images, first=first
-            )
-
-        return move
 
     def _part(
         self,
@@ -212,6 +192,30 @@ class Audit(Stage):
     def shown(self, folder: Path) -> dict[str, list[Any]]:
         """Each training image of the gallery with its refined image."""
         return {"audit/returns": [grid(pair, columns=2) for pair in load_gallery(folder)[0]]}
+
+
+def mover(
+    denoiser: Denoiser, probe: Probe, seed: int, precision: Precision, runtime: Runtime
+) -> Move:
+    """The `Move` of a model: noise, one denoising step, refinement, as `returns` calls them."""
+    from sidepipe.engine.image_sampler import ImageSampler
+    from sidepipe.engine.sampling import sample_to_array
+
+    def move(images: Images, t: int | None, refine: bool, first: int) -> Images:
+        sampler = ImageSampler(
+            denoiser,
+            seed=seed,
+            stream="audit",
+            timesteps=[] if t is None else [t],
+            eta=0.0,
+            refine_steps=probe.steps if refine else 0,
+            refine_t=probe.t,
+        )
+        return sample_to_array(
+            sampler, len(images), len(images), precision, runtime, images, first=first
+        )
+
+    return move
 
 
 def load(folder: Path) -> dict[str, Any]:

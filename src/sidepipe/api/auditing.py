@@ -1,0 +1,262 @@
+"""An owner's audit: the training images that a model returns to, next to held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from sidepipe.api.comparing import LEAST, check_features
+from sidepipe.api.control import Calibrated, calibrated
+from sidepipe.api.images import Images, ImagesOrFolder, Reading, read_sets
+from sidepipe.api.measuring import ENCODERS
+from sidepipe.api.model import PRECISIONS, Model
+from sidepipe.api.naming import as_arguments
+from sidepipe.api.result import Estimate
+from sidepipe.base.files import whole_file
+from sidepipe.base.settings import Precision, require, require_known
+from sidepipe.diffusion.sampler import require_x_0
+from sidepipe.features.encoders import Device, Encoder
+from sidepipe.features.pairs import blocks
+from sidepipe.memorization.audit import Move, Probe, closeness, returns
+from sidepipe.memorization.thresholds import threshold_at_false_positive_rate
+from sidepipe.stages.audit import tables
+from sidepipe.stages.audit.stage import PART, mover
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """Training images that a model returns to. ``sidepipe.audit`` makes it.
+
+    The model returns to an image where the refined image is at least as close to the image itself
+    as ``threshold``, which ``false_positive_rate`` of the held-out images reach for a training
+    image.
+
+    Attributes:
+        num_train: number of training images.
+        num_heldout: number of held-out images, at most as many.
+        flagged: indices in ``train`` of the images that the model returns to, the closest first.
+        heldout_flagged: number of held-out images that the model returns to.
+        excess: the share of training images less the share of held-out images.
+        scores: a pandas DataFrame with a row per image; docs/audit.md has the columns.
+        threshold: a distance (``metric`` ``"l2"``) or a similarity (``"cosine"``).
+        false_positive_rate: the share of held-out images that may reach the threshold.
+        metric: ``"l2"``, where smaller is closer, or ``"cosine"``, where larger is closer.
+        features: name and version of the encoder.
+        evaluations_per_image: evaluations of the network.
+        warnings: limitations of the numbers, as sentences; they are also logged.
+    """
+
+    num_train: int
+    num_heldout: int
+    flagged: Int64[np.ndarray, "k"]
+    heldout_flagged: int
+    excess: Estimate
+    scores: pd.DataFrame = field(repr=False)
+    threshold: float
+    false_positive_rate: float
+    metric: str
+    features: str
+    evaluations_per_image: int
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.excess.interval)
+        lines = [
+            f"the model returns to {len(self.flagged):,} of {self.num_train:,} training images and "
+            f"to {self.heldout_flagged:,} of {self.num_heldout:,} held-out images",
+            f"excess: {100 * self.excess.share:.1f} % (95 % interval {low:.1f} to {high:.1f} %)",
+        ]
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+    def save(self, path: str | Path = "audit.csv") -> Path:
+        """Write the scores as a CSV file.
+
+        Args:
+            path: the file to write or replace.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileNotFoundError: where the folder of the file does not exist.
+
+        Example:
+            >>> import sidepipe
+            >>> model = sidepipe.load(checkpoint)
+            >>> found = sidepipe.audit(model, train=train, heldout=heldout, steps=2, levels=())
+            >>> found.save(folder / "audit.csv").name
+            'audit.csv'
+        """
+        file = Path(path).expanduser()
+        if not file.parent.is_dir():
+            raise FileNotFoundError(
+                f"path must be a file in an existing folder, got {file}; remedy: make {file.parent}"
+            )
+        with whole_file(file) as temporary:
+            tables.save(temporary, self.scores)
+        return file
+
+
+def audit(
+    model: Model,
+    *,
+    train: ImagesOrFolder,
+    heldout: ImagesOrFolder,
+    t: int = 60,
+    steps: int = 8,
+    levels: Sequence[int] = (60, 150, 300),
+    draws: int = 4,
+    features: str | Encoder = "pixels_l2",
+    false_positive_rate: float = 0.001,
+    on_duplicates: Literal["error", "drop", "keep"] = "error",
+    seed: int = 0,
+    precision: Precision = "bf16-mixed",
+) -> Audit:
+    """Find the training images that a model returns to, without sampling.
+
+    Each image is refined. Where the model has memorized it, the refined image is the image itself.
+    The same number of held-out images is the control: a model also returns to images that it never
+    saw, and the claim is the difference.
+
+    Args:
+        model: from ``sidepipe.load``.
+        train: uint8 ``(n, height, width, channels)`` of the size of the model, or a folder of
+            images; at least 2.
+        heldout: images of the same kind that the model never saw; at least 20.
+        t: timestep of refinement, in ``[0, num_train_timesteps)``.
+        steps: evaluations of refinement per image, >= 1.
+        levels: timesteps of the noise that copies of an image get, ascending; ``()`` for none.
+        draws: copies per level, >= 1.
+        features: as in ``compare``.
+        false_positive_rate: as in ``compare``.
+        on_duplicates: as in ``compare``.
+        seed: of the noise, in ``[0, 2**32)``.
+        precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
+
+    Returns:
+        Flagged images, the control, and all scores by image.
+
+    Raises:
+        ValueError: where an argument is out of its range, or the images do not fit the model.
+        FileNotFoundError: where a folder is missing.
+
+    Source:
+        docs/audit.md. P-values: Bates et al., "Testing for Outliers with Conformal p-Values", 2023.
+
+    Example:
+        >>> import sidepipe
+        >>> model = sidepipe.load(checkpoint)
+        >>> found = sidepipe.audit(model, train=train, heldout=heldout, steps=2, levels=())
+        >>> found.num_train, found.num_heldout, found.evaluations_per_image
+        (40, 40, 6)
+    """
+    probe = Probe(t, steps, list(levels), draws)
+    _check(model, probe)
+    require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
+    require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
+    require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
+    require_known("precision", precision, PRECISIONS)
+    check_features(features)
+    sets = read_sets({"train": train, "heldout": heldout}, LEAST, Reading())
+    shape, rule = sets["train"].images.shape, ", ".join(map(str, model.image_shape))
+    remedy = "audit images of the size that the model makes"
+    require(shape[1:] == model.image_shape, "train", f"of shape (n, {rule})", shape, remedy)
+    encoder = ENCODERS[features]() if isinstance(features, str) else features
+    encode = partial(encoder.encode, device=model._runtime.torch_device())
+    known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
+    move = mover(model._denoiser, probe, seed, precision, model._runtime)
+    names = [*sets["train"].names, *sets["heldout"].names]
+    return _audited(known, encoder, probe, move, names, model._runtime.torch_device())
+
+
+def _check(model: Model, probe: Probe) -> None:
+    """Raises ValueError where the model cannot be probed so."""
+    most, levels = model.num_train_timesteps, list(probe.levels)
+    rule = f"in [0, {most}), the timesteps of the model"
+    require(0 <= probe.t < most, "t", rule, probe.t)
+    require(probe.steps >= 1, "steps", ">= 1", probe.steps)
+    require(probe.draws >= 1, "draws", ">= 1", probe.draws)
+    require(sorted(set(levels)) == levels, "levels", "ascending timesteps", levels)
+    require(all(0 <= level < most for level in levels), "levels", rule, levels)
+    denoiser = model._denoiser
+    require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, [probe.t, *levels])
+
+
+def _audited(
+    known: Calibrated,
+    encoder: Encoder,
+    probe: Probe,
+    move: Move,
+    names: list[str],
+    device: Device,
+) -> Audit:
+    real, metric = known.real, encoder.metric
+    threshold = threshold_at_false_positive_rate(real.real_gamma, known.rate, metric)
+    sets = {"train": real.train, "heldout": real.unseen.part(slice(len(real.train.rows)))}
+    found, first = {}, 0
+    for name, images in sets.items():
+        scored = partial(
+            returns,
+            features=images.features,
+            move=move,
+            encoder=encoder,
+            probe=probe,
+            threshold=threshold,
+            device=device,
+        )
+        found[name] = _in_parts(scored, known.data, images.rows, first)
+        first += len(images.rows)
+    table = tables.scores(sets, found, metric, threshold, probe.levels, np.array(names))
+    table.loc[table["kind"] == "heldout", "index"] -= len(real.train.rows)
+    order = np.argsort(-closeness(found["train"]["gamma"], metric), kind="stable")
+    return _result(table, order, threshold, known, encoder, probe)
+
+
+def _result(
+    table: pd.DataFrame,
+    order: Int64[np.ndarray, "n"],
+    threshold: float,
+    known: Calibrated,
+    encoder: Encoder,
+    probe: Probe,
+) -> Audit:
+    """order: the training images, the closest first."""
+    counts = tables.counts(table)
+    low, high = counts["excess"]["interval"]
+    return Audit(
+        num_train=counts["num_train"],
+        num_heldout=counts["num_heldout"],
+        flagged=order[: counts["flagged"]],
+        heldout_flagged=counts["heldout_flagged"],
+        excess=Estimate(counts["excess"]["share"], (low, high)),
+        scores=table,
+        threshold=threshold,
+        false_positive_rate=known.rate,
+        metric=encoder.metric,
+        features=encoder.transform,
+        evaluations_per_image=probe.evaluations,
+        warnings=tuple(known.warnings),
+    )
+
+
+def _in_parts(
+    scored: Callable[..., dict[str, np.ndarray]],
+    data: Images,
+    rows: Int64[np.ndarray, "n"],
+    first: int,
+) -> dict[str, np.ndarray]:
+    """The scores of the images in `rows`, of which few have their noised copies in memory."""
+    parts = []
+    for own in blocks(len(rows), PART):
+        with as_arguments():
+            parts.append(scored(images=data[rows[own]], own=own, first=first + own.start))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
