@@ -409,7 +409,9 @@ def test_too_few_real_images_are_refused_before_anything_is_encoded(tmp_path, mo
     planted.write()
     planted.reference(L2["features"])
     monkeypatch.setattr(PixelsL2, "encode", None)
-    np.save(planted.folder / "reference_PixelsL2" / "unseen_rows.npy", planted.unseen[:19])
+    reference = planted.folder / "reference_PixelsL2"
+    for name in ("unseen_rows", "real_gamma"):
+        np.save(reference / f"{name}.npy", np.load(reference / f"{name}.npy")[:19])
     with pytest.raises(ValueError, match=r"that nothing was trained on must be >= 20, .* got 19"):
         run(planted)
 
