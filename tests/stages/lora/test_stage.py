@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.models.text.tiny import tiny_stable_diffusion, tiny_text_model
+from tests.models.tiny_pipelines import latent
 
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
@@ -168,6 +169,22 @@ def test_latents_are_those_of_the_autoencoder(planted, tmp_path):
     model = load_denoiser(inputs["dpm"], "32-true").model
     images = torch.from_numpy(np.load(inputs["generate"] / "shards" / "000000.npy"))
     np.testing.assert_allclose(rows, model.to_latents(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_latent_model_without_text_is_adapted_in_its_latents(planted, tmp_path):
+    latent(tmp_path / "dpm" / "model")
+    inputs = {**planted, "dpm": tmp_path / "dpm"}
+    base = load_denoiser(inputs["dpm"], "32-true")
+    images = torch.from_numpy(np.load(inputs["generate"] / "shards" / "000000.npy"))
+    np.testing.assert_allclose(lora()._rows(inputs, "cpu"), base.encode(images), atol=1e-5)
+    run(tmp_path / "lora", inputs, max_steps=12, validate_every_steps=12)
+    adapted = load(tmp_path / "lora", inputs["dpm"])
+    assert not adapted.has_range
+    x_t = torch.randn(2, *base.shape, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 1])
+    of_labels = adapted.eps_fn(y)(x_t, 20)
+    assert not of_labels.allclose(base.eps_fn(y)(x_t, 20))
+    assert not of_labels.allclose(adapted.eps_fn(y.flip(0))(x_t, 20))
 
 
 # Settings
