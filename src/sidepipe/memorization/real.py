@@ -33,6 +33,11 @@ class Encoded:
     features: Float32[np.ndarray, "m d"]
     groups: Groups = None
 
+    @property
+    def num_units(self) -> int:
+        """Number of groups, or of images without groups."""
+        return len(self.rows if self.groups is None else np.unique(self.groups))
+
     def part(self, some: slice | Bool[np.ndarray, "m"]) -> "Encoded":
         """Some of them."""
         groups = None if self.groups is None else self.groups[some]
@@ -135,7 +140,7 @@ def checked_rates(
     named: the name of the image in a row, for the closest pair in the error.
     """
     gamma = closest_of_groups(real.real_gamma, real.unseen.groups, metric)
-    used = usable_rates(rates, len(gamma))
+    used = usable_rates(rates, real.unseen.num_units)
     for rate in used:
         try:
             threshold_at_false_positive_rate(gamma, rate, metric)
