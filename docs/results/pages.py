@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 DATA = HERE / "data"
 TABLE = re.compile(r"<!-- begin table: (\w+)([ \w]*) -->\n.*?<!-- end table -->", re.DOTALL)
 KEYS = ("data", "network", "train_images", "train_steps", "sampler", "sampling", "attack", "method")
-KEYS += ("edit", "refine_t", "false_positive_rate")
+KEYS += ("score", "edit", "refine_t", "false_positive_rate")
 HEADS = {
     "train_images": "training images",
     "train_steps": "training steps",
@@ -27,6 +27,14 @@ HEADS = {
     "hits_per_1000_evaluations": "hits per 1,000 evaluations",
     "hits_at_1_percent": "hits at 1 %",
     "heldout_hits_at_1_percent": "held-out hits at 1 %",
+    "extracted_flagged": "of these extracted",
+    "extracted_others": "of the others extracted",
+    "hits_on_flagged": "hits on flagged images, %",
+    "auc": "AUC",
+    "auc_low": "from",
+    "auc_high": "to",
+    "tpr_at_1_percent": "TPR at 1 % FPR, %",
+    "rank_correlation": "rank correlation with hits",
     "pixel_l2": "pixel L2",
     "memorized_prompts": "memorized prompts",
     "still_memorized": "still memorized",
