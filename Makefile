@@ -117,7 +117,7 @@ $(VENV)/installed: $(VENV)/python-ok pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev,features,text,slurm,dashboards]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev,features,text,medical,slurm,dashboards]'
 	@touch $@
 
 clean:

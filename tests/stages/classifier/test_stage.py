@@ -298,10 +298,7 @@ def test_learning_the_closed_form_comes_nearer_to_it_than_labels_do_where_noise_
     assert distance["posterior"][-1] < 0.01
 
 
-def test_what_learns_from_labels_keeps_its_key_and_clean_images_have_no_closed_form():
-    settings = dict.fromkeys(vars(classifier()), 1)
-    assert "labels" not in classifier().key_settings(settings)
-    assert "labels" in classifier(labels="posterior").key_settings(settings)
+def test_clean_images_have_no_closed_form():
     with pytest.raises(
         ValueError, match=r"classifier.labels must be 'hard' where .*noised is fals"
     ):

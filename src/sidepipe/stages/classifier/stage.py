@@ -80,10 +80,6 @@ class Classifier(Training):
             "the closed form is of noised images",
         )
 
-    def unused(self) -> tuple[str, ...]:
-        # "hard" is left out of the key, so that artifacts from before this setting keep theirs.
-        return ("labels",) if self.labels == "hard" else ()
-
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "generate", "label")
 
