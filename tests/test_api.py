@@ -334,6 +334,26 @@ def test_heldout_images_are_hit_as_well_by_a_model_that_copies_nothing():
     assert found.hits <= 1
     assert found.heldout_hits == 20
     assert found.excess.interval[1] < 0
+    assert "there are more held-out hits than hits" in found.warnings[-2]
+    assert "are train and heldout swapped" in found.warnings[-2]
+
+
+@pytest.mark.parametrize(("train", "heldout"), [(20, 0), (0, 20), (10, 8)])
+def test_generated_images_that_are_real_ones_are_a_warning(train, heldout):
+    copies = np.concatenate([TRAIN[:train], HELDOUT[:heldout]])
+    others = random_images(20 - len(copies), seed=5)
+    found = sidepipe.compare(np.concatenate([copies, others]), train=TRAIN, heldout=HELDOUT)
+    expected = f"{train} of 20 generated images are exact copies of training images, and {heldout} "
+    assert found.warnings[-1].startswith(expected)
+
+
+@pytest.mark.parametrize(("train", "heldout"), [(17, 0), (10, 0), (0, 0)])
+def test_fewer_exact_copies_are_a_finding_and_no_warning(train, heldout):
+    copies = np.concatenate([TRAIN[:train], HELDOUT[:heldout]])
+    near = np.clip(TRAIN[train : train + 3].astype(int) + 1, 0, 255).astype(np.uint8)
+    others = random_images(17 - len(copies), seed=5)
+    found = sidepipe.compare(np.concatenate([copies, near, others]), train=TRAIN, heldout=HELDOUT)
+    assert not [text for text in found.warnings if "exact copies" in text or "swapped" in text]
 
 
 def test_the_report_is_one_page_with_the_answer_the_numbers_and_the_pairs(tmp_path):
@@ -598,6 +618,7 @@ def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
     assert found.scores["index"].tolist() == [*range(40), *range(40)]
     assert sorted(found.flagged.tolist()) == np.flatnonzero(scores["flagged"][:40]).tolist()
     assert "the model returns to " in str(found)
+    assert not [text for text in found.warnings if "swapped" in text]
     written = found.save(tmp_path / "scores.csv").read_text().splitlines()
     assert len(written) == 81
 
@@ -629,6 +650,14 @@ def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
 def test_wrong_arguments_of_audit_are_named(loaded, changes, message):
     with pytest.raises(ValueError, match=message):
         sidepipe.audit(loaded, **{"train": TRAIN, "heldout": HELDOUT} | changes)
+
+
+def test_an_audit_with_train_and_heldout_swapped_is_a_warning(loaded, monkeypatch):
+    returned = auditing.tables.counts
+    below = {"excess": {"share": -0.5, "interval": [-0.6, -0.4]}}
+    monkeypatch.setattr(auditing.tables, "counts", lambda table: {**returned(table), **below})
+    found = sidepipe.audit(loaded, train=TRAIN, heldout=HELDOUT, steps=1, levels=())
+    assert "are train and heldout swapped" in found.warnings[-1]
 
 
 def test_an_audit_is_saved_into_an_existing_folder(loaded, tmp_path):

@@ -1,5 +1,6 @@
 """Every row of the table of arrays in docs/reading-images.md, written, listed and read."""
 
+import pickle
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,9 @@ MADE = {
         (MANY / 255, "must be uint8, uint16 or bool, got 'float64'; save levels of 0 to 255"),
         (MANY.astype(np.int32), "got 'int32'"),
     ],
-    "Python objects": [(np.array([{}, {}], dtype=object), "Python objects in dtype")],
+    "Python objects": [
+        (np.array([{}, {}], dtype=object), "it holds no array of numbers, or is cut off"),
+    ],
 }
 
 
@@ -115,8 +118,13 @@ def test_a_pickle_is_not_executed(tmp_path):
     np.save(tmp_path / "x.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "y.npz", np.array([Bomb()], dtype=object))
     for file in ("x.npy", "y.npz"):
-        with pytest.raises(ValueError, match=r"Python objects in dtype|allow_pickle=False"):
+        with pytest.raises(ValueError, match="it holds no array of numbers"):
             images_in(str(tmp_path / file))
+    for file in ("z.npy", "z.npz"):  # NumPy's own message proposes to load it
+        (tmp_path / file).write_bytes(pickle.dumps([Bomb()]))
+        with pytest.raises(ValueError, match="it holds no array of numbers") as error:
+            images_in(str(tmp_path / file))
+        assert "unsafely" not in str(error.value)
     assert not (tmp_path / "executed").exists()
 
 
@@ -147,6 +155,35 @@ def test_a_file_stands_for_a_folder_and_a_changed_file_is_read_again(tmp_path):
     assert found.pairs[0].names[:2] == ("generated.npz[0]", "train.npy[0]")
     np.savez(tmp_path / "generated.npz", heldout[:20])
     assert compared().hits == 0
+
+
+REFUSED = [
+    (arrays, error) for cases in MADE.values() for arrays, error in cases if isinstance(error, str)
+]
+
+
+@pytest.mark.parametrize(("arrays", "error"), [*REFUSED, (MANY[None], r"got \(1, 5, 8, 8, 3\)")])
+@pytest.mark.parametrize("name", ["generated", "train", "heldout"])
+@pytest.mark.parametrize("on_bad_file", ["error", "skip"])
+@pytest.mark.parametrize("place", ["", "x.npy"])
+def test_compare_names_a_wrong_array_and_not_the_number_of_images(
+    tmp_path, arrays, error, name, on_bad_file, place
+):
+    """As a file, and as the only file of a folder."""
+    written(tmp_path / "x", arrays)
+    (tmp_path / "out").rmdir()
+    images = RNG.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    sets = {"generated": images, "train": images, "heldout": images, name: tmp_path / place}
+    with pytest.raises(ValueError, match=rf"^{name}: .*x\.npy cannot be read: .*{error}"):
+        sidepipe.compare(sets.pop("generated"), **sets, on_bad_file=on_bad_file)
+
+
+def test_compare_counts_the_images_that_can_be_read(tmp_path):
+    for i, image in enumerate(RNG.integers(0, 256, (19, 8, 8), dtype=np.uint8)):
+        np.save(tmp_path / f"{i}.npy", image)
+    np.save(tmp_path / "x.npy", MANY / 255)
+    with pytest.raises(ValueError, match="generated must be >= 20 images, got 19"):
+        sidepipe.compare(tmp_path, train=MANY, heldout=MANY, on_bad_file="skip")
 
 
 def test_many_threads_load_a_file_once(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sidepipe.api.comparing import LEAST, check_features
-from sidepipe.api.control import Calibrated, calibrated
+from sidepipe.api.control import Calibrated, calibrated, warn_of_swapped
 from sidepipe.api.images import Images, ImagesOrFolder, Reading, read_sets
 from sidepipe.api.measuring import ENCODERS
 from sidepipe.api.model import PRECISIONS, Model
@@ -232,6 +232,8 @@ def _result(
     """order: the training images, the closest first."""
     counts = tables.counts(table)
     low, high = counts["excess"]["interval"]
+    finding = "the model returns to a larger share of held-out images than of training images"
+    warn_of_swapped((low, high), finding, known.warnings)
     return Audit(
         num_train=counts["num_train"],
         num_heldout=counts["num_heldout"],

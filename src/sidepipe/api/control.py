@@ -141,6 +141,17 @@ def warn(text: str, said: list[str]) -> None:
     said.append(text)
 
 
+def warn_of_swapped(interval: Sequence[float], finding: str, said: list[str]) -> None:
+    """Adds a warning, which begins with `finding`, where the interval of the excess is below 0."""
+    if interval[1] < 0:
+        low, high = (100 * end for end in interval)
+        warn(
+            f"{finding} (excess {low:.1f} to {high:.1f} %), which chance does not explain: are "
+            "train and heldout swapped, or of different kinds?",
+            said,
+        )
+
+
 def _on_control(
     asked: float,
     used: float,

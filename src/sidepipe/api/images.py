@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from sidepipe.api.naming import as_arguments
 from sidepipe.base.image_files import in_words, is_array_file
 from sidepipe.base.image_pixels import upright_size
 from sidepipe.base.settings import require, require_known
-from sidepipe.stages.data.reading import Entry, read_images
+from sidepipe.stages.data.reading import Entry, read_images, require_readable
 from sidepipe.stages.data.sources import ImageFolder
 
 Images = UInt8[np.ndarray, "n h w c"]
@@ -71,8 +71,7 @@ class ImageSet:
         The list has a line `<SHA-256 of the pixels>  <name>` for each image.
         """
         listed = hashlib.sha256()
-        for name, image in zip(self.names, self.images, strict=True):
-            pixels = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
+        for name, pixels in zip(self.names, digests(self.images), strict=True):
             listed.update(f"{pixels}  {name}\n".encode())
         shape = list(self.images.shape[1:])
         about: dict[str, object] = {
@@ -83,6 +82,11 @@ class ImageSet:
         if self.groups is not None:
             about["num_groups"] = len(set(self.groups))
         return {**about, "sha256": listed.hexdigest()}
+
+
+def digests(images: Images) -> Iterator[str]:
+    """The SHA-256 of each image's pixels."""
+    return (hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in images)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,11 @@ def read_sets(
     how.check()
     found = {name: _listed(name, images) for name, images in sets.items()}
     for name, one in found.items():
-        require_count(name, len(one.entries), least[name])
+        readable = sum(not entry.problem for entry in one.entries)
+        if how.on_bad_file == "error" or readable == 0:
+            with as_arguments(name):
+                require_readable(one.entries)  # first: an array of a wrong layout has no count
+        require_count(name, readable, least[name])
     grouped = None
     if groups is not None:
         names = {name: [entry.id for entry in one.entries] for name, one in found.items()}

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sidepipe.api.control import calibrated, warn
-from sidepipe.api.images import Images, ImageSet
+from sidepipe.api.control import calibrated, warn, warn_of_swapped
+from sidepipe.api.images import Images, ImageSet, digests
 from sidepipe.api.naming import as_arguments
 from sidepipe.api.result import Estimate, Pair, Result
 from sidepipe.engine.stage import Runtime
@@ -24,6 +24,7 @@ from sidepipe.stages.evaluate.stage import BLIND_IMAGES
 
 ENCODERS = {"pixels": Pixels, "pixels_l2": PixelsL2}
 NUM_PAIRS = 60
+COPIED = 0.9  # the share of exact copies above which the generated images may be real ones
 
 
 def measured(
@@ -48,7 +49,24 @@ def measured(
     about = {"truth": "train", "metric": c.metric, "transform": encoder.transform}
     counts, centers = counted(c, [known.rate])
     counts = {**about, **_within(c, counts, sets["generated"].images, known.near, said), **counts}
+    interval = counts["calibrated"][0]["excess"]["interval"]
+    warn_of_swapped(interval, "there are more held-out hits than hits", said)
+    _warn_of_copies(sets, said)
     return _result(c, counts, centers["train"], sets, known.data, said)
+
+
+def _warn_of_copies(sets: Mapping[str, ImageSet], said: list[str]) -> None:
+    """Adds a warning where nearly all generated images are equal to real ones, pixel by pixel."""
+    generated = list(digests(sets["generated"].images))
+    real = {name: set(digests(sets[name].images)) for name in ("train", "heldout")}
+    copies = {name: sum(one in known for one in generated) for name, known in real.items()}
+    if sum(copies.values()) >= COPIED * len(generated):
+        warn(
+            f"{copies['train']:,} of {len(generated):,} generated images are exact copies of "
+            f"training images, and {copies['heldout']:,} of held-out images: does generated hold "
+            "real images?",
+            said,
+        )
 
 
 def _within(

@@ -8,6 +8,7 @@ from functools import lru_cache, partial, wraps
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
+from zipfile import is_zipfile
 
 import numpy as np
 from jaxtyping import Shaped
@@ -62,15 +63,25 @@ def kept(load: Callable[[str], T]) -> Callable[[str], T]:
 
 @kept
 def _arrays(file: str) -> dict[str, Shaped[np.ndarray, "..."]]:
-    if file.lower().endswith(".npy"):
-        return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
-    with np.load(file, allow_pickle=False) as opened:
-        return {name: opened[name] for name in opened.files}
+    try:
+        if file.lower().endswith(".npy"):
+            return {"": np.lib.format.open_memmap(file, mode="r")}
+        require(is_zipfile(file), "a .npz file", "an archive of numpy.savez", "another file")
+        with np.load(file, allow_pickle=False) as opened:
+            return {name: opened[name] for name in opened.files}
+    except ValueError as error:  # NumPy's message for Python objects proposes to load them
+        remedy = "save arrays of numbers by numpy.save or numpy.savez"
+        raise ValueError(
+            f"it holds no array of numbers, or is cut off ({error}); {remedy}"
+        ) from None
 
 
 def _holds_one(array: Shaped[np.ndarray, "..."]) -> bool:
     """Whether an array is one image; ValueError where it is no images."""
-    remedy = "save levels of 0 to 255 as uint8; (255 * x).round() converts values in [0, 1]"
+    remedy = (
+        "save levels of 0 to 255 as uint8: (255 * x).round() of values in [0, 1], "
+        "(127.5 * (x + 1)).round() of values in [-1, 1]"
+    )
     levels = array.dtype in (np.uint8, np.uint16, np.bool_)
     require(levels, "an array of images", "uint8, uint16 or bool", str(array.dtype), remedy)
     shape, color = array.shape, array.ndim > 2 and array.shape[-1] in CHANNELS

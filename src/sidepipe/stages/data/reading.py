@@ -84,8 +84,7 @@ def read_images(
     """
     require(len(entries) > 0, "the number of images in data.source", ">= 1", len(entries))
     if on_bad_file == "error":
-        for entry in (e for e in entries if e.problem):  # before any image is decoded
-            raise _bad_file(entry, entry.problem)
+        require_readable(entries)
     to_array = partial(convert, size=size, channels=channels, center_crop=center_crop)
     kept: list[Entry] = []
     skipped: dict[str, str] = {}
@@ -110,6 +109,13 @@ def read_images(
     return np.load(path, mmap_mode="r"), kept, list(skipped), num_several
 
 
+def require_readable(entries: Sequence[Entry]) -> None:
+    """Raises ValueError for the first entry whose problem is known before images are decoded."""
+    for entry in entries:
+        if entry.problem:
+            raise _bad_file(entry, entry.problem)
+
+
 def _converted(
     entries: Sequence[Entry], to_array: Callable[[Entry], Converted], seconds: float
 ) -> Iterator[tuple[Entry, Converted]]:
@@ -120,7 +126,7 @@ def _converted(
 
 
 def _bad_file(entry: Entry, reason: str) -> ValueError:
-    remedy = "repair or remove it, or data.on_bad_file=skip"
+    remedy = "repair, convert or remove it, or data.on_bad_file=skip"
     return ValueError(f"{entry.file} cannot be read: {reason}; remedy: {remedy}")
 
 
