@@ -37,6 +37,7 @@ SAMPLING = {
     "timestep_spacing": "leading",
     "refine_steps": 0,
     "refine_t": 0,
+    "refine_noise": 0.0,
     "precision": "32-true",
     "prompts": None,
     "prompt_guidance_scale": 1.0,
@@ -150,7 +151,7 @@ def test_cyclic_refinement_adds_each_image_s_own_noise_at_every_step(tmp_path, d
     cyclic = {"refine_steps": 3, "refine_t": 4, "refine_noise": 0.6}
     images = sampled(tmp_path / "cyclic", dpm, num_images=20, **cyclic)
     plain = to_model(sampled(tmp_path / "plain", dpm, num_images=20))
-    unet, schedule = load_dpm(dpm)
+    unet, schedule = load_dpm(dpm).values()
     ab = schedule.alphas_cumprod
     eps_fn = clip_x_0(eps_of(unet, "epsilon", ab), ab)
     noise_fn = image_noise(3, "refine", range(20), (1, 8, 8))

@@ -54,6 +54,7 @@ EXTRACT = {
     "timestep_spacing": "leading",
     "refine_steps": 0,
     "refine_t": 0,
+    "refine_noise": 0.0,
     "precision": "32-true",
     "prompts": None,
     "prompt_guidance_scale": 1.0,

@@ -31,6 +31,7 @@ SYNTHETIC = Generate(
     timestep_spacing="leading",
     refine_steps=0,
     refine_t=0,
+    refine_noise=0.0,
     prompts=None,
     prompt_guidance_scale=1.0,
     precision="32-true",

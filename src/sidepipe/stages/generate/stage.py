@@ -61,7 +61,7 @@ class Sampling(Stage):
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None
     refine_steps: int
     refine_t: int
-    refine_noise: float = 0.0
+    refine_noise: float
     prompts: str | None
     prompt_guidance_scale: float
     precision: Precision
