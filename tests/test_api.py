@@ -260,6 +260,22 @@ def write_manifest_of_dpm(folder):
         (lambda m: m.refine(TRAIN, t=1000), r"t must be in \[0, 1000\), the timesteps of the m"),
         (lambda m: m.refine(TRAIN, t=-1), r"t must be in \[0, 1000\)"),
         (lambda m: m.refine(TRAIN, steps=0), "steps must be >= 1, got 0"),
+        (lambda m: m.sample(2.5), "num_images must be a whole number, got 2.5"),
+        (lambda m: m.sample("5"), "num_images must be a whole number, got '5'"),
+        (lambda m: m.sample(True), "num_images must be a whole number, got True"),
+        (lambda m: m.sample(None), "num_images must be a whole number, got None"),
+        (lambda m: m.sample(1, seed=0.5), "seed must be a whole number, got 0.5"),
+        (
+            lambda m: m.sample(1, num_inference_steps=5.0),
+            "num_inference_steps must be a whole number, got 5.0",
+        ),
+        (lambda m: m.sample(1, eta="0"), "eta must be a number, got '0'"),
+        (lambda m: m.sample(1, eta=float("nan")), r"eta must be in \[0, 1\], got nan"),
+        (lambda m: m.sample(1, classes=5), "classes must be a list or None, got 5"),
+        (lambda m: m.refine(TRAIN, t=6.5), "t must be a whole number, got 6.5"),
+        (lambda m: m.refine(TRAIN, steps="8"), "steps must be a whole number, got '8'"),
+        (lambda m: m.refine(TRAIN, noise="1"), "noise must be a number, got '1'"),
+        (lambda m: m.refine(TRAIN, seed=None), "seed must be a whole number, got None"),
         (
             lambda m: m.refine(TRAIN / 255),
             r"images must be uint8, got 'float64'; convert values in \[",
@@ -284,6 +300,10 @@ def test_wrong_arguments_of_a_model_are_named(loaded, call, message):
         ({"variant": "fp16"}, ValueError, r"variant must be one of \['default'\]"),
         ({"device": "gpu0"}, ValueError, "device does not accept 'gpu0'"),
         ({"batch_size": 0}, ValueError, "batch_size must be >= 1 or None, got 0"),
+        ({"batch_size": "8"}, ValueError, "batch_size must be a whole number, got '8'"),
+        ({"path": None}, ValueError, "path must be a path, as text or a pathlib.Path, got None"),
+        ({"path": "outputs/dpm"}, FileNotFoundError, "path names outputs/dpm, .*make demo"),
+        ({"path": "/nope"}, FileNotFoundError, "path names /nope, which is not a .*; remedy: name"),
     ],
 )
 def test_wrong_arguments_of_load_are_named(
@@ -294,7 +314,22 @@ def test_wrong_arguments_of_load_are_named(
         sidepipe.load(**{"path": str(checkpoint), **arguments})
 
 
+def test_a_model_that_the_hub_does_not_have_is_one_line(monkeypatch):
+    def download(*_, **__):
+        raise OSError("Cannot load model google/nothing-here:\nsee the stack trace above")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    with pytest.raises(
+        FileNotFoundError, match=r"^path must be a folder or the id of a model on"
+    ) as e:
+        sidepipe.load("google/nothing-here", device="cpu")
+    assert "\n" not in str(e.value)
+    assert e.value.__suppress_context__
+
+
 def test_a_split_needs_an_artifact(checkpoint):
+    with pytest.raises(ValueError, match="path must be a path"):
+        sidepipe.load_split(None)
     with pytest.raises(FileNotFoundError, match="path must be a finished artifact outputs/dpm"):
         sidepipe.load_split(checkpoint)
 
@@ -369,6 +404,11 @@ def test_the_report_is_one_page_with_the_answer_the_numbers_and_the_pairs(tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
     with pytest.raises(FileNotFoundError, match="path must be a file in an existing folder"):
         found.report(tmp_path / "nowhere" / "page.html")
+    for write in (found.report, found.save):
+        with pytest.raises(
+            ValueError, match=r"must be a path, as text or a pathlib\.Path, got None"
+        ):
+            write(None)
 
 
 def test_a_model_that_makes_one_image_is_no_finding(tmp_path):
@@ -416,6 +456,18 @@ def test_duplicates_across_the_split_are_an_error_unless_dropped_or_kept():
         ({"on_duplicates": "ignore"}, "on_duplicates does not accept 'ignore'"),
         ({"device": "tpu"}, "device does not accept 'tpu'"),
         ({"size": 0}, "size must be >= 1 or None, got 0"),
+        ({"size": "8"}, "size must be a whole number, got '8'"),
+        ({"size": True}, "size must be a whole number, got True"),
+        ({"channels": True}, "channels must be a whole number, got True"),
+        ({"features": 3}, "features must be one of .* or an encoder, got 3"),
+        ({"features": None}, "features must be one of .* or an encoder, got None"),
+        ({"features": Pixels}, "features must be one of .* or an encoder, got .*; pass an object"),
+        ({"false_positive_rate": "0.1"}, "false_positive_rate must be a number, got '0.1'"),
+        ({"false_positive_rate": None}, "false_positive_rate must be a number, got None"),
+        ({"heldout": None}, "heldout must be images of the same kind .* no count can be trusted"),
+        ({"groups": 3}, "groups must be a CSV file or .*, got 'int'"),
+        ({"groups": ["a"]}, "groups must be a CSV file or .*, got 'list'"),
+        ({"groups": {"train": 3, "heldout": 4}}, r"groups\['train'\] must be a list .*, got 3"),
     ],
 )
 def test_wrong_arguments_of_compare_are_named(changes, message):
@@ -627,6 +679,16 @@ def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
     ("changes", "message"),
     [
         ({"t": 1000}, r"t must be in \[0, 1000\), the timesteps of the model, got 1000"),
+        ({"t": 6.5}, "t must be a whole number, got 6.5"),
+        ({"steps": "8"}, "steps must be a whole number, got '8'"),
+        ({"draws": True}, "draws must be a whole number, got True"),
+        ({"levels": 60}, "levels must be a list of timesteps, got 60"),
+        ({"levels": [60.5]}, "levels must be a whole number, got 60.5"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"features": 3}, "features must be one of .* or an encoder, got 3"),
+        ({"false_positive_rate": "0.1"}, "false_positive_rate must be a number, got '0.1'"),
+        ({"heldout": None}, "heldout must be images of the same kind"),
+        ({"model": "outputs/dpm"}, "model must be a Model of sidepipe.load, got 'str'"),
         ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"draws": 0}, "draws must be >= 1, got 0"),
         ({"levels": [60, 30]}, "levels must be ascending timesteps"),
@@ -649,7 +711,7 @@ def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
 )
 def test_wrong_arguments_of_audit_are_named(loaded, changes, message):
     with pytest.raises(ValueError, match=message):
-        sidepipe.audit(loaded, **{"train": TRAIN, "heldout": HELDOUT} | changes)
+        sidepipe.audit(**{"model": loaded, "train": TRAIN, "heldout": HELDOUT} | changes)
 
 
 def test_an_audit_with_train_and_heldout_swapped_is_a_warning(loaded, monkeypatch):

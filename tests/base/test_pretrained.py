@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from sidepipe.base.pretrained import (
+    fetching,
     fingerprint,
     folder_or_hub_id,
     network_folder,
@@ -49,6 +50,21 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="which is not a folder"):
         folder_or_hub_id("dpm.path", path)
+
+
+@pytest.mark.parametrize("path", ["outputs/dpm", "outputs", "./outputs/dpm", "outputs/dpm/key"])
+def test_outputs_before_a_run_are_not_looked_up_on_the_hub(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not a folder; remedy: run make demo, or name"):
+        folder_or_hub_id("dpm.path", path)
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, ConnectionError])
+def test_a_failed_download_is_one_line_with_the_name(error):
+    message = "got a/b, which is no folder and cannot be fetched"
+    with pytest.raises(FileNotFoundError, match=message) as e, fetching("dpm.path", "a/b"):
+        raise error("first\nsecond")
+    assert "\n" not in str(e.value)
 
 
 def test_a_file_is_not_a_folder_and_the_hub_takes_owner_and_name(tmp_path):

@@ -16,7 +16,7 @@ from sidepipe.api.control import Calibrated, calibrated, warn_of_swapped
 from sidepipe.api.images import Images, ImagesOrFolder, Reading, read_sets
 from sidepipe.api.measuring import ENCODERS
 from sidepipe.api.model import PRECISIONS, Model
-from sidepipe.api.naming import as_arguments
+from sidepipe.api.naming import as_arguments, as_path, require_numbers, require_whole
 from sidepipe.api.result import Estimate
 from sidepipe.base.files import whole_file
 from sidepipe.base.settings import Precision, require, require_known
@@ -96,7 +96,7 @@ class Audit:
             >>> found.save(folder / "audit.csv").name
             'audit.csv'
         """
-        file = Path(path).expanduser()
+        file = as_path("path", path)
         if not file.parent.is_dir():
             raise FileNotFoundError(
                 f"path must be a file in an existing folder, got {file}; remedy: make {file.parent}"
@@ -159,8 +159,15 @@ def audit(
         >>> found.num_train, found.num_heldout, found.evaluations_per_image
         (40, 40, 6)
     """
+    require(isinstance(model, Model), "model", "a Model of sidepipe.load", type(model).__name__)
+    require_whole(t=t, steps=steps, draws=draws, seed=seed)
+    is_list = isinstance(levels, Sequence | np.ndarray) and not isinstance(levels, str)
+    require(is_list, "levels", "a list of timesteps", levels)
+    for level in levels:
+        require_whole(levels=level)
     probe = Probe(t, steps, list(levels), draws)
     _check(model, probe)
+    require_numbers(false_positive_rate=false_positive_rate)
     require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
     require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sidepipe.api.groups import Groups
 from sidepipe.api.images import ImagesOrFolder, Reading, read_sets
-from sidepipe.api.naming import as_arguments
+from sidepipe.api.naming import as_arguments, require_numbers
 from sidepipe.base.settings import require, require_known
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def compare(
         >>> result.excess.share
         0.5
     """
+    require_numbers(false_positive_rate=false_positive_rate)
     require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
     require_known("device", device, ["auto", "cpu", "cuda", "mps"])
@@ -115,5 +116,8 @@ def check_features(features: str | Encoder) -> None:
         remedy = "others need settings: pass an object, such as sidepipe.features.encoders.SSCD"
         require(features in WITHOUT_SETTINGS, "features", rule, features, f"{remedy}(path, …)")
         return
+    fits = all(hasattr(features, name) for name in ("check", "encode", "metric"))
+    rule, remedy = f"one of {sorted(WITHOUT_SETTINGS)} or an encoder", "pass an object, as Pixels()"
+    require(fits and not isinstance(features, type), "features", rule, features, remedy)
     with as_arguments("features"):
         features.check()

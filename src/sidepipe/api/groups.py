@@ -26,6 +26,12 @@ def read_groups(
     if isinstance(groups, Mapping):
         found = {of: _of_values(of, groups, names[of]) for of in REAL}
     else:
+        require(
+            isinstance(groups, str | Path),
+            "groups",
+            "a CSV file or {'train': [...], 'heldout': [...]}",
+            type(groups).__name__,
+        )
         found = _of_table(Path(groups).expanduser(), names, sources)
     shared = set(found["train"].values()) & set(found["heldout"].values())
     if shared:
@@ -44,7 +50,10 @@ def _of_values(
 ) -> dict[str, str]:
     remedy = "pass {'train': [...], 'heldout': [...]}"
     require(set(groups) == set(REAL), "groups", "of train and of heldout", sorted(groups), remedy)
-    values = [str(value) for value in groups[of]]
+    whole = groups[of]
+    is_list = isinstance(whole, Iterable) and not isinstance(whole, str)
+    require(is_list, f"groups[{of!r}]", "a list with one value per image", whole)
+    values = [str(value) for value in whole]
     require(len(values) == len(names), f"groups[{of!r}]", f"{len(names)} values", len(values))
     return dict(zip(names, values, strict=True))
 

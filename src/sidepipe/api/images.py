@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sidepipe.api.groups import Groups, read_groups
-from sidepipe.api.naming import as_arguments
+from sidepipe.api.naming import as_arguments, require_whole
 from sidepipe.base.image_files import in_words, is_array_file
 from sidepipe.base.image_pixels import upright_size
 from sidepipe.base.settings import require, require_known
@@ -42,9 +42,12 @@ class Reading:
     on_bad_file: Literal["error", "skip"] = "error"
 
     def check(self) -> None:
-        whole = self.size is None or (isinstance(self.size, int) and self.size >= 1)
-        require(whole, "size", ">= 1 or None", self.size)
+        if self.size is not None:
+            require_whole(size=self.size)
+        require(self.size is None or self.size >= 1, "size", ">= 1 or None", self.size)
         require_known("resize", self.resize, RESIZES)
+        if self.channels is not None:
+            require_whole(channels=self.channels)
         require(
             self.channels in (1, 3, None), "channels", "1 (gray), 3 (RGB) or None", self.channels
         )
@@ -135,6 +138,9 @@ def read_sets(
     image is decoded.
     """
     how.check()
+    rule = "images of the same kind that the model never saw"
+    remedy = "no count can be trusted without them; keep some images out of the training"
+    require(sets["heldout"] is not None, "heldout", rule, None, remedy)
     found = {name: _listed(name, images) for name, images in sets.items()}
     for name, one in found.items():
         readable = sum(not entry.problem for entry in one.entries)

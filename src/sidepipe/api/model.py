@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from sidepipe.api.images import Images, checked
-from sidepipe.api.naming import as_arguments
+from sidepipe.api.naming import as_arguments, as_path, require_numbers, require_whole
 from sidepipe.base.settings import Precision, require, require_known
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import require_x_0
@@ -92,6 +92,8 @@ class Model:
             >>> images.shape, images.dtype
             ((4, 8, 8, 1), dtype('uint8'))
         """
+        require_whole(num_images=num_images, seed=seed, num_inference_steps=num_inference_steps)
+        require_numbers(eta=eta)
         require(num_images >= 1, "num_images", ">= 1", num_images)
         require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
         most, steps = self.num_train_timesteps, num_inference_steps
@@ -165,6 +167,8 @@ class Model:
         shape, rule = tuple(images.shape[1:]), f"of shape (n, {self._shape_in_words()})"
         remedy = "refine images of the size that the model makes"
         require(shape == self.image_shape, "images", rule, images.shape, remedy)
+        require_whole(t=t, steps=steps, seed=seed)
+        require_numbers(noise=noise)
         most = self.num_train_timesteps
         require(0 <= t < most, "t", f"in [0, {most}), the timesteps of the model", t)
         require(steps >= 1, "steps", ">= 1", steps)
@@ -203,8 +207,12 @@ class Model:
         """The class of each image; None for a model without classes."""
         known = range(self.num_classes or 0)
         rule = f"numbers in [0, {self.num_classes})" if known else "None, as the model has none"
-        fits = classes is None or (len(classes) and all(number in known for number in classes))
-        require(bool(fits), "classes", rule, classes)
+        if classes is not None:
+            require(
+                isinstance(classes, Sequence | np.ndarray), "classes", "a list or None", classes
+            )
+            fits = len(classes) > 0 and all(number in known for number in classes)
+            require(fits, "classes", rule, classes)
         return np.resize(list(classes or known), count) if known else None
 
     def _shape_in_words(self) -> str:
@@ -251,18 +259,21 @@ def load(
         ((8, 8, 1), 1000)
     """
     require_known("device", device, DEVICES)
+    folder = as_path("path", path)
+    if batch_size is not None:
+        require_whole(batch_size=batch_size)
     require(batch_size is None or batch_size >= 1, "batch_size", ">= 1 or None", batch_size)
     quiet_libraries()
     runtime = Runtime(accelerator=device, sampling_batch_size=batch_size)
     with as_arguments():
         runtime.require_accelerator()
-        artifact = _artifact(Path(path).expanduser())
-        folder = str(path) if artifact is None else str(artifact / "model")
+        artifact = _artifact(folder)
+        source = str(path) if artifact is None else str(artifact / "model")
         lora = None if adapter is None else str(adapter)
-        denoiser = denoiser_of(load_checkpoint(folder, revision, variant, adapter=lora))
+        denoiser = denoiser_of(load_checkpoint(source, revision, variant, adapter=lora))
     channels, height, width = denoiser.image_shape
     return Model(
-        path=folder,
+        path=source,
         image_shape=(height, width, channels),
         num_train_timesteps=len(denoiser.alphas_cumprod),
         num_classes=denoiser.num_classes,
@@ -295,7 +306,7 @@ def load_split(path: str | Path) -> tuple[Images, Images]:
     from sidepipe.stages.data.stage import load as load_images
     from sidepipe.stages.dpm.stage import load_subset
 
-    folder = _artifact(Path(path).expanduser())
+    folder = _artifact(as_path("path", path))
     if folder is None:
         raise FileNotFoundError(
             f"path must be a finished artifact outputs/dpm/<key>, got {path}; remedy: run "

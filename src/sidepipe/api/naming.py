@@ -2,6 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+
+from sidepipe.base.settings import require
 
 ARGUMENTS = {
     "runtime.accelerator=auto": "device='auto'",
@@ -15,6 +20,25 @@ ARGUMENTS = {
     "dpm.adapter": "adapter",
     "precision=32-true": "precision='32-true'",
 }
+
+
+def require_whole(**arguments: object) -> None:
+    """Raises ValueError unless the named arguments are whole numbers; a bool is none."""
+    for name, value in arguments.items():
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        require(whole, name, "a whole number", value)
+
+
+def require_numbers(**arguments: object) -> None:
+    """Raises ValueError unless the named arguments are numbers; a bool is none."""
+    for name, value in arguments.items():
+        require(isinstance(value, Real) and not isinstance(value, bool), name, "a number", value)
+
+
+def as_path(name: str, value: object) -> Path:
+    """A path given as text or as a Path; else ValueError."""
+    require(isinstance(value, str | PathLike), name, "a path, as text or a pathlib.Path", value)
+    return Path(str(value)).expanduser()
 
 
 @contextmanager

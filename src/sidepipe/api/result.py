@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from sidepipe.api.images import Images
+from sidepipe.api.naming import as_path
 from sidepipe.base.files import whole_file
 
 
@@ -128,7 +129,7 @@ class Result:
         """
         from sidepipe.stages.report.single import page
 
-        file = Path(path).expanduser()
+        file = as_path("path", path)
         if not file.parent.is_dir():
             raise FileNotFoundError(
                 f"path must be a file in an existing folder, got {file}; remedy: make {file.parent}"
@@ -195,4 +196,4 @@ class Result:
         """
         from sidepipe.api.saving import save
 
-        return save(self, Path(folder).expanduser(), arguments)
+        return save(self, as_path("folder", folder), arguments)

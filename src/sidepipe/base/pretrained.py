@@ -7,7 +7,8 @@ is an error before anything is loaded.
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sidepipe.base.files import sha256_of
 from sidepipe.base.settings import require
 
 HUB = "hf://"
+OUTPUTS = "outputs"  # the default of runtime.outputs
 PARTS = ("unet", "scheduler", "text_encoder", "tokenizer", "vae")
 DEFAULT, EMA = "default", "ema"
 NOT_FUSED = (
@@ -37,7 +39,8 @@ def folder_or_hub_id(name: str, path: str) -> Path | str:
     """The folder at `path`, or `path` itself where it is a hub id "owner/name".
 
     name: the setting, for messages. A path whose first part exists is a local one, so that a
-    misspelled folder is not looked up on the hub; `hf://owner/name` is always on the hub. Raises
+    misspelled folder is not looked up on the hub, and so is one below `OUTPUTS`; `hf://owner/name`
+    is always on the hub. Raises
     FileNotFoundError for anything else.
     """
     if path.startswith(HUB):
@@ -51,8 +54,9 @@ def folder_or_hub_id(name: str, path: str) -> Path | str:
         single = folder.suffix in (".safetensors", ".ckpt")
         what = CONVERT if single else "a file; remedy: name its folder"
         raise FileNotFoundError(f"{name} names {path}, which is {what}")
-    known = not folder.is_absolute() and Path(folder.parts[0] if folder.parts else ".").exists()
-    if known or not _HUB_ID.fullmatch(path):
+    first = folder.parts[0] if folder.parts else "."
+    is_local = first == OUTPUTS or (not folder.is_absolute() and Path(first).exists())
+    if is_local or not _HUB_ID.fullmatch(path):
         raise FileNotFoundError(f"{name} names {path}, which is not a folder{_hint(folder)}")
     return path
 
@@ -63,9 +67,26 @@ def _hint(folder: Path) -> str:
     names = sorted(path.name for path in there.iterdir() if path.is_dir())
     missing = folder.relative_to(there).parts[0]
     close = difflib.get_close_matches(missing, names, n=1)
-    instead = f"; did you mean {there / close[0]}?" if close else ""
+    if folder.parts[0] == OUTPUTS:
+        instead = "; remedy: run make demo, or name the folder or the hub id of a checkpoint"
+    elif close:
+        instead = f"; did you mean {there / close[0]}?"
+    else:
+        instead = "; remedy: name a folder that save_pretrained wrote, or a hub id owner/name"
     is_id = _HUB_ID.fullmatch(str(folder))
     return instead + (f"; write {HUB}{folder} for the hub" if is_id else "")
+
+
+@contextmanager
+def fetching(name: str, hub_id: str) -> Iterator[None]:
+    """Raises FileNotFoundError, in one line, where the body cannot fetch a model from the hub."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # the libraries have no common error class
+        raise FileNotFoundError(
+            f"{name} must be a folder or the id of a model on the hub, got {hub_id}, which is no "
+            f"folder and cannot be fetched: {one_line(error)}; remedy: check the name"
+        ) from None
 
 
 def read_object(path: Path, missing: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from sidepipe.base.pretrained import folder_or_hub_id, one_line, read_object
+from sidepipe.base.pretrained import fetching, folder_or_hub_id, one_line, read_object
 from sidepipe.base.settings import require
 from sidepipe.base.weights import require_finite
 from sidepipe.features.preprocessing import IMAGENET, OPENAI, normalize, resize, resize_and_crop
@@ -205,7 +205,8 @@ class _Pretrained(Network):
 
     @cached_property
     def _config(self) -> Any:
-        return _transformers().AutoConfig.from_pretrained(self._source)
+        with fetching("path", self._source):
+            return _transformers().AutoConfig.from_pretrained(self._source)
 
     def _load(self, name: str) -> Any:
         self.check()

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidepipe.base.files import write_json
-from sidepipe.base.pretrained import DEFAULT, EMA, folder_or_hub_id, part_folder, read_object
+from sidepipe.base.pretrained import (
+    DEFAULT,
+    EMA,
+    fetching,
+    folder_or_hub_id,
+    part_folder,
+    read_object,
+)
 from sidepipe.models import pixels
 from sidepipe.models.adapters import adapter_file, fuse_adapter
 from sidepipe.models.families import INDEX, Family, family_of, require_family
@@ -57,7 +64,8 @@ def _fetched(hub_id: str, revision: str | None, variant: str | None) -> Path:
     from diffusers import DiffusionPipeline
 
     named = {} if variant in (None, DEFAULT, EMA) else {"variant": variant}
-    return Path(DiffusionPipeline.download(hub_id, revision=revision, **named))
+    with fetching("dpm.path", hub_id):
+        return Path(DiffusionPipeline.download(hub_id, revision=revision, **named))
 
 
 def denoiser_of(parts: Mapping[str, Any]) -> Denoiser:

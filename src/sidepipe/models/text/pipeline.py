@@ -16,6 +16,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from sidepipe.base.files import write_json
 from sidepipe.base.pretrained import (
     PARTS,
+    fetching,
     folder_or_hub_id,
     network_folder,
     one_line,
@@ -68,9 +69,10 @@ def found_folder(path: str, revision: str | None, variant: str | None = None) ->
     from huggingface_hub import snapshot_download
 
     ignored = [pattern for pattern in NOT_FETCHED if variant is None or variant not in pattern]
-    fetched = snapshot_download(
-        found, revision=revision, allow_patterns=[INDEX, *FETCHED], ignore_patterns=ignored
-    )
+    with fetching("dpm.path", found):
+        fetched = snapshot_download(
+            found, revision=revision, allow_patterns=[INDEX, *FETCHED], ignore_patterns=ignored
+        )
     return Path(fetched)
 
 
