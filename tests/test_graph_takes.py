@@ -69,7 +69,7 @@ def test_rows_that_are_not_tuned_need_no_trials_and_stage_tune_says_which_would(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+extract.sede=1"], r"^extract\.sede is not a setting of .*Extract"),
+        (["+extract.sede=1"], r"^extract\.sede is not a setting of the stage extract; did"),
         ([row("mine", "extract: {sede: 1}")], r"^attacks\.mine\.extract\.sede is not a setting"),
         (["extract.guidance.t_min=-1"], r"^extract\.guidance\.t_min must be >= 0"),
         (["tune.num_images=1"], r"^tune\.num_images must be >= 2, got 1"),

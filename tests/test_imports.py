@@ -50,6 +50,13 @@ def test_help_status_and_refusals_import_nothing_heavy(arguments, code, says, tm
     assert heavy(done) == []
 
 
+def test_the_refusal_of_a_model_imports_nothing_heavy(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    done = probed("cli.main", "stage=status", "dpm=pretrained", f"dpm.path={tmp_path}")
+    assert "StableDiffusionXLPipeline (SDXL" in done.stderr
+    assert heavy(done) == []
+
+
 def test_the_status_of_a_sweep_imports_nothing_heavy(tmp_path):
     done = probed("cli.sweep.command", "status", "attack_demo", f"runtime.outputs={tmp_path}")
     assert "missing" in done.stdout

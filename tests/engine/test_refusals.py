@@ -68,6 +68,25 @@ def refused(monkeypatch, tmp_path, capsys):
             "guide_through is not a setting of extract.surrogate=posterior; known: name, neighbors",
         ),
         (["generate.seed=${nowhere}"], "generate.seed: Interpolation key 'nowhere' not found$"),
+        (
+            ["extract.refine_noise=1"],
+            "extract.refine_noise must be 0 where extract.refine_steps is 0",
+        ),
+        (["audit.refine_t=50"], "^audit is off; add audit=returns$"),
+        (["detect.foo=1"], "^detect is off; add detect=labels or detect=prompts or detect=stable"),
+        (["mitigate.method=none"], "^mitigate is off; add mitigate=inference$"),
+        (["mitigations.x.y=1"], "^mitigations is off; add mitigations=compare or mitigations="),
+        (
+            ["experiment=smoke", "dpm=pretrained", "dpm.path=/my/model"],
+            r"experiment=smoke sets dpm.max_steps, .*, which dpm=pretrained does not have; remedy: "
+            r"~dpm.max_steps ~dpm.ema_start_step ",
+        ),
+        (["+dpm.max_stps=9"], "dpm.max_stps is not a setting of dpm=tiny; did you mean 'max_steps"),
+        (
+            ["experiment=smoke", "+dpm.max_stps=9"],
+            "dpm.max_stps is not a setting of dpm=tiny; did you mean 'max_steps",
+        ),
+        (["~dpm.max_steps"], "dpm.max_steps is required by dpm=tiny and is not set"),
         (["label"], "cannot read 'label'; write a setting as name=value"),
         (["dpm.train_partitions=train"], "dpm.train_partitions must be a list, as .a, b., got"),
         (["label=5"], "label must be one of kmeans.*, got 5; ~label to leave out"),
@@ -86,6 +105,12 @@ def refused(monkeypatch, tmp_path, capsys):
 )
 def test_a_wrong_command_gets_one_line_with_the_setting_and_the_remedy(refused, command, says):
     assert re.search(says, refused(*command))
+
+
+def test_what_a_message_proposes_to_delete_is_all_that_the_experiment_sets(refused, tmp_path):
+    command = ["experiment=smoke", "dpm=pretrained", f"dpm.path={tmp_path / 'model'}"]
+    remedy = refused(*command).partition("remedy: ")[2].split()
+    assert refused(*command, *remedy).endswith("model, which is not a folder")
 
 
 @pytest.mark.parametrize("name", ["a=b", "a(b)", "a#b", "a[b]", "it's", "ö", "~", "a b)"])

@@ -170,6 +170,10 @@ def test_cyclic_refinement_adds_each_image_s_own_noise_at_every_step(tmp_path, d
         ({"refine_steps": -1}, "generate.refine_steps must be >= 0, got -1"),
         ({"refine_t": -1}, "generate.refine_t must be >= 0, got -1"),
         ({"refine_noise": 1.5}, r"generate.refine_noise must be in \[0, 1\], got 1.5"),
+        (
+            {"refine_noise": 0.5},
+            "generate.refine_noise must be 0 where generate.refine_steps is 0, got 0.5; it needs",
+        ),
         ({"refine_steps": 1, "refine_t": 20}, "generate.refine_t must be < .* = 20, got 20"),
     ],
 )

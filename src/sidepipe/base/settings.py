@@ -78,13 +78,19 @@ def bind(where: str, target: str, arguments: Mapping[str, Any], partial: bool = 
 
 
 def bind_signature(
-    where: str, target: str, arguments: Mapping[str, Any], partial: bool = False
+    where: str,
+    target: str,
+    arguments: Mapping[str, Any],
+    partial: bool = False,
+    owner: str = "",
 ) -> None:
     """Checks that `arguments` fit the signature of `target`.
 
     Errors name the setting as on the command line (`where.argument`) and the closest argument.
-    partial: the caller supplies the remaining positional arguments (`_partial_: true`).
+    partial: the caller supplies the remaining positional arguments (`_partial_: true`). owner: the
+    name of the target in errors, such as `dpm=tiny`.
     """
+    owner = owner or target
     try:
         function = get_object(target)
     except Exception as error:
@@ -97,12 +103,12 @@ def bind_signature(
     for name in arguments:
         if name not in known and not takes_any:
             raise ValueError(
-                f"{where}.{name} is not a setting of {target}; {did_you_mean(name, known)}"
+                f"{where}.{name} is not a setting of {owner}; {did_you_mean(name, known)}"
             )
     missing = [n for n in known if parameters[n].default is inspect.Parameter.empty]
     missing = [n for n in missing if n not in arguments]
     if missing and not partial:
-        raise ValueError(f"{where}.{missing[0]} is required by {target} and is not set")
+        raise ValueError(f"{where}.{missing[0]} is required by {owner} and is not set")
 
 
 def bind_nested(where: str, value: Any) -> None:
@@ -150,7 +156,7 @@ def written_out(settings: Mapping[str, Any], built: Any) -> dict[str, Any]:
 
 def _strategy(where: str, kinds: Iterable[Any], value: Any) -> Any:
     """The object of the strategy that `value` names; each of `kinds` has a setting `name`."""
-    known = {kind.name: kind for kind in kinds}
+    known = {kind.name: kind for kind in kinds if hasattr(kind, "name")}  # others are abstract
     own = {"name": value} if isinstance(value, str) else value
     remedy = f"known: {', '.join(known)}"
     require(
@@ -170,6 +176,12 @@ def _strategy(where: str, kinds: Iterable[Any], value: Any) -> Any:
     return known[name](**check_field_types(where, known[name], own))
 
 
+def _descendants(kind: Any) -> list[Any]:
+    """The classes that derive from `kind`, each before those that derive from it."""
+    own = [[child, *_descendants(child)] for child in kind.__subclasses__()]
+    return list(dict.fromkeys(each for family in own for each in family))
+
+
 def _part(where: str, kind: Any, value: Any) -> Any:
     """The object of the dataclass `kind` with the settings `value`."""
     require(isinstance(value, Mapping), where, "a mapping, as {a: 1}", value)
@@ -183,7 +195,7 @@ def _fit(where: str, hint: Any, value: Any) -> Any:
         part: Any = hint
         if isinstance(value, part):
             return value
-        strategies = part.__subclasses__()
+        strategies = _descendants(part)
         return _strategy(where, strategies, value) if strategies else _part(where, part, value)
     if origin is typing.Literal:
         # 1 == 1.0 == True: return the choice itself, and accept no bool as a number.

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
     _require_room(missing, the_plan)
     if missing:
         the_plan.runtime.limit_threads()
-    made = [node for node in order.values() if make(node, the_plan)]
+    made = [node for node in order.values() if make(node, the_plan, order)]
     if not made:
         log.info("nothing to do: all %d artifacts are finished", len(order))
     goals = the_plan.goals(stage)
@@ -44,16 +44,17 @@ def run(the_plan: Plan, stage: str) -> list[Node]:
     return goals
 
 
-def make(node: Node, the_plan: Plan) -> bool:
+def make(node: Node, the_plan: Plan, order: Container[str] | None = None) -> bool:
     """Makes the node's artifact unless it is finished; returns whether this call made it.
 
-    An artifact with missing files is made again. Raises FileNotFoundError for an unfinished input,
+    order: the keys of all nodes that this command makes, None for those of the whole plan. An
+    artifact with missing files is made again. Raises FileNotFoundError for an unfinished input,
     and ValueError for one that has changed.
     """
     folder, title = node.folder(the_plan.runtime), the_plan.title(node)
     if integrity.is_whole(folder):
         summary = _checked_summary(node, folder)
-        _check_data(node, the_plan)
+        _check_data(node, the_plan, order)
         is_empty = "empty" in summary
         if not is_empty and (why := node.stage.source_changed(summary, the_plan.runtime)):
             raise ValueError(f"{title} {node.key}: {why}: {folder}")
@@ -62,7 +63,7 @@ def make(node: Node, the_plan: Plan) -> bool:
     def log_wait(owner: locks.Owner) -> None:
         log.info("%s %s: waiting for %s pid %d", title, node.key, owner.host, owner.pid)
 
-    _check_before(node, the_plan)
+    _check_before(node, the_plan, order)
     with locks.locked(folder, log_wait):
         if integrity.is_whole(folder):  # another process made it during the wait
             _checked_summary(node, folder)
@@ -72,7 +73,7 @@ def make(node: Node, the_plan: Plan) -> bool:
     return True
 
 
-def _check_before(node: Node, the_plan: Plan) -> None:
+def _check_before(node: Node, the_plan: Plan, order: Container[str] | None) -> None:
     """Checks inputs, disk, data, folder and accelerator before the stage runs."""
     folder, title = node.folder(the_plan.runtime), the_plan.title(node)
     for name, read in node.inputs.items():
@@ -80,7 +81,7 @@ def _check_before(node: Node, the_plan: Plan) -> None:
             raise FileNotFoundError(f"{title} {node.key} reads {name} {read.key}: not finished")
     _check_upstream(node, the_plan)
     _require_room([node], the_plan)
-    _check_data(node, the_plan)
+    _check_data(node, the_plan, order)
     there = files.existing(folder)
     if not os.access(there, os.W_OK):
         remedy = "set runtime.outputs to a folder of yours"
@@ -168,11 +169,12 @@ def _warn_of_changes(folder: Path, earlier: Mapping[str, Any], name: str) -> Non
         )
 
 
-def _check_data(node: Node, the_plan: Plan) -> None:
+def _check_data(node: Node, the_plan: Plan, order: Container[str] | None) -> None:
     """Raises ValueError where the node's settings do not fit the images of its finished data.
 
     Where the stage `checks_ahead`, as the stage dpm does, this includes all missing artifacts
-    downstream, so that settings that do not fit are an error before hours of training.
+    downstream, so that settings that do not fit are an error before hours of training, or a warning
+    where they are of a stage that is not in `order`.
     """
     nodes = [node]
     if node.stage.checks_ahead:
@@ -182,7 +184,14 @@ def _check_data(node: Node, the_plan: Plan) -> None:
         if "data" in other.inputs and not finished and other.key not in the_plan.checked:
             data = other.inputs["data"].folder(the_plan.runtime)
             integrity.require_unchanged(data)
-            other.stage.check_data(data, other.stages_read(), the_plan.runtime)
+            try:
+                other.stage.check_data(data, other.stages_read(), the_plan.runtime)
+            except (ValueError, OSError) as error:
+                if order is None or other.key in order:
+                    raise
+                log.warning(
+                    "%s does not need this, but later stages do: %s", node.stage.name, error
+                )
             the_plan.checked.add(other.key)
 
 

@@ -7,8 +7,10 @@ stage whose config is null does not exist.
 """
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -25,9 +27,11 @@ from sidepipe.base.settings import (
     written_out,
 )
 from sidepipe.engine.graph import Node, Plan, stage_class
-from sidepipe.engine.refusals import require_all
+from sidepipe.engine.refusals import choice_of, require_all, require_own
 from sidepipe.engine.stage import Runtime, Stage
 from sidepipe.tracking import Tracking
+
+log = logging.getLogger(__name__)
 
 
 def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
@@ -36,14 +40,18 @@ def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
     `check_parts`, which runs before the first stage, has the checks whose imports take seconds.
     made: nodes of earlier plans, which the points of a sweep share; this plan adds its own. Raises
     ValueError for a wrong name, type, range or combination in ANY stage, so that a typo in evaluate
-    is an error before days of training.
+    is an error before days of training. With `stage=dpm`, settings of a stage after it that do not
+    fit others are a warning.
     """
     _require_present(cfg)
     require_all(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    runtime = _build(Runtime, "runtime", plain["runtime"])
-    tracking = _build(Tracking, "tracking", plain["tracking"])
-    wanted = _goals(plain, runtime, {} if made is None else made)
+    runtime = _build(Runtime, "runtime", plain["runtime"], "runtime")
+    tracking = _build(Tracking, "tracking", plain["tracking"], "tracking")
+    later: dict[str, None] = {}
+    wanted = _goals(plain, runtime, {} if made is None else made, later)
+    for fault in later:
+        log.warning("%s does not need this, but later stages do: %s", plain["stage"], fault)
     remedy = "attacks=compare, or detect=prompts"
     require(bool(wanted), "attacks, detect and mitigations", "not all empty", {}, remedy)
     nodes: dict[str, Node] = {}
@@ -70,9 +78,14 @@ def _require_present(cfg: DictConfig) -> None:
         require(there, name, f"set, for {reader} reads it", None, f"choose {name}=...")
 
 
-def _goals(plain: Mapping[str, Any], runtime: Runtime, made: dict[str, Node]) -> dict[str, Node]:
-    """The nodes that the report reads: by row of a group, or by the stage's name."""
-    chain = partial(_chain, plain, runtime=runtime, made=made)
+def _goals(
+    plain: Mapping[str, Any], runtime: Runtime, made: dict[str, Node], later: dict[str, None]
+) -> dict[str, Node]:
+    """The nodes that the report reads: by row of a group, or by the stage's name.
+
+    later: gets the faults of stages after the one that runs, each once.
+    """
+    chain = partial(_chain, plain, runtime=runtime, made=made, later=later)
     rows_of = {name: stage_class(name).rows for name in stages.STAGES if stage_class(name).reported}
     once = [name for name, group in rows_of.items() if group is None]
     # These stages run once, for the unchanged config, also where mitigations read them.
@@ -115,13 +128,14 @@ def _chain(
     *,
     runtime: Runtime,
     made: dict[str, Node],
+    later: dict[str, None],
     goals: Sequence[str] | None,
     fixed: Mapping[str, Node] = {},
 ) -> dict[str, Node]:
     """The nodes of `goals` and all upstream of them, for the changes of one row.
 
     goals: None for all stages. made: existing nodes by settings and inputs, each checked once.
-    fixed: nodes that the row does not change.
+    fixed: nodes that the row does not change. later: as in `_goals`.
     """
     before_last = list(stages.STAGES)[:-1]
     known = [name for name in before_last if plain.get(name) is not None and name not in fixed]
@@ -147,7 +161,10 @@ def _chain(
             continue
         same = json.dumps([name, laid[name], [id(node) for node in chain.values()]])
         if same not in made:
-            made[same] = _node(built(name), where[name], laid[name], chain, runtime)
+            node = _node(built(name), where[name], laid[name], chain)
+            with _after(name, plain["stage"], later):
+                _check(node, runtime)
+            made[same] = node
         chain[name] = made[same]
     return chain
 
@@ -199,24 +216,34 @@ def _laid_over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return merged
 
 
+@contextmanager
+def _after(name: str, goal: str, later: dict[str, None]) -> Iterator[None]:
+    """Moves an error into `later` where the stage `name` comes after the only one that runs."""
+    order = list(stages.STAGES)
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if goal not in order or order.index(name) <= order.index(goal):
+            raise
+        later[str(error)] = None
+
+
 def _node(
-    stage: Stage,
-    where: str,
-    settings: dict[str, Any],
-    available: Mapping[str, Node],
-    runtime: Runtime,
+    stage: Stage, where: str, settings: dict[str, Any], available: Mapping[str, Node]
 ) -> Node:
-    """The checked node of `stage`."""
     for read in stage.inputs():
         require(read in available, read, f"set, for {where} reads it", None, f"choose {read}=...")
     inputs = {read: available[read] for read in stage.inputs()}
-    node = Node(stage, written_out(settings, stage), inputs, where)
+    return Node(stage, written_out(settings, stage), inputs, where)
+
+
+def _check(node: Node, runtime: Runtime) -> None:
+    """Checks the settings of a node against those of the stages that it reads."""
     try:
-        stage.check(node.stages_read(), runtime)
+        node.stage.check(node.stages_read(), runtime)
     except TypeError as error:  # from the class of a part
-        fault = f"{where}, or a stage that it reads, has a value of the wrong type: {error}"
+        fault = f"{node.where}, or a stage that it reads, has a value of the wrong type: {error}"
         raise ValueError(fault) from error
-    return node
 
 
 def check_parts(nodes: Iterable[Node], runtime: Runtime) -> None:
@@ -237,12 +264,13 @@ def _stage(name: str, where: str, settings: Mapping[str, Any]) -> Stage:
     require(
         target is not None, f"{name}._target_", "the stage's class", target, f"choose {name}=..."
     )
-    own = {k: v for k, v in settings.items() if k != "_target_"}
-    return _build(get_class(str(target)), where, own)
+    own, kind = {k: v for k, v in settings.items() if k != "_target_"}, get_class(str(target))
+    require_own(name, kind, own)
+    return _build(kind, where, own, choice_of(name))
 
 
-def _build(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
-    bind_signature(where, f"{kind.__module__}.{kind.__qualname__}", settings)
+def _build(kind: Any, where: str, settings: Mapping[str, Any], owner: str) -> Any:
+    bind_signature(where, f"{kind.__module__}.{kind.__qualname__}", settings, owner=owner)
     fitting = check_field_types(where, kind, settings)
     try:
         return kind(**fitting)

@@ -1,5 +1,6 @@
 """Errors of Hydra and OmegaConf in one line: the setting, the rule, and the remedy."""
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -27,10 +28,40 @@ COULD_NOT = re.compile(r"Could not (?:override|append to config|delete from conf
 def require_all(cfg: DictConfig) -> None:
     """Raises ValueError for required settings without a value: their meaning and an example."""
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    chosen = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    chosen = _choices()
     missing = [_required(name, parent, chosen) for name, parent in _without_value(raw, "")]
     if missing:
         raise ValueError("; ".join(missing))
+
+
+def _choices() -> dict[str, Any]:
+    """The chosen file of each config group; {} where the command line composed no config."""
+    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+
+
+def choice_of(group: str) -> str:
+    """The choice of a stage for messages, as `dpm=tiny`."""
+    choice = _choices().get(group)
+    return f"{group}={choice}" if choice else f"the stage {group}"
+
+
+def require_own(stage: str, kind: Any, settings: Iterable[str]) -> None:
+    """Raises ValueError where an experiment or a sweep sets what the stage's class does not have.
+
+    kind: the class, a dataclass of its settings.
+    """
+    chosen = _choices()
+    files = [f"{group}={chosen[group]}" for group in ("experiment", "sweep") if chosen.get(group)]
+    given = HydraConfig.get().overrides.task if files else []
+    typed = {each.lstrip("+~").partition("=")[0] for each in given}
+    known = {field.name for field in dataclasses.fields(kind)}
+    foreign = [f"{stage}.{name}" for name in settings if name not in known]
+    foreign = [name for name in foreign if name not in typed]
+    if files and foreign:
+        raise ValueError(
+            f"{' or '.join(files)} sets {', '.join(foreign)}, which {choice_of(stage)} does not "
+            f"have; remedy: {' '.join(f'~{name}' for name in foreign)}"
+        )
 
 
 def _without_value(config: Mapping[str, Any], where: str) -> Iterable[tuple[str, Mapping]]:
@@ -98,16 +129,19 @@ def _unknown(name: str, conf: Path, overrides: Iterable[str]) -> str | None:
     cfg = _composed(conf, overrides)
     known: Any = cfg
     path: list[str] = []
-    for part in name.lstrip("+~").split("."):
+    for part in name.lstrip("+~").replace("/", ".").split("."):
         path.append(part)
         if not isinstance(known, DictConfig):
             return f"{'.'.join(path[:-1])} has no settings, so there is no {name}"
         if part not in known:
+            rows = {stage_class(stage).rows for stage in stages.STAGES}
+            if len(path) == 1 and (part in stages.STAGES or part in rows):
+                files = sorted(file.stem for file in conf.joinpath(part).glob("*.yaml"))
+                return f"{part} is off; add {' or '.join(f'{part}={file}' for file in files)}"
             names = [str(key) for key in known if not str(key).startswith("_")]
             groups = [p.name for p in conf.iterdir() if p.is_dir()] if len(path) == 1 else []
-            hint = did_you_mean(part, sorted({*names, *groups} - {"hydra"}))
-            has_rows = path[0] in (stage_class(stage).rows for stage in stages.STAGES)
-            row = f"; +{name}={{...}} adds a row" if has_rows else ""
+            hint = did_you_mean(part, sorted({*names, *groups} - {"hydra", part}))
+            row = f"; +{name}={{...}} adds a row" if path[0] in rows else ""
             of = ""
             if conf.joinpath(*path[:-1]).is_dir() and "name" in known:  # a strategy
                 of = f" of {'.'.join(path[:-1])}={known['name']}"

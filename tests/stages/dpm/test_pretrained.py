@@ -18,9 +18,12 @@ from diffusers import (
     UNet2DModel,
 )
 from safetensors.torch import save_file
+from tests.composing import composed
 from tests.tiny import RUNTIME, UNET, checked
 
 from sidepipe.base.settings import build
+from sidepipe.engine import pipeline
+from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
@@ -361,3 +364,36 @@ def test_a_pool_of_several_partitions_is_said_where_a_model_is_trained(partition
     one = DPM(num_train_images=50, train_partitions=["val"], subset_seed=0)
     one.check_data(partitioned, {}, RUNTIME)
     assert not caplog.text
+
+
+# in a plan
+
+
+def test_a_checkpoint_alone_needs_no_held_out_images_and_evaluate_does(tmp_path, caplog):
+    path, lack = saved(tmp_path / "theirs"), "evaluate needs held-out images"
+    command = ["dpm=pretrained", f"dpm.path={path}", f"runtime.outputs={tmp_path / 'outputs'}"]
+    with pytest.raises(ValueError, match=lack):
+        plan(composed(*command))
+    assert not caplog.text
+    the_plan = plan(composed(*command, "stage=dpm"))
+    assert lack in caplog.text
+    caplog.clear()
+    (node,) = pipeline.run(the_plan, "dpm")
+    assert lack in caplog.text
+    assert_same_weights(load(node.folder(the_plan.runtime))["unet"], network())
+
+
+@pytest.mark.parametrize("option", ["pretrained", "stable_diffusion"])
+def test_a_model_that_is_not_supported_is_refused_with_the_plan_and_first(tmp_path, option):
+    index = {"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "UNet"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    for stage in ("status", "all", "dpm"):
+        with pytest.raises(ValueError, match="got 'StableDiffusionXLPipeline"):
+            plan(composed(f"dpm={option}", f"dpm.path={tmp_path}", f"stage={stage}"))
+
+
+def test_an_adapter_in_the_folder_is_refused_with_the_plan(tmp_path):
+    path = saved(tmp_path / "theirs")
+    (path / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"dpm\.adapter must be set where"):
+        plan(composed("dpm=pretrained", f"dpm.path={path}", "stage=status"))

@@ -14,11 +14,13 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.adapters import adapter_file, read_adapter
 from sidepipe.models.checkpoint import (
     NETWORKS,
+    OPTION,
     check_checkpoint,
     load_checkpoint,
     num_classes,
     save_parts,
 )
+from sidepipe.models.families import require_family
 from sidepipe.models.pixels import schedule_of
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
@@ -45,6 +47,12 @@ class Pretrained(DPM):
         """The folder that `path` names, None for a hub id; FileNotFoundError if it is neither."""
         found = folder_or_hub_id("dpm.path", self.path)
         return found if isinstance(found, Path) else None
+
+    def _check_family(self, option: str) -> None:
+        """Raises unless `dpm=<option>` takes the pipeline, where it is on this machine."""
+        if (folder := self._local_folder()) is not None:
+            require_family(folder, option)
+            adapter_file(folder, self.adapter)
 
     def _adapter_file(self, folder: Path) -> Path | None:
         """The adapter of the checkpoint in `folder`, None without one, after the checks."""
@@ -91,7 +99,7 @@ class PretrainedDPM(Pretrained):
                 remedy = "there are no images to split with data=none"
                 value = getattr(self, name)
                 require(value is None, f"dpm.{name}", "null", value, remedy)
-        self._local_folder()  # raises where it is neither a folder nor a hub id
+        self._check_family(OPTION)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]

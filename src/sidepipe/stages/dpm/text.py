@@ -229,7 +229,7 @@ class PretrainedTextDPM(Pretrained):
     """A StableDiffusionPipeline of others (1.x or 2.x), or one of a model trained here."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        self._local_folder()  # raises where there can be none
+        self._check_family("stable_diffusion")
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         from sidepipe.models.text.pipeline import check_pipeline

@@ -79,6 +79,11 @@ class Sampling(Stage):
             require(getattr(self, field) >= 0, f"{self.name}.{field}", ">= 0", getattr(self, field))
         share = self.refine_noise
         require(0 <= share <= 1, f"{self.name}.refine_noise", "in [0, 1]", share)
+        rule = f"0 where {self.name}.refine_steps is 0"
+        remedy = f"it needs {self.name}.refine_steps >= 1, in each row that has it"
+        require(
+            share == 0 or self.refine_steps > 0, f"{self.name}.refine_noise", rule, share, remedy
+        )
         scale = self.prompt_guidance_scale
         require(scale >= 0, f"{self.name}.prompt_guidance_scale", ">= 0", scale)
         require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
