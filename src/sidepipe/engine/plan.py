@@ -9,8 +9,7 @@ stage whose config is null does not exist.
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -162,9 +161,7 @@ def _chain(
         same = json.dumps([name, laid[name], [id(node) for node in chain.values()]])
         if same not in made:
             node = _node(built(name), where[name], laid[name], chain)
-            with _after(name, plain["stage"], later):
-                _check(node, runtime)
-            made[same] = node
+            made[same] = _checked(node, runtime, plain["stage"], later)
         chain[name] = made[same]
     return chain
 
@@ -216,18 +213,6 @@ def _laid_over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return merged
 
 
-@contextmanager
-def _after(name: str, goal: str, later: dict[str, None]) -> Iterator[None]:
-    """Moves an error into `later` where the stage `name` comes after the only one that runs."""
-    order = list(stages.STAGES)
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if goal not in order or order.index(name) <= order.index(goal):
-            raise
-        later[str(error)] = None
-
-
 def _node(
     stage: Stage, where: str, settings: dict[str, Any], available: Mapping[str, Node]
 ) -> Node:
@@ -237,13 +222,23 @@ def _node(
     return Node(stage, written_out(settings, stage), inputs, where)
 
 
-def _check(node: Node, runtime: Runtime) -> None:
-    """Checks the settings of a node against those of the stages that it reads."""
+def _checked(node: Node, runtime: Runtime, goal: str, later: dict[str, None]) -> Node:
+    """`node`, its settings checked against those of the stages that it reads.
+
+    goal: the `stage` of the command. The faults of stages after it are moved into `later`.
+    """
+    order = list(stages.STAGES)
     try:
-        node.stage.check(node.stages_read(), runtime)
-    except TypeError as error:  # from the class of a part
-        fault = f"{node.where}, or a stage that it reads, has a value of the wrong type: {error}"
-        raise ValueError(fault) from error
+        try:
+            node.stage.check(node.stages_read(), runtime)
+        except TypeError as error:  # from the class of a part
+            which = f"{node.where}, or a stage that it reads"
+            raise ValueError(f"{which}, has a value of the wrong type: {error}") from error
+    except (ValueError, OSError) as error:
+        if goal not in order or order.index(node.stage.name) <= order.index(goal):
+            raise
+        later[str(error)] = None
+    return node
 
 
 def check_parts(nodes: Iterable[Node], runtime: Runtime) -> None:
