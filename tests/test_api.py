@@ -448,7 +448,7 @@ def test_duplicates_across_the_split_are_an_error_unless_dropped_or_kept():
         ({"train": random_images(40, shape=(9, 9, 1))}, "train must be 8 x 8 pixels, as generated"),
         (
             {"train": random_images(40, shape=(8, 8, 3))},
-            "train must be of 1 channels, as generated",
+            "train must be of 1 channel, as generated",
         ),
         ({"train": [1]}, r"train must be a uint8 array \(n, h, w, c\), got 'list'"),
         ({"features": "sscd"}, r"features must be one of \['pixels', 'pixels_l2'\], got 'sscd'"),
@@ -560,7 +560,8 @@ def test_a_broken_file_is_left_out_with_a_warning_on_request(tmp_path):
     )
     assert found.hits == 10
     assert "train: 1 file is not read: 1 .mp4" in found.warnings
-    assert "train: 1 images cannot be read and are left out: 9999.png" in found.warnings
+    said = "train: left out because it cannot be read, 1 image: 9999.png"
+    assert said in found.warnings
 
 
 def test_a_resize_is_named_and_stated(tmp_path):
@@ -568,7 +569,7 @@ def test_a_resize_is_named_and_stated(tmp_path):
     save_folder(tmp_path / "wide", wide)
     whole = [Image.fromarray(x[:, :, 0]).resize((8, 8), Image.Resampling.LANCZOS) for x in wide]
     expected = {"crop": wide[:, :, 4:12], "stretch": np.stack(whole)[..., None]}
-    words = {"crop": "from their central squares", "stretch": "without keeping their"}
+    words = {"crop": "from the central square", "stretch": "without keeping the aspect ratio"}
     for resize, images in expected.items():
         found = sidepipe.compare(
             images[:20], train=tmp_path / "wide", heldout=HELDOUT, size=8, resize=resize
@@ -577,6 +578,28 @@ def test_a_resize_is_named_and_stated(tmp_path):
         assert {pair.train_gamma for pair in found.pairs if pair.train < 20} == {0}
         assert found.warnings[0].startswith("train: 40 of 40 images are")
         assert words[resize] in found.warnings[0]
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_square_images_are_resized_and_not_cropped(tmp_path, resize):
+    save_folder(tmp_path / "train", TRAIN)
+    large = Image.fromarray(TRAIN[0, :, :, 0]).resize((16, 16), Image.Resampling.NEAREST)
+    large.save(tmp_path / "train" / "0000.png")
+    found = sidepipe.compare(
+        GENERATED, train=tmp_path / "train", heldout=HELDOUT, size=8, resize=resize
+    )
+    assert found.warnings[0] == "train: 1 of 40 images is resized to 8 x 8 pixels"
+
+
+def test_one_of_a_kind_is_named_in_the_singular(tmp_path):
+    save_folder(tmp_path / "train", TRAIN)
+    frames = [Image.fromarray(image[:, :, 0]) for image in random_images(2, seed=9)]
+    frames[0].save(tmp_path / "train" / "a.tif", save_all=True, append_images=frames[1:])
+    far = np.zeros((18, 8, 8, 1), np.uint8)
+    generated = np.concatenate([TRAIN[:1], HELDOUT[:1], far])
+    found = sidepipe.compare(generated, train=tmp_path / "train", heldout=HELDOUT[:41])
+    assert "train: of 1 file with several images, only the first one is read" in found.warnings
+    assert "(1 different one); 1 held-out hit\n" in str(found)
 
 
 def test_images_of_one_size_stay_whole_if_they_are_no_squares(tmp_path):
@@ -592,7 +615,7 @@ def test_images_of_one_size_stay_whole_if_they_are_no_squares(tmp_path):
 def test_gray_and_color_agree_by_a_named_number_of_channels(tmp_path):
     color = TRAIN.repeat(3, axis=3)
     save_folder(tmp_path / "color", color)
-    with pytest.raises(ValueError, match="of 1 channels, as generated, got 3; channels=1 conv"):
+    with pytest.raises(ValueError, match="of 1 channel, as generated, got 3; channels=1 conv"):
         sidepipe.compare(GENERATED, train=color, heldout=HELDOUT)
     for train in (color, tmp_path / "color"):
         for channels in (1, 3):

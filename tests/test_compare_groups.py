@@ -140,13 +140,16 @@ def test_a_file_of_several_images_is_one_group(tmp_path):
     [
         (lambda rows: rows[1:], r"none for 1 of 300 in train: t0/0\.png; remedy: add a row each"),
         (lambda rows: rows[:-7], r"none for 7 of 200 in heldout: h8/3\.png, .* and 4 more"),
-        (lambda rows: [*rows, ("x.png", "a")], r"got 1 others \(with their lines\): x\.png \(502"),
+        (lambda rows: [*rows, ("x.png", "a")], r"got others, 1 \(with their lines\): x\.png \(502"),
         (
             lambda rows: [(file, "t0" if group == "h0" else group) for file, group in rows],
             r"groups must be in train or in heldout, got 1 in both: t0 \(10 and 5 images\)",
         ),
         (lambda rows: [*rows, ("t0/0.png", "t1")], r"group of t0/0\.png must be t0, got 't1'"),
-        (lambda rows: [(file, "") for file, _ in rows], "line 2: 'group' must be text, got ''"),
+        (
+            lambda rows: [(file, "") for file, _ in rows],
+            "line 2: 'group' must be text, got ''; remedy: write text there",
+        ),
         (
             lambda rows: [(file, group if group[0] == "t" else "one") for file, group in rows],
             "heldout must be >= 20 groups, got 1; add images of other groups",

@@ -71,12 +71,15 @@ def test_what_nobody_takes_for_an_image_is_left_out_and_everything_else_is_count
     write(tmp_path / "empty", b"")
     write(tmp_path / "sub/a.zip", b"PK\3\4")
     write(tmp_path / "a.MP4", b"\0\0\0\x18ftypisom")
+    write(tmp_path / "scans.pdf", b"%PDF-1.7")
+    write(tmp_path / "images.db", b"SQLite format 3\0")
     write(tmp_path / "photo.of a friend", b"x")
     write(tmp_path / "bmw", b"BMW makes cars, and this is text")
     files, others = list_images(tmp_path)
     assert list(files) == ["a.png"]
-    assert others == {"without suffix": 4, ".zip": 1, ".mp4": 1}
-    assert in_words(others) == "6 files are not read: 4 without suffix, 1 .mp4, 1 .zip"
+    assert others == {"without suffix": 4, ".zip": 1, ".mp4": 1, ".pdf": 1, ".db": 1}
+    said = "8 files are not read: 4 without suffix, 1 .db, 1 .mp4, 1 .pdf, 1 .zip"
+    assert in_words(others) == said
 
 
 def test_arrays_are_images_unless_they_are_next_to_pictures(tmp_path):

@@ -47,7 +47,8 @@ def test_a_byte_order_mark_belongs_to_no_column(tmp_path):
     [
         ("a.csv", "caption,n\na,1\nb\n", "line 3 must have 2 values"),
         ("a.csv", "caption,n\na, b,1\n", "line 2 must have 2 values.*quote"),
-        ("a.csv", "caption,n\n", "no rows"),
+        ("a.csv", "caption,n\n", "no rows; remedy: write rows below its header$"),
+        ("a.jsonl", "\n", "no rows; remedy: write one object per line$"),
         ("a.csv", "", "no rows"),
         ("a.jsonl", '{"a": 1}\n{"a"\n', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1 must be an object"),

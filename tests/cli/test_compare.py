@@ -128,7 +128,7 @@ def test_no_folder_is_overwritten(run, tmp_path):
         ([*ALL[:2], "heldout=few"], "heldout must be >= 20 images, got 3; pass more images"),
         ([*ALL[:2], "heldout=mixed"], "heldout must be images of one size, got '8 x 8 (20), 9 x"),
         ([*ALL[:2], "heldout=wide"], "heldout must be 8 x 8 pixels, as generated, got (8, 16); si"),
-        ([*ALL[:2], "heldout=color"], "heldout must be of 1 channels, as generated, got 3; chan"),
+        ([*ALL[:2], "heldout=color"], "heldout must be of 1 channel, as generated, got 3; chan"),
         ([*ALL[:2], "heldout=broken"], "heldout: broken/0050.png cannot be read: "),
         ([*ALL[:2], "heldout=text"], "heldout: text holds no image that can be read; 1 file is"),
         ([*ALL, "size=big"], "size must be a whole number, got 'big'"),

@@ -47,6 +47,8 @@ def compare(
 
     Args:
         generated: uint8 ``(n, h, w, c)`` with ``c`` of 1 or 3, or a folder of images; at least 20.
+            ``(255 * x).round().astype(numpy.uint8)`` converts floats in [0, 1], and
+            ``(127.5 * (x + 1)).round().astype(numpy.uint8)`` those in [-1, 1].
         train: the images that the model was trained on, in the same form; at least 2.
         heldout: images of the same kind that the model never saw; at least 20. As many as ``train``
             or more make the best control: disjoint sets of ``len(train)`` are taken in their order.

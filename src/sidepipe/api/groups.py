@@ -77,9 +77,9 @@ def _of_table(
             require(before == group, f"{where}: the group of {file}", before, group, "name it once")
     if unknown:
         raise ValueError(
-            f"{path} must name files of train and heldout, got {len(unknown)} others (with their "
-            f"lines): {_few(unknown, unknown)}; remedy: name files as below their folders, or as "
-            "train/... and heldout/..."
+            f"{path} must name files of train and heldout, got others, {len(unknown):,} (with "
+            f"their lines): {_few(unknown, unknown)}; remedy: name files as below their folders, "
+            "or as train/... and heldout/..."
         )
     for of in REAL:
         if missing := [name for name in names[of] if name not in found[of]]:

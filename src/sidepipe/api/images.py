@@ -26,8 +26,8 @@ ImagesOrFolder = np.ndarray | str | Path
 
 GRAY = ("1", "L", "LA", "I")  # and I;16 of several kinds
 RESIZES = {
-    "crop": "resized to {0} x {0} pixels, from their central squares",
-    "stretch": "resized to {0} x {0} pixels without keeping their aspect ratio",
+    "crop": ", from the central square",
+    "stretch": " without keeping the aspect ratio",
 }
 NAMED = 3  # files in a note
 
@@ -110,7 +110,10 @@ def checked(name: str, images: object, least: int = 1) -> Images:
     assert isinstance(images, np.ndarray)
     dtype, remedy = str(images.dtype), "convert it to gray levels of 0 to 255"
     if images.dtype.kind == "f":
-        remedy = "convert values in [0, 1] by (255 * x).round().astype(numpy.uint8)"
+        remedy = (
+            "convert values in [0, 1] by (255 * x).round().astype(numpy.uint8), and values in "
+            "[-1, 1] by (127.5 * (x + 1)).round().astype(numpy.uint8)"
+        )
     require(images.dtype == np.uint8, name, "uint8", dtype, remedy)
     shape, remedy = images.shape, "images of one channel have c = 1: x[..., None]"
     require(images.ndim == 4, name, "of shape (n, h, w, c)", shape, remedy)
@@ -119,6 +122,11 @@ def checked(name: str, images: object, least: int = 1) -> Images:
     require(min(shape[1:3]) > 0, name, "images of at least one pixel", shape)
     require_count(name, len(images), least)
     return images
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 image", "2,000 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def require_count(name: str, count: int, least: int) -> None:
@@ -220,7 +228,7 @@ def _channels(found: Mapping[str, Listed]) -> Literal[1, 3]:
     first = next(iter(found))
     channels: dict[str, Literal[1, 3]] = {n: 1 if one.gray else 3 for n, one in found.items()}
     for name, count in channels.items():
-        rule = f"of {channels[first]} channels, as {first}"
+        rule = f"of {counted(channels[first], 'channel')}, as {first}"
         remedy = "channels=1 converts all images to gray levels, channels=3 to RGB"
         require(count == channels[first], name, rule, count, remedy)
     return channels[first]
@@ -253,8 +261,12 @@ def _read(
     notes = [*found.notes]
     changed = found.sizes.total() - found.sizes[shape]
     if changed:
-        are = RESIZES[how.resize].format(shape[0])
-        notes.append(f"{name}: {changed:,} of {len(found.entries):,} images are {are}")
+        square = all(height == width for height, width in found.sizes)
+        notes.append(
+            f"{name}: {changed:,} of {counted(len(found.entries), 'image')} "
+            f"{'is' if changed == 1 else 'are'} resized to {shape[0]} x {shape[0]} pixels"
+            f"{'' if square else RESIZES[how.resize]}"
+        )
     if isinstance(images, np.ndarray):
         names = [entry.id for entry in found.entries]
         if not changed and channels == images.shape[3]:
@@ -269,7 +281,9 @@ def _read(
         array = np.load(path)
     if skipped:
         few = ", ".join(skipped[:NAMED]) + (" ..." if len(skipped) > NAMED else "")
-        notes.append(f"{name}: {len(skipped):,} images cannot be read and are left out: {few}")
+        count = counted(len(skipped), "image")
+        notes.append(f"{name}: left out because it cannot be read, {count}: {few}")
     if several:
-        notes.append(f"{name}: {several:,} files hold several images: the first one is read")
+        count = counted(several, "file")
+        notes.append(f"{name}: of {count} with several images, only the first one is read")
     return ImageSet(array, [entry.id for entry in kept], notes, _source(images))

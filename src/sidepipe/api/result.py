@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from sidepipe.api.images import Images
+from sidepipe.api.images import Images, counted
 from sidepipe.api.naming import as_path
 from sidepipe.base.files import whole_file
 
@@ -99,11 +99,12 @@ class Result:
     _inputs: Mapping[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
-        ones = "groups" if self._counts["num_groups"] else "ones"
+        one = "group" if self._counts["num_groups"] else "one"
         low, high = (100 * end for end in self.excess.interval)
         lines = [
             f"{self.hits:,} of {self.num_images:,} generated images hit a training image "
-            f"({self.unique:,} different {ones}); {self.heldout_hits:.3g} held-out hits",
+            f"({counted(self.unique, f'different {one}')}); {self.heldout_hits:.3g} held-out "
+            f"hit{'' if self.heldout_hits == 1 else 's'}",
             f"excess: {100 * self.excess.share:.2f} % (95 % interval {low:.2f} to {high:.2f} %)",
         ]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])

@@ -70,11 +70,11 @@ MEDICAL = "pip install 'sidepipe[medical]'"
 # Files and folders that accompany images in many data sets and hold no images.
 NO_IMAGES = frozenset(
     [
-        *(".cfg", ".csv", ".db", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md"),
-        *(".pdf", ".py", ".rst", ".sh", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml"),
+        *(".cfg", ".csv", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md"),
+        *(".py", ".rst", ".sh", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml"),
     ]
 )
-NO_DATA = frozenset(["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "DICOMDIR"])
+NO_DATA = frozenset(["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "DICOMDIR", "Thumbs.db"])
 
 # Pillow only warns about so many pixels, and several such images together exhaust the memory.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)

@@ -68,8 +68,8 @@ def _hint(folder: Path) -> str:
     missing = folder.relative_to(there).parts[0]
     close = difflib.get_close_matches(missing, names, n=1)
     if folder.parts[0] == OUTPUTS:
-        instead = "; remedy: run make demo, or name the folder or the hub id of a checkpoint"
-    elif close:
+        return "; remedy: run make demo, or name the folder or the hub id of a checkpoint"
+    if close:
         instead = f"; did you mean {there / close[0]}?"
     else:
         instead = "; remedy: name a folder that save_pretrained wrote, or a hub id owner/name"

@@ -35,7 +35,8 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
             _require_text(where, name, value)
         rows.append((where, row))
     if not rows:
-        raise ValueError(f"{path} has no rows; remedy: write one row per image or prompt")
+        remedy = "write rows below its header" if is_csv else "write one object per line"
+        raise ValueError(f"{path} has no rows; remedy: {remedy}")
     if is_csv:
         _require_even_spaces(rows)
     return rows
@@ -73,7 +74,7 @@ def text_of(where: str, row: Record, name: str) -> str:
         )
     value = row[name]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {name!r} must be text, got {value!r}")
+        raise ValueError(f"{where}: {name!r} must be text, got {value!r}; remedy: write text there")
     return " ".join(value.split())
 
 

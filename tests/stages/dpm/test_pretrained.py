@@ -285,7 +285,8 @@ def test_a_conditional_network_is_refused(tmp_path, digits):
 
 @pytest.mark.parametrize("path", ["./theirs", "/nowhere/theirs", "~/theirs", "a/b/theirs"])
 def test_a_missing_folder_is_refused(digits, path):
-    refused(path, digits, FileNotFoundError, f"^dpm.path names {path}, which is not a folder$")
+    message = f"^dpm.path names {path}, which is not a folder; remedy: name a folder that save_pre"
+    refused(path, digits, FileNotFoundError, message)
 
 
 @pytest.mark.parametrize(
