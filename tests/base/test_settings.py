@@ -276,6 +276,23 @@ class Square(Shape):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Striped(Square):
+    """A strategy that derives from another one."""
+
+    name: Literal["striped"] = "striped"
+    stripes: int = 3
+
+
+class Hidden(Shape):
+    """Without a name of its own, so that it is no choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Star(Hidden):
+    name: Literal["star"] = "star"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corner:
     x: int = 0
 
@@ -294,6 +311,8 @@ class Drawing:
         ({"name": "square"}, Square()),
         ({"name": "square", "side": 3.0, "color": "blue"}, Square(side=3, color="blue")),
         (Circle(radius=5.0), Circle(radius=5.0)),
+        ({"name": "striped", "side": 4, "stripes": 2}, Striped(side=4, stripes=2)),
+        ("star", Star()),
     ],
 )
 def test_a_strategy_is_named_or_described(given, shape):
@@ -313,7 +332,7 @@ def test_a_strategy_is_named_or_described(given, shape):
             "shape",
             {"name": "circle", "side": 1},
             r"^draw\.shape\.side is not a setting of draw\.shape=circle, which has "
-            r"draw\.shape\.color, draw\.shape\.radius; draw\.shape=square has it$",
+            r"draw\.shape\.color, draw\.shape\.radius; draw\.shape=square, draw\.shape=striped has it$",
         ),
         ("corner", {"y": 1}, r"^draw\.corner\.y is not a setting of .*Corner; .*known: x"),
         ("corner", 5, r"^draw\.corner must be a mapping, as {a: 1}, got 5"),

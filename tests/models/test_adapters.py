@@ -156,7 +156,12 @@ def test_without_an_adapter_there_is_none_and_a_missing_one_is_refused(tmp_path,
     assert adapter_file(base, None) is None
     with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
         adapter_file(base, str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"a folder with one file of weights, .* got \[\]"):
+    one = r"dpm\.adapter must be a folder with one file of weights, got '.*'; it has "
+    with pytest.raises(ValueError, match=rf"{one}no \.safetensors or \.bin file; name the file"):
+        adapter_file(base, str(tmp_path))
+    for name in ("a.bin", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{one}a\.bin, b\.safetensors; name the file of the"):
         adapter_file(base, str(tmp_path))
 
 

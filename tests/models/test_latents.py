@@ -95,6 +95,25 @@ def test_refinement_of_a_latent_model_moves_latents(tmp_path):
     assert not np.array_equal(found, images)
 
 
+def test_the_audit_of_a_latent_model_refines_latents_and_compares_decoded_images(tmp_path):
+    model = sidepipe.load(latent(tmp_path), device="cpu")
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
+    train, heldout = images[:30], images[30:]
+    found = sidepipe.audit(
+        model, train=train, heldout=heldout, t=20, steps=2, levels=(), precision="32-true"
+    )
+    refined = model.refine(train, t=20, steps=2, precision="32-true")
+    gap = ((refined / 255.0 - train / 255.0) ** 2).mean((1, 2, 3)) ** 0.5
+    own = found.scores[found.scores["kind"] == "train"].sort_values("index")
+    np.testing.assert_allclose(own["gamma"], gap, atol=1e-4)
+
+
+def test_the_audit_refuses_a_model_of_classes_before_it_reads_images(tmp_path):
+    model = sidepipe.load(dit(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match="model must be one without classes, got 'one of 5 clas"):
+        sidepipe.audit(model, train="nowhere", heldout="nowhere")
+
+
 def test_a_dit_gives_the_images_of_its_own_pipeline_for_each_class(tmp_path, drawn):
     """Its transformer predicts a variance as well, of which the pipeline makes no use either."""
     denoiser = loaded(dit(tmp_path))

@@ -187,7 +187,8 @@ def audit(
 
 def _check(model: Model, probe: Probe) -> None:
     """Raises ValueError where the model cannot be probed so."""
-    most, levels = model.num_train_timesteps, list(probe.levels)
+    most, levels, classes = model.num_train_timesteps, list(probe.levels), model.num_classes
+    require(classes is None, "model", "one without classes", f"one of {classes} classes")
     rule = f"in [0, {most}), the timesteps of the model"
     require(0 <= probe.t < most, "t", rule, probe.t)
     require(probe.steps >= 1, "steps", ">= 1", probe.steps)

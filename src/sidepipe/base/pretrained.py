@@ -24,8 +24,10 @@ NOT_FUSED = (
     "pipeline.unload_lora_weights(), and save it again"
 )
 CONVERT = (
-    "a file; remedy: save it as a folder, by diffusers' "
-    "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
+    "a file; remedy: of Stable Diffusion, save it as a folder, by diffusers' "
+    "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), for the command "
+    "sidepipe dpm=stable_diffusion dpm.path=folder; of a model without text, name a folder that "
+    "save_pretrained of its own pipeline wrote"
 )
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # model.safetensors, diffusion_pytorch_model.fp16.bin, model.safetensors.index.json; not one shard.

@@ -39,7 +39,8 @@ class Excess(MemorizationMetric):
             where no image could be a hit.
 
     Source:
-        The interval: Newcombe, Statistics in Medicine 17, 1998, method 10.
+        The interval: Newcombe, "Improved confidence intervals for the difference between binomial
+        proportions based on paired data", Statistics in Medicine 17, 2635, 1998, method 10.
 
     Example:
         >>> import torch

@@ -84,8 +84,9 @@ def _only_file(path: Path) -> Path:
         raise FileNotFoundError(f"dpm.adapter names {path}, which is neither a file nor a folder")
     files = sorted(file for file in path.iterdir() if file.suffix in FORMATS)
     named = [file for file in files if _is_named_so(file)] or files
-    rule = "a folder with one file of weights, or that file"
-    require(len(named) == 1, "dpm.adapter", rule, [file.name for file in named], f"in {path}")
+    has = ", ".join(file.name for file in named) or f"no {' or '.join(FORMATS)} file"
+    rule, remedy = "a folder with one file of weights", f"it has {has}; name the file of the LoRA"
+    require(len(named) == 1, "dpm.adapter", rule, str(path), remedy)
     return named[0]
 
 

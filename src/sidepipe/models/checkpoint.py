@@ -94,8 +94,8 @@ def read_parts(folder: Path) -> dict[str, Any]:
 
 def num_classes(folder: Path) -> int | None:
     """How many classes the model in a checked folder has; None without classes."""
-    place = folder / "transformer"
-    config = read_object((place if place.is_dir() else part_folder(folder, "unet")) / "config.json")
+    places = [folder / name for name in ("transformer", "unet", "unet_ema")]
+    config = read_object(next((p for p in places if p.is_dir()), folder) / "config.json")
     return config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
 
 

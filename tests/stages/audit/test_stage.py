@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.composing import composed
+from tests.models.tiny_pipelines import dit, latent, of_images
 from tests.tiny import RUNTIME
 from torch import nn
 
 from sidepipe.base.images import to_model
 from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.audit import stage as module
 from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_scores
@@ -30,6 +33,8 @@ SETTINGS = {
     "precision": "32-true",
     "seed": 0,
 }
+# A checkpoint under plain sampling.
+ALONE = ["attacks=single", "extract.surrogate=none", "dpm=pretrained", "dpm.num_train_images=9"]
 ALPHAS = torch.linspace(0.999, 1e-4, 100)
 NUM_TRAIN, NUM_UNSEEN, MEMORIZED = 20, 40, 12
 
@@ -177,6 +182,22 @@ def test_a_text_model_is_refused_with_the_stage_to_use():
     dpm = PretrainedTextDPM.__new__(PretrainedTextDPM)
     with pytest.raises(ValueError, match=r"an unconditional model of images.*detect=prompts"):
         Audit(**SETTINGS).check({"dpm": dpm}, RUNTIME)
+
+
+def test_a_class_conditional_model_is_refused_with_the_plan_and_a_latent_one_is_not(tmp_path):
+    images = of_images(tmp_path / "images", num_class_embeds=4)
+    for path, classes in ((dit(tmp_path / "dit"), 5), (images, 4)):
+        with pytest.raises(ValueError, match=f"a model without classes .* got '{classes} classes'"):
+            plan(composed(*ALONE, "audit=returns", f"dpm.path={path}"))
+        plan(composed(*ALONE, f"dpm.path={path}"))
+    plan(composed(*ALONE, "audit=returns", f"dpm.path={latent(tmp_path / 'latent')}"))
+
+
+def test_a_model_with_averaged_weights_alone_is_checked_for_classes(tmp_path):
+    path = of_images(tmp_path / "images", num_class_embeds=4)
+    (path / "unet").rename(path / "unet_ema")
+    with pytest.raises(ValueError, match="got '4 classes'"):
+        plan(composed(*ALONE, "audit=returns", f"dpm.path={path}"))
 
 
 def test_the_terminal_has_the_finding_and_the_file(inputs, tmp_path):

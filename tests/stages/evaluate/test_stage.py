@@ -460,15 +460,19 @@ def test_hits_are_logged_beside_the_sizes_they_are_out_of(tmp_path, caplog):
     planted.calibrate(noise=30)
     planted.plant([6], planted.unseen[[0]], noise=5)
     with caplog.at_level(logging.INFO, "sidepipe"):
-        run(planted, false_positive_rates=[0.05])
+        folder, _ = run(planted, false_positive_rates=[0.05])
     assert caplog.messages[:2] == [
         "hits: 6 of 200 generated images hit one of 64 training images, 5 different ones",
         "held-out hits: 1 of 200 generated images hit one of 20 held-out images "
         "(held-out sets: 1, with 1 to 1 hits); "
         "scaled to 64 images, 3.2 times as many: 3.18",
     ]
-    said = r"excess at 5 % held-out false positives: 3 of 200 images \(95 % interval -\d+ to \d+\)"
-    assert re.fullmatch(said, caplog.messages[2])
+    said = (
+        r"excess at 5 % held-out false positives: 3 of 200 images, 1.41 % \(95 % interval (.*) %\)"
+    )
+    ends = list(map(float, re.fullmatch(said, caplog.messages[2])[1].split(" to ")))
+    (interval,) = [at["excess"]["interval"] for at in load(folder)["calibrated"]]
+    assert ends == pytest.approx([100 * end for end in interval], abs=0.006)
 
 
 def test_hits_whose_training_image_the_synthetic_images_hit_are_not_new(planted):

@@ -28,8 +28,9 @@ from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
+from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
-from sidepipe.stages.generate.stage import load_denoiser
+from sidepipe.stages.generate.stage import WITHOUT_CLASSES, load_denoiser
 from sidepipe.stages.reference.stage import load as load_reference
 
 if TYPE_CHECKING:
@@ -97,6 +98,11 @@ class Audit(Stage):
         kind, remedy = type(dpm).__name__, "text models have detect=prompts instead"
         pixels = isinstance(dpm, TrainDPM | PretrainedDPM)
         require(pixels, "dpm", "an unconditional model of images", kind, remedy)
+        assert isinstance(dpm, DPM)
+        classes = dpm.num_classes()  # None also for a hub id, which is refused when it runs
+        require(
+            classes is None, "dpm", WITHOUT_CLASSES, f"{classes} classes", "leave out audit=returns"
+        )
         if isinstance(dpm, TrainedDPM):
             steps = dpm.noise_schedule["num_train_timesteps"]
             most = max([self.refine_t, *self.levels])

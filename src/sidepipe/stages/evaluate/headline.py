@@ -25,10 +25,12 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
         *(heldout["count"], count, sizes["heldout"], len(heldout["sets"])),
         *(min(heldout["sets"]), max(heldout["sets"]), _scaled_in_words(results)),
     )
-    low, high = (count * share for share in at["excess"]["interval"])
+    share, ends = at["excess"]["share"], at["excess"]["interval"]
+    low, high = (100 * end for end in ends)
     log.info(
-        "excess at %g %% held-out false positives: %.0f of %d images (95 %% interval %.0f to %.0f)",
-        *(100 * at["false_positive_rate"], count * at["excess"]["share"], count, low, high),
+        "excess at %g %% held-out false positives: %.0f of %d images, %.2f %% (95 %% interval %.2f "
+        "to %.2f %%)",
+        *(100 * at["false_positive_rate"], count * share, count, 100 * share, low, high),
     )
     return {
         "hits": hits["count"],
