@@ -332,7 +332,8 @@ def test_a_strategy_is_named_or_described(given, shape):
             "shape",
             {"name": "circle", "side": 1},
             r"^draw\.shape\.side is not a setting of draw\.shape=circle, which has "
-            r"draw\.shape\.color, draw\.shape\.radius; draw\.shape=square, draw\.shape=striped has it$",
+            r"draw\.shape\.color, draw\.shape\.radius; "
+            r"draw\.shape=square, draw\.shape=striped has it$",
         ),
         ("corner", {"y": 1}, r"^draw\.corner\.y is not a setting of .*Corner; .*known: x"),
         ("corner", 5, r"^draw\.corner must be a mapping, as {a: 1}, got 5"),
