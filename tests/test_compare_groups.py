@@ -183,9 +183,12 @@ def test_wrong_groups_are_named(groups, error, message):
 
 
 def test_a_table_without_its_columns_is_named(tmp_path):
-    (tmp_path / "groups.csv").write_text("image,patient\na.png,1\n")
-    with pytest.raises(ValueError, match="line 2 has no 'group', it has 'image', 'patient'"):
-        compared(np.concatenate([TRAIN[3], OTHERS]), groups=tmp_path / "groups.csv")
+    for header in ("image,patient", "file,patient", "image,group"):
+        (tmp_path / "groups.csv").write_text(f"{header}\na.png,1\n")
+        found = header.replace(",", ", ")
+        message = f"line 1 must be a header with the columns file and group, got '{found}'; rename"
+        with pytest.raises(ValueError, match=message):
+            compared(np.concatenate([TRAIN[3], OTHERS]), groups=tmp_path / "groups.csv")
 
 
 def test_held_out_images_in_any_order_are_taken_by_group():

@@ -124,7 +124,31 @@ def test_no_folder_is_overwritten(run, tmp_path):
         ([*ALL, "train=x"], "train must be given once, got train and x"),
         (["generated", "train/", "heldout=heldout"], "train/ needs a name: only the folder of gen"),
         (["no/such", *ALL[1:]], "generated must be a folder of images, a NumPy file or"),
-        ([ALL[0], "train=void", ALL[2]], "train: the number of images"),
+        (
+            [ALL[0], "train=void", ALL[2]],
+            "train: void holds no images; remedy: put images there, or",
+        ),
+        (
+            ["nope", *ALL[1:]],
+            "generated must be a folder of images, a NumPy file or a uint8 array "
+            "(n, h, w, c), got nope, which is no folder; remedy: check the path",
+        ),
+        (
+            [*ALL, "features=copydet", "features.path=/nope"],
+            "features.path must be a folder written by the stage descriptor",
+        ),
+        (
+            [*ALL, "features=sscd", "features.path=/nope", "features.sha256=x"],
+            "features.path must be a file, got /nope; download sscd",
+        ),
+        (
+            [*ALL, "features=sscd", "features.path=text/a.mp4", "features.sha256=x"],
+            "features.sha256 must be the file's, got x",
+        ),
+        (
+            [*ALL, "features=dinov2", "features.path=./nope"],
+            "features.path names ./nope, which is not a folder; remedy: name a folder",
+        ),
         ([*ALL[:2], "heldout=few"], "heldout must be >= 20 images, got 3; pass more images"),
         ([*ALL[:2], "heldout=mixed"], "heldout must be images of one size, got '8 x 8 (20), 9 x"),
         ([*ALL[:2], "heldout=wide"], "heldout must be 8 x 8 pixels, as generated, got (8, 16); si"),

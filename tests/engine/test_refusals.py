@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from tests.composing import planned
 
-from sidepipe.cli.main import CONF, main
+from sidepipe.cli.main import CONF, main, refuse_words
 from sidepipe.engine.graph import stage_class
 from sidepipe.engine.refusals import WEIGHTS
 from sidepipe.engine.stage import Runtime
 from sidepipe.stages import STAGES
+
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_a_wrong_command_gets_one_line_with_the_setting_and_the_remedy(refused, 
 def test_what_a_message_proposes_to_delete_is_all_that_the_experiment_sets(refused, tmp_path):
     command = ["experiment=smoke", "dpm=pretrained", f"dpm.path={tmp_path / 'model'}"]
     remedy = refused(*command).partition("remedy: ")[2].split()
-    assert refused(*command, *remedy).endswith("model, which is not a folder")
+    assert refused(*command, *remedy).partition(";")[0].endswith("model, which is not a folder")
 
 
 @pytest.mark.parametrize("name", ["a=b", "a(b)", "a#b", "a[b]", "it's", "ö", "~", "a b)"])
@@ -177,3 +179,43 @@ def test_each_table_of_a_multirun_is_headed_by_its_overrides(monkeypatch, tmp_pa
     main()
     said = capsys.readouterr().out
     assert re.findall(r"label.num_clusters=(\d+) .*:$", said, re.MULTILINE) == ["20", "30"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["comparee", "a", "b"], "comparee is neither .*; did you mean sidepipe compare. remedy"),
+        (["Compare", "a"], "Compare is neither .*; did you mean sidepipe compare. remedy"),
+        (
+            ["generated"],
+            "generated is neither a command .* remedy: sidepipe compare GENERATED train=",
+        ),
+        (
+            ["a", "train=b"],
+            "a is neither a command .* remedy: sidepipe compare GENERATED train=FOL",
+        ),
+        (["generated/", "train=b"], "generated/ is neither a command nor a setting"),
+        (["status"], "did you mean sidepipe stage=status. remedy"),
+        (["evalute"], "did you mean sidepipe stage=evaluate. remedy"),
+        (["help"], "did you mean sidepipe --help. remedy"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_word_that_is_no_command_is_refused_with_the_closest_one(monkeypatch, words, says):
+    monkeypatch.setattr(sys, "argv", ["sidepipe", *words])
+    with pytest.raises(SystemExit, match=says) as stopped:
+        main()
+    assert "\n" not in str(stopped.value.code)
+
+
+@pytest.mark.parametrize("words", [[], ["-m"], ["~label"], ["+a=1"], ["stage=status"], ["a/b=c"]])
+def test_settings_and_flags_are_no_words(words):
+    refuse_words(words)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["compare", "--version"]])
+def test_the_version_is_that_of_sidepipe(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["sidepipe", *words])
+    main()
+    (expected,) = re.findall(r'^version = "(.+)"', PROJECT.read_text(), re.MULTILINE)
+    assert capsys.readouterr().out == f"sidepipe {expected}\n"

@@ -64,7 +64,11 @@ def _of_table(
     known = _known(names, sources)
     found: dict[str, dict[str, str]] = {of: {} for of in REAL}
     unknown: list[str] = []
-    for where, row in read_records(path):
+    records = read_records(path)
+    missing = [name for name in ("file", "group") if name not in records[0][1]]
+    rule, columns = "a header with the columns file and group", ", ".join(records[0][1])
+    require(not missing, f"{path} line 1", rule, columns, "rename the columns")
+    for where, row in records:
         group, file = text_of(where, row, "group"), text_of(where, row, "file")
         images = known.get(normpath(file), [])
         if not images:

@@ -192,7 +192,7 @@ def _listed(name: str, images: ImagesOrFolder) -> Listed:
     if not folder.is_dir() and not is_array_file(folder):
         raise FileNotFoundError(
             f"{name} must be a folder of images, a NumPy file or a uint8 array (n, h, w, c), got "
-            f"{folder}, which is no folder"
+            f"{folder}, which is no folder; remedy: check the path"
         )
     source = ImageFolder(str(folder))
     with as_arguments(name):

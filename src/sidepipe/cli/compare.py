@@ -4,6 +4,7 @@ Arguments are checked and images are read before torch is imported, unless `feat
 """
 
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -158,4 +159,10 @@ def _encoder(name: str, settings: Mapping[str, str], conf: Path) -> Any:
             f"features.{missing[0]} is required by features={name}; for example "
             f"features.{missing[0]}=/my/{name}"
         )
-    return build(config)
+    encoder = build(config)
+    try:
+        encoder.check()
+    except (ValueError, FileNotFoundError) as error:  # it names its setting first
+        known = "|".join(config)
+        raise type(error)(re.sub(rf"^({known})\b", r"features.\1", str(error))) from None
+    return encoder

@@ -1,10 +1,12 @@
 """The command line: `sidepipe`, `sidepipe stage=evaluate`, `sidepipe compare ...`, and help."""
 
+import difflib
 import logging
 import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import hydra
@@ -94,6 +96,21 @@ def refuse_null_groups(arguments: Sequence[str]) -> None:
             sys.exit(f"{group} must be one of {', '.join(options(group))}, got {choice}; {remedy}")
 
 
+def refuse_words(arguments: Sequence[str]) -> None:
+    """Exits with 1 where the first argument is neither a setting nor a command."""
+    from sidepipe.stages import STAGES
+
+    word = arguments[0] if arguments else "stage="
+    if re.match(r"[-~+]", word) or "=" in word:
+        return
+    words = {"compare": "sidepipe compare", "help": "sidepipe --help"}
+    words |= {name: f"sidepipe stage={name}" for name in ("status", *STAGES)}
+    close = difflib.get_close_matches(word, words, n=1)
+    hint = f"did you mean {words[close[0]]}? " if close else ""
+    remedy = "sidepipe compare GENERATED train=FOLDER heldout=FOLDER compares images"
+    sys.exit(f"{word} is neither a command nor a setting, as name=value; {hint}remedy: {remedy}")
+
+
 def _compare() -> None:
     """Runs `sidepipe compare`; exits with 1 and one line where it fails."""
     from sidepipe.cli import compare
@@ -119,9 +136,13 @@ def with_choices(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Entry point of the `sidepipe` command."""
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        print(f"sidepipe {version('sidepipe')}")
+        return
     if sys.argv[1:2] == ["compare"]:
         _compare()
         return
+    refuse_words(sys.argv[1:])
     refuse_null_groups(sys.argv[1:])
     sys.argv[1:] = with_choices(sys.argv[1:])
     # Without it, Hugging Face libraries report usage when they download a model.

@@ -220,7 +220,9 @@ def test_a_missing_folder_is_named_with_both_remedies(tmp_path, source):
 def test_an_empty_folder_says_which_extensions_count(tmp_path, source):
     (tmp_path / "img_align_celeba").mkdir()
     (tmp_path / "list_eval_partition.txt").touch()
-    with pytest.raises(ValueError, match=r"images \(.*\.jpeg, .*\.jpg.*\.webp\) in .*, got 0; "):
+    with pytest.raises(
+        ValueError, match=r"holds no images; remedy: .*\(suffixes: .*\.jpeg, .*\.jpg.*\.webp\)"
+    ):
         source(str(tmp_path)).entries()
 
 

@@ -237,13 +237,10 @@ def _listed(folder: Path) -> Files:
         raise ValueError(
             f"{folder} holds no image that can be read; {in_words(others)}; remedy: {remedy}"
         )
-    require(
-        len(files) > 0,
-        f"the number of images ({', '.join(readable_suffixes())}) in {folder}",
-        ">= 1",
-        len(files),
-        "put them there, or data.source.folder=...",
-    )
+    if not files:
+        remedy = "put images there, or data.source.folder=..."
+        known = ", ".join(readable_suffixes())
+        raise ValueError(f"{folder} holds no images; remedy: {remedy} (suffixes: {known})")
     return files
 
 
