@@ -422,7 +422,10 @@ THREE_LEVELS = {
     ("changes", "message"),
     [
         ({"unet": {"in_channels": 3}}, "in_channels of dpm.unet must be 1, .* set data.channels=3"),
-        ({"unet": {"out_channels": 2}}, "out_channels of dpm.unet must be 1, as the data are, got"),
+        (
+            {"unet": {"out_channels": 2}},
+            "out_channels of dpm.unet must be 1, got 2; training does not learn a variance",
+        ),
         ({"unet": {"sample_size": 16}}, "sample_size of dpm.unet must be 8, .* set data.size=16"),
         ({"unet": {"num_class_embeds": 10}}, "the classes of dpm.unet must be none"),
         ({"unet": {"norm_num_groups": 3}}, "dpm.unet cannot be built: num_channels .4. must be"),
@@ -449,7 +452,7 @@ def test_the_size_must_be_divisible_by_what_the_network_downsamples(train_dpm, d
     if fits:
         checked(stage, {"data": data}, RUNTIME)
     else:
-        rule = f"data.size must be divisible by 4, what 3 levels of the UNet downsample, got {size}"
+        rule = f"data.size must be divisible by 4, as 3 levels of the UNet downsample, got {size}"
         with pytest.raises(ValueError, match=rule):
             checked(stage, {"data": data}, RUNTIME)
 
