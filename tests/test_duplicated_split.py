@@ -13,12 +13,11 @@ from tests.tiny import UNET
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import build
-from sidepipe.engine import pipeline
+from sidepipe.engine import pipeline, training
 from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.graph import Plan
 from sidepipe.engine.plan import plan
 from sidepipe.engine.shards import write_shard
-from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.report.stage import load_table, page_path
 
 COST = {"unet_forwards": 600, "surrogate_gradients": 0, "gradient_cost": 0.0}
@@ -222,7 +221,7 @@ def test_what_does_not_fit_the_data_is_an_error_before_the_model_is_read(
 ):
     the_plan = of_user(TRAIN, OTHERS[:100], TRAIN[COPIED], override)
     with pytest.raises(ValueError, match=message):
-        pipeline.run(the_plan, "dpm")
+        pipeline.run(the_plan, "all")
     assert made(the_plan) == {"data"}
 
 
@@ -247,7 +246,7 @@ def test_a_folder_without_held_out_images_is_an_error_before_training(tmp_path):
 
 def test_a_folder_of_160_images_is_trained_on_with_a_larger_rate(tmp_path, monkeypatch, caplog):
     the_plan = trained(tmp_path, 160, "dpm.num_train_images=80")
-    monkeypatch.setattr(TrainDPM, "fit", stop)
+    monkeypatch.setattr(training, "fit", stop)
     with pytest.raises(KeyError, match="training starts"):
         pipeline.run(the_plan, "all")
     assert "80 held-out images are too few for a false positive rate of 0.1 %" in caplog.text
@@ -256,7 +255,7 @@ def test_a_folder_of_160_images_is_trained_on_with_a_larger_rate(tmp_path, monke
 def test_a_pool_of_several_partitions_is_a_single_warning(tmp_path, monkeypatch, caplog):
     write_images(tmp_path / "images" / "test", OTHERS[20:100])
     the_plan = trained(tmp_path, 80, "dpm.num_train_images=80")
-    monkeypatch.setattr(TrainDPM, "fit", stop)
+    monkeypatch.setattr(training, "fit", stop)
     with pytest.raises(KeyError, match="training starts"):
         pipeline.run(the_plan, "all")
     assert caplog.text.count("drawn from every partition") == 1
@@ -264,3 +263,11 @@ def test_a_pool_of_several_partitions_is_a_single_warning(tmp_path, monkeypatch,
 
 def stop(*arguments, **options):
     raise KeyError("training starts")
+
+
+def test_a_fault_of_a_later_stage_is_a_warning_where_only_the_model_is_asked_for(of_user, caplog):
+    override = "dpm.train_partitions=[train,test]"
+    the_plan = of_user(TRAIN, OTHERS[:100], TRAIN[COPIED], override)
+    pipeline.run(the_plan, "dpm")
+    assert made(the_plan) == {"data", "dpm"}
+    assert "evaluate needs held-out images" in caplog.text

@@ -77,7 +77,7 @@ def test_try_lock_names_the_living_owner_and_leaves_the_lock_to_it(holder, folde
 
 
 def test_a_long_wait_is_reported_once_per_interval(holder, folder):
-    looks = []
+    looks, timers = [], []
 
     def release(owner):
         looks.append(owner)
@@ -87,10 +87,12 @@ def test_a_long_wait_is_reported_once_per_interval(holder, folder):
 
     def wait_and_look(owner):
         looks.append(owner)
-        Timer(0.3, release, [owner]).start()
+        timers.append(Timer(0.3, release, [owner]))
+        timers[0].start()
 
     with locks.locked(folder, wait_and_look, poll_seconds=0.01, notice_seconds=60):
         pass
+    timers[0].join()  # the holder is killed after the test
     assert len(looks) == 2  # one by the wait of some thirty looks, one by the timer
 
 

@@ -10,6 +10,7 @@ from tests.composing import composed
 from tests.tiny import RUNTIME, SETTINGS, UNET
 
 from sidepipe.base.settings import build
+from sidepipe.engine import training
 from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job
 from sidepipe.stages.dpm.duplicates import PAIRS
@@ -69,7 +70,7 @@ def pretrained(checkpoint, on_duplicates):
 def test_duplicates_are_an_error_before_anything_is_trained_or_loaded(
     tmp_path, data, kind, monkeypatch
 ):
-    monkeypatch.setattr(TrainDPM, "fit", None)
+    monkeypatch.setattr(training, "fit", None)
     nowhere = tmp_path / "nowhere"
     stage = trained("error") if kind == "trained" else pretrained(nowhere, "error")
     folder = tmp_path / "dpm"

@@ -48,7 +48,7 @@ def test_where_groups_were_counted_the_score_is_their_number():
 def test_the_cost_table_says_how_images_were_refined():
     plain, refined = attack("plain", [], None), attack("refined", [], {"refine_steps": 8})
     for one in (plain, refined):
-        settings = {"surrogate": "none", "refine_steps": 0, "refine_t": 60}
+        settings = {"surrogate": {"name": "none"}, "refine_steps": 0, "refine_t": 60}
         one.manifests["extract"]["settings"] |= settings
     table = cost_table([plain, refined])
     place = table.columns.index("refined")
