@@ -20,7 +20,7 @@ from tests.tiny import SCHEDULE, UNET
 
 import sidepipe
 from sidepipe import api
-from sidepipe.api import auditing, comparing, measuring, model, result
+from sidepipe.api import auditing, comparing, loading, measuring, model, result
 from sidepipe.base.settings import build
 from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.shards import load_shards
@@ -85,7 +85,7 @@ def loaded(checkpoint):
 # documents
 
 
-@pytest.mark.parametrize("module", [model, result, comparing, auditing, excess_metric])
+@pytest.mark.parametrize("module", [model, loading, result, comparing, auditing, excess_metric])
 def test_every_example_runs(module, checkpoint, artifact, tmp_path):
     names = {"checkpoint": str(checkpoint), "artifact": artifact, "folder": tmp_path}
     names |= {"generated": GENERATED, "train": TRAIN, "heldout": HELDOUT}

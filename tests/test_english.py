@@ -124,7 +124,8 @@ def texts(path):
 def faults(text):
     """Each odd phrase of a text, and the words to use instead."""
     # A paragraph break ends a sentence; a line break does not.
-    text = re.sub(r"\s*\n\s*\n\s*(?=\w)", ". ", text.strip())
+    text = re.sub(r"^[-*] ", "", text.strip())
+    text = re.sub(r"\s*\n\s*\n\s*(?=\w)", ". ", text)
     text = re.sub(r"\s+", " ", re.sub(r"\n\s*[-*] ", ". ", text)).replace("..", ".")
     for pattern, instead in WORDS.items():
         for match in re.finditer(rf"\b(?:{pattern})\b", text, flags=re.IGNORECASE):

@@ -55,6 +55,12 @@ def run(folders, tmp_path, monkeypatch, capsys):
 ALL = ("generated", "train=train", "heldout=heldout")
 
 
+def test_a_warning_stands_in_the_table_and_not_in_the_log_as_well(run, caplog):
+    _, out = run(*ALL, "out=found")
+    assert out.count("are too few for a false positive rate") == 1
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_the_command_gives_the_numbers_of_the_function(run, folders, tmp_path):
     code, out = run(*ALL, "out=found", "false_positive_rate=0.05", "features=pixels")
     assert code == 0

@@ -15,7 +15,7 @@ from sidepipe.base.settings import build
 from sidepipe.models.adapters import adapter_file, fuse_adapter
 from sidepipe.models.text.pipeline import check_pipeline, load_model
 
-# Of peft, which diffusers gives the layers that are in the file.
+# A warning of peft: diffusers passes it the layers of the file.
 pytestmark = pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters:RuntimeWarning")
 
 CONFIGS = {
@@ -119,7 +119,7 @@ def test_an_adapter_of_kohya_is_fused_as_diffusers_does(tmp_path, base, adapted)
 
 
 def test_an_adapter_of_peft_is_fused_as_peft_merges_it(tmp_path):
-    """Of a UNet2DModel, with an alpha for one layer and rank-stabilized scales."""
+    """An adapter for a UNet2DModel, with an alpha for one layer and rank-stabilized scales."""
     from peft import get_peft_model
 
     torch.manual_seed(0)

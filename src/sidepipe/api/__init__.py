@@ -14,18 +14,18 @@ from sidepipe.api.result import Result as Result
 if TYPE_CHECKING:
     from sidepipe.api.auditing import Audit as Audit
     from sidepipe.api.auditing import audit as audit
+    from sidepipe.api.loading import load as load
+    from sidepipe.api.loading import load_split as load_split
     from sidepipe.api.model import Model as Model
-    from sidepipe.api.model import load as load
-    from sidepipe.api.model import load_split as load_split
 
 
 def __getattr__(name: str) -> Any:
     if name in ("Audit", "audit"):
-        from sidepipe.api import auditing
-
-        return getattr(auditing, name)
-    if name in ("Model", "load", "load_split"):
-        from sidepipe.api import model
-
-        return getattr(model, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from sidepipe.api import auditing as module
+    elif name in ("load", "load_split"):
+        from sidepipe.api import loading as module
+    elif name == "Model":
+        from sidepipe.api import model as module
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(module, name)

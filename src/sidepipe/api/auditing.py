@@ -14,12 +14,12 @@ from jaxtyping import Int64
 from sidepipe.api.comparing import LEAST, check_features
 from sidepipe.api.control import Calibrated, calibrated, warn_of_swapped
 from sidepipe.api.images import Images, ImagesOrFolder, Reading, read_sets
-from sidepipe.api.measuring import ENCODERS
-from sidepipe.api.model import PRECISIONS, Model
-from sidepipe.api.naming import as_arguments, as_path, require_numbers, require_whole
+from sidepipe.api.measuring import encoder_of
+from sidepipe.api.model import Model
+from sidepipe.api.naming import as_arguments, as_new_file, require_numbers, require_whole
 from sidepipe.api.result import Estimate
-from sidepipe.base.files import whole_file
-from sidepipe.base.settings import Precision, require, require_known
+from sidepipe.base.files import whole_file, write_table
+from sidepipe.base.settings import PRECISIONS, Precision, require, require_known
 from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.features.encoders import Device, Encoder
 from sidepipe.features.pairs import blocks
@@ -96,13 +96,9 @@ class Audit:
             >>> found.save(folder / "audit.csv").name
             'audit.csv'
         """
-        file = as_path("path", path)
-        if not file.parent.is_dir():
-            raise FileNotFoundError(
-                f"path must be a file in an existing folder, got {file}; remedy: make {file.parent}"
-            )
+        file = as_new_file("path", path)
         with whole_file(file) as temporary:
-            tables.save(temporary, self.scores)
+            write_table(temporary, self.scores)
         return file
 
 
@@ -177,7 +173,7 @@ def audit(
     shape, rule = sets["train"].images.shape, ", ".join(map(str, model.image_shape))
     remedy = "audit images of the size that the model makes"
     require(shape[1:] == model.image_shape, "train", f"of shape (n, {rule})", shape, remedy)
-    encoder = ENCODERS[features]() if isinstance(features, str) else features
+    encoder = encoder_of(features)
     encode = partial(encoder.encode, device=model._runtime.torch_device())
     known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
     move = mover(model._denoiser, probe, seed, precision, model._runtime)

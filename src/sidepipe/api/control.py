@@ -67,7 +67,7 @@ def calibrated(
         real = real_images(seen, held, metric)
         (rate,) = checked_rates(real, [false_positive_rate], metric, names.__getitem__)
     near = near_duplicates(real, metric)
-    said += _on_control(false_positive_rate, rate, near, unseen, groups)
+    _warn_of_control(false_positive_rate, rate, near, unseen, groups, said)
     return Calibrated(data, real, rate, near, said)
 
 
@@ -152,14 +152,15 @@ def warn_of_swapped(interval: Sequence[float], finding: str, said: list[str]) ->
         )
 
 
-def _on_control(
+def _warn_of_control(
     asked: float,
     used: float,
     near: Mapping[str, float],
     unseen: np.ndarray,
     groups: np.ndarray | None,
-) -> list[str]:
-    said: list[str] = []
+    said: list[str],
+) -> None:
+    """Adds warnings of too few held-out images, and of near duplicates that set the threshold."""
     count, unit = len(unseen), "images"
     if groups is not None:
         count, unit = len(np.unique(groups[unseen])), "groups"
@@ -169,4 +170,3 @@ def _on_control(
     if near["count"] > allowed(count, used):
         text = "are near duplicates of training images to this encoder: they set the threshold of a"
         warn(f"{near['count']} of {len(unseen)} held-out images {text} hit, and hide copies", said)
-    return said

@@ -3,9 +3,9 @@
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -68,13 +68,19 @@ class ImageSet:
     source: str
     groups: list[str] | None = None
 
+    @cached_property
+    def digests(self) -> list[str]:
+        """The SHA-256 of each image's pixels."""
+        pixels = (np.ascontiguousarray(image).data for image in self.images)
+        return [hashlib.sha256(some).hexdigest() for some in pixels]
+
     def summary(self) -> dict[str, object]:
         """Number, shape and origin, with the SHA-256 of the list of names and of their pixels.
 
         The list has a line `<SHA-256 of the pixels>  <name>` for each image.
         """
         listed = hashlib.sha256()
-        for name, pixels in zip(self.names, digests(self.images), strict=True):
+        for name, pixels in zip(self.names, self.digests, strict=True):
             listed.update(f"{pixels}  {name}\n".encode())
         shape = list(self.images.shape[1:])
         about: dict[str, object] = {
@@ -85,11 +91,6 @@ class ImageSet:
         if self.groups is not None:
             about["num_groups"] = len(set(self.groups))
         return {**about, "sha256": listed.hexdigest()}
-
-
-def digests(images: Images) -> Iterator[str]:
-    """The SHA-256 of each image's pixels."""
-    return (hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in images)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sidepipe.api.control import calibrated, warn, warn_of_swapped
-from sidepipe.api.images import Images, ImageSet, digests
+from sidepipe.api.images import Images, ImageSet
 from sidepipe.api.naming import as_arguments
 from sidepipe.api.result import Estimate, Pair, Result
 from sidepipe.engine.stage import Runtime
@@ -27,6 +27,11 @@ NUM_PAIRS = 60
 COPIED = 0.9  # the share of exact copies above which the generated images may be real ones
 
 
+def encoder_of(features: str | Encoder) -> Encoder:
+    """The encoder that the argument `features` is or names, after `check_features`."""
+    return ENCODERS[features]() if isinstance(features, str) else features
+
+
 def measured(
     sets: Mapping[str, ImageSet],
     *,
@@ -36,7 +41,7 @@ def measured(
     device: str,
 ) -> Result:
     """The result of `sidepipe.compare` on images of one shape."""
-    encoder = ENCODERS[features]() if isinstance(features, str) else features
+    encoder = encoder_of(features)
     with as_arguments():
         runtime = Runtime(accelerator=device)
         runtime.require_accelerator()
@@ -57,8 +62,8 @@ def measured(
 
 def _warn_of_copies(sets: Mapping[str, ImageSet], said: list[str]) -> None:
     """Adds a warning where nearly all generated images are equal to real ones, pixel by pixel."""
-    generated = list(digests(sets["generated"].images))
-    real = {name: set(digests(sets[name].images)) for name in ("train", "heldout")}
+    generated = sets["generated"].digests
+    real = {name: set(sets[name].digests) for name in ("train", "heldout")}
     copies = {name: sum(one in known for one in generated) for name, known in real.items()}
     if sum(copies.values()) >= COPIED * len(generated):
         warn(

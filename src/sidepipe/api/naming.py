@@ -41,6 +41,16 @@ def as_path(name: str, value: object) -> Path:
     return Path(str(value)).expanduser()
 
 
+def as_new_file(name: str, value: object) -> Path:
+    """The path of a file to write or replace; FileNotFoundError where its folder is missing."""
+    file = as_path(name, value)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(
+            f"{name} must be a file in an existing folder, got {file}; remedy: make {file.parent}"
+        )
+    return file
+
+
 @contextmanager
 def as_arguments(name: str = "") -> Iterator[None]:
     """Raises ValueError and FileNotFoundError of the body with the arguments' names.

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from sidepipe.api.images import Images, counted
-from sidepipe.api.naming import as_path
+from sidepipe.api.naming import as_new_file, as_path
 from sidepipe.base.files import whole_file
 
 
@@ -130,11 +130,7 @@ class Result:
         """
         from sidepipe.stages.report.single import page
 
-        file = as_path("path", path)
-        if not file.parent.is_dir():
-            raise FileNotFoundError(
-                f"path must be a file in an existing folder, got {file}; remedy: make {file.parent}"
-            )
+        file = as_new_file("path", path)
         rows = [
             {
                 "index": pair.names[0],

@@ -1,5 +1,7 @@
 """Files that are whole or absent: each is written under a temporary name and then renamed."""
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -8,7 +10,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class CannotWrite(OSError):
@@ -33,6 +38,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         if is_disk_full(error):
             raise cannot_write(path, error) from error
         raise
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Writes a CSV file without an index, numbers to six decimals."""
+    table.to_csv(path, index=False, float_format="%.6f")
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -17,6 +17,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 # "true" casts the weights of a text model when they are loaded, "mixed" the inputs of operations.
+# Those of models without text.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 
 

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str], conf: Path) -> None:
     logging.basicConfig(format="%(message)s")
     for name in ("sidepipe.api.comparing", "sidepipe.stages.data.reading"):
         logging.getLogger(name).setLevel(logging.INFO)
-    logging.getLogger("sidepipe.api.measuring").setLevel(logging.ERROR)  # the table has warnings
+    logging.getLogger("sidepipe.api.control").setLevel(logging.ERROR)  # the table has warnings
     given = _given(arguments)
     out = _out(given.pop("out", None))
     settings = {n.partition(".")[2]: given.pop(n) for n in list(given) if n.startswith("features.")}

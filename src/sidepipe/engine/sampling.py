@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class _ShardBatches:
     """Batches of image indices within shards; rank r of w takes every w-th shard from r.
 
-    All shards but the last have the same batches, whichever shards exist.
+    All shards but the last have the same batches; finished shards do not change them.
     """
 
     def __init__(

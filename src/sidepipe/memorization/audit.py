@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
-from scipy.stats import spearmanr
 
 from sidepipe.features.pairs import distance, exact_losses, gamma_of
 from sidepipe.features.search import Metric, closer, nearest
-from sidepipe.memorization.excess import wilson
+from sidepipe.memorization.excess import difference, wilson
+from sidepipe.memorization.rates import rank_correlation
 from sidepipe.memorization.roc import measured
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ Images = UInt8[np.ndarray, "n h w c"]
 # (images, the timestep of the noise they get or None for none, whether they are refined, the number
 # of the first one, which decides its noise) -> the images that the model makes of them.
 Move = Callable[[Images, int | None, bool, int], Images]
-FEWEST = 3  # for a rank correlation
 
 
 @dataclass(frozen=True)
@@ -68,30 +68,30 @@ def returns(
     one step and refinement; `ends` (n, levels, draws), which image of the kind each one reaches.
     """
     metric, mine = encoder.metric, features[own]
+    encoded = partial(encoder.encode, device=device)
 
-    def gamma(some: Images, repeats: int) -> Float32[np.ndarray, "_"]:
-        """gamma of each image to its own one, of which it is one of `repeats` versions."""
+    def gamma(some: Float32[np.ndarray, "m d"], repeats: int) -> Float32[np.ndarray, "m"]:
+        """gamma of each vector to that of its own image, which has `repeats` of them."""
         there = np.arange(len(some))
-        encoded = encoder.encode(some, device=device)
-        return gamma_of(exact_losses(encoded, mine, there, there // repeats, metric), metric)
+        return gamma_of(exact_losses(some, mine, there, there // repeats, metric), metric)
 
-    def reached(some: Images) -> Int64[np.ndarray, "_"]:
+    def reached(some: Float32[np.ndarray, "m d"]) -> Int64[np.ndarray, "m"]:
         """The image of this kind that each one reaches; -1 for none."""
-        nearby, index = nearest(encoder.encode(some, device=device), features, metric)
+        nearby, index = nearest(some, features, metric)
         return np.where(closer(nearby[:, 0], threshold, metric), index[:, 0], -1)
 
     draws, start = probe.draws, first * probe.draws
     refined, copies = move(images, None, True, first), np.repeat(images, draws, axis=0)
-    error = distance(gamma(move(copies, probe.t, False, start), draws), metric)
+    error = distance(gamma(encoded(move(copies, probe.t, False, start)), draws), metric)
     recall = np.empty((len(images), len(probe.levels)), np.float32)
     ends = np.empty((len(images), len(probe.levels), draws), np.int64)
     for level, t in enumerate(probe.levels):
-        back = move(copies, t, True, start)
+        back = encoded(move(copies, t, True, start))
         recall[:, level] = closer(gamma(back, draws), threshold, metric).reshape(-1, draws).mean(1)
         ends[:, level] = reached(back).reshape(-1, draws)
     return {
         "refined": refined,
-        "gamma": gamma(refined, 1),
+        "gamma": gamma(encoded(refined), 1),
         "error": error.reshape(-1, draws).mean(1).astype(np.float32),
         "recall": recall,
         "ends": ends,
@@ -101,7 +101,7 @@ def returns(
 def arrivals(
     ends: Int64[np.ndarray, "n levels draws"], count: int
 ) -> Int64[np.ndarray, "levels m"]:
-    """How many noised copies, of whichever image, reach each of `count` images, per level."""
+    """How many noised copies, of any image, reach each of `count` images, per level."""
     of_level = [ends[:, level][ends[:, level] >= 0] for level in range(ends.shape[1])]
     return np.array([np.bincount(some, minlength=count) for some in of_level]).reshape(-1, count)
 
@@ -120,11 +120,7 @@ def flagged_excess(
     method 10).
     """
     a, b = float(train.mean()), float(heldout.mean())
-    low_a, high_a = wilson(a, len(train))
-    low_b, high_b = wilson(b, len(heldout))
-    low = a - b - np.hypot(a - low_a, high_b - b)
-    high = a - b + np.hypot(high_a - a, b - low_b)
-    return a - b, (max(-1.0, float(low)), min(1.0, float(high)))
+    return difference(a, wilson(a, len(train)), b, wilson(b, len(heldout)))
 
 
 def judged(
@@ -140,9 +136,7 @@ def judged(
     if not extracted.any() or extracted.all():
         return None
     found = measured(score, extracted, rate)
-    varies = len(score) >= FEWEST and np.ptp(score) > 0
-    ranks: Any = spearmanr(score, hits) if varies else None
-    return {**found, "correlation": None if ranks is None else float(ranks.statistic)}
+    return {**found, "correlation": rank_correlation(score, hits.astype(np.float64))}
 
 
 def flags_judged(flagged: Bool[np.ndarray, "n"], hits: Int64[np.ndarray, "n"]) -> dict[str, int]:

@@ -115,14 +115,30 @@ def excess(train: Bool[np.ndarray, "n"], heldout: HeldoutHits) -> tuple[float, t
     alike.
     """
     a, b = float(train.mean()), heldout.scaled
-    low_a, high_a = wilson(a, len(train))
-    low_b, high_b = heldout.interval
     varies = train.any() and not train.all() and heldout.share.std() > 0
     correlation = float(np.corrcoef(train, heldout.share)[0, 1]) if varies else 0.0
+    ends = wilson(a, len(train)), heldout.interval
+    return difference(a, ends[0], b, ends[1], correlation, heldout.luck)
+
+
+def difference(
+    a: float,
+    ends_a: tuple[float, float],
+    b: float,
+    ends_b: tuple[float, float],
+    correlation: float = 0.0,
+    variance: float = 0.0,
+) -> tuple[float, tuple[float, float]]:
+    """a - b and its 95 % interval, joined from those of the two shares (MOVER).
+
+    correlation: of the two shares; 0 where they are independent. variance: of a - b beyond that of
+    the shares.
+    """
+    (low_a, high_a), (low_b, high_b) = ends_a, ends_b
 
     def joined(one: float, other: float) -> float:
         square = one**2 + other**2 - 2 * correlation * one * other
-        return math.sqrt(max(0.0, square) + Z**2 * heldout.luck)
+        return math.sqrt(max(0.0, square) + Z**2 * variance)
 
     low, high = a - b - joined(a - low_a, high_b - b), a - b + joined(high_a - a, b - low_b)
     return a - b, (max(-1.0, low), min(1.0, high))

@@ -1,4 +1,4 @@
-"""Shares and means over prompts with their 95 % intervals, as plain numbers for results."""
+"""Shares and means with their 95 % intervals, and rank correlations, as plain numbers."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from sidepipe.memorization.thresholds import rate_interval
 
 DRAWS = 2000
+FEWEST = 3  # pairs for a rank correlation
 
 
 def rate(hits: Bool[np.ndarray, "n"]) -> dict[str, Any]:
@@ -27,3 +28,13 @@ def mean(values: Float[np.ndarray, "n"], seed: int = 0) -> dict[str, Any]:
     drawn = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
     interval = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
     return {"of": len(values), "mean": float(values.mean()), "interval": interval.tolist()}
+
+
+def rank_correlation(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float | None:
+    """Spearman's rank correlation; None of fewer than three pairs, or where x or y is constant."""
+    from scipy.stats import spearmanr  # slow to import
+
+    if len(x) < FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    found: Any = spearmanr(x, y)
+    return float(found.statistic)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 SCHEDULER = "scheduler_config.json"
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-# Schedulers of models with betas at discrete timesteps, whichever steps they take.
+# Schedulers of models with betas at discrete timesteps, for any rule of steps.
 DISCRETE = (
     *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler"),
     *("PNDMScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),

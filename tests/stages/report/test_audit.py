@@ -7,6 +7,7 @@ import pytest
 from tests.stages.report.pages import REPORT, Page, hit_images, rows_of
 from tests.stages.report.planted import RUNTIME
 
+from sidepipe.base.files import write_table
 from sidepipe.engine.stage import Job
 from sidepipe.features.encoders import PixelsL2
 from sidepipe.memorization.real import Encoded
@@ -36,7 +37,7 @@ def audited(outputs, key, count, gamma):
     sets = {kind: Encoded(rows[kind][:count], np.empty((count, 1))) for kind in rows}
     ids = np.array([f"{i:04d}" for i in range(len(outputs.images))])
     table = tables.scores(sets, found, "l2", 0.05, [300], ids)
-    tables.save(folder / "audit.csv", table)
+    write_table(folder / "audit.csv", table)
     refined = outputs.images[outputs.train[:count]]
     tables.save_gallery(folder, table, outputs.images, refined, "l2", 30)
     results = {"threshold": 0.05, "false_positive_rate": 0.001, "metric": "l2"}

@@ -12,7 +12,7 @@ from sidepipe.stages.attack.schedule import Schedule, check_points, factors_betw
 
 @dataclass(frozen=True, kw_only=True)
 class AttackGuidance:
-    """How a surrogate guides an attack, whichever surrogate it is.
+    """How a surrogate guides an attack; the settings are the same for every surrogate.
 
     guidance_scale: lambda; for the LoRA surrogate s in eps + s (eps_label - eps), where 1 means the
     label alone and eps need not be evaluated. t_min, t_max: timesteps that are guided, both

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from sidepipe.base.files import write_json
+from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import grid
-from sidepipe.base.settings import Precision, build, require, require_known
+from sidepipe.base.settings import PRECISIONS, Precision, build, require, require_known
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
@@ -82,7 +82,7 @@ class Audit(Stage):
         increasing = sorted(set(self.levels)) == list(self.levels)
         require(increasing, "audit.levels", "increasing timesteps", self.levels)
         require(all(t >= 0 for t in self.levels), "audit.levels", ">= 0", self.levels)
-        require_known("audit.precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
+        require_known("audit.precision", self.precision, PRECISIONS)
         require(0 <= self.seed < 2**32, "audit.seed", "in [0, 2**32)", self.seed)
 
     @cached_property
@@ -128,7 +128,7 @@ class Audit(Stage):
             start += len(images.rows)
         ids = load_ids(job.inputs["data"])
         table = tables.scores(sets, found, encoder.metric, threshold, self.levels, ids)
-        tables.save(job.folder / "audit.csv", table)
+        write_table(job.folder / "audit.csv", table)
         refined = found["train"]["refined"]
         tables.save_gallery(job.folder, table, data, refined, encoder.metric, self.gallery_images)
         results = {

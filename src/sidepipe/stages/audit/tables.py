@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, UInt8
 
+from sidepipe.base.files import write_table
 from sidepipe.features.search import Metric, closer
 from sidepipe.memorization.audit import arrivals, closeness, flagged_excess
 from sidepipe.memorization.conformal import discoveries, p_values
@@ -16,13 +17,8 @@ from sidepipe.memorization.real import Encoded
 FDR = (0.01, 0.05)  # false discovery rates of the lists of members
 
 
-def save(path: Path, table: pd.DataFrame) -> None:
-    """Writes a CSV file, numbers to six decimals."""
-    table.to_csv(path, index=False, float_format="%.6f")
-
-
 def read(path: Path) -> pd.DataFrame:
-    """A table as `save` wrote it; ids stay text, and an image may be called "NA"."""
+    """A table as `write_table` wrote it; ids stay text, and an image may be called "NA"."""
     ids: Any = {"id": str}
     return pd.read_csv(path, dtype=ids, keep_default_na=False, na_values={"p_value": [""]})
 
@@ -101,4 +97,4 @@ def save_gallery(
     best = train.iloc[closest]
     pairs = np.stack([data[best["index"].to_numpy()], refined[closest]], axis=1)
     np.save(folder / "gallery.npy", pairs)
-    save(folder / "gallery.csv", best)
+    write_table(folder / "gallery.csv", best)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from sidepipe.base.files import write_json
+from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import to_model
 from sidepipe.base.settings import build, require, tried
 from sidepipe.base.weights import load_exactly
@@ -205,7 +205,7 @@ def _judge(folder: Path, rows: list[dict[str, int | float]], labels: np.ndarray)
         "label_entropy": float(-(shares * np.log(shares)).sum()),
     }
     rows = [{**row, **chance} for row in rows]
-    pd.DataFrame(rows).to_csv(folder / "quality.csv", index=False, float_format="%.6f")
+    write_table(folder / "quality.csv", pd.DataFrame(rows))
     for row in rows:
         log.info(
             "t in [%(t_from)d, %(t_to)d): cross-entropy %(cross_entropy).3f (chance "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Int64
 
-from sidepipe.base.files import write_json
+from sidepipe.base.files import write_json, write_table
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
@@ -165,7 +165,7 @@ class Descriptor(Training):
             sscd = SSCD(self.sscd_path, self.sscd_sha256)
             encoders[sscd.transform] = sscd
         rows = list(judge(encoders, images, self.seed, runtime.torch_device()))
-        pd.DataFrame(rows).to_csv(folder / "quality.csv", index=False, float_format="%.6f")
+        write_table(folder / "quality.csv", pd.DataFrame(rows))
         together = {r["encoder"]: r["average_precision"] for r in rows if r["edit"] == "all"}
         for name, value in together.items():
             log.info("%s: average precision %.3f on planted copies", name, value)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Int64
 
-from sidepipe.base.files import write_json
+from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import grid
 from sidepipe.base.settings import build, require
 from sidepipe.engine.artifacts import Artifact
@@ -191,7 +191,7 @@ class Evaluate(Stage):
             results["blind"] |= ranking_quality(hits.hit[ranking.index])
             ids, data = load_ids(job.inputs["data"]), load_images(job.inputs["data"])
             table = tables.nearest_table(c, ids, load_targets(extract), hits)
-            tables.save(job.folder / "nearest.csv", table)
+            write_table(job.folder / "nearest.csv", table)
             closest = r.closest_pairs(c, hits.group, self.gallery_pairs)
             tables.save_gallery(job.folder, table, closest, generated, data)
         tables.save_candidates(job.folder, ranking, generated, self.gallery_pairs, table)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
+from sidepipe.base.files import write_table
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -16,13 +18,8 @@ if TYPE_CHECKING:
     from sidepipe.memorization.results import Hits
 
 
-def save(path: Path, table: pd.DataFrame) -> None:
-    """Writes a CSV file, numbers to six decimals."""
-    table.to_csv(path, index=False, float_format="%.6f")
-
-
 def read(path: Path) -> pd.DataFrame:
-    """A table from `save`; ids stay text, even if they are numbers."""
+    """A table from `write_table`; ids stay text, even if they are numbers."""
     import pandas as pd
 
     ids: Any = {"train_id": str, "heldout_id": str}
@@ -71,7 +68,7 @@ def save_gallery(
     sources = ((generated, "index"), (data, "train_index"), (data, "heldout_index"))
     triples = np.stack([images[best[column].to_numpy()] for images, column in sources], axis=1)
     np.save(folder / "gallery.npy", triples)
-    save(folder / "gallery.csv", best)
+    write_table(folder / "gallery.csv", best)
 
 
 def save_candidates(
@@ -94,7 +91,7 @@ def save_candidates(
     if table is not None:
         known = ("hit", "train_id", "train_gamma")
         columns |= {name: table[name].to_numpy()[best] for name in known}
-    save(folder / "candidates.csv", pd.DataFrame(columns))
+    write_table(folder / "candidates.csv", pd.DataFrame(columns))
     np.save(folder / "candidates.npy", generated[best])
 
 
@@ -119,7 +116,7 @@ def save_labels(
         columns["hits"] = [int(some.sum()) for some in of]
         columns["unique"] = [len(np.unique(train[some])) for some in of]
         columns["new"] = [int((some & new).sum()) for some in of]
-    save(folder / "labels.csv", pd.DataFrame(columns))
+    write_table(folder / "labels.csv", pd.DataFrame(columns))
 
 
 def load_nearest(folder: Path) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sidepipe.base.images import save_grid
-from sidepipe.base.settings import Precision, require
+from sidepipe.base.settings import PRECISIONS, Precision, require
 from sidepipe.engine.shards import load_first, load_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import denoiser_of
@@ -104,7 +104,7 @@ class Sampling(Stage):
         if isinstance(dpm, TrainDPM | PretrainedDPM):
             remedy = "this model takes no text"
             require(self.prompts is None, f"{self.name}.prompts", "null", self.prompts, remedy)
-            known, rule = ("32-true", "bf16-mixed", "16-mixed"), "32-true or mixed"
+            known, rule = PRECISIONS, "32-true or mixed"
             require(self.precision in known, f"{self.name}.precision", rule, self.precision, remedy)
         if isinstance(dpm, TrainedDPM):
             steps = dpm.noise_schedule["num_train_timesteps"]

@@ -46,7 +46,7 @@ class Mitigate(Stage):
     method: one of `strategies`. num_prompts: the most prompts of either kind, drawn by seed; None
     for all that are memorized. num_generations: images per prompt, from the
     first noise of detect. copied_share: a prompt is memorized if at least this share of its images
-    are copies. adversary: None, or num_steps and lr of an attacker who wants the images back. clip:
+    are copies. adversary: None, or num_steps and lr of an attack that recovers the images. clip:
     a CLIP model (folder or hub id) to measure alignment with, None for the captions' attributes.
     features: an encoder, that of detect.
     """

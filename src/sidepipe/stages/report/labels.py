@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from sidepipe.engine.artifacts import Artifact
+from sidepipe.memorization.rates import rank_correlation
 from sidepipe.stages.detect.labels import load_labels
 from sidepipe.stages.evaluate.tables import load_labels as load_yields
 from sidepipe.stages.report import words
@@ -20,8 +19,6 @@ from sidepipe.stages.report.section import Rows, Section, rows_of
 from sidepipe.stages.report.tables import Table
 from sidepipe.stages.report.terminal import aligned, wrapped
 from sidepipe.stages.report.words import count
-
-FEWEST = 3  # the fewest labels for a rank correlation
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,7 @@ class LabelYields:
 
     def correlation(self, name: str) -> float | None:
         """Spearman's rank correlation of `name` with the yield; None where either is constant."""
-        x, y = self.column(name), self.column("hits") / self.column("images")
-        if len(x) < FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
-            return None
-        found: Any = spearmanr(x, y)
-        return float(found.statistic)
+        return rank_correlation(self.column(name), self.column("hits") / self.column("images"))
 
 
 def is_of_labels(folder: Path) -> bool:
