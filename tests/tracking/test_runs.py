@@ -5,7 +5,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 from tests.composing import composed
 
 from sidepipe.base.interruption import Preempted
@@ -143,20 +142,6 @@ def test_a_run_is_the_artifacts(tmp_path, wandb):
     assert wandb.run.metrics == {GLOBAL_STEP: (None, None), "evaluate/*": (GLOBAL_STEP, None)}
     assert wandb.run.exit_code == 0
     assert os.environ["WANDB_MODE"] == "offline"
-
-
-def test_group_and_tags_are_by_default_what_the_command_line_chose(tmp_path, wandb, monkeypatch):
-    choices = {"sweep": "subset_size", "experiment": "celeba_25000"}
-    chosen = SimpleNamespace(runtime=SimpleNamespace(choices=choices))
-    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: chosen)
-    for tracked_by in (tracking(tmp_path), tracking(tmp_path, group="mine", tags=["b"])):
-        with tracked_by.run("dpm", "0", {}):
-            pass
-    assert [(init["group"], init["tags"]) for init in wandb.inits] == [
-        ("subset_size", ["celeba_25000"]),
-        ("mine", ["b"]),
-    ]
 
 
 def test_an_online_run_is_not_made_offline(tmp_path, wandb):

@@ -5,9 +5,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -56,6 +57,7 @@ def _run(cfg: DictConfig) -> None:
     from sidepipe.engine import pipeline, status
     from sidepipe.engine.plan import plan
 
+    name_runs(cfg, HydraConfig.get().runtime.choices)
     try:
         the_plan = plan(cfg)
         if cfg.stage == "status":
@@ -71,6 +73,17 @@ def _run(cfg: DictConfig) -> None:
         log.debug("traceback", exc_info=True)
         sys.exit(1)
     print("\n".join([*_of_multirun(), *shown]))
+
+
+def name_runs(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Gives W&B runs the sweep as their group and the experiment as a tag, where these are null.
+
+    choices: the chosen file of each config group.
+    """
+    if cfg.tracking.group is None:
+        cfg.tracking.group = choices.get("sweep")
+    if cfg.tracking.tags is None and choices.get("experiment"):
+        cfg.tracking.tags = [choices["experiment"]]
 
 
 def _of_multirun() -> list[str]:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.core.hydra_config import HydraConfig
-
 from sidepipe.base.interruption import Preempted
 
 log = logging.getLogger(__name__)
@@ -126,8 +124,8 @@ current: list[Tracked] = [Tracked()]
 class Tracking:
     """Where runs are tracked: `none`, `offline` (files in `folder`) or `online`. Never in a key.
 
-    group, tags: None for the sweep and the experiment that the command line chose. images: whether
-    sample grids and pairs are sent too.
+    group, tags: the command line fills in its sweep and its experiment where the config has null.
+    images: whether sample grids and pairs are sent too.
     """
 
     mode: Literal["none", "offline", "online"] = "none"
@@ -181,15 +179,14 @@ class Tracking:
             os.environ["WANDB_CONFIG_DIR"] = str(folder / "config_dir")
         import wandb
 
-        experiment = _chosen("experiment")
         run = wandb.init(
             id=key,
             name=" ".join(filter(None, (stage, config.get("attack"), key))),
             job_type=stage,
             resume="allow",  # a resumed run appends to its history
             project=self.project,
-            group=self.group or _chosen("sweep"),
-            tags=self.tags or ([experiment] if experiment else None),
+            group=self.group,
+            tags=self.tags,
             dir=str(folder),
             config=dict(config),
             mode=mode,
@@ -206,8 +203,3 @@ def keep_beside(folder: Path) -> None:
     for name in ("DATA_DIR", "CACHE_DIR"):
         os.environ[f"WANDB_{name}"] = str(folder / name.lower())
     os.environ["WANDB_ERROR_REPORTING"] = "false"
-
-
-def _chosen(group: str) -> str | None:
-    """The command line's choice of a config group, None if there is none."""
-    return HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None

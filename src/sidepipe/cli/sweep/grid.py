@@ -14,11 +14,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sidepipe import stages
 from sidepipe.base.settings import require, require_known
-from sidepipe.cli.main import CONF, options
+from sidepipe.cli.main import CONF, name_runs, options
 from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.integrity import is_done
 from sidepipe.engine.plan import plan
@@ -134,7 +134,16 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
 def point_of(overrides: Sequence[str]) -> Plan:
     """The plan of the overrides of one point, for a job of the sweep."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return plan(compose("config", list(overrides)))
+        return plan(_composed(overrides))
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """The config of the overrides; its W&B runs have the names of its sweep and experiment."""
+    cfg = compose("config", list(overrides), return_hydra_config=True)
+    name_runs(cfg, cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 def _axes(name: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[Override]]]:
@@ -174,7 +183,7 @@ def _point(
     """
     files = tuple(str(each.input_line) for each in choice if not _is_value(each))
     if files not in composed:
-        composed[files] = compose("config", [*fixed, *files])
+        composed[files] = _composed([*fixed, *files])
     cfg = composed[files]
     for each in choice:
         if _is_value(each):
