@@ -13,7 +13,8 @@ from tests.tiny import UNET
 
 from sidepipe.base.settings import build
 from sidepipe.models.adapters import adapter_file, fuse_adapter
-from sidepipe.models.text.pipeline import check_pipeline, load_model
+from sidepipe.models.text.checks import check_pipeline
+from sidepipe.models.text.pipeline import load_model
 
 # A warning of peft: diffusers passes it the layers of the file.
 pytestmark = pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters:RuntimeWarning")
@@ -63,7 +64,7 @@ def layers_of(pipeline, with_metadata):
 
 def fused(base, path):
     model = load_model(base)
-    fuse_adapter({"unet": model.unet, "text_encoder": model.text_encoder}, path)
+    fuse_adapter(model.networks, path)
     return model
 
 

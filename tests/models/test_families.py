@@ -18,7 +18,8 @@ def indexed(folder, **index):
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
-        ("StableDiffusionXLPipeline", "SDXL, which has two text encoders"),
+        ("StableDiffusionXLInpaintPipeline", "SDXL for another task"),
+        ("KolorsPipeline", "SDXL with another text encoder"),
         ("StableDiffusion3Pipeline", "a rectified flow model"),
         ("FluxPipeline", "a rectified flow model"),
         ("PixArtAlphaPipeline", "a transformer with a T5 text encoder"),
@@ -37,7 +38,7 @@ def indexed(folder, **index):
 def test_a_known_pipeline_of_another_family_is_refused_by_name(tmp_path, kind, what, option):
     with pytest.raises(ValueError, match=r"must be one of DDPMPipeline, .*") as error:
         require_family(indexed(tmp_path, _class_name=kind, **UNET), option)
-    assert f"StableDiffusionPipeline, got '{kind} ({what})'; sample it with" in str(error.value)
+    assert f"StableDiffusionXLPipeline, got '{kind} ({what})'; sample it with" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -17,7 +17,17 @@ from sidepipe.base.settings import require
 
 HUB = "hf://"
 OUTPUTS = "outputs"  # the default of runtime.outputs
-PARTS = ("unet", "scheduler", "text_encoder", "tokenizer", "vae")
+PARTS = (
+    *("unet", "transformer", "scheduler", "vae", "vqvae"),
+    *(
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+    ),
+)
 DEFAULT, EMA = "default", "ema"
 NOT_FUSED = (
     "a LoRA adapter that is not fused; remedy: call pipeline.fuse_lora() and "

@@ -60,6 +60,16 @@ FAMILIES = (
         frozenset({"unet", "scheduler", "text_encoder", "tokenizer"}),
         frozenset({"vae", "safety_checker", "feature_extractor", "image_encoder"}),
     ),
+    Family(
+        "SDXL",
+        "stable_diffusion",
+        ("StableDiffusionXLPipeline",),
+        frozenset(
+            {"unet", "scheduler", "vae"}
+            | {"text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"}
+        ),
+        frozenset({"feature_extractor", "image_encoder"}),
+    ),
 )
 # Beginnings of the classes of pipelines that are not supported; the first that fits names the kind.
 OTHERS = {
@@ -67,7 +77,8 @@ OTHERS = {
         *("StableDiffusionUpscale", "StableDiffusionLatentUpscale", "LDMSuperResolution"),
         "IFSuperResolution",
     ),
-    "SDXL, which has two text encoders": ("StableDiffusionXL", "Kolors"),
+    "SDXL for another task": ("StableDiffusionXL",),
+    "SDXL with another text encoder": ("Kolors",),
     "a rectified flow model": (
         *("StableDiffusion3", "Flux", "AuraFlow", "Lumina", "Sana", "QwenImage", "HiDream"),
         *("Chroma", "ZImage", "CogView4", "OmniGen"),
@@ -100,7 +111,8 @@ def require_family(folder: Path, option: str) -> Family:
 
 def family_of(kind: str, parts: Collection[str]) -> Family | None:
     """The family of a pipeline of this class with these parts, None where it has none."""
-    if any(kind.startswith(starts) for starts in OTHERS.values()):
+    known = any(kind in family.pipelines for family in FAMILIES)
+    if not known and any(kind.startswith(starts) for starts in OTHERS.values()):
         return None
     every = set(parts)
     fits = (f for f in FAMILIES if f.parts <= every <= f.parts | f.optional)

@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from tests.models.text.tiny import CAPTIONS, MAX_TOKENS, tiny_stable_diffusion, tiny_text_model
 
+from sidepipe.models.text.checks import check_pipeline
 from sidepipe.models.text.guidance import noise_difference, norms, prompt_guided
 from sidepipe.models.text.memory import images_at_once
-from sidepipe.models.text.pipeline import (
-    TextToImagePipeline,
-    check_pipeline,
-    load_model,
-    save_model,
-)
+from sidepipe.models.text.pipeline import TextToImagePipeline, load_model, save_model
 from sidepipe.models.text.trajectory import prompt_noise, prompt_timesteps, sample
 from sidepipe.models.text.words import word_tokenizer
 
@@ -105,7 +101,7 @@ def test_gradients_reach_the_embedding(model):
 
 
 def test_a_saved_model_comes_back_and_diffusers_reads_it(model, tmp_path):
-    save_model(model, DDPMScheduler(num_train_timesteps=100), tmp_path)
+    save_model(model, tmp_path)
     check_pipeline(tmp_path)
     back = load_model(tmp_path)
     e = model.encode(CAPTIONS)

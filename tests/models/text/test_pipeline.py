@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from tests.models.text.tiny import tiny_stable_diffusion
 
 from sidepipe.base.pretrained import fingerprint
-from sidepipe.models.text.pipeline import check_pipeline, load_model
+from sidepipe.models.text.checks import check_pipeline
+from sidepipe.models.text.pipeline import load_model
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,11 @@ def test_an_unconditional_pipeline_is_sent_to_its_own_config(folder):
     ("file", "values", "message"),
     [
         ("unet/config.json", {"time_cond_proj_dim": 256}, "distilled for one guidance scale"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "SDXL is not supported"),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "text_time"},
+            "the UNet of SDXL belongs to a StableDiffusionXLPipeline",
+        ),
         ("unet/config.json", {"in_channels": 9}, r"equal, got \[9, 4\]"),
         ("unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "a UNet2DConditionModel"),
         ("model_index.json", {"text_encoder_2": ["a", "b"]}, "got .*text_encoder_2"),

@@ -30,7 +30,7 @@ def test_a_gradient_is_that_of_finite_differences(model):
 
 
 def test_what_the_encoder_makes_of_token_embeddings_can_be_derived_by_them(model):
-    e, embeddings = encoded(model, CAPTIONS[:2])
+    e, (embeddings,) = encoded(model, CAPTIONS[:2])
     torch.testing.assert_close(e.detach(), model.encode(CAPTIONS[:2]))
     assert not model.encode(CAPTIONS).requires_grad  # nothing is left behind
     (gradient,) = torch.autograd.grad(e[:, 3, 0].sum(), embeddings)
@@ -58,7 +58,7 @@ def test_significance_is_the_mean_of_norms_along_the_guided_trajectory(model):
 
 def test_by_token_it_is_the_gradient_through_the_encoder(model):
     x_T, e_0 = prompt_noise(model, 0, [0], 1), model.encode([""])
-    e, embeddings = encoded(model, CAPTIONS[:1])
+    e, (embeddings,) = encoded(model, CAPTIONS[:1])
     length = norms(model.eps(x_T, 80, e) - model.eps(x_T, 80, e_0))
     (gradient,) = torch.autograd.grad(length.sum(), embeddings)
     by_token, _ = token_significance(model, x_T, CAPTIONS[:1], 2.0, 5, 1)

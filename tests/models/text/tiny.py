@@ -3,35 +3,44 @@
 import json
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from sidepipe.models.text.model import TextModel
 from sidepipe.models.text.words import word_tokenizer
 
 CAPTIONS = ["a bold seven by the harbour", "a faint two at noon", "marigold"]
-WIDTH, MAX_TOKENS = 8, 10
+WIDTH, MAX_TOKENS, POOLED = 8, 10, 24
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def text_encoder(num_words, max_tokens=MAX_TOKENS, end=2):
+def text_encoder(num_words, max_tokens=MAX_TOKENS, end=2, kind=CLIPTextModel, **changes):
     """A CLIPTextModel of one layer."""
-    return CLIPTextModel(
+    config = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        **changes,
+    }
+    return kind(
         CLIPTextConfig(
             vocab_size=num_words,
-            hidden_size=WIDTH,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
             max_position_embeddings=max_tokens,
             bos_token_id=1,
             eos_token_id=end,
             pad_token_id=0,
+            **config,
         )
     )
 
 
-def unet(channels, size):
+def unet(channels, size, width=WIDTH, **changes):
     """A UNet2DConditionModel with cross-attention at its lower resolution."""
     return UNet2DConditionModel(
         sample_size=size,
@@ -43,8 +52,9 @@ def unet(channels, size):
         mid_block_type="UNetMidBlock2DCrossAttn",
         layers_per_block=1,
         norm_num_groups=4,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=width,
         attention_head_dim=2,
+        **changes,
     )
 
 
@@ -52,19 +62,63 @@ def tiny_text_model(size=8, seed=0):
     """An in-memory model of gray images of `size` pixels."""
     torch.manual_seed(seed)
     tokenizer = word_tokenizer(CAPTIONS, MAX_TOKENS)
-    alphas_cumprod = DDIMScheduler(num_train_timesteps=100).alphas_cumprod
-    encoder = text_encoder(len(tokenizer))
-    model = TextModel(unet(1, size), encoder, tokenizer, None, alphas_cumprod, "epsilon")
-    return model.eval().requires_grad_(False)
+    parts = {"unet": None, "scheduler": DDPMScheduler(num_train_timesteps=100)}
+    parts |= {"text_encoder": text_encoder(len(tokenizer)), "tokenizer": tokenizer}
+    return TextModel({**parts, "unet": unet(1, size)}).eval().requires_grad_(False)
 
 
 def tiny_stable_diffusion(folder, seed=0, prediction_type="epsilon"):
-    """Writes StableDiffusionPipeline's files with random weights: latents 4 x 4 x 4, images 8 x 8.
+    """StableDiffusionPipeline's files with random weights: latents 4 x 4 x 4, images 8 x 8."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer(folder)
+    parts = {
+        "vae": autoencoder(),
+        "text_encoder": text_encoder(len(tokenizer), 77, end=tokenizer.eos_token_id),
+        "tokenizer": tokenizer,
+        "unet": unet(4, 4),
+        "scheduler": schedule(
+            set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type
+        ),
+    }
+    nothing = {name: [None, None] for name in NOT_NEEDED}
+    return saved(folder, parts, _class_name="StableDiffusionPipeline", **nothing)
 
-    Written part by part: the pipeline itself cannot be made without a warning.
+
+def tiny_sdxl(folder, seed=0, **settings):
+    """StableDiffusionXLPipeline's files with random weights: latents 4 x 4 x 4, images 8 x 8.
+
+    Its encoders have different widths, and the pooled embedding is wider than both together.
     """
     torch.manual_seed(seed)
-    vae = AutoencoderKL(
+    tokenizer = clip_tokenizer(folder)
+    words, end = len(tokenizer), tokenizer.eos_token_id
+    parts = {
+        "vae": autoencoder(),
+        "text_encoder": text_encoder(words, 77, end, num_hidden_layers=2),
+        "tokenizer": tokenizer,
+        "text_encoder_2": text_encoder(
+            *(words, 77, end, CLIPTextModelWithProjection),
+            num_hidden_layers=3,
+            hidden_size=12,
+            projection_dim=POOLED,
+        ),
+        "tokenizer_2": tokenizer,
+        "unet": unet(
+            4,
+            4,
+            width=WIDTH + 12,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + POOLED,
+        ),
+        "scheduler": schedule(steps_offset=1),
+    }
+    index = {"image_encoder": [None, None], "feature_extractor": [None, None], **settings}
+    return saved(folder, parts, _class_name="StableDiffusionXLPipeline", **index)
+
+
+def autoencoder():
+    return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -72,36 +126,31 @@ def tiny_stable_diffusion(folder, seed=0, prediction_type="epsilon"):
         norm_num_groups=4,
         sample_size=8,
     )
-    scheduler = DDIMScheduler(
+
+
+def schedule(**changes):
+    return DDIMScheduler(
         num_train_timesteps=100,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
+        **changes,
     )
-    tokenizer = _clip_tokenizer(folder)
-    parts = {
-        "vae": vae,
-        "text_encoder": text_encoder(len(tokenizer), 77, end=tokenizer.eos_token_id),
-        "tokenizer": tokenizer,
-        "unet": unet(4, 4),
-        "scheduler": scheduler,
-    }
+
+
+def saved(folder, parts, **index):
+    """Writes the parts one by one: the pipeline itself cannot be made without a warning."""
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-    index = {
+    classes = {
         name: [type(p).__module__.partition(".")[0], type(p).__name__] for name, p in parts.items()
     }
-    nothing = {name: [None, None] for name in NOT_NEEDED}
-    index |= {"_class_name": "StableDiffusionPipeline", **nothing}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps({**classes, **index}))
     return folder
 
 
-def _clip_tokenizer(folder):
+def clip_tokenizer(folder):
     """CLIP's byte-level tokenizer without merges: a token for each letter."""
     letters = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

@@ -4,7 +4,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from diffusers import DDPMScheduler
 from tests.engine.test_sampling import SAMPLING
 from tests.models.text.tiny import CAPTIONS, tiny_stable_diffusion, tiny_text_model
 from tests.tiny import RUNTIME, SETTINGS
@@ -29,7 +28,7 @@ def generate(**changes) -> Generate:
 def inputs(tmp_path_factory):
     """A text model's artifact, and captions of which it was trained on some."""
     folder = tmp_path_factory.mktemp("inputs")
-    save_model(tiny_text_model(), DDPMScheduler(num_train_timesteps=100), folder / "dpm" / "model")
+    save_model(tiny_text_model(), folder / "dpm" / "model")
     np.save(folder / "dpm" / "subset.npy", TRAIN)
     np.save(folder / "dpm" / "heldout.npy", HELDOUT)
     (folder / "data").mkdir()

@@ -140,9 +140,7 @@ def text_inputs(folder, planted, kind):
         images = np.load(planted["generate"] / "shards" / "000000.npy").repeat(3, axis=3)
         write_shard(folder / "generate", 0, images)
         return {**planted, "dpm": folder / "dpm", "generate": folder / "generate"}
-    from diffusers import DDPMScheduler
-
-    save_model(tiny_text_model(), DDPMScheduler(num_train_timesteps=100), folder / "dpm" / "model")
+    save_model(tiny_text_model(), folder / "dpm" / "model")
     return {**planted, "dpm": folder / "dpm"}
 
 

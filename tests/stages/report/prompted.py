@@ -123,9 +123,9 @@ class Prompted:
         np.save(folder / "heldout.npy", np.flatnonzero(~seen))
         torch.manual_seed(0)
         tokenizer, scheduler = word_tokenizer(captions, MAX_TOKENS), DDPMScheduler()
-        parts = unet(1, 8), text_encoder(len(tokenizer), MAX_TOKENS), tokenizer, None
-        model = TextModel(*parts, scheduler.alphas_cumprod, "epsilon").eval()
-        save_model(model, scheduler, folder / "model")
+        parts = {"unet": unet(1, 8), "scheduler": scheduler, "tokenizer": tokenizer}
+        parts["text_encoder"] = text_encoder(len(tokenizer), MAX_TOKENS)
+        save_model(TextModel(parts).eval(), folder / "model")
         summary = {"num_train_images": int(seen.sum()), "num_heldout_images": int((~seen).sum())}
         summary |= {"num_parameters": 54_000, "num_train_pairs": 114, "epochs": 750.0}
         summary |= {"val/loss_train": 0.0312, "val/loss_heldout": 0.0451}

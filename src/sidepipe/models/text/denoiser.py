@@ -28,7 +28,7 @@ class PromptedDenoiser(Denoiser):
         self, model: TextModel, prompts: Sequence[str] | None = None, guidance_scale: float = 1.0
     ) -> None:
         super().__init__(
-            model.unet, model.alphas_cumprod, model.prediction_type, model.latent_shape
+            model.network, model.alphas_cumprod, model.prediction_type, model.latent_shape
         )
         self.model, self.guidance_scale = model, guidance_scale
         self.prompts = None if prompts is None else list(prompts)
@@ -38,11 +38,7 @@ class PromptedDenoiser(Denoiser):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        if self.model.vae is None:
-            return self.shape
-        config = self.model.vae.config
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
-        return config["out_channels"], self.shape[1] * factor, self.shape[2] * factor
+        return self.model.image_shape
 
     def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
         e_0 = self.model.encode([""])

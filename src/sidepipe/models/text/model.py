@@ -1,11 +1,12 @@
 """A text-conditional diffusion model, of pixels or of latents: encode prompts, predict eps, decode.
 
-It has the parts of a diffusers pipeline folder; later stages use nothing else of it.
+It has the parts of a diffusers pipeline folder; later stages use nothing else of it. `TextModel` is
+Stable Diffusion 1.x and 2.x; a family with other parts derives from it and is listed in `kinds.py`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from sidepipe.base.images import to_model, to_uint8
 from sidepipe.diffusion.finite import NOT_FINITE
 from sidepipe.diffusion.schedule import eps_from_prediction
-from sidepipe.diffusion.timesteps import StepRule
+from sidepipe.models.schedules import clip_range, step_rule
 
+# All that the network receives of a prompt: a row per position, and in families with a pooled
+# embedding this one in further rows, whose rest is 0.
 Embeddings = Float[Tensor, "n l d"]
 Latents = Float[Tensor, "n c h w"]
 # Decoding an image takes far more memory than predicting its noise, and far less time.
@@ -37,37 +40,72 @@ class Tokens:
 class TextModel(nn.Module):
     """A UNet2DConditionModel with its text encoder and, for a latent model, its autoencoder.
 
-    unet, text_encoder, vae: modules of diffusers and transformers; vae is None for a model of
-    images. alphas_cumprod: (T,). prediction_type: "epsilon", "v_prediction" or "sample". step_rule:
-    that of its scheduler. autocast: the dtype of the UNet's operations, None for no cast.
-    clip_range: pred_x_0 of images is clipped to [-clip_range, clip_range], None for no clipping;
-    latents are never clipped. Networks run in their own dtype; x_t and embeddings are float32
-    outside, and so is eps where the network predicts it.
+    parts: by the names of diffusers: unet, scheduler (a DDPMScheduler), text_encoder, tokenizer,
+    and vae, which a model of images does not have. settings: those of `defaults`, None for these.
+    autocast: the dtype of the network's operations, None for no cast.
+
+    pred_x_0 of images is clipped to [-clip_range, clip_range], None for no clipping; latents are
+    never clipped. Networks run in their own dtype; x_t and embeddings are float32 outside, and so
+    is eps where the network predicts it.
+
+    kind: the pipeline's class. network_part: the name of the network that predicts noise.
+    encoders: the class of each text encoder; the tokenizer of "text_encoder_2" is "tokenizer_2".
+    defaults: settings of the pipeline's index that matter, and their defaults.
+    steps_offset: that the pipeline sets, whatever its scheduler has; None where it sets none.
     """
 
-    unet: Any
-    text_encoder: Any
+    kind: ClassVar[str] = "StableDiffusionPipeline"
+    network_part: ClassVar[str] = "unet"
+    encoders: ClassVar[Mapping[str, str]] = {"text_encoder": "CLIPTextModel"}
+    defaults: ClassVar[Mapping[str, bool]] = {"requires_safety_checker": False}
+    steps_offset: ClassVar[int | None] = 1
     vae: Any
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
     alphas_cumprod: Tensor
 
     def __init__(
         self,
-        unet: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        vae: Any | None,
-        alphas_cumprod: Float[Tensor, "T"],
-        prediction_type: str,
-        step_rule: StepRule = StepRule(),  # noqa: B008
+        parts: Mapping[str, Any],
+        settings: Mapping[str, Any] | None = None,
         autocast: torch.dtype | None = None,
-        clip_range: float | None = 1.0,
     ) -> None:
         super().__init__()
-        self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
-        self.tokenizer, self.prediction_type = tokenizer, prediction_type
-        self.step_rule, self.autocast = step_rule, autocast
-        self.clip_range = clip_range if vae is None else None
-        self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
+        self.vae = None
+        self.part_names, self.settings, self.autocast = (
+            tuple(parts),
+            dict(settings or self.defaults),
+            autocast,
+        )
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._take_schedule(parts["scheduler"])
+
+    def _take_schedule(self, scheduler: Any) -> None:
+        self.prediction_type = scheduler.config["prediction_type"]
+        self.clip_range = clip_range(scheduler) if self.vae is None else None
+        self.step_rule = step_rule(scheduler)
+        if self.vae is not None and self.steps_offset is not None:
+            self.step_rule = replace(self.step_rule, steps_offset=self.steps_offset)
+        alphas_cumprod = scheduler.alphas_cumprod.float()
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The parts by name."""
+        return {name: getattr(self, name) for name in self.part_names}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The parts with weights by name, the one that predicts noise first."""
+        parts = {self.network_part: self.network, **self.parts}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    @property
+    def network(self) -> Any:
+        """The network that predicts noise."""
+        return getattr(self, self.network_part)
 
     @property
     def device(self) -> torch.device:
@@ -77,30 +115,49 @@ class TextModel(nn.Module):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(c, h, w) of x_t."""
-        size = self.unet.config["sample_size"]
+        size = self.network.config["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config["in_channels"], height, width
+        return self.network.config["in_channels"], height, width
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of an image."""
+        if self.vae is None:
+            return self.latent_shape
+        _, height, width = self.latent_shape
+        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return self.vae.config["out_channels"], height * factor, width * factor
 
     @property
     def max_tokens(self) -> int:
         """Positions of an embedding, special tokens included."""
         return self.tokenizer.model_max_length
 
+    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Embeddings:
         """The prompts' embeddings, float32; prompts are truncated to `max_tokens`."""
-        inputs = self.tokenizer(
+        return self.embed(prompts)
+
+    def embed(self, prompts: Sequence[str]) -> Embeddings:
+        """As `encode`, with gradients."""
+        return self.encoded(prompts)[0].float()
+
+    def encoded(self, prompts: Sequence[str], encoder: str = "text_encoder") -> Any:
+        """The output of a text encoder with all its hidden states."""
+        tokenizer = getattr(self, encoder.replace("text_encoder", "tokenizer"))
+        network = getattr(self, encoder)
+        inputs = tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=self.max_tokens,
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         )
         # Stable Diffusion attends to the padding as well, unless the encoder's config has a mask.
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        masked = getattr(network.config, "use_attention_mask", False)
         mask = inputs["attention_mask"].to(self.device) if masked else None
-        with torch.no_grad():
-            found = self.text_encoder(inputs["input_ids"].to(self.device), attention_mask=mask)
-        return found[0].float()
+        ids = inputs["input_ids"].to(self.device)
+        return network(ids, attention_mask=mask, output_hidden_states=True)
 
     def tokens(self, prompt: str) -> Tokens:
         """The words at the positions of `encode([prompt])`, and the text that does not fit."""
@@ -118,10 +175,14 @@ class TextModel(nn.Module):
         """
         if isinstance(t, int):
             t = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
-        dtype = self.unet.dtype
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            found = self.unet(x_t.to(dtype), t, encoder_hidden_states=e.to(dtype)).sample
+            found = self.predict(x_t, t, e)
         return eps_from_prediction(self.prediction_type, found.float(), x_t, t, self.alphas_cumprod)
+
+    def predict(self, x_t: Latents, t: Int64[Tensor, "n"], e: Embeddings) -> Latents:
+        """The network's prediction, in its own dtype."""
+        dtype = self.network.dtype
+        return self.network(x_t.to(dtype), t, encoder_hidden_states=e.to(dtype)).sample
 
     @torch.no_grad()
     def decode(self, x_0: Latents) -> UInt8[Tensor, "n h w c"]:

@@ -7,7 +7,6 @@ over the whole batch, and swaps the embeddings with and without the prompt.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,26 +25,25 @@ EVALUATIONS_A_STEP = 4
 OfTokens = Float[Tensor, "n l"]
 
 
-def encoded(model: TextModel, prompts: Sequence[str]) -> tuple[Embeddings, Float[Tensor, "n l _"]]:
-    """The prompts' encoded embeddings, and the token embeddings to differentiate them by."""
-    calls: list[tuple[Any, Any]] = []
-    embeddings: list[Tensor] = []
+def encoded(model: TextModel, prompts: Sequence[str]) -> tuple[Embeddings, list[Tensor]]:
+    """The prompts' encoded embeddings, and each encoder's token embeddings (n, l, _).
 
-    def called(encoder: object, args: Any, kwargs: Any) -> None:
-        calls.append((args, kwargs))
+    The first can be differentiated by the second.
+    """
+    embeddings: list[Tensor] = []
 
     def embedded(embedding: object, args: object, output: Tensor) -> Tensor:
         embeddings.append(output.detach().requires_grad_())
         return embeddings[-1]
 
-    encoder = model.text_encoder
-    with encoder.register_forward_pre_hook(called, with_kwargs=True):
-        model.encode(prompts)
-    args, kwargs = calls[0]
-    # Encode again, as `encode` keeps no gradients.
-    with encoder.get_input_embeddings().register_forward_hook(embedded), torch.enable_grad():
-        e = encoder(*args, **kwargs)[0].float()
-    return e, embeddings[0]
+    layers = [getattr(model, name).get_input_embeddings() for name in model.encoders]
+    hooks = [layer.register_forward_hook(embedded) for layer in layers]
+    try:
+        with torch.enable_grad():
+            return model.embed(prompts), embeddings
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def difference_and_gradient(
@@ -81,9 +79,9 @@ def token_significance(
 
     def eps_fn(x_t: Tensor, t: int) -> Tensor:
         eps_0, difference, gradient = difference_and_gradient(model, x_t, t, e, e_0)
-        (through,) = torch.autograd.grad(e, embeddings, gradient, retain_graph=True)
-        by_token.append(through.float().norm(dim=2))
-        by_encoded.append(gradient.norm(dim=2))
+        through = torch.autograd.grad(e, embeddings, gradient, retain_graph=True)
+        by_token.append(torch.cat([some.float() for some in through], dim=2).norm(dim=2))
+        by_encoded.append(gradient[:, : model.max_tokens].norm(dim=2))
         return eps_0 + guidance_scale * difference
 
     seen: Seen = []

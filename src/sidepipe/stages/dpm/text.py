@@ -14,7 +14,7 @@ from sidepipe.base.pretrained import read_object
 from sidepipe.base.settings import Precision, bind, build, require
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.adapters import fuse_adapter
-from sidepipe.models.schedules import SCHEDULER, clip_range, log_replaced, step_rule
+from sidepipe.models.schedules import SCHEDULER, log_replaced
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.pretrained import Pretrained
@@ -90,7 +90,7 @@ class TrainTextDPM(TrainedDPM):
             )
 
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
-        from sidepipe.models.text.pipeline import check_network
+        from sidepipe.models.text.checks import check_network
 
         check_network(config, "dpm.unet")
         wanted = {
@@ -134,7 +134,7 @@ class TrainTextDPM(TrainedDPM):
             callbacks=[EMA(self.ema_decay, self.ema_start_step)],
         )
         module.load_state_dict(weights(job.folder))
-        save_model(model, scheduler, job.folder / "model")
+        save_model(model, job.folder / "model")
         return {
             **about,
             "num_parameters": _parameters(model),
@@ -173,16 +173,8 @@ class TrainTextDPM(TrainedDPM):
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-        return TextModel(
-            build(self.unet),
-            CLIPTextModel(config),
-            tokenizer,
-            vae=None,
-            alphas_cumprod=scheduler.alphas_cumprod,
-            prediction_type=scheduler.config["prediction_type"],
-            step_rule=step_rule(scheduler),
-            clip_range=clip_range(scheduler),
-        )
+        parts = {"unet": build(self.unet), "scheduler": scheduler}
+        return TextModel({**parts, "text_encoder": CLIPTextModel(config), "tokenizer": tokenizer})
 
     def _module(
         self,
@@ -226,20 +218,20 @@ def _validation(images: np.ndarray, ids: np.ndarray, *parts: np.ndarray) -> list
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedTextDPM(Pretrained):
-    """A StableDiffusionPipeline of others (1.x or 2.x), or one of a model trained here."""
+    """A text-to-image pipeline of others, or one of a model trained here."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         self._check_family("stable_diffusion")
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        from sidepipe.models.text.pipeline import check_pipeline
+        from sidepipe.models.text.checks import check_pipeline
 
         if (folder := self._local_folder()) is not None:
             check_pipeline(folder, self.variant)
             self._adapter_file(folder)
 
     def check_images(self, data: Stage) -> None:
-        from sidepipe.models.text.pipeline import image_shape
+        from sidepipe.models.text.checks import image_shape
 
         assert isinstance(data, Data)
         if data.is_empty or (folder := self._local_folder()) is None:
@@ -253,23 +245,18 @@ class PretrainedTextDPM(Pretrained):
         require(data.channels == channels, "data.channels", rule, data.channels, remedy)
 
     def run(self, job: Job) -> dict[str, Any]:
-        from sidepipe.models.text.pipeline import (
-            check_pipeline,
-            found_folder,
-            load_model,
-            load_schedule,
-            save_model,
-        )
+        from sidepipe.models.text.checks import check_pipeline
+        from sidepipe.models.text.pipeline import found_folder, load_model, save_model
 
         about = self._write_split(job)[2]
         source = found_folder(self.path, self.revision, self.variant)
         check_pipeline(source, self.variant)
-        model, scheduler = load_model(source, variant=self.variant), load_schedule(source)
+        model = load_model(source, variant=self.variant)
         path = source / "scheduler" / SCHEDULER
         log_replaced(read_object(path), str(path))
         if (file := self._adapter_file(source)) is not None:
-            fuse_adapter({"unet": model.unet, "text_encoder": model.text_encoder}, file)
-        save_model(model, scheduler, job.folder / "model")
+            fuse_adapter(model.networks, file)
+        save_model(model, job.folder / "model")
         return {
             **about,
             "num_parameters": _parameters(model),
@@ -292,7 +279,7 @@ def load_placed_model(folder: Path, precision: Precision, runtime: Runtime) -> T
     model = load_text_model(folder, precision)
     assert model is not None
     if runtime.attention_slicing:
-        model.unet.set_attention_slice("auto")
+        model.network.set_attention_slice("auto")
     return model.to(runtime.torch_device())
 
 

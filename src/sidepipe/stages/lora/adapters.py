@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.schedule import EpsFn, eps_from_prediction, for_each
 from sidepipe.models.text.denoiser import PromptedDenoiser
+from sidepipe.models.text.model import TextModel
 
 
 class LabeledUNet(nn.Module):
@@ -34,30 +35,25 @@ class LabeledUNet(nn.Module):
         return self.unet(x_t, t, class_labels=y).sample
 
 
-class LabeledTextUNet(nn.Module):
-    """A text model's UNet conditioned on a label: a learned change of the empty prompt's embedding.
+class LabeledTextNetwork(nn.Module):
+    """A text model's network conditioned on a label: a learned change of the empty prompt.
 
-    e_0: this embedding; a label adds one vector to each of its positions.
+    e_0: all that the network receives of this prompt; a label adds one vector to each of its rows.
     """
 
     e_0: Tensor
 
     def __init__(
-        self,
-        unet: Any,
-        e_0: Float[Tensor, "1 l d"],
-        num_labels: int,
-        rank: int,
-        target_modules: Sequence[str],
+        self, model: TextModel, num_labels: int, rank: int, target_modules: Sequence[str]
     ) -> None:
         super().__init__()
-        self.unet = with_lora(unet, rank, target_modules)
+        e_0 = model.encode([""])
+        self.unet, self.predict = with_lora(model.network, rank, target_modules), model.predict
         self.register_buffer("e_0", e_0, persistent=False)
         self.pseudo_tokens = nn.Parameter(torch.zeros(num_labels, *e_0.shape[1:]))
 
     def forward(self, x_t: Tensor, t: Int64[Tensor, "n"], y: Int64[Tensor, "n"]) -> Tensor:
-        e, dtype = self.e_0 + self.pseudo_tokens[y], self.unet.dtype
-        return self.unet(x_t.to(dtype), t, encoder_hidden_states=e.to(dtype)).sample
+        return self.predict(x_t, t, self.e_0 + self.pseudo_tokens[y])
 
 
 def with_lora(unet: Any, rank: int, target_modules: Sequence[str]) -> Any:
@@ -114,9 +110,8 @@ class LabeledDenoiser(Denoiser):
         self.has_range, self.clip_range = base.has_range, base.clip_range
         self.step_rule = base.step_rule
         if isinstance(base, PromptedDenoiser):
-            e_0 = base.model.encode([""])
-            self.network: nn.Module = LabeledTextUNet(
-                base.unet, e_0, num_labels, rank, target_modules
+            self.network: nn.Module = LabeledTextNetwork(
+                base.model, num_labels, rank, target_modules
             )
         else:
             self.network = LabeledUNet(base.unet, num_labels, rank, target_modules)
