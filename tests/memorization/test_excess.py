@@ -114,7 +114,7 @@ def planted(rng, noise):
 
 def at_rates(compared, *rates):
     threshold = threshold_at_false_positive_rate(compared.real_gamma, rates[0], compared.metric)
-    return calibrated(compared, rates, duplicate_groups(compared, threshold)["train"])
+    return calibrated(compared, rates, duplicate_groups(compared.train, compared.metric, threshold))
 
 
 @pytest.mark.slow

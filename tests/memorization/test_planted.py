@@ -56,7 +56,7 @@ def compared(split, images):
     """`calibrated` at 0.1 %, and each image's nearest training image where it is a hit."""
     c = PLANTED["comparison"](split, images)
     threshold = threshold_at_false_positive_rate(c.real_gamma, 0.001, c.metric)
-    [at] = calibrated(c, [0.001], duplicate_groups(c, threshold)["train"])
+    [at] = calibrated(c, [0.001], duplicate_groups(c.train, c.metric, threshold))
     return at, c.train.index[c.train.gamma <= threshold]
 
 

@@ -64,7 +64,7 @@ def calibrated(
             Encoded(rows, encode(data[rows]), None if groups is None else groups[rows])
             for rows in (trained, unseen)
         )
-        real = real_images(seen, held, metric)
+        real = real_images(seen, held, metric, counts_only=True)
         (rate,) = checked_rates(real, [false_positive_rate], metric, names.__getitem__)
     near = near_duplicates(real, metric)
     _warn_of_control(false_positive_rate, rate, near, unseen, groups, said)

@@ -50,14 +50,14 @@ def measured(
     with as_arguments():
         queries = encode(sets["generated"].images)
     said = known.warnings
-    c = search(queries, None, known.real, encoder.metric)
+    c = search(queries, None, known.real, encoder.metric, counts_only=True)
     about = {"truth": "train", "metric": c.metric, "transform": encoder.transform}
-    counts, centers = counted(c, [known.rate])
+    counts, center = counted(c, [known.rate])
     counts = {**about, **_within(c, counts, sets["generated"].images, known.near, said), **counts}
     interval = counts["calibrated"][0]["excess"]["interval"]
     warn_of_swapped(interval, "there are more held-out hits than hits", said)
     _warn_of_copies(sets, said)
-    return _result(c, counts, centers["train"], sets, known.data, said)
+    return _result(c, counts, center, sets, known.data, said)
 
 
 def _warn_of_copies(sets: Mapping[str, ImageSet], said: list[str]) -> None:

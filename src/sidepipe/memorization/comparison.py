@@ -28,17 +28,16 @@ Gamma = Float32[np.ndarray, "n"]
 class Compared:
     """Encoded real images, and the nearest ones to each generated image.
 
-    other_gamma: of each to the nearest other one. around, around_index: each generated image's
-    nearest real images, closest first, up to 50; indices within the m of `rows`. reverse_gamma:
-    each real image's nearest generated one. groups: those of `Encoded`.
+    other_gamma: of each to the nearest other one; None where it was not measured. around,
+    around_index: each generated image's nearest real images, closest first, up to 50; indices
+    within the m of `rows`. groups: those of `Encoded`.
     """
 
     rows: Int64[np.ndarray, "m"]
     features: Float32[np.ndarray, "m d"]
-    other_gamma: Float32[np.ndarray, "m"]
+    other_gamma: Float32[np.ndarray, "m"] | None
     around: Float32[np.ndarray, "n k"]
     around_index: Int64[np.ndarray, "n k"]
-    reverse_gamma: Float32[np.ndarray, "m"]
     groups: Groups
 
     @property
@@ -126,6 +125,8 @@ def compare(
     real: RealImages,
     metric: Metric,
     attacker_rows: Int64[np.ndarray, "a"] | None = None,
+    *,
+    counts_only: bool = False,
 ) -> Comparison:
     """The searches behind every measure. queries, synthetic: features of generated images.
 
@@ -133,11 +134,21 @@ def compare(
 
     attacker_rows: unseen images that the attack learned from, so not a control. They are real
     images all the same, and count in the distances of real images to training images.
+
+    counts_only: whether to leave out what `results.counted` does not use: all but the nearest image
+    of each set, the distances within sets, and `train_equal`.
     """
-    sets = {
-        name: _compared(queries, images, real.other_gamma_of(name, images, metric), metric)
-        for name, images in compared_sets(real.train, real.unseen, attacker_rows).items()
-    }
+    real_sets = compared_sets(real.train, real.unseen, attacker_rows)
+    if counts_only:
+        sets = {
+            name: _compared(queries, real_sets[name], None, metric, k=1)
+            for name in ("train", "heldout")
+        }
+    else:
+        sets = {
+            name: _compared(queries, images, real.other_gamma_of(name, images, metric), metric)
+            for name, images in real_sets.items()
+        }
     unseen = real.unseen if attacker_rows is None else real.unseen.without(attacker_rows)
     gamma, index = np.empty((0, 1), np.float32), np.empty((0, 1), np.int64)
     if synthetic is not None:
@@ -156,18 +167,17 @@ def compare(
 def _compared(
     queries: Float32[np.ndarray, "n d"],
     images: Encoded,
-    other_gamma: Float32[np.ndarray, "m"],
+    other_gamma: Float32[np.ndarray, "m"] | None,
     metric: Metric,
+    k: int = AROUND,
 ) -> Compared:
-    around, index = nearest(queries, images.features, metric, k=min(AROUND, len(images.rows)))
-    reverse_gamma, _ = nearest(images.features, queries, metric)
+    around, index = nearest(queries, images.features, metric, k=min(k, len(images.rows)))
     return Compared(
         rows=images.rows,
         features=images.features,
         other_gamma=other_gamma,
         around=around,
         around_index=index,
-        reverse_gamma=reverse_gamma[:, 0],
         groups=images.groups,
     )
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float64
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from sidepipe.memorization.thresholds import LEVEL
 
-Z = float(norm.ppf((1 + LEVEL) / 2))
+Z = float(ndtri((1 + LEVEL) / 2))
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,12 @@ def closest_of_groups(
     return (np.maximum if metric == "cosine" else np.minimum).reduceat(gamma, starts)
 
 
-def real_images(train: Encoded, unseen: Encoded, metric: Metric) -> RealImages:
-    """The images with all searches among them."""
+def real_images(
+    train: Encoded, unseen: Encoded, metric: Metric, *, counts_only: bool = False
+) -> RealImages:
+    """The images with all searches among them; counts_only: without those within a set."""
     real_gamma = nearest(unseen.features, train.features, metric)[0][:, 0]
-    sets = compared_sets(train, unseen)
+    sets = {} if counts_only else compared_sets(train, unseen)
     other = {name: nearest_other(images.features, metric) for name, images in sets.items()}
     return RealImages(train, unseen, real_gamma, other)
 

@@ -15,14 +15,14 @@ from jaxtyping import Bool, Float32, Int64
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.search import Metric, covered, nearest
 from sidepipe.memorization import scores as m
-from sidepipe.memorization.comparison import AROUND, Comparison, Control
+from sidepipe.memorization.comparison import AROUND, Compared, Comparison, Control
 from sidepipe.memorization.excess import HeldoutHits, excess, wilson
 from sidepipe.memorization.rarefaction import rarefaction
 from sidepipe.memorization.thresholds import rate_interval, threshold_at_false_positive_rate
-from sidepipe.memorization.whole import distance_gap, divergence, quality
 
 Bands = Mapping[str, m.Band]
 Groups = Int64[np.ndarray, "_"]
+GROUPED = 100_000  # images whose near duplicates within the set are searched in minutes
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,15 @@ def measured(
 
     rates: false positive rates, the first of which defines a hit. thresholds: of the curve.
     """
-    counts, groups = counted(c, rates)
+    from sidepipe.memorization.whole import distance_gap, divergence, quality  # torchmetrics
+
+    counts, group = counted(c, rates)
     threshold = counts["calibrated"][0]["threshold"]
-    novelty, hits = new_hits(c, threshold, groups["train"])
+    novelty, hits = new_hits(c, threshold, group)
+    groups = {
+        name: group if name == "train" else duplicate_groups(some, c.metric, threshold)
+        for name, some in c.sets.items()
+    }
     found = {
         "num_synthetic": len(c.synthetic_gamma),
         **counts,
@@ -66,20 +72,23 @@ def measured(
     return found, hits
 
 
-def counted(c: Comparison, rates: Sequence[float]) -> tuple[dict[str, Any], dict[str, Groups]]:
-    """Hits and their excess with its interval at every rate; `duplicate_groups` at the first."""
+def counted(c: Comparison, rates: Sequence[float]) -> tuple[dict[str, Any], Groups]:
+    """Hits and their excess with its interval at every rate; the group of each training image.
+
+    The groups are `duplicate_groups` at the first rate.
+    """
     threshold = threshold_at_false_positive_rate(c.real_gamma, rates[0], c.metric)
-    groups = duplicate_groups(c, threshold)
+    group = duplicate_groups(c.train, c.metric, threshold)
     counts = {
         "num_reference": {name: len(some.rows) for name, some in c.sets.items()},
-        "num_different": len(np.unique(groups["train"])),
+        "num_different": len(np.unique(group)),
         "control": {
             "num_sets": len(c.controls),
             "scale": c.scale,
         },
-        "calibrated": calibrated(c, rates, groups["train"]),
+        "calibrated": calibrated(c, rates, group),
     }
-    return counts, groups
+    return counts, group
 
 
 def closest_pairs(
@@ -95,20 +104,22 @@ def closest_pairs(
     return order[first[:count]]
 
 
-def duplicate_groups(c: Comparison, threshold: float) -> dict[str, Groups]:
-    """By set, the image that stands for each image's near duplicates at a threshold.
+def duplicate_groups(r: Compared, metric: Metric, threshold: float) -> Groups:
+    """The image that stands for each image's near duplicates in a set, at a threshold.
 
     Where images have groups, the first image of a group stands for all of them and for their near
-    duplicates in other groups.
+    duplicates in other groups. Where `r` has no distances within a set of more than `GROUPED`
+    images, only those that are nearest to a generated image are searched for near duplicates.
     """
-    found = {}
-    for name, r in c.sets.items():
-        center = near_duplicate_groups(r.features, c.metric, threshold, r.other_gamma)
-        if r.groups is not None:
-            _, first, number = np.unique(r.groups, return_index=True, return_inverse=True)
-            center = first[number[center]]
-        found[name] = center
-    return found
+    if r.other_gamma is None and len(r.rows) > GROUPED:
+        center, places = np.arange(len(r.rows)), np.unique(r.index)
+        center[places] = places[near_duplicate_groups(r.features[places], metric, threshold)]
+    else:
+        center = near_duplicate_groups(r.features, metric, threshold, r.other_gamma)
+    if r.groups is None:
+        return center
+    _, first, number = np.unique(r.groups, return_index=True, return_inverse=True)
+    return first[number[center]]
 
 
 def calibrated(
@@ -219,7 +230,8 @@ def curve(c: Comparison, thresholds: Sequence[float]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"thresholds": list(thresholds)}
     for name, r in c.sets.items():
-        ums = m.cumulative_ums(r.reverse_gamma, len(c.queries), thresholds, c.metric)
+        reverse_gamma = nearest(r.features, c.queries, c.metric)[0][:, 0]
+        ums = m.cumulative_ums(reverse_gamma, len(c.queries), thresholds, c.metric)
         found[name] = {"ams": m.cumulative_ams(r.gamma, thresholds, c.metric), "ums": ums}
     found["excess"] = {"share": [], "low": [], "high": []}
     found["heldout"]["ams"] = []

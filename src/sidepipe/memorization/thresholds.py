@@ -101,9 +101,9 @@ def rate_interval(passing: int, count: int) -> tuple[float, float]:
     Clopper and Pearson (1934). It bounds the true false positive rate of a threshold, which can
     differ much from the nominal rate where few images set the threshold.
     """
-    from scipy.stats import beta  # slow to import, and thresholds are set without it
+    from scipy.special import betaincinv  # slow to import, and thresholds are set without it
 
     tail = (1 - LEVEL) / 2
-    low = beta.ppf(tail, passing, count - passing + 1) if passing > 0 else 0.0
-    high = beta.ppf(1 - tail, passing + 1, count - passing) if passing < count else 1.0
+    low = betaincinv(passing, count - passing + 1, tail) if passing > 0 else 0.0
+    high = betaincinv(passing + 1, count - passing, 1 - tail) if passing < count else 1.0
     return float(low), float(high)
