@@ -13,6 +13,7 @@ from sidepipe.api.naming import as_arguments
 from sidepipe.base.settings import require
 from sidepipe.features.image_duplicates import Duplicates, duplicates_across
 from sidepipe.features.search import Metric
+from sidepipe.memorization.excess import swapped
 from sidepipe.memorization.real import (
     Encoded,
     RealImages,
@@ -118,8 +119,8 @@ def _without_duplicates(
     pairs = [f"{names[int(unseen[i])]} = {names[int(found.row[i])]}" for i in places[:NAMED]]
     more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
     text = (
-        f"{len(places)} of {len(unseen)} held-out images duplicate training images "
-        f"({int(found.exact.sum())} exactly): {', '.join(pairs)}{more}"
+        f"{len(places)} of {len(unseen)} held-out images duplicate{_s(len(places))} training "
+        f"images ({int(found.exact.sum())} exactly): {', '.join(pairs)}{more}"
     )
     if on_duplicates == "error":
         raise ValueError(
@@ -127,13 +128,22 @@ def _without_duplicates(
             "hide copies; remedy: on_duplicates='drop' leaves these held-out images out, 'keep' "
             "continues with a warning"
         )
-    warn(f"{text}; they are {'left out' if on_duplicates == 'drop' else 'kept'}", said)
+    warn(
+        f"{text}; {'it is' if len(places) == 1 else 'they are'} "
+        f"{'left out' if on_duplicates == 'drop' else 'kept'}",
+        said,
+    )
     if on_duplicates == "keep":
         return unseen
     left = unseen[~found.found]
     name = f"the number of held-out images that on_duplicates='drop' leaves of {len(unseen)}"
     require(len(left) >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", len(left), "pass other images")
     return left
+
+
+def _s(number: int) -> str:
+    """The ending of a verb whose subject is a number of things."""
+    return "s" if number == 1 else ""
 
 
 def warn(text: str, said: list[str]) -> None:
@@ -143,13 +153,8 @@ def warn(text: str, said: list[str]) -> None:
 
 def warn_of_swapped(interval: Sequence[float], finding: str, said: list[str]) -> None:
     """Adds a warning, which begins with `finding`, where the interval of the excess is below 0."""
-    if interval[1] < 0:
-        low, high = (100 * end for end in interval)
-        warn(
-            f"{finding} (excess {low:.1f} to {high:.1f} %), which chance does not explain: are "
-            "train and heldout swapped, or of different kinds?",
-            said,
-        )
+    if text := swapped(interval):
+        warn(f"{finding} {text}: are train and heldout swapped, or of different kinds?", said)
 
 
 def _warn_of_control(
@@ -168,5 +173,11 @@ def _warn_of_control(
         rates = f"{100 * asked:.3g} %; used: {100 * used:.3g} %"
         warn(f"{count} held-out {unit} are too few for a false positive rate of {rates}", said)
     if near["count"] > allowed(count, used):
-        text = "are near duplicates of training images to this encoder: they set the threshold of a"
-        warn(f"{near['count']} of {len(unseen)} held-out images {text} hit, and hide copies", said)
+        one = near["count"] == 1
+        are = "is a near duplicate" if one else "are near duplicates"
+        warn(
+            f"{near['count']} of {len(unseen)} held-out images {are} of training images to this "
+            f"encoder: {'it sets' if one else 'they set'} the threshold of a hit, and "
+            f"hide{_s(near['count'])} copies",
+            said,
+        )

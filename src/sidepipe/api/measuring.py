@@ -15,7 +15,7 @@ from sidepipe.api.result import Estimate, Pair, Result
 from sidepipe.engine.stage import Runtime
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import Encoder, Pixels, PixelsL2
-from sidepipe.memorization.collapse import collapse
+from sidepipe.memorization.collapse import collapse, exact_copies, real_in_words
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
 from sidepipe.memorization.results import closest_pairs, counted
@@ -24,7 +24,6 @@ from sidepipe.stages.evaluate.stage import BLIND_IMAGES
 
 ENCODERS = {"pixels": Pixels, "pixels_l2": PixelsL2}
 NUM_PAIRS = 60
-COPIED = 0.9  # the share of exact copies above which the generated images may be real ones
 
 
 def encoder_of(features: str | Encoder) -> Encoder:
@@ -56,22 +55,10 @@ def measured(
     counts = {**about, **_within(c, counts, sets["generated"].images, known.near, said), **counts}
     interval = counts["calibrated"][0]["excess"]["interval"]
     warn_of_swapped(interval, "there are more held-out hits than hits", said)
-    _warn_of_copies(sets, said)
+    copies = exact_copies(c, sets["generated"].images, known.data)
+    if text := real_in_words(copies, len(queries)):
+        warn(text, said)
     return _result(c, counts, center, sets, known.data, said)
-
-
-def _warn_of_copies(sets: Mapping[str, ImageSet], said: list[str]) -> None:
-    """Adds a warning where nearly all generated images are equal to real ones, pixel by pixel."""
-    generated = sets["generated"].digests
-    real = {name: set(sets[name].digests) for name in ("train", "heldout")}
-    copies = {name: sum(one in known for one in generated) for name, known in real.items()}
-    if sum(copies.values()) >= COPIED * len(generated):
-        warn(
-            f"{copies['train']:,} of {len(generated):,} generated images are exact copies of "
-            f"training images, and {copies['heldout']:,} of held-out images: does generated hold "
-            "real images?",
-            said,
-        )
 
 
 def _within(

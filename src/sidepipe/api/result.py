@@ -102,7 +102,8 @@ class Result:
         one = "group" if self._counts["num_groups"] else "one"
         low, high = (100 * end for end in self.excess.interval)
         lines = [
-            f"{self.hits:,} of {self.num_images:,} generated images hit a training image "
+            f"{self.hits:,} of {self.num_images:,} generated images "
+            f"{'hits' if self.hits == 1 else 'hit'} a training image "
             f"({counted(self.unique, f'different {one}')}); {self.heldout_hits:.3g} held-out "
             f"hit{'' if self.heldout_hits == 1 else 's'}",
             f"excess: {100 * self.excess.share:.2f} % (95 % interval {low:.2f} to {high:.2f} %)",

@@ -13,6 +13,7 @@ many observations of the rate at which the model generates it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +105,14 @@ def at_scale(share: float, scale: float) -> float:
     if scale == 1 or share == 1:
         return share
     return -math.expm1(scale * math.log1p(-share))
+
+
+def swapped(interval: Sequence[float]) -> str:
+    """A note on an interval of the excess that lies below 0; "" for others."""
+    low, high = (100 * end for end in interval)
+    if high >= 0:
+        return ""
+    return f"(excess {low:.1f} to {high:.1f} %), which chance does not explain"
 
 
 def excess(train: Bool[np.ndarray, "n"], heldout: HeldoutHits) -> tuple[float, tuple[float, float]]:

@@ -32,6 +32,8 @@ def found(*folders: str) -> dict[str, tuple[str, str]]:
         *[("val2017", "val"), ("Valid", "val"), ("val_256", "val"), ("dev-set", "val")],
         *[("test2015", "test"), ("testset", "test"), ("Test-Set", "test"), ("held_out", "test")],
         *[("held-out", "test"), ("Held Out", "test"), ("heldout images", "test")],
+        *[("tests", "test"), ("held-outs", "test"), ("Holdouts", "test"), ("vals", "val")],
+        *[("evals", "test"), ("validations", "val"), ("trainings", "train")],
         *[("holdout", "test"), ("hold_out", "test"), ("unseen", "test"), ("eval", "test")],
         *[(name, None) for name in ("cats", "trains", "tester", "contest", "valerie", "n01440764")],
         *[(name, None) for name in ("", "2017", "images", "devon", "evaluate me", "12")],

@@ -22,7 +22,8 @@ def attack(asked=(0.001, 0.01), used=(0.001, 0.01), num_real=1403, near=0, passi
     rows = [{"false_positive_rate": r, "num_real": num_real, "real_passing": passing} for r in used]
     results = {"asked_false_positive_rates": list(asked), "calibrated": rows}
     results |= {"near_duplicates": {"count": near}, "transform": "sscd-320-v1"}
-    return SimpleNamespace(has_truth=True, results=results, collapse=None, inconclusive=False)
+    facts = {"num_images": 200, "excess_interval": (0.01, 0.03), "inconclusive": False}
+    return SimpleNamespace(name="flux", has_truth=True, results=results, collapse=None, **facts)
 
 
 def said(*arguments: Any) -> list[str]:
@@ -83,6 +84,27 @@ def test_the_rate_of_copies_among_the_images_of_prompts_is_said():
         "25 held-out images are too few for a false positive rate of 1 %; used: 4 %."
     ]
     assert said(dpm(), [], {**labels, "false_positive_rate": 0.01}) == []
+
+
+def results(**changed: Any) -> SimpleNamespace:
+    return SimpleNamespace(**{**vars(attack()), **changed})
+
+
+def test_more_heldout_hits_than_hits_are_a_doubt_about_the_split():
+    [sentence] = said(dpm(), [results(excess_interval=(-0.3, -0.02))])
+    assert sentence == (
+        "flux: there are more held-out hits than hits (excess -30.0 to -2.0 %), which chance does "
+        "not explain: are training and held-out images swapped, or of different kinds?"
+    )
+    assert said(dpm(), [results(excess_interval=(-0.3, 0.0))]) == []
+
+
+def test_generated_images_that_are_real_ones_are_named():
+    changed = attack().results | {"exact_copies": {"train": 150, "heldout": 40}}
+    [sentence] = said(dpm(), [results(results=changed)])
+    assert sentence.startswith("flux: 150 of 200 generated images are exact copies of training")
+    fewer = attack().results | {"exact_copies": {"train": 150, "heldout": 20}}
+    assert said(dpm(), [results(results=fewer)]) == []
 
 
 def test_an_attack_without_truth_has_no_thresholds():

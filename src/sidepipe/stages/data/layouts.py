@@ -20,7 +20,7 @@ SYNONYMS = {
 }
 _NAME = re.compile(
     "(?:" + "|".join(f"(?P<{kind}>{'|'.join(names)})" for kind, names in SYNONYMS.items()) + ")"
-    r"(?:set|split|data|images?|imgs?)?\d*"
+    r"(?:(?<!train)s|set|split|data|images?|imgs?)?\d*"  # trains/ may hold pictures of trains
 )
 # Two words that together mean a split, and one word that means two splits.
 _JOINED = re.compile(r"(?<![a-z])(held|hold|non)[\W_]+(out|members?)(?![a-z])")
@@ -41,7 +41,8 @@ Parsed = tuple[str | None, tuple[str, ...]]
 def partition_of(name: str) -> str | None:
     """ "train", "val" or "test" for a synonym ("Training", "held-out"), else None.
 
-    Case, spaces, hyphens, underscores, and endings as in val2017 or test_images do not count.
+    Case, spaces, hyphens, underscores, and endings as in val2017, test_images or heldouts do not
+    count.
     """
     match = _NAME.fullmatch(re.sub(r"[\s._-]", "", name.casefold()))
     return match.lastgroup if match else None

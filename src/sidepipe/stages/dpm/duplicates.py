@@ -96,7 +96,8 @@ def _write_pairs(path: Path, rows: list[list[Any]]) -> None:
 def _warn(counts: Counts, num_train: int, num_heldout: int) -> None:
     if counts.across:
         done = "left out" if counts.dropped else "kept"
-        log.warning("%s; they are %s", _found(asdict(counts), num_heldout), done)
+        are = "it is" if counts.across == 1 else "they are"
+        log.warning("%s; %s %s", _found(asdict(counts), num_heldout), are, done)
     if counts.within:
         log.warning(
             "%d of %d training images duplicate other training images (%d exactly); they are kept",
@@ -180,9 +181,10 @@ def require_allowed(
 
 def _found(counts: Mapping[str, Any], num_heldout: int) -> str:
     more = counts["across"] - len(counts["named"])
+    duplicate = "duplicates" if counts["across"] == 1 else "duplicate"
     named = ", ".join(counts["named"]) + (f" and {more} more" if more else "")
     return (
-        f"{counts['across']} of {num_heldout} held-out images duplicate training images "
+        f"{counts['across']} of {num_heldout} held-out images {duplicate} training images "
         f"({counts['across_exact']} exactly): {named}"
     )
 

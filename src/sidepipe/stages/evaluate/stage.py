@@ -23,7 +23,6 @@ from sidepipe.base.settings import build, require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
-from sidepipe.memorization.collapse import collapse
 from sidepipe.memorization.thresholds import warn_of_rates
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
@@ -74,7 +73,7 @@ class Evaluate(Stage):
     """
 
     name: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needed_by: ClassVar[str] = "attacks=compare"
     reported: ClassVar[bool] = True
     rows: ClassVar[str | None] = "attacks"
@@ -165,6 +164,7 @@ class Evaluate(Stage):
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.memorization import results as r
         from sidepipe.memorization.blind import ranking_quality
+        from sidepipe.memorization.collapse import exact_copies
         from sidepipe.memorization.comparison import compare
         from sidepipe.stages.evaluate import tables
 
@@ -190,6 +190,7 @@ class Evaluate(Stage):
             results |= {**measured, "trials": _trials(trial, extract, encode)}
             results["blind"] |= ranking_quality(hits.hit[ranking.index])
             ids, data = load_ids(job.inputs["data"]), load_images(job.inputs["data"])
+            results["exact_copies"] = exact_copies(c, generated, data)
             table = tables.nearest_table(c, ids, load_targets(extract), hits)
             write_table(job.folder / "nearest.csv", table)
             closest = r.closest_pairs(c, hits.group, self.gallery_pairs)
@@ -209,6 +210,8 @@ class Evaluate(Stage):
         self, encoder: Encoder, generated: np.ndarray, ranking: Candidates, extract: Path
     ) -> dict[str, Any]:
         """Results without truth."""
+        from sidepipe.memorization.collapse import collapse
+
         groups = ranking.size > 1
         blind = {
             "threshold": self._duplicate_threshold(encoder.metric),

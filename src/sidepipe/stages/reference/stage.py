@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from sidepipe.memorization.thresholds import (
     warn_of_rates,
 )
 from sidepipe.stages.data.stage import load as load_images
-from sidepipe.stages.data.stage import load_ids
+from sidepipe.stages.data.stage import load_ids, load_partitions
 from sidepipe.stages.descriptor.stage import Descriptor, load_rows
 from sidepipe.stages.descriptor.stage import load as load_descriptor
 from sidepipe.stages.dpm.stage import DPM, load_subset
@@ -45,6 +46,7 @@ NO_HELDOUT = (
     "dpm.num_train_images, or bring images outside the training set and set "
     "'dpm.train_partitions=[train]', or evaluate.truth=none for a blind ranking alone"
 )
+NAMED = 5  # folders in a message
 # The files of an artifact, by content.
 ROWS, FEATURES, OTHER_GAMMA = "{}_rows.npy", "{}.npy", "other_gamma_{}.npy"
 REAL_GAMMA, NEAR_DUPLICATES = "real_gamma.npy", "near_duplicates.json"
@@ -83,7 +85,7 @@ class Reference(Stage):
         assert isinstance(dpm, DPM)
         unseen = dpm.split(data, runtime)[1]
         if len(unseen) == 0:
-            raise ValueError(NO_HELDOUT)
+            raise ValueError(f"{NO_HELDOUT}; {_found(data)}")
         if isinstance(descriptor, Descriptor):
             unseen = unseen[~np.isin(unseen, descriptor.rows(unseen))]
         used = usable_rates(self.false_positive_rates, len(unseen))
@@ -144,6 +146,20 @@ class Reference(Stage):
         from sidepipe.memorization.real import checked_rates
 
         return checked_rates(real, rates, metric, lambda row: load_ids(data)[row])
+
+
+def _found(data: Path) -> str:
+    """The partitions and the folders of the data, in words, and which names make a partition."""
+    partitions = Counter(load_partitions(data).tolist())
+    folders = Counter(f"{i.split('/')[0]}/" for i in load_ids(data).tolist() if "/" in i)
+    found = f"the data's partitions are {_counts(partitions)}"
+    found += f", in the folders {_counts(folders)}" if folders else ""
+    return f"{found}; folders named train/ and heldout/ (or val/, test/) make partitions"
+
+
+def _counts(counts: Counter[str]) -> str:
+    named = [f"{name} ({count:,})" for name, count in counts.most_common(NAMED)]
+    return ", ".join(named) + (f" and {len(counts) - NAMED} more" if len(counts) > NAMED else "")
 
 
 def _encoded(folder: Path) -> tuple[Encoded, Encoded]:

@@ -86,9 +86,29 @@ def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
         for a in attacks
         if a.has_truth and not a.collapse and a.inconclusive
     ]
+    real = [f"{a.name}: {text}" for a in attacks if a.has_truth and (text := _doubtful(a))]
     with_truth = [attack.results for attack in attacks if attack.has_truth]
     found = [sentence for results in with_truth for sentence in _of_calibration(results)]
-    return [*collapsed, *dict.fromkeys(found), *vague]
+    return [*collapsed, *real, *dict.fromkeys(found), *vague]
+
+
+def _doubtful(attack: Attack) -> str:
+    """A sentence where the generated images are real ones, or training and held-out images swapped.
+
+    Results of before version 5 of evaluate, and those of collapsed models, have none.
+    """
+    from sidepipe.memorization.collapse import real_in_words
+    from sidepipe.memorization.excess import swapped
+
+    copies = attack.results.get("exact_copies")
+    if copies and (text := real_in_words(copies, attack.num_images)):
+        return text
+    if attack.collapse or not (text := swapped(attack.excess_interval)):
+        return ""
+    return (
+        f"there are more held-out hits than hits {text}: are training and held-out images swapped, "
+        "or of different kinds?"
+    )
 
 
 def _of_calibration(results: Mapping[str, Any]) -> list[str]:
