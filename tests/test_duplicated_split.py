@@ -213,7 +213,8 @@ def test_too_few_held_out_images_are_an_error_before_the_model_is_read(of_user):
         (
             "dpm.train_partitions=[train,test]",
             r"evaluate needs held-out images, and the model is trained on all of data.*the data's "
-            r"partitions are test \(100\), train \(60\), in the folders heldout/ \(100\), train/ \(60\)",
+            r"partitions are test \(100\), train \(60\), in the folders heldout/ \(100\), "
+            r"train/ \(60\)",
         ),
     ],
 )
