@@ -80,7 +80,8 @@ def conditioned(
 ) -> EpsFn:
     """eps + s (eps_c - eps) at timesteps t_min <= t <= t_max, elsewhere eps (Ho & Salimans, 2022).
 
-    With s = 1 that is eps_c, and `eps_fn` is not evaluated there. t_max None: no upper end.
+    With s = 1 that is eps_c, and `eps_fn` is not evaluated there. With s = -w < 0 it leads away
+    from the other model: eps + w (eps - eps_c). t_max None: no upper end.
     """
 
     def conditioned_eps_fn(x_t: Tensor, t: int) -> Tensor:

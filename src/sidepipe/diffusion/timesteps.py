@@ -57,7 +57,10 @@ class StepRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """Where a surrogate steers: lambda, and the timesteps t_min <= t <= t_max."""
+    """Where a surrogate steers: lambda, and the timesteps t_min <= t <= t_max.
+
+    guidance_scale: negative to lead away from a surrogate that is a model.
+    """
 
     guidance_scale: float
     t_min: int

@@ -92,10 +92,20 @@ def read_parts(folder: Path) -> dict[str, Any]:
     return _module(require_family(folder, OPTION)).read(folder, None)
 
 
+def network_of(parts: Mapping[str, Any]) -> Any:
+    """The network that predicts noise."""
+    return next(parts[name] for name in NETWORKS if name in parts)
+
+
+def network_config(folder: Path) -> dict[str, Any]:
+    """The config of the network of the pipeline in `folder`, as its file has it."""
+    places = [folder / name for name in ("transformer", "unet", "unet_ema")]
+    return read_object(next((p for p in places if p.is_dir()), folder) / "config.json")
+
+
 def num_classes(folder: Path) -> int | None:
     """How many classes the model in a checked folder has; None without classes."""
-    places = [folder / name for name in ("transformer", "unet", "unet_ema")]
-    config = read_object(next((p for p in places if p.is_dir()), folder) / "config.json")
+    config = network_config(folder)
     return config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
 
 

@@ -15,7 +15,7 @@ from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.audit import stage as module
-from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_scores
+from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_risk, load_scores
 from sidepipe.stages.dpm.text import PretrainedTextDPM
 from sidepipe.stages.reference.stage import Reference
 
@@ -29,6 +29,7 @@ SETTINGS = {
     "refine_steps": 3,
     "levels": [10, 90],
     "draws": 2,
+    "contrast_t": 40,
     "gallery_images": 7,
     "precision": "32-true",
     "seed": 0,
@@ -72,7 +73,9 @@ def inputs(tmp_path, monkeypatch):
     np.save(tmp_path / "dpm" / "heldout.npy", unseen)
     known = images[[*train[:MEMORIZED], unseen[1]]]
     model = Denoiser(Memory(known), ALPHAS, "sample", (1, 6, 6))
-    monkeypatch.setattr(module, "load_denoiser", lambda dpm, precision: model)
+    base = Denoiser(Memory(images), ALPHAS, "sample", (1, 6, 6))
+    parts = {"model": model, "base": base}
+    monkeypatch.setattr(module, "load_denoiser", lambda *_, part="model": parts[part])
     return {name: tmp_path / name for name in ("data", "dpm", "reference")}
 
 
@@ -206,3 +209,18 @@ def test_the_terminal_has_the_finding_and_the_file(inputs, tmp_path):
     assert "The model returns to 12 of 20 training images and to 1 of 20 held-out images" in text
     assert f"{tmp_path / 'audit' / 'audit.csv'}" in text
     assert "a difference of 55.0 % (95 % interval " in text
+
+
+def test_the_contrast_with_a_base_is_higher_for_images_that_fine_tuning_added(inputs, tmp_path):
+    # The base knows every image alike, and the model its 13 alone.
+    assert run(inputs, tmp_path / "without")["contrast"] is None
+    assert "contrast" not in load_scores(tmp_path / "without")
+    (inputs["dpm"] / "base").mkdir()
+    summary = run(inputs, tmp_path / "audit", draws=4)
+    table = load_scores(tmp_path / "audit")
+    train, heldout = (table[table["kind"] == kind]["contrast"] for kind in ("train", "heldout"))
+    memorized = [*train[:MEMORIZED], heldout.iloc[1]]
+    assert min(memorized) > max([*train[MEMORIZED:], heldout.iloc[0], *heldout[2:]])
+    assert summary["contrast"]["auc"] == pytest.approx((12 * 19 + 8 * 19 / 2) / 400, abs=0.2)
+    assert summary["evaluations_per_image"] == 3 + 4 + 2 * 4 * 4 + 2 * 4
+    assert "contrast" in load_risk(tmp_path / "audit")

@@ -112,7 +112,7 @@ def unet(monkeypatch):
     """The model that the stage attacks: exact, so that what guidance must give is known."""
     network = ExactUNet()
     parts = {"unet": network, "scheduler": DDPMScheduler()}
-    monkeypatch.setattr("sidepipe.stages.generate.stage.load_dpm", lambda _: parts)
+    monkeypatch.setattr("sidepipe.stages.generate.stage.load_dpm", lambda *_: parts)
     return network
 
 

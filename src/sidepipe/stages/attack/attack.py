@@ -51,13 +51,14 @@ class Aim:
     """The labeled images of a surrogate, and the labels at which it aims.
 
     label: the artifact (or a round's folder) with the labels of the images. targets: the label of
-    every image that is sampled; num_targets: the number of labels that could have been drawn.
+    every image that is sampled; num_targets: the number of labels that could have been drawn. All
+    are None, and 0, for a surrogate without labels.
     """
 
-    images: UInt8[np.ndarray, "m h w c"]
-    label: Path
-    targets: Int64[np.ndarray, "n"]
-    num_targets: int
+    images: UInt8[np.ndarray, "m h w c"] | None = None
+    label: Path | None = None
+    targets: Int64[np.ndarray, "n"] | None = None
+    num_targets: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,8 @@ class Attack(Sampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.surrogate.check_guidance(self.guidance)
-        plain, remedy = not self.surrogate.guides, "a surrogate replaces prompts; or surrogate=none"
+        plain = not self.surrogate.has_labels
+        remedy = "a surrogate replaces prompts; or surrogate=none"
         require(plain or not self.prompts, "extract.prompts", "null", self.prompts, remedy)
 
     @property
@@ -91,7 +93,7 @@ class Attack(Sampling):
         return replace(self, guidance=replace(self.guidance, **of_guidance), **own)
 
     def inputs(self) -> tuple[str, ...]:
-        return ("dpm", *self.surrogate.reads) if self.surrogate.guides else super().inputs()
+        return (*super().inputs(), *self.surrogate.reads)
 
     def unused(self) -> tuple[str, ...]:
         return super().unused() if self.surrogate.guides else (*super().unused(), "guidance")
@@ -123,15 +125,17 @@ class Attack(Sampling):
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
         found, remedy = dpm.num_classes(), "its classes are conditions already"
-        plain = not self.surrogate.guides or found is None
+        plain = not self.surrogate.has_labels or found is None
         rule = f"none for a model of {found} classes"
         require(plain, "extract.surrogate", rule, self.surrogate.name, remedy)
 
     def run(self, job: Job) -> dict[str, Any]:
         """Makes all images at once."""
-        if not self.surrogate.guides:
+        if not self.surrogate.has_labels:
             np.save(job.folder / "targets.npy", np.full(self.num_images, -1, np.int64))
-            return self.sample_plain(job)
+            if not self.surrogate.guides:
+                return self.sample_plain(job)
+            return self.sample_guided(job, Aim(), job.folder / COST)
         label = job.inputs["label"]
         targets, num_targets = self.draw_targets(label)
         np.save(job.folder / "targets.npy", targets)
@@ -155,7 +159,9 @@ class Attack(Sampling):
         """
         from sidepipe.stages.attack.cost import with_evaluations
 
-        denoiser = load_denoiser(job.inputs["dpm"], self.precision)
+        denoiser = load_denoiser(
+            job.inputs["dpm"], self.precision, by_class=not self.surrogate.has_labels
+        )
         alphas_cumprod = denoiser.alphas_cumprod
         factors = self._factors(job.inputs, len(alphas_cumprod))
         guided = self._guided_timesteps(denoiser, factors)
@@ -164,14 +170,15 @@ class Attack(Sampling):
         device = job.runtime.torch_device()
         own = self.surrogate.summary(surrogate, material, guided, self.seed, device)
         if not cost_file.exists():
-            targets = aim.targets[first:]
-            write_json(
-                cost_file, self._gradient_cost(denoiser, surrogate, guided, targets, job.runtime)
-            )
+            of_each = np.zeros(self.num_images, np.int64) if aim.targets is None else aim.targets
+            cost = self._gradient_cost(denoiser, surrogate, guided, of_each[first:], job.runtime)
+            write_json(cost_file, cost)
         shaped = self._shaped(surrogate, factors, alphas_cumprod)
         # From the first to the last of the guided timesteps: networks are compiled at the first.
         ends = (guided[-1], guided[0]) if guided else (self.guidance.t_min, self.guidance.t_max)
         guidance = self.guidance.between(first=ends[0], last=ends[1])
+        if not self.surrogate.has_labels:  # away from the eps of the base
+            guidance = replace(guidance, guidance_scale=-guidance.guidance_scale)
         spent = self.sample(job, shaped, guidance, aim.targets, first)
         spent["surrogate_gradients"] = spent["num_images"] * len(guided)
         cost = json.loads(cost_file.read_text())["gradient_cost"]

@@ -15,7 +15,8 @@ class AttackGuidance:
     """How a surrogate guides an attack; the settings are the same for every surrogate.
 
     guidance_scale: lambda; for the LoRA surrogate s in eps + s (eps_label - eps), where 1 means the
-    label alone and eps need not be evaluated. t_min, t_max: timesteps that are guided, both
+    label alone and eps need not be evaluated; for the base model w in eps + w (eps - eps_base).
+    t_min, t_max: timesteps that are guided, both
     included; t_max None for no upper end.
     guidance_schedule: the factor of lambda at t: "constant", 1; "classifier_quality",
     max(0, 1 - CE(t) / H(labels)); or points [t, factor] with ascending t, linear between them and

@@ -1,7 +1,8 @@
 """The surrogates that an attack can choose, each with its settings, its inputs and its cost.
 
 A surrogate stands in for the missing condition: its gradient of log p(label | x_t), or its own
-prediction of eps, guides sampling.
+prediction of eps, guides sampling. The base of a fine-tuned model has no labels: sampling moves
+away from it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from sidepipe.base.settings import Precision, require
 from sidepipe.engine.stage import Stage
 from sidepipe.stages.attack.guidance import AttackGuidance
 from sidepipe.stages.classifier.stage import load as load_classifier
+from sidepipe.stages.dpm.stage import BASE, DPM
+from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.lora.stage import Lora, load_training_evaluations
 from sidepipe.stages.lora.stage import load as load_lora
 
@@ -32,14 +35,14 @@ class Material:
     """The parts of a surrogate: the attack's inputs, its model on the CPU, and labeled images.
 
     images, and the artifact (or a round's folder) with their labels, are those that a posterior
-    sums over.
+    sums over; None for a surrogate without labels.
     """
 
     inputs: Mapping[str, Path]
     denoiser: Denoiser
     precision: Precision
-    images: UInt8[np.ndarray, "m h w c"]
-    label: Path
+    images: UInt8[np.ndarray, "m h w c"] | None
+    label: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +50,14 @@ class Surrogate:
     """Base of all surrogates.
 
     reads: the stages that it is made from, in addition to the model. guides: whether it guides at
-    all. in_rounds: whether it can follow new labels at once, without training.
+    all. has_labels: whether toward labels, or away from another model. in_rounds: whether it can
+    follow new labels at once, without training.
     """
 
     name: str
     reads: ClassVar[tuple[str, ...]] = ("generate", "label")
     guides: ClassVar[bool] = True
+    has_labels: ClassVar[bool] = True
     in_rounds: ClassVar[bool] = False
 
     def check_guidance(self, guidance: AttackGuidance) -> None:
@@ -80,7 +85,7 @@ class Surrogate:
 
     def _require_only(self, guidance: AttackGuidance, name: str, only: Any, why: str) -> None:
         value, rule = getattr(guidance, name), f"{only!r} where extract.surrogate is {self.name!r}"
-        remedy = f"{why}; or extract.surrogate=classifier"
+        remedy = why if name == "targets" else f"{why}; or extract.surrogate=classifier"
         require(value == only, f"extract.guidance.{name}", rule, value, remedy)
 
     def _require_images(self, denoiser: Denoiser) -> None:
@@ -95,6 +100,7 @@ class NoSurrogate(Surrogate):
     name: Literal["none"] = "none"
     reads: ClassVar[tuple[str, ...]] = ()
     guides: ClassVar[bool] = False
+    has_labels: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +153,8 @@ class Posterior(Surrogate):
         from sidepipe.stages.attack.surrogates import labeled_images
 
         self._require_images(material.denoiser)
+        assert material.images is not None
+        assert material.label is not None
         pixels, labels = labeled_images(material.images, material.label)
         alphas_cumprod = material.denoiser.alphas_cumprod
         if self.neighbors is None:
@@ -188,3 +196,33 @@ class AdaptedModel(Surrogate):
         self, built: nn.Module, material: Material, guided: list[int], seed: int, device: str
     ) -> dict[str, Any]:
         return {"training_evaluations": load_training_evaluations(material.inputs["lora"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel(Surrogate):
+    """The model that the attacked one was fine-tuned from: eps + w (eps - eps_base).
+
+    It leads away from the images that the base already makes, toward those that fine-tuning added
+    (FineXtract, Wu et al., arXiv 2410.03039, whose guidance scale is w + 1). A text model's base
+    has the empty prompt, as there.
+    """
+
+    name: Literal["base"] = "base"
+    reads: ClassVar[tuple[str, ...]] = ()
+    has_labels: ClassVar[bool] = False
+
+    def check_guidance(self, guidance: AttackGuidance) -> None:
+        self._require_only(guidance, "guidance_schedule", "constant", "there is no gradient")
+        self._require_only(guidance, "max_guidance_norm", None, "there is no gradient")
+        self._require_only(guidance, "targets", "uniform", "there are no labels to aim at")
+
+    def check(self, upstream: Mapping[str, Stage]) -> None:
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        rule = "another one for a model whose base is not known"
+        remedy = "set dpm.base, or fuse a LoRA with dpm.adapter, or choose dpm=finetuned"
+        require(dpm.has_base, "extract.surrogate", rule, self.name, remedy)
+
+    def build(self, material: Material) -> nn.Module:
+        dpm, precision = material.inputs["dpm"], material.precision
+        return load_denoiser(dpm, precision, by_class=True, part=BASE)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 
 from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import grid
@@ -24,11 +24,12 @@ from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
+from sidepipe.models.contrast import log_loss_ratio
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
-from sidepipe.stages.dpm.stage import DPM
+from sidepipe.stages.dpm.stage import BASE, DPM
 from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
 from sidepipe.stages.generate.stage import WITHOUT_CLASSES, load_denoiser
 from sidepipe.stages.reference.stage import load as load_reference
@@ -51,7 +52,8 @@ class Audit(Stage):
     features, false_positive_rates: evaluate's; the first rate gives the threshold within which an
     image has come back. num_images: training images, the first of the subset; None for all.
     refine_t, refine_steps: those of the attack that it foresees. levels: timesteps of the noise
-    that copies of an image get. draws: of noise, per level. gallery_images: shown in the report.
+    that copies of an image get. draws: of noise, per level. contrast_t: timestep at which a
+    fine-tuned model is compared with its base, if any. gallery_images: shown in the report.
     """
 
     name: ClassVar[str] = "audit"
@@ -68,6 +70,7 @@ class Audit(Stage):
     refine_steps: int
     levels: list
     draws: int
+    contrast_t: int
     gallery_images: int
     precision: Precision
     seed: int
@@ -77,7 +80,7 @@ class Audit(Stage):
             require(self.num_images >= 2, "audit.num_images", ">= 2 or null", self.num_images)
         for field in ("refine_steps", "draws"):
             require(getattr(self, field) >= 1, f"audit.{field}", ">= 1", getattr(self, field))
-        for field in ("refine_t", "gallery_images"):
+        for field in ("refine_t", "contrast_t", "gallery_images"):
             require(getattr(self, field) >= 0, f"audit.{field}", ">= 0", getattr(self, field))
         increasing = sorted(set(self.levels)) == list(self.levels)
         require(increasing, "audit.levels", "increasing timesteps", self.levels)
@@ -105,9 +108,10 @@ class Audit(Stage):
         )
         if isinstance(dpm, TrainedDPM):
             steps = dpm.noise_schedule["num_train_timesteps"]
-            most = max([self.refine_t, *self.levels])
+            most = max([self.refine_t, self.contrast_t, *self.levels])
             rule = f"< diffusion.num_train_timesteps = {steps}"
-            require(most < steps, "audit.refine_t and audit.levels", rule, most)
+            name = "audit.refine_t, audit.contrast_t and audit.levels"
+            require(most < steps, name, rule, most)
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.audit import tables
@@ -121,10 +125,13 @@ class Audit(Stage):
         denoiser = load_denoiser(job.inputs["dpm"], self.precision)
         move = mover(denoiser, self._probe, self.seed, self.precision, job.runtime)
         data, found, start = load_images(job.inputs["data"]), {}, 0
+        has_base = (job.inputs["dpm"] / BASE).is_dir()
         for name, images in sets.items():
             one = partial(self._part, data, images, move, encoder, threshold, start, job.runtime)
             parts = job.folder / "parts" / name
             found[name] = in_parts(parts, len(images.rows), PART, one, f"{name} image")
+            if has_base:
+                found[name]["contrast"] = self._contrast(job, denoiser, data[images.rows], start)
             start += len(images.rows)
         ids = load_ids(job.inputs["data"])
         table = tables.scores(sets, found, encoder.metric, threshold, self.levels, ids)
@@ -136,12 +143,28 @@ class Audit(Stage):
             "false_positive_rate": rate,
             "metric": encoder.metric,
             "transform": encoder.transform,
-            "evaluations_per_image": self._probe.evaluations,
+            "evaluations_per_image": self._probe.evaluations + 2 * self.draws * has_base,
             **tables.counts(table),
         }
         write_json(job.folder / "results.json", results)
         shutil.rmtree(job.folder / "parts")
         return results
+
+    def _contrast(
+        self, job: Job, denoiser: Denoiser, images: Images, first: int
+    ) -> Float32[np.ndarray, "n"]:
+        """`log_loss_ratio` of some images; first: the number of the first one, for the noise."""
+        device = job.runtime.torch_device()
+        base = load_denoiser(job.inputs["dpm"], self.precision, part=BASE)
+        return log_loss_ratio(
+            denoiser.to(device),
+            base.to(device),
+            images,
+            t=self.contrast_t,
+            draws=self.draws,
+            seed=self.seed,
+            first=first,
+        )
 
     @property
     def _probe(self) -> Probe:

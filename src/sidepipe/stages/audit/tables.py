@@ -13,7 +13,9 @@ from sidepipe.features.search import Metric, closer
 from sidepipe.memorization.audit import arrivals, closeness, flagged_excess
 from sidepipe.memorization.conformal import discoveries, p_values
 from sidepipe.memorization.real import Encoded
+from sidepipe.memorization.roc import measured
 
+RATE = 0.01  # false positive rate of the contrast's true positive rate
 FDR = (0.01, 0.05)  # false discovery rates of the lists of members
 
 
@@ -33,8 +35,9 @@ def scores(
 ) -> pd.DataFrame:
     """A row per image of `train` and of `heldout`, in the order of the sets.
 
-    found: what `returns` gave for each set. p_value, listed_*: of training images alone, by gamma;
-    they tell that an image was trained on, not that it can be extracted.
+    found: what `returns` gave for each set, and `contrast` where the model has a base. p_value,
+    listed_*: of training images alone, by gamma; they tell that an image was trained on, not that
+    it can be extracted.
     """
     control, parts = closeness(found["heldout"]["gamma"], metric), []
     for name, images in sets.items():
@@ -47,6 +50,8 @@ def scores(
             "gamma": of["gamma"],
             "error": of["error"],
         }
+        if "contrast" in of:
+            columns["contrast"] = of["contrast"]
         reached = arrivals(of["ends"], len(images.rows))
         for level, t in enumerate(levels):
             columns[f"recall_{t}"] = of["recall"][:, level]
@@ -61,15 +66,22 @@ def scores(
 
 
 def counts(table: pd.DataFrame) -> dict[str, Any]:
-    """Images and flags of both kinds, their excess, and the lists of members."""
+    """Images and flags of both kinds, their excess, and the lists of members.
+
+    contrast: how well it separates training from held-out images; None for a model without a base.
+    """
     is_train, flagged = np.array(table["kind"] == "train"), np.array(table["flagged"]) == 1
     share, interval = flagged_excess(flagged[is_train], flagged[~is_train])
+    members = None
+    if "contrast" in table:
+        members = measured(table["contrast"].to_numpy(np.float64), is_train, RATE)
     return {
         "num_train": int(is_train.sum()),
         "num_heldout": int((~is_train).sum()),
         "flagged": int(flagged[is_train].sum()),
         "heldout_flagged": int(flagged[~is_train].sum()),
         "excess": {"share": share, "interval": list(interval)},
+        "contrast": members,
         "listed": {f"{rate:g}": int(np.sum(table[f"listed_{rate:g}"])) for rate in FDR},
     }
 
@@ -79,7 +91,7 @@ def risk(table: pd.DataFrame, metric: Metric) -> dict[str, Float64[np.ndarray, "
     table = table.loc[table["kind"] == "train"]
     found = {"gamma": closeness(table["gamma"].to_numpy(), metric)}
     found["error"] = -table["error"].to_numpy(np.float64)
-    names = [name for name in table if name.startswith(("recall_", "arrivals_"))]
+    names = [name for name in table if name.startswith(("contrast", "recall_", "arrivals_"))]
     return found | {name: table[name].to_numpy(np.float64) for name in names}
 
 

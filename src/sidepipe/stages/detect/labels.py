@@ -47,8 +47,8 @@ class DetectLabels(Detect):
     seed: int
 
     def __post_init__(self) -> None:
-        name, rule = self.surrogate.name, "one that guides"
-        require(self.surrogate.guides, "detect.surrogate", rule, name, "surrogate=posterior")
+        name, rule = self.surrogate.name, "one that guides toward labels"
+        require(self.surrogate.has_labels, "detect.surrogate", rule, name, "surrogate=posterior")
         for field in ("num_generations", "num_inference_steps"):
             require(getattr(self, field) >= 1, f"detect.{field}", ">= 1", getattr(self, field))
         rule = f"in [1, detect.num_inference_steps = {self.num_inference_steps}]"

@@ -11,20 +11,22 @@ from sidepipe.base.files import sha256_of
 from sidepipe.base.pretrained import fingerprint, folder_or_hub_id
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.models.adapters import adapter_file, read_adapter
+from sidepipe.models.adapters import NONE, adapter_file, read_adapter
 from sidepipe.models.checkpoint import (
-    NETWORKS,
     OPTION,
     check_checkpoint,
     load_checkpoint,
+    network_config,
+    network_of,
     num_classes,
     save_parts,
 )
+from sidepipe.models.contrast import require_comparable
 from sidepipe.models.families import require_family
 from sidepipe.models.pixels import schedule_of
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
-from sidepipe.stages.dpm.stage import DPM
+from sidepipe.stages.dpm.stage import BASE, DPM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +37,20 @@ class Pretrained(DPM):
     of the hub id. variant: of the weight files, "fp16", "non_ema", "ema" or "default" for the file
     without one; None for the only one. The training subset must be the images that the model was
     trained on. adapter: a file or folder of a LoRA, which is fused; "none" for the base model
-    although an adapter lies in its folder.
+    although an adapter lies in its folder. base: the folder or hub id of the model that it was
+    fine-tuned from, which the artifact keeps; None where it is not known, and with an adapter for
+    the checkpoint without it.
     """
 
     path: str
     revision: str | None
     variant: str | None
     adapter: str | None = None
+    base: str | None = None
+
+    @property
+    def has_base(self) -> bool:
+        return self.base is not None or self.adapter not in (None, NONE)
 
     def _local_folder(self) -> Path | None:
         """The folder that `path` names, None for a hub id; FileNotFoundError if it is neither."""
@@ -53,6 +62,21 @@ class Pretrained(DPM):
         if (folder := self._local_folder()) is not None:
             require_family(folder, option)
             adapter_file(folder, self.adapter)
+        if (base := self._local_base()) is not None:
+            require_family(base, option)
+
+    def _local_base(self) -> Path | None:
+        """The folder that `base` names, None for a hub id and where it names nothing."""
+        found = None if self.base is None else folder_or_hub_id("dpm.base", self.base)
+        return found if isinstance(found, Path) else None
+
+    def _check_base(self, folder: Path) -> Path | None:
+        """The base, where it is on this machine, after a comparison with the model in `folder`."""
+        if (base := self._local_base()) is not None:
+            own, other = (schedule_of(path, learned_variance=True) for path in (folder, base))
+            configs = [network_config(path) for path in (folder, base)]
+            require_comparable(configs[0], own.alphas_cumprod, configs[1], other.alphas_cumprod)
+        return base
 
     def _adapter_file(self, folder: Path) -> Path | None:
         """The adapter of the checkpoint in `folder`, None without one, after the checks."""
@@ -63,7 +87,10 @@ class Pretrained(DPM):
     def _fingerprint(self, folder: Path) -> dict[str, str]:
         """SHA-256 of the files of the checkpoint and of its adapter."""
         file = adapter_file(folder, self.adapter)
-        return fingerprint(folder) | ({} if file is None else {"adapter": sha256_of(file)})
+        base = self._local_base()
+        others = {} if base is None else fingerprint(base)
+        adapters = {} if file is None else {"adapter": sha256_of(file)}
+        return fingerprint(folder) | adapters | {f"base/{n}": hash_ for n, hash_ in others.items()}
 
     def scheduler(self) -> Any | None:
         if (folder := self._local_folder()) is None:
@@ -78,8 +105,9 @@ class Pretrained(DPM):
         )
 
     def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir() or self._fingerprint(folder) == summary["files"]:
+        folder, base = Path(self.path).expanduser(), Path(self.base or self.path).expanduser()
+        there = folder.is_dir() and base.is_dir()
+        if not there or self._fingerprint(folder) == summary["files"]:
             return None  # a finished artifact does not need the checkpoint
         return (
             f"the checkpoint {folder} changed since this artifact was made, and results would be "
@@ -107,6 +135,8 @@ class PretrainedDPM(Pretrained):
         if (folder := self._local_folder()) is not None:
             check_checkpoint(folder, self.variant, data.size, data.channels)
             self._adapter_file(folder)
+            if (base := self._check_base(folder)) is not None:
+                check_checkpoint(base, None, data.size, data.channels)
 
     def num_classes(self) -> int | None:
         return None if (folder := self._local_folder()) is None else num_classes(folder)
@@ -117,8 +147,13 @@ class PretrainedDPM(Pretrained):
         parts = load_checkpoint(
             self.path, self.revision, self.variant, size, channels, adapter=self.adapter
         )
+        network = network_of(parts)
+        if self.has_base:
+            base = load_checkpoint(self.base or self.path, None, None, size, channels, NONE)
+            own, other = (each["scheduler"].alphas_cumprod for each in (parts, base))
+            require_comparable(network.config, own, network_of(base).config, other)
+            save_parts(base, job.folder / BASE)
         save_parts(parts, job.folder / "model")
-        network = next(parts[name] for name in NETWORKS if name in parts)
         source = Path(self.path).expanduser()
         return {
             **about,

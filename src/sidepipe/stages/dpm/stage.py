@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BASE = "base"  # the folder, next to `model`, of the model that `model` was fine-tuned from
+
 
 @dataclass(frozen=True, kw_only=True)
 class DPM(Stage):
@@ -67,6 +69,11 @@ class DPM(Stage):
 
     def unused(self) -> tuple[str, ...]:
         return super().unused() if self.on_duplicates == "drop" else ("on_duplicates",)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the artifact has the model that this one was fine-tuned from."""
+        return False
 
     def scheduler(self) -> Any | None:
         """The model's noise schedule; None where it is not on this machine yet."""
@@ -162,9 +169,12 @@ class DPM(Stage):
         )
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """The parts of a model without text, by name: unet (its averaged weights), scheduler, ..."""
-    return read_parts(folder / "model")
+def load(folder: Path, part: str = "model") -> dict[str, Any]:
+    """The parts of a model without text, by name: unet (its averaged weights), scheduler, ...
+
+    part: `BASE` for the model that it was fine-tuned from.
+    """
+    return read_parts(folder / part)
 
 
 def load_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,12 @@ from sidepipe.base.pretrained import read_object
 from sidepipe.base.settings import Precision, bind, build, require
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.adapters import fuse_adapter
+from sidepipe.models.contrast import require_comparable
 from sidepipe.models.schedules import SCHEDULER, log_replaced
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.pretrained import Pretrained
+from sidepipe.stages.dpm.stage import BASE
 from sidepipe.stages.dpm.trained import TrainedDPM
 
 if TYPE_CHECKING:
@@ -229,6 +231,8 @@ class PretrainedTextDPM(Pretrained):
         if (folder := self._local_folder()) is not None:
             check_pipeline(folder, self.variant)
             self._adapter_file(folder)
+            if (base := self._check_base(folder)) is not None:
+                check_pipeline(base)
 
     def check_images(self, data: Stage) -> None:
         from sidepipe.models.text.checks import image_shape
@@ -254,6 +258,8 @@ class PretrainedTextDPM(Pretrained):
         model = load_model(source, variant=self.variant)
         path = source / "scheduler" / SCHEDULER
         log_replaced(read_object(path), str(path))
+        if self.has_base:
+            self._save_base(model, job.folder / BASE)
         if (file := self._adapter_file(source)) is not None:
             fuse_adapter(model.networks, file)
         save_model(model, job.folder / "model")
@@ -262,6 +268,19 @@ class PretrainedTextDPM(Pretrained):
             "num_parameters": _parameters(model),
             "files": self._fingerprint(source),
         }
+
+    def _save_base(self, model: TextModel, folder: Path) -> None:
+        """Writes the base: the model itself, before its adapter is fused, or the one at `base`."""
+        from sidepipe.models.text.checks import check_pipeline
+        from sidepipe.models.text.pipeline import found_folder, load_model, save_model
+
+        base = model
+        if self.base is not None:
+            check_pipeline(source := found_folder(self.base, None))
+            base = load_model(source)
+            configs = model.network.config, base.network.config
+            require_comparable(configs[0], model.alphas_cumprod, configs[1], base.alphas_cumprod)
+        save_model(base, folder)
 
 
 def require_captions(data: Data) -> None:
@@ -283,9 +302,14 @@ def load_placed_model(folder: Path, precision: Precision, runtime: Runtime) -> T
     return model.to(runtime.torch_device())
 
 
-def load_text_model(folder: Path, precision: Precision = "32-true") -> TextModel | None:
-    """The text-conditional model, in eval mode on the CPU; None where it takes no text."""
+def load_text_model(
+    folder: Path, precision: Precision = "32-true", part: str = "model"
+) -> TextModel | None:
+    """The text-conditional model, in eval mode on the CPU; None where it takes no text.
+
+    part: `BASE` for the model that it was fine-tuned from.
+    """
     from sidepipe.models.text.pipeline import load_model
 
-    model = folder / "model"
+    model = folder / part
     return load_model(model, precision) if (model / "text_encoder").is_dir() else None

@@ -154,6 +154,7 @@ class Sampling(Stage):
     ) -> dict[str, Any]:
         """Writes the images' shards; returns the evaluations spent.
 
+        targets: the labels of a surrogate; None where the condition, if any, is the model's own.
         first: the number of images that an earlier call made and counted.
         """
         from sidepipe.engine.sampling import sample_to_shards
@@ -166,7 +167,7 @@ class Sampling(Stage):
             self.precision,
             prompts,
             self.prompt_guidance_scale,
-            by_class=surrogate is None,
+            by_class=surrogate is None or targets is None,
         )
         self._check_classes(denoiser.num_classes)
         if denoiser.num_classes is not None:
@@ -251,18 +252,20 @@ def load_denoiser(
     prompt_guidance_scale: float = 1.0,
     *,
     by_class: bool = False,
+    part: str = "model",
 ) -> Denoiser:
     """The model of a dpm artifact as a denoiser for samplers, on the CPU.
 
     prompts: the prompts of a text-conditional model, None for the empty one. by_class: whether each
     image gets a class; else ValueError for a class-conditional model, which has no other images.
+    part: "base" for the model that it was fine-tuned from.
     """
     from sidepipe.models.text.denoiser import PromptedDenoiser
 
-    model = load_text_model(dpm, precision)
+    model = load_text_model(dpm, precision, part)
     if model is not None:
         return PromptedDenoiser(model, prompts, prompt_guidance_scale)
-    denoiser = denoiser_of(load_dpm(dpm))
+    denoiser = denoiser_of(load_dpm(dpm, part))
     found = denoiser.num_classes
     require(by_class or found is None, "dpm", WITHOUT_CLASSES, f"{found} classes", "surrogate=none")
     return denoiser

@@ -99,7 +99,11 @@ def scores_table(
     return Table("audit_scores", caption, [("", 3)], columns, rows, head="score")
 
 
-SCORES = {"gamma": "distance to the refined image", "error": "error of one denoising step"}
+SCORES = {
+    "gamma": "distance to the refined image",
+    "error": "error of one denoising step",
+    "contrast": "log(loss of the base / loss)",
+}
 
 
 def _of_level(name: str) -> str:

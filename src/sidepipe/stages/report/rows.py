@@ -14,6 +14,7 @@ _SURROGATES = {
     "classifier": "a classifier of {labels} guides sampling",
     "posterior": "the closed-form posterior of {labels} guides sampling, without training",
     "lora": "the model is adapted by LoRA to {labels}",
+    "base": "sampling is led away from the base model that was fine-tuned",
 }
 
 

@@ -187,7 +187,7 @@ def guided_timesteps(attack: Attack) -> str:
 
 def targets(attack: Attack) -> str:
     """The labels that the attack aims at, and their number."""
-    if not attack.guided:
+    if not attack.guided or "label" not in attack.manifests:
         return DASH
     number = attack.summary("extract")["num_targets"]
     if attack.settings["targets"] != "top_cohesion":
