@@ -81,9 +81,7 @@ NETWORK = {"in_channels": 3, "sample_size": 32, "num_class_embeds": None}
     ],
 )
 def test_models_of_other_shapes_are_refused(changes, message):
-    require_comparable(
-        NETWORK, DDPMScheduler(), {**NETWORK, "sample_size": [32, 32]}, DDPMScheduler()
-    )
+    require_comparable(NETWORK, SCHEDULE, {**NETWORK, "sample_size": [32, 32]}, SCHEDULE)
     with pytest.raises(ValueError, match=message):
         require_comparable(NETWORK, SCHEDULE, {**NETWORK, **changes}, SCHEDULE)
 
