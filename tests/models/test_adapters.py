@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tests.models.text.tiny import tiny_stable_diffusion
+from tests.models.text.tiny import tiny_sdxl, tiny_stable_diffusion
 from tests.tiny import UNET
 
 from sidepipe.base.settings import build
@@ -164,6 +164,107 @@ def test_without_an_adapter_there_is_none_and_a_missing_one_is_refused(tmp_path,
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=rf"{one}a\.bin, b\.safetensors; name the file of the"):
         adapter_file(base, str(tmp_path))
+
+
+# Layers of the tiny UNet by their names in Stability's code, written by hand.
+STABILITY = {
+    "input_blocks_0_0": "conv_in",
+    "input_blocks_1_0_in_layers_2": "down_blocks.0.resnets.0.conv1",
+    "input_blocks_2_0_op": "down_blocks.0.downsamplers.0.conv",
+    "input_blocks_3_0_skip_connection": "down_blocks.1.resnets.0.conv_shortcut",
+    "input_blocks_3_1_proj_in": "down_blocks.1.attentions.0.proj_in",
+    "input_blocks_3_1_transformer_blocks_0_attn2_to_k": (
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    ),
+    "middle_block_0_emb_layers_1": "mid_block.resnets.0.time_emb_proj",
+    "middle_block_1_transformer_blocks_0_attn1_to_out_0": (
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    ),
+    "middle_block_2_out_layers_3": "mid_block.resnets.1.conv2",
+    "output_blocks_1_1_transformer_blocks_0_attn1_to_v": (
+        "up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_v"
+    ),
+    "output_blocks_1_2_conv": "up_blocks.0.upsamplers.0.conv",
+    "output_blocks_3_0_in_layers_2": "up_blocks.1.resnets.1.conv1",
+    "out_2": "conv_out",
+    "time_embed_0": "time_embedding.linear_1",
+    "label_emb_0_2": "add_embedding.linear_2",
+}
+ENCODERS = {
+    "lora_te1_text_model_encoder_layers_1_mlp_fc1": ("text_encoder", "encoder.layers.1.mlp.fc1"),
+    "lora_te2_text_model_encoder_layers_2_self_attn_q_proj": (
+        *("text_encoder_2", "text_model.encoder.layers.2.self_attn.q_proj"),
+    ),
+}
+
+
+def kohya_layer(name, module):
+    """A LoRA of rank 2 with alpha 1 in Kohya's names, and the change of the weight."""
+    weight = module.weight
+    down = torch.randn(2, *weight.shape[1:])
+    up = torch.randn(len(weight), 2, *[1] * (weight.ndim - 2))
+    change = 0.5 * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    sides = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    return {**sides, f"{name}.alpha": torch.tensor(1.0)}, change
+
+
+def test_an_adapter_of_kohya_for_sdxl_changes_both_encoders_and_the_unet(tmp_path):
+    model = load_model(tiny_sdxl(tmp_path / "base"))
+    targets = {f"lora_unet_{name}": ("unet", own) for name, own in STABILITY.items()} | ENCODERS
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    tensors = {}
+    for name, (part, own) in targets.items():
+        layers, change = kohya_layer(name, getattr(model, part).get_submodule(own))
+        tensors |= layers
+        before[f"{part}.{own}.weight"] += change
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    fuse_adapter(model.networks, tmp_path / "kohya.safetensors")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_an_adapter_of_kohya_for_sdxl_is_fused_as_diffusers_does(tmp_path):
+    """Of the layers of blocks with attention, which diffusers maps for any UNet."""
+    folder = tiny_sdxl(tmp_path / "base")
+    model, pipeline = load_model(folder), StableDiffusionXLPipeline.from_pretrained(folder)
+    names = [name for name in STABILITY if "_1_transformer" in name or "_2_0_op" in name]
+    tensors = {}
+    for name in names:
+        module = model.unet.get_submodule(STABILITY[name])
+        tensors |= kohya_layer(f"lora_unet_{name}", module)[0]
+    path = tmp_path / "kohya.safetensors"
+    save_file(tensors, path)
+    fuse_adapter(model.networks, path)
+    before = {k: v.clone() for k, v in pipeline.unet.state_dict().items()}
+    pipeline.load_lora_weights(path)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    found = model.unet.state_dict()
+    for name, value in pipeline.unet.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
+    assert sum(not value.equal(before[name]) for name, value in found.items()) == len(names)
+
+
+def test_an_adapter_of_diffusers_for_sdxl_is_fused_as_diffusers_does(tmp_path):
+    folder = tiny_sdxl(tmp_path / "base")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    configs = {**CONFIGS, "text_encoder_2": CONFIGS["text_encoder"]}
+    for part, config in configs.items():
+        getattr(pipeline, part).add_adapter(config)
+    layers = {
+        f"{part}_lora_layers": get_peft_model_state_dict(getattr(pipeline, part))
+        for part in configs
+    }
+    settings = {f"{part}_lora_adapter_metadata": c.to_dict() for part, c in configs.items()}
+    StableDiffusionXLPipeline.save_lora_weights(tmp_path / "lora", **layers, **settings)
+    model = load_model(folder)
+    fuse_adapter(model.networks, adapter_file(folder, str(tmp_path / "lora")))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    for part in configs:
+        found = getattr(model, part).state_dict()
+        for name, value in getattr(pipeline, part).state_dict().items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
 
 
 def layer(name="unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", rank=2, width=16):

@@ -28,6 +28,27 @@ NAMES = ("pytorch_lora_weights", "adapter_model")
 FORMATS = (".safetensors", ".bin")
 PEFT_CONFIG = "adapter_config.json"
 OWN_TOOL = "fuse it into the checkpoint with its own tool"
+# What begins Kohya's names of the layers of text encoders.
+KOHYA = {
+    "text_encoder": ("lora_te", "lora_te1"),
+    "text_encoder_2": ("lora_te2",),
+    "text_encoder_3": ("lora_te3",),
+}
+# Stability's names of layers of UNets.
+IN_RESNET = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+OUTSIDE_OF_BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
 
 _MATRIX = re.compile(
     r"(?P<layer>.+?)\.(lora_linear_layer\.|lora\.|lora_)(?P<side>A|B|down|up)"
@@ -183,12 +204,36 @@ def _modules_of(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """
     modules: dict[str, nn.Module] = {}
     for number, (part, network) in enumerate(networks.items()):
-        kohya = "lora_te" if part == "text_encoder" else f"lora_{part}"
         for name, module in network.named_modules():
             bare = name.removeprefix("text_model.")
-            names = [bare, f"text_model.{bare}"] if part == "text_encoder" else [name]
+            names = [bare, f"text_model.{bare}"] if part in KOHYA else [name]
+            underscored = [*names, stability_name(name, network)] if part == "unet" else names
             for own in names if hasattr(module, "weight") else []:
-                modules |= {f"{part}.{own}": module, f"{kohya}_{own.replace('.', '_')}": module}
+                modules[f"{part}.{own}"] = module
                 if number == 0:
                     modules |= {own: module, f"base_model.model.{own}": module}
+            for own in underscored if hasattr(module, "weight") else []:
+                for kohya in KOHYA.get(part, (f"lora_{part}",)):
+                    modules[f"{kohya}_{own.replace('.', '_')}"] = module
     return modules
+
+
+def stability_name(name: str, unet: Any) -> str:
+    """The name of a UNet's layer in Stability's code, which Kohya has for SDXL."""
+    if found := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):
+        place = 1 if found[1] == "attentions" else 2 * int(found[2])
+        return f"middle_block.{place}.{IN_RESNET.get(found[3], found[3])}"
+    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
+    each = unet.config["layers_per_block"]
+    if found is None or not isinstance(each, int):
+        return OUTSIDE_OF_BLOCKS.get(name, name)
+    side, block, kind, layer, rest = found.groups()
+    first = int(block) * (each + 1) + (side == "down")
+    if kind == "downsamplers":
+        return f"input_blocks.{first + each}.0.op"
+    if kind == "upsamplers":
+        place = 2 if hasattr(unet.up_blocks[int(block)], "attentions") else 1
+        return f"output_blocks.{first + each}.{place}.conv"
+    blocks = "input_blocks" if side == "down" else "output_blocks"
+    place = 0 if kind == "resnets" else 1
+    return f"{blocks}.{first + int(layer)}.{place}.{IN_RESNET.get(rest, rest)}"
