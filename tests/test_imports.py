@@ -51,9 +51,9 @@ def test_help_status_and_refusals_import_nothing_heavy(arguments, code, says, tm
 
 
 def test_the_refusal_of_a_model_imports_nothing_heavy(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
     done = probed("cli.main", "stage=status", "dpm=pretrained", f"dpm.path={tmp_path}")
-    assert "StableDiffusionXLPipeline (SDXL" in done.stderr
+    assert "KolorsPipeline (SDXL" in done.stderr
     assert heavy(done) == []
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sidepipe.base.files import sha256_of
 from sidepipe.base.settings import require
+from sidepipe.base.single_file import SUFFIXES, conversion
 
 HUB = "hf://"
 OUTPUTS = "outputs"  # the default of runtime.outputs
@@ -32,12 +33,6 @@ DEFAULT, EMA = "default", "ema"
 NOT_FUSED = (
     "a LoRA adapter that is not fused; remedy: call pipeline.fuse_lora() and "
     "pipeline.unload_lora_weights(), and save it again"
-)
-CONVERT = (
-    "a file; remedy: of Stable Diffusion, save it as a folder, by diffusers' "
-    "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), for the command "
-    "sidepipe dpm=stable_diffusion dpm.path=folder; of a model without text, name a folder that "
-    "save_pretrained of its own pipeline wrote"
 )
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # model.safetensors, diffusion_pytorch_model.fp16.bin, model.safetensors.index.json; not one shard.
@@ -63,8 +58,8 @@ def folder_or_hub_id(name: str, path: str) -> Path | str:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        single = folder.suffix in (".safetensors", ".ckpt")
-        what = CONVERT if single else "a file; remedy: name its folder"
+        single = folder.suffix in SUFFIXES
+        what = conversion(folder) if single else "a file; remedy: name its folder"
         raise FileNotFoundError(f"{name} names {path}, which is {what}")
     first = folder.parts[0] if folder.parts else "."
     is_local = first == OUTPUTS or (not folder.is_absolute() and Path(first).exists())

@@ -1,16 +1,22 @@
 """SDXL: embeddings, latents and images equal those of diffusers' own pipeline."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from tests.models.text.tiny import POOLED, WIDTH, tiny_sdxl
 
 from sidepipe.models.text.checks import check_pipeline
+from sidepipe.models.text.guidance import noise_difference, norms
 from sidepipe.models.text.pipeline import load_model, save_model
 from sidepipe.models.text.sdxl import without_pooled
-from sidepipe.models.text.trajectory import prompt_noise, sample_x_0
+from sidepipe.models.text.significance import encoded, token_significance
+from sidepipe.models.text.trajectory import prompt_noise, prompt_timesteps, sample_x_0
+from sidepipe.stages.mitigate.attention import attention_scaled
+from sidepipe.stages.mitigate.methods import lowered
 
 PROMPTS, STEPS, SCALE = ["abc", "hello world"], 10, 5.0
 
@@ -71,12 +77,69 @@ def test_the_pooled_embedding_and_the_sizes_of_images_change_the_prediction(mode
     assert not model.eps(x_t, 50, e).equal(model.eps(x_t, 50, other))
 
 
+def test_significance_of_a_token_is_the_gradient_through_both_encoders(model):
+    x_T, e_0 = prompt_noise(model, 0, [0], 1), model.encode([""])
+    t = prompt_timesteps(model, 5)[0]
+    e, embeddings = encoded(model, ["abc"])
+    torch.testing.assert_close(e.detach(), model.encode(["abc"]))
+    assert [some.shape[2] for some in embeddings] == [WIDTH, 12]
+    length = norms(model.eps(x_T, t, e) - model.eps(x_T, t, e_0))
+    gradients = torch.autograd.grad(length.sum(), embeddings)
+    assert all(gradient[:, :4].norm(dim=2).min() > 0 for gradient in gradients)
+    by_token, by_encoded = token_significance(model, x_T, ["abc"], 2.0, 5, 1)
+    assert by_token.shape == by_encoded.shape == (1, 77)
+    squares = sum(gradient.square().sum(2) for gradient in gradients)
+    torch.testing.assert_close(by_token, squares.sqrt(), rtol=1e-4, atol=1e-7)
+
+
+def test_mitigation_changes_the_pooled_embedding_too_and_the_first_token_stays(model):
+    x_T, e, e_0 = prompt_noise(model, 0, [0, 1], 1), model.encode(PROMPTS), model.encode([""])
+    found, _ = lowered(model, x_T, 80, e, e_0, target=0.0, lr=0.05, max_iterations=10)
+    positions, pooled = without_pooled(found != e, 77, POOLED)
+    assert not positions[:, 0].any()
+    assert positions[:, 1:].any(2).all()
+    assert pooled.all()
+    before, after = (norms(noise_difference(model, x_T, 80, some, e_0)[1]) for some in (e, found))
+    assert (after < 0.8 * before).all()
+
+
+def test_attention_is_scaled_for_tokens_alone(model):
+    x_T, e = prompt_noise(model, 0, [0], 1), model.encode(["abc"])
+    beyond, pooled = e.clone(), e.clone()
+    beyond[:, 5:77] += 1
+    pooled[:, 77:] += 1
+    with attention_scaled(model, [4], 1.25), torch.no_grad():
+        expected = model.eps(x_T, 50, e)
+        torch.testing.assert_close(model.eps(x_T, 50, beyond), expected)
+        assert not torch.allclose(model.eps(x_T, 50, pooled), expected)
+
+
 def test_a_saved_model_keeps_its_settings_and_diffusers_reads_it(tmp_path):
     model = load_model(tiny_sdxl(tmp_path / "own", force_zeros_for_empty_prompt=False))
     save_model(model, tmp_path / "saved")
     check_pipeline(tmp_path / "saved")
     assert load_model(tmp_path / "saved").encode(["", "a"]).equal(model.encode(["", "a"]))
     assert not pipeline_of(tmp_path / "saved").config["force_zeros_for_empty_prompt"]
+
+
+def test_variants_and_shards_of_every_part_are_read(tmp_path):
+    folder = tiny_sdxl(tmp_path)
+    expected = load_model(folder)
+    for file in folder.glob("*/*.safetensors"):
+        half = {name: value.half() for name, value in load_file(file).items()}
+        file.unlink()
+        save_file(half, file.with_suffix(".fp16.safetensors"), {"format": "pt"})
+    shutil.rmtree(folder / "text_encoder_2")
+    expected.text_encoder_2.save_pretrained(folder / "text_encoder_2", max_shard_size="10KB")
+    assert len(list(folder.glob("text_encoder_2/*.safetensors"))) > 1
+    check_pipeline(folder, "fp16")
+    found = load_model(folder, variant="fp16")
+    torch.testing.assert_close(
+        found.encode(PROMPTS), expected.encode(PROMPTS), atol=0.02, rtol=0.02
+    )
+    for name, value in expected.text_encoder_2.state_dict().items():
+        assert found.text_encoder_2.state_dict()[name].equal(value)
+    assert {part.dtype for part in found.networks.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("upcast", "dtype"), [(True, torch.float32), (False, torch.float16)])

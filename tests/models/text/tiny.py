@@ -117,6 +117,9 @@ def tiny_sdxl(folder, seed=0, **settings):
     return saved(folder, parts, _class_name="StableDiffusionXLPipeline", **index)
 
 
+PIPELINES = {"sd": tiny_stable_diffusion, "sdxl": tiny_sdxl}
+
+
 def autoencoder():
     return AutoencoderKL(
         block_out_channels=(8, 8),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.models.text.tiny import tiny_stable_diffusion
+from tests.models.text.tiny import PIPELINES
 from tests.stages.detect.fakes import Replaying, artifacts
 from tests.tiny import DIGITS, RUNTIME, checked
 
@@ -160,9 +160,9 @@ def test_images_that_cannot_be_compared_are_refused_before_anything_is_made(repl
         detect().run(Job(folder, inputs, RUNTIME))
 
 
-@pytest.fixture(scope="module")
-def stable_diffusion(tmp_path_factory):
-    return tiny_stable_diffusion(tmp_path_factory.mktemp("sd") / "model").parent
+@pytest.fixture(scope="module", params=PIPELINES)
+def stable_diffusion(request, tmp_path_factory):
+    return PIPELINES[request.param](tmp_path_factory.mktemp("sd") / "model").parent
 
 
 def written(path, rows):

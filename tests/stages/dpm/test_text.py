@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from tests.models.text.tiny import WIDTH, tiny_stable_diffusion
+from tests.models.text.tiny import PIPELINES, WIDTH, tiny_stable_diffusion
 from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, checked
 
 from sidepipe.engine.stage import Job
@@ -204,8 +204,9 @@ def pretrained(path):
     )
 
 
-def test_stable_diffusion_comes_as_it_is_and_a_change_is_noticed(data, tmp_path):
-    source = tiny_stable_diffusion(tmp_path / "sd")
+@pytest.mark.parametrize(("kind", "changed"), [("sd", "unet"), ("sdxl", "text_encoder_2")])
+def test_a_pipeline_comes_as_it_is_and_a_change_is_noticed(data, tmp_path, kind, changed):
+    source = PIPELINES[kind](tmp_path / "sd")
     stage, folder = pretrained(source), tmp_path / "dpm"
     checked(stage, {"data": DIGITS}, RUNTIME)
     folder.mkdir()
@@ -214,7 +215,7 @@ def test_stable_diffusion_comes_as_it_is_and_a_change_is_noticed(data, tmp_path)
     assert model.latent_shape == (4, 4, 4)
     assert model.step_rule.steps_offset == 1
     assert stage.source_changed(summary, RUNTIME) is None
-    weights = next((source / "unet").glob("*.safetensors"))
+    weights = next((source / changed).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes() + b" ")
     assert "changed since" in stage.source_changed(summary, RUNTIME)
 

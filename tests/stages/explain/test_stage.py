@@ -1,7 +1,7 @@
-"""Stage `explain` on Stable Diffusion's parts, and on prompts of a tiny model of images."""
+"""Stage `explain` on Stable Diffusion, on SDXL, and on prompts of a tiny model of images."""
 
 import pytest
-from tests.models.text.tiny import tiny_stable_diffusion
+from tests.models.text.tiny import PIPELINES
 from tests.stages.mitigate.replaying import artifacts
 from tests.tiny import RUNTIME
 
@@ -18,11 +18,11 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
+@pytest.fixture(scope="module", params=PIPELINES)
+def inputs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     inputs, _ = artifacts(folder)
-    tiny_stable_diffusion(folder / "dpm" / "model")
+    PIPELINES[request.param](folder / "dpm" / "model")
     return inputs
 
 

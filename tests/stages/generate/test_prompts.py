@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tests.engine.test_sampling import SAMPLING
-from tests.models.text.tiny import CAPTIONS, tiny_stable_diffusion, tiny_text_model
+from tests.models.text.tiny import CAPTIONS, PIPELINES, tiny_text_model
 from tests.tiny import RUNTIME, SETTINGS
 
 from sidepipe.engine.stage import Job
@@ -99,10 +99,11 @@ def test_a_run_that_broke_off_is_completed_to_the_same_images(tmp_path, inputs):
     np.testing.assert_array_equal(load(tmp_path / "broken"), load(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("kind", PIPELINES)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
-def test_latents_are_sampled_and_decoded_in_every_precision(tmp_path, precision):
+def test_latents_are_sampled_and_decoded_in_every_precision(tmp_path, precision, kind):
     inputs = {"dpm": tmp_path / "dpm"}
-    tiny_stable_diffusion(tmp_path / "dpm" / "model")
+    PIPELINES[kind](tmp_path / "dpm" / "model")
     run(tmp_path / "images", inputs, precision=precision)
     images = load(tmp_path / "images")
     assert images.shape == (12, 8, 8, 3)

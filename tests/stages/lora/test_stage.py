@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models.text.tiny import tiny_stable_diffusion, tiny_text_model
+from tests.models.text.tiny import PIPELINES, tiny_text_model
 from tests.models.tiny_pipelines import latent
 
 from sidepipe.diffusion.noise import image_noise
@@ -135,8 +135,8 @@ def test_a_finished_training_of_which_only_the_checkpoint_is_left_gives_the_same
 
 def text_inputs(folder, planted, kind):
     """The planted images and labels, of a text model of images or of latents."""
-    if kind == "latents":
-        tiny_stable_diffusion(folder / "dpm" / "model")
+    if kind in PIPELINES:
+        PIPELINES[kind](folder / "dpm" / "model")
         images = np.load(planted["generate"] / "shards" / "000000.npy").repeat(3, axis=3)
         write_shard(folder / "generate", 0, images)
         return {**planted, "dpm": folder / "dpm", "generate": folder / "generate"}
@@ -144,8 +144,10 @@ def text_inputs(folder, planted, kind):
     return {**planted, "dpm": folder / "dpm"}
 
 
-@pytest.mark.parametrize("kind", ["images", "latents"])
-def test_of_a_text_model_labels_become_pseudo_tokens(planted, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "rows"), [("images", (10, 8)), ("sd", (77, 8)), ("sdxl", (79, 20))]
+)
+def test_of_a_text_model_labels_become_pseudo_tokens(planted, tmp_path, kind, rows):
     inputs = text_inputs(tmp_path, planted, kind)
     settings = {"target_modules": ["to_q", "to_k", "to_v", "to_out.0"], "max_steps": 12}
     summary = run(tmp_path / "lora", inputs, validate_every_steps=12, **settings)
@@ -153,7 +155,7 @@ def test_of_a_text_model_labels_become_pseudo_tokens(planted, tmp_path, kind):
     assert described["num_labels"] == summary["num_labels"] == 2
     denoiser, base = load(tmp_path / "lora", inputs["dpm"]), load_denoiser(inputs["dpm"], "32-true")
     tokens = denoiser.network.pseudo_tokens
-    assert tokens.shape == (2, 77 if kind == "latents" else 10, 8)
+    assert tokens.shape == (2, *rows)
     assert tokens.abs().amax((1, 2)).min() > 0
     x_t = torch.randn(2, *base.shape, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 1])
@@ -162,7 +164,7 @@ def test_of_a_text_model_labels_become_pseudo_tokens(planted, tmp_path, kind):
 
 
 def test_latents_are_those_of_the_autoencoder(planted, tmp_path):
-    inputs = text_inputs(tmp_path, planted, "latents")
+    inputs = text_inputs(tmp_path, planted, "sd")
     rows = lora()._rows(inputs, "cpu")
     model = load_denoiser(inputs["dpm"], "32-true").model
     images = torch.from_numpy(np.load(inputs["generate"] / "shards" / "000000.npy"))

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from tests.models.text.tiny import tiny_stable_diffusion
+from tests.models.text.tiny import PIPELINES
 from tests.stages.mitigate.replaying import Replaying, artifacts
 from tests.tiny import RUNTIME
 
@@ -143,14 +143,14 @@ def test_a_killed_run_goes_on_with_what_is_missing(run, planted, tmp_path, monke
     assert load(killed) == load(whole)
 
 
-@pytest.fixture(scope="module")
-def stable_diffusion(tmp_path_factory):
-    """Inputs of a random Stable Diffusion, whose images are 8 x 8 color ones, and 20 others."""
+@pytest.fixture(scope="module", params=PIPELINES)
+def stable_diffusion(request, tmp_path_factory):
+    """Inputs of a random model of color images of 8 x 8 pixels, and 20 others."""
     folder = tmp_path_factory.mktemp("sd")
     inputs, _ = artifacts(folder)
     rng = np.random.default_rng(0)
     np.save(folder / "data" / "images.npy", rng.integers(256, size=(60, 8, 8, 3)).astype(np.uint8))
-    tiny_stable_diffusion(folder / "dpm" / "model")
+    PIPELINES[request.param](folder / "dpm" / "model")
     return inputs
 
 
