@@ -21,7 +21,7 @@ PIPELINES = {
     "double_blocks.": "FluxPipeline",
     "cond_stage_model.": "StableDiffusionPipeline",
 }
-# Of pipelines whose files often lack the text encoders: the network, and where the others are.
+# Pipelines whose files often lack the text encoders: the network, and where the other parts are.
 ALONE = {
     "StableDiffusion3Pipeline": (
         *("SD3Transformer2DModel", "stabilityai/stable-diffusion-3-medium-diffusers"),
