@@ -28,7 +28,7 @@ NAMES = ("pytorch_lora_weights", "adapter_model")
 FORMATS = (".safetensors", ".bin")
 PEFT_CONFIG = "adapter_config.json"
 OWN_TOOL = "fuse it into the checkpoint with its own tool"
-# What begins Kohya's names of the layers of text encoders.
+# Beginnings of Kohya's names of the layers of text encoders.
 KOHYA = {
     "text_encoder": ("lora_te", "lora_te1"),
     "text_encoder_2": ("lora_te2",),
