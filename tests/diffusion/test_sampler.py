@@ -5,7 +5,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from sidepipe.diffusion.sampler import SAMPLERS, ddim, dpm_solver_pp, sampling_timesteps
+from sidepipe.diffusion.sampler import (
+    SAMPLERS,
+    ddim,
+    dpm_solver_pp,
+    evaluated,
+    heun,
+    sampling_timesteps,
+)
 from sidepipe.diffusion.schedule import clip_x_0
 
 
@@ -174,9 +181,10 @@ def test_eps_is_asked_for_at_every_timestep_by_its_number():
         seen.append(t)
         return torch.zeros_like(x_t)
 
-    for sampler in SAMPLERS.values():
+    for name, sampler in SAMPLERS.items():
         sampler(eps_fn, x_T, [70, 30, 0], alphas_cumprod)
-        assert seen == [70, 30, 0]
+        assert seen == ([70, 30, 30, 0, 0] if name == "heun" else [70, 30, 0])
+        assert seen == evaluated(name, [70, 30, 0], alphas_cumprod)
         assert all(type(t) is int for t in seen)
         seen.clear()
 
@@ -331,3 +339,75 @@ def test_dpm_solver_pp_from_pure_noise_samples_finite_images():
     x_0 = dpm_solver_pp(eps_fn, x_T_of().float(), timesteps, alphas_cumprod)
     assert x_0.isfinite().all()
     assert x_0.abs().max() <= 1 + 1e-4
+
+
+def edm_algorithm_1(denoised, x, sigmas):
+    """Karras et al., 2022, algorithm 1, line by line, with sigma(t) = t and s(t) = 1."""
+    for now, following in pairwise(sigmas):
+        d = (x - denoised(x, now)) / now
+        end = x + (following - now) * d
+        if following != 0:
+            d_end = (end - denoised(end, following)) / following
+            end = x + (following - now) * (d / 2 + d_end / 2)
+        x = end
+    return x
+
+
+def test_heun_is_algorithm_1_of_edm_at_every_noise():
+    alphas_cumprod, x_T, seen = make_schedule(1000), x_T_of(), []
+    timesteps = sampling_timesteps(1000, 12, "trailing")
+    sigmas = [float(((1 - a) / a).sqrt()) for a in alphas_cumprod[timesteps]]
+    at_sigma = dict(zip(sigmas, timesteps, strict=True))
+
+    def denoised(x, sigma):
+        return x - sigma * wiggly_eps(x / math.hypot(1, sigma), at_sigma[sigma])
+
+    expected = edm_algorithm_1(denoised, x_T * math.hypot(1, sigmas[0]), [*sigmas, 0])
+    found = heun(recorded(wiggly_eps, seen), x_T, timesteps, alphas_cumprod)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert len(seen) == 2 * 12 - 1
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("heun", 2)])
+def test_the_error_of_a_sampler_falls_with_its_order(sampler, order):
+    """Of a Gaussian the exact x_0 is known: x_T stretched to the standard deviation of the data."""
+    T, mean, deviation = 100_000, 0.3, 0.4
+    alphas_cumprod, x_T = make_schedule(T), x_T_of()
+
+    def exact_eps(x_t, t):
+        alpha_bar = alphas_cumprod[t]
+        spread = alpha_bar * deviation**2 + 1 - alpha_bar
+        return (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * mean) / spread
+
+    first, last = 60_000, 10_000  # to some noise, as the last step to none is of first order
+    signal, end = alphas_cumprod[first], alphas_cumprod[last]
+    scale = ((end * deviation**2 + 1 - end) / (signal * deviation**2 + 1 - signal)).sqrt()
+    exact = end.sqrt() * mean + scale * (x_T - signal.sqrt() * mean)
+    errors = []
+    for n in (20, 40, 80):
+        log_snr = (alphas_cumprod / (1 - alphas_cumprod)).log()
+        wanted = torch.linspace(float(log_snr[first]), float(log_snr[last]), n + 1)
+        timesteps = [int((log_snr - value).abs().argmin()) for value in wanted]
+        found = []
+        SAMPLERS[sampler](recorded(exact_eps, found), x_T, timesteps, alphas_cumprod)
+        errors.append(float((found[-1] - exact).abs().max()))
+    rates = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert rates == pytest.approx([order, order], abs=0.15)
+
+
+def test_heun_has_no_added_noise():
+    with pytest.raises(ValueError, match=r"eta must be 0 for heun, got 0.5; remedy: sampler=ddim"):
+        heun(wiggly_eps, x_T_of(), [50, 0], make_schedule(100), 0.5)
+
+
+def test_heun_leaves_pure_noise_by_a_step_of_first_order():
+    """In sigma that step is infinitely long, and a mean over its ends means nothing."""
+    alphas_cumprod = torch.cat([make_schedule(99), torch.zeros(1)])
+    seen, timesteps = [], [99, 60, 20]
+
+    def eps_fn(x_t, t):
+        seen.append(t)
+        return x_t
+
+    heun(eps_fn, x_T_of(), timesteps, alphas_cumprod)
+    assert seen == evaluated("heun", timesteps, alphas_cumprod) == [99, 60, 20, 20]

@@ -93,14 +93,14 @@ def test_the_range_of_images_is_honored(kind, settings, expected):
     [
         ({"_class_name": "LCMScheduler"}, "'LCMScheduler'; models distilled for a few steps"),
         ({"_class_name": "TCDScheduler"}, "'TCDScheduler'; models distilled for a few steps"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow models are not supported"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "for dpm=pretrained it may also be"),
         ({"_class_name": "EDMEulerScheduler"}, "must be one with betas at discrete timesteps"),
-        ({"_class_name": "ScoreSdeVeScheduler"}, "score-based, consistency"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "got 'ScoreSdeVeScheduler'; for dpm=pretrained"),
         ({"_class_name": "MyScheduler"}, "got 'MyScheduler'"),
         ({"_class_name": None}, "got 'None'"),
         (
             {"prediction_type": "flow_prediction"},
-            "'flow_prediction'; flow models are not",
+            "'flow_prediction'; a scheduler of betas does not take it; flow models are supported",
         ),
         ({"timestep_spacing": "karras"}, "timestep_spacing of there does not accept 'karras'"),
         ({"steps_offset": -1}, "steps_offset of there must be a whole number >= 0, got -1"),

@@ -48,20 +48,20 @@ def latent(folder, kind=VQModel, scheduler=None, **changes):
     return folder
 
 
-def dit(folder, num_classes=5):
+def dit(folder, num_classes=5, scheduler=None, out_channels=6):
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=4,
         in_channels=3,
-        out_channels=6,
+        out_channels=out_channels,
         num_layers=1,
         sample_size=4,
         patch_size=2,
         num_embeds_ada_norm=num_classes,
         norm_num_groups=4,
     )
-    DiTPipeline(transformer, autoencoder(), schedule()).save_pretrained(folder)
+    DiTPipeline(transformer, autoencoder(), scheduler or schedule()).save_pretrained(folder)
     return folder
 
 

@@ -31,10 +31,11 @@ def load(
     """Load a diffusion model of images or latents, unconditional or class-conditional.
 
     Args:
-        path: a folder written by ``save_pretrained`` of ``DDPMPipeline``, ``LDMPipeline`` or
-            ``DiTPipeline``; a hub id such as
-            ``"google/ddpm-cifar10-32"`` (``"hf://owner/name"`` where a folder ``owner`` exists); a
-            finished artifact ``outputs/dpm/<key>``; or ``outputs/dpm`` itself where it holds one.
+        path: a folder written by ``save_pretrained`` of ``DDPMPipeline``, ``LDMPipeline``,
+            ``DiTPipeline`` or ``ScoreSdeVePipeline``, also with a scheduler of EDM or of a
+            rectified flow; a hub id such as ``"google/ddpm-cifar10-32"``
+            (``"hf://owner/name"`` where a folder ``owner`` exists); a finished artifact
+            ``outputs/dpm/<key>``; or ``outputs/dpm`` itself where it holds one.
         variant: variant of the weight files, such as ``"fp16"`` or ``"ema"``; ``"default"`` for
             the file without one; ``None`` for the only one.
         revision: revision of the hub id; ``None`` for its main branch.

@@ -46,7 +46,7 @@ class Model:
         *,
         seed: int = 0,
         num_inference_steps: int = 50,
-        sampler: Literal["ddim", "dpm_solver_pp"] = "ddim",
+        sampler: Literal["ddim", "dpm_solver_pp", "heun"] = "ddim",
         eta: float = 0.0,
         timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None,
         precision: Precision = "bf16-mixed",
@@ -60,10 +60,11 @@ class Model:
         Args:
             num_images: number of images, >= 1.
             seed: in ``[0, 2**32)``.
-            num_inference_steps: evaluations of the network per image, in
-                ``[1, num_train_timesteps]``.
-            sampler: ``"ddim"``, or ``"dpm_solver_pp"``, of second order, for few steps.
-            eta: in ``[0, 1]``; 0 for DDIM, 1 for ancestral sampling. 0 for ``"dpm_solver_pp"``.
+            num_inference_steps: steps per image, in ``[1, num_train_timesteps]``. Each is one
+                evaluation of the network; with ``"heun"`` two, but for the last.
+            sampler: ``"ddim"``, or of second order, for few steps, ``"dpm_solver_pp"`` or
+                ``"heun"``.
+            eta: in ``[0, 1]``; 0 for DDIM, 1 for ancestral sampling. 0 for the others.
             timestep_spacing: as in diffusers; ``None`` for that of the model's own scheduler.
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
             classes: of a class-conditional model, the numbers of classes that the images get in
@@ -92,7 +93,7 @@ class Model:
         require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
         most, steps = self.num_train_timesteps, num_inference_steps
         require(1 <= steps <= most, "num_inference_steps", f"in [1, {most}]", steps)
-        require_known("sampler", sampler, ["ddim", "dpm_solver_pp"])
+        require_known("sampler", sampler, ["ddim", "dpm_solver_pp", "heun"])
         if timestep_spacing is not None:
             require_known("timestep_spacing", timestep_spacing, SPACINGS)
         rule = "in [0, 1]" if sampler == "ddim" else f"0 for {sampler}"

@@ -1,7 +1,7 @@
 """Sampling of any `eps_fn(x_t, t)`; samplers are independent of guidance and clipping.
 
 DDIM with eta = 1 over every timestep is DDPM's ancestral sampler (DDIM, section 4.1), so the two
-are one function. DPM-Solver++ is a second one, for fewer steps.
+are one function. DPM-Solver++ and Heun's method are of second order, for fewer steps.
 """
 
 import math
@@ -63,7 +63,7 @@ def ddim(
         eps = eps_fn(x_t, t)
         pred_x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
-        sigma = eta * variance**0.5
+        sigma = eta * max(variance, 0.0) ** 0.5
         direction = max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * eps
         x_t = (alpha_bar_prev**0.5 * pred_x_0 + direction).to(x_T.dtype)  # eps may be float64
         if sigma > 0 and noise_fn is not None:
@@ -116,4 +116,64 @@ def dpm_solver_pp(
     return x_t
 
 
-SAMPLERS = {"ddim": ddim, "dpm_solver_pp": dpm_solver_pp}
+def heun(
+    eps_fn: EpsFn,
+    x_T: Float[Tensor, "n *shape"],
+    timesteps: Sequence[int],
+    alphas_cumprod: Float[Tensor, "T"],
+    eta: float = 0.0,
+    noise_fn: Callable[[], Float[Tensor, "n *shape"]] | None = None,
+    last_alpha_bar: float = 1.0,
+) -> Float[Tensor, "n *shape"]:
+    """x_0 by Heun's method (EDM: Karras et al., 2022, algorithm 1); as `ddim`, for eta = 0 alone.
+
+    A step is DDIM's with the mean of the eps at both of its ends.
+
+    | EDM        | here                                |
+    |------------|-------------------------------------|
+    | t_i        | sqrt((1 - alpha_bar) / alpha_bar)   |
+    | x_i        | x_t / sqrt(alpha_bar)               |
+    | d_i, d'_i  | eps, eps_fn at the end of the step  |
+    """
+    if eta != 0:
+        raise ValueError(f"eta must be 0 for heun, got {eta}; remedy: sampler=ddim")
+    x_t, alpha_bars = x_T, _alpha_bars(alphas_cumprod, timesteps, last_alpha_bar)
+    corrected = _corrected(alpha_bars)
+    for i, t in enumerate(timesteps):
+        eps = eps_fn(x_t, t)
+        end = _without_noise(x_t, eps, alpha_bars[i], alpha_bars[i + 1]).to(x_T.dtype)
+        if corrected[i]:
+            eps = (eps + eps_fn(end, timesteps[i + 1])) / 2
+            end = _without_noise(x_t, eps, alpha_bars[i], alpha_bars[i + 1]).to(x_T.dtype)
+        x_t = end
+    return x_t
+
+
+def _without_noise(x_t: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float) -> Tensor:
+    """DDIM's step with eta = 0."""
+    pred_x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+    return alpha_bar_prev**0.5 * pred_x_0 + (1 - alpha_bar_prev) ** 0.5 * eps
+
+
+def _corrected(alpha_bars: Sequence[float]) -> list[bool]:
+    """Which steps of `heun` evaluate eps at their end too; alpha_bars: of `_alpha_bars`.
+
+    The last does not, as it ends without a timestep; nor does one from noise alone, whose length
+    in sigma is infinite.
+    """
+    steps = len(alpha_bars) - 1
+    return [alpha_bars[i] > LEAST_SIGNAL and i < steps - 1 for i in range(steps)]
+
+
+def evaluated(
+    sampler: str, timesteps: Sequence[int], alphas_cumprod: Float[Tensor, "T"]
+) -> list[int]:
+    """The timesteps at which a sampler of SAMPLERS evaluates eps_fn, each as often as it does."""
+    if sampler != "heun":
+        return list(timesteps)
+    twice = _corrected(_alpha_bars(alphas_cumprod, timesteps, 1.0))
+    ends = [t for t, again in zip(timesteps[1:], twice[:-1], strict=True) if again]
+    return sorted([*timesteps, *ends], reverse=True)
+
+
+SAMPLERS = {"ddim": ddim, "dpm_solver_pp": dpm_solver_pp, "heun": heun}

@@ -19,7 +19,7 @@ from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.guidance import conditioned, guided
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
-from sidepipe.diffusion.sampler import SAMPLERS, require_x_0
+from sidepipe.diffusion.sampler import SAMPLERS, evaluated, require_x_0
 from sidepipe.diffusion.schedule import EpsFn, add_noise, clip_x_0
 from sidepipe.diffusion.timesteps import Guidance
 from sidepipe.engine.stage import Runtime
@@ -73,7 +73,7 @@ class ImageSampler(L.LightningModule):
         self.denoiser, self.surrogate = denoiser, surrogate
         if surrogate is not None and not isinstance(surrogate, Denoiser):
             lay_out(surrogate)
-        self.seed, self.stream, self.sampler = seed, stream, SAMPLERS[sampler]
+        self.seed, self.stream, self.sampler = seed, stream, sampler
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
         self.refine_steps, self.refine_t, self.refine_noise = refine_steps, refine_t, refine_noise
         if refine_steps > 0:
@@ -82,9 +82,14 @@ class ImageSampler(L.LightningModule):
         self.thread_choice: ThreadChoice | None = None
 
     @property
+    def evaluated(self) -> list[int]:
+        """The timesteps at which sampling evaluates eps, some of them twice with Heun's method."""
+        return evaluated(self.sampler, self.timesteps, self.denoiser.alphas_cumprod)
+
+    @property
     def guided_timesteps(self) -> list[int]:
-        """The timesteps at which the surrogate is evaluated."""
-        return [] if self.guidance is None else self.guidance.within(self.timesteps)
+        """Those at which the surrogate is evaluated."""
+        return [] if self.guidance is None else self.guidance.within(self.evaluated)
 
     @property
     def label_alone(self) -> bool:
@@ -142,7 +147,8 @@ class ImageSampler(L.LightningModule):
             t = torch.full((len(x_t),), self.timesteps[0], device=self.device)
             x_t = add_noise(x_0, x_t, t, alphas_cumprod)
         last = self.denoiser.step_rule.last_alpha_bar
-        return self.sampler(eps_fn, x_t, self.timesteps, alphas_cumprod, self.eta, noise_fn, last)
+        sampler = SAMPLERS[self.sampler]
+        return sampler(eps_fn, x_t, self.timesteps, alphas_cumprod, self.eta, noise_fn, last)
 
     def _guided(self, plain: EpsFn, targets: Int64[Tensor, "n"]) -> EpsFn:
         """The model's eps, guided by the surrogate if any."""
@@ -177,7 +183,7 @@ class ImageSampler(L.LightningModule):
         size = runtime.sampling_batch_size or self._useful_batch_size(shard_size)
         size = math.ceil(shard_size / math.ceil(shard_size / size))
         step = self._step(size)
-        evaluations = num_images * (len(self.timesteps) + self.refine_steps)
+        evaluations = num_images * (len(self.evaluated) + self.refine_steps)
 
         def seconds() -> float:
             return seconds_of(step, self.device) * evaluations / size

@@ -20,6 +20,7 @@ from sidepipe.base.pretrained import (
 )
 from sidepipe.models import pixels
 from sidepipe.models.adapters import adapter_file, fuse_adapter
+from sidepipe.models.continuous import PIPELINES
 from sidepipe.models.families import INDEX, Family, family_of, require_family
 from sidepipe.models.schedules import SCHEDULER, log_replaced
 
@@ -80,7 +81,8 @@ def save_parts(parts: Mapping[str, Any], folder: Path) -> None:
     classes = {name: _class_of(part) for name, part in parts.items()}
     family = family_of("", parts)
     assert family is not None
-    write_json(folder / INDEX, {"_class_name": family.pipelines[0], **classes})
+    kind = PIPELINES.get(type(parts["scheduler"]).__name__, family.pipelines[0])
+    write_json(folder / INDEX, {"_class_name": kind, **classes})
 
 
 def _class_of(part: Any) -> list[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sidepipe.base.pretrained import parts_of, read_object
 from sidepipe.base.settings import require
+from sidepipe.models.continuous import PIPELINES
 
 INDEX = "model_index.json"
 MISSING = "dpm.path must name a folder written by save_pretrained of a diffusers pipeline"
@@ -32,7 +33,7 @@ FAMILIES = (
     Family(
         "image",
         "pretrained",
-        ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline"),
+        ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", *PIPELINES.values()),
         frozenset({"unet", "scheduler"}),
     ),
     Family(
@@ -88,7 +89,6 @@ OTHERS = {
         *("Kandinsky", "UnCLIP", "StableUnCLIP", "StableCascade", "Wuerstchen", "IF"),
     ),
     "a model distilled for a few steps": ("LatentConsistency", "ConsistencyModel"),
-    "a model of continuous noise levels": ("ScoreSdeVe", "KarrasVe"),
 }
 COMPARE = "sample it with diffusers, and compare its images by sidepipe.compare"
 

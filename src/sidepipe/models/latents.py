@@ -28,6 +28,7 @@ from sidepipe.base.settings import require
 from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.finite import NOT_FINITE
+from sidepipe.models.continuous import PIPELINES, check_called
 from sidepipe.models.families import INDEX, MISSING
 from sidepipe.models.pixels import (
     VARIANCE,
@@ -36,7 +37,7 @@ from sidepipe.models.pixels import (
     schedule_of,
     side_of,
 )
-from sidepipe.models.schedules import clip_range, step_rule
+from sidepipe.models.schedules import Schedule, schedule_from
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,12 @@ class LatentDenoiser(Denoiser):
 
     has_range, first_batch = False, 4
 
-    def __init__(self, network: Any, vae: Any, scheduler: Any, shape: tuple[int, int, int]) -> None:
-        kind = scheduler.config["prediction_type"]
-        super().__init__(network, scheduler.alphas_cumprod, kind, shape)
+    def __init__(
+        self, network: Any, vae: Any, schedule: Schedule, shape: tuple[int, int, int]
+    ) -> None:
+        alphas_cumprod, kind = schedule.alphas_cumprod, schedule.prediction_type
+        super().__init__(schedule.called(network), alphas_cumprod, kind, shape)
+        self.clip_range, self.step_rule = schedule.clip_range, schedule.step_rule
         self.vae = vae.eval().requires_grad_(False)
 
     @property
@@ -121,7 +125,10 @@ def check(folder: Path, variant: str | None, size: int | None, channels: int | N
     require(channels in (None, own), "data.channels", rule, channels, remedy)
     if "class_embed_type" in config:
         check_classes(config, name)
-    schedule_of(folder, predicts_variance(config))
+    scheduler = schedule_of(folder, predicts_variance(config))
+    check_called(scheduler, config, name)
+    kind, remedy = type(scheduler).__name__, "it is of images in [0, 1], and latents have no range"
+    require(kind not in PIPELINES, f"the scheduler of {folder}", "another", kind, remedy)
     for part, files in ((network, _files(inside, variant)), (vae, _files(autoencoder, variant))):
         if (shapes := read_shapes(files)) is not None:
             network_names(shapes_of(part.state_dict()), shapes, str(files[0]))
@@ -141,15 +148,13 @@ def read(folder: Path, variant: str | None) -> dict[str, Any]:
 
 def denoiser_of(parts: Mapping[str, Any]) -> LatentDenoiser:
     """The model as a Denoiser, on the CPU."""
-    network, scheduler = network_of(parts), parts["scheduler"]
+    network, schedule = network_of(parts), schedule_from(parts["scheduler"])
     side = side_of(network.config["sample_size"])
     assert side is not None
     vae = parts.get("vqvae") or parts["vae"]
-    denoiser = LatentDenoiser(network, vae, scheduler, (network.config["in_channels"], side, side))
+    denoiser = LatentDenoiser(network, vae, schedule, (network.config["in_channels"], side, side))
     config = network.config
     denoiser.num_classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
-    denoiser.clip_range = clip_range(scheduler)
-    denoiser.step_rule = step_rule(scheduler)
     return denoiser
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from sidepipe.base.pretrained import network_folder, part_folder, read_object, unet_files
 from sidepipe.base.settings import require
 from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
+from sidepipe.models.continuous import CONTINUOUS, check_called, read_continuous
 from sidepipe.models.families import MISSING
-from sidepipe.models.schedules import SCHEDULER, clip_range, read_schedule, step_rule
+from sidepipe.models.schedules import SCHEDULER, read_schedule, schedule_from
 
 if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser
@@ -44,7 +45,8 @@ def check(folder: Path, variant: str | None, size: int | None, channels: int | N
     halved = 2 ** (len(network.config["block_out_channels"]) - 1)
     rule = f"divisible by {halved}, as its blocks halve images"
     require(size % halved == 0, f"sample_size of {where}", rule, size)
-    schedule_of(folder, predicts_variance(network.config))
+    scheduler = schedule_of(folder, predicts_variance(network.config))
+    check_called(scheduler, network.config, where)
     files = unet_files(inside, variant)
     if (shapes := read_shapes(files)) is not None:
         network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
@@ -68,20 +70,26 @@ def denoiser_of(parts: Mapping[str, Any]) -> Denoiser:
     """The model as a Denoiser, on the CPU."""
     from sidepipe.diffusion.denoiser import Denoiser
 
-    unet, scheduler = parts["unet"], parts["scheduler"]
+    unet, schedule = parts["unet"], schedule_from(parts["scheduler"])
     side, channels = unet.config["sample_size"], unet.config["in_channels"]
-    kind = scheduler.config["prediction_type"]
-    denoiser = Denoiser(unet, scheduler.alphas_cumprod, kind, (channels, side, side))
+    kind, shape = schedule.prediction_type, (channels, side, side)
+    denoiser = Denoiser(schedule.called(unet), schedule.alphas_cumprod, kind, shape)
     denoiser.num_classes = unet.config.get("num_class_embeds")
-    denoiser.clip_range = clip_range(scheduler)
-    denoiser.step_rule = step_rule(scheduler)
+    denoiser.clip_range = schedule.clip_range
+    denoiser.step_rule = schedule.step_rule
     return denoiser
 
 
 def schedule_of(folder: Path, learned_variance: bool = False) -> Any:
-    """The noise schedule of the pipeline in `folder`, after the checks of `read_schedule`."""
+    """The scheduler of the pipeline in `folder`: a DDPMScheduler, or one of continuous time.
+
+    Raises ValueError for the first setting that is not supported.
+    """
     path = part_folder(folder, "scheduler") / SCHEDULER
-    return read_schedule(read_object(path, MISSING), str(path), learned_variance)
+    config = read_object(path, MISSING)
+    if (kind := config.get("_class_name")) in CONTINUOUS:
+        return read_continuous(config, str(kind), str(path))
+    return read_schedule(config, str(path), learned_variance)
 
 
 def predicts_variance(config: Mapping[str, Any]) -> bool:

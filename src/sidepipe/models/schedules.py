@@ -2,17 +2,30 @@
 
 A scheduler holds properties of a model (betas, what the network predicts, the range of its images),
 which timesteps it takes and where the last step ends. All are read from its config. Its solver is
-not: `generate.sampler` takes its place.
+not: `generate.sampler` takes its place. `continuous` has the schedulers without betas.
 """
+
+from __future__ import annotations
 
 import inspect
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sidepipe.base.pretrained import one_line
 from sidepipe.base.settings import require, require_known
 from sidepipe.diffusion.timesteps import SPACINGS, StepRule
+from sidepipe.models.continuous import (
+    CONTINUOUS,
+    FLOW,
+    levels_of,
+    own_steps,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sidepipe.diffusion.continuous import Levels
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +40,7 @@ DISCRETE = (
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler"),
     "SASolverScheduler",
 )
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+DISTILLED = ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
 # Settings of other schedulers than DDPMScheduler that are honored.
 OF_OTHERS = ("set_alpha_to_one", "final_sigmas_type")
 # Settings of solvers: the value that needs no message, and the setting that replaces the solver.
@@ -37,15 +50,47 @@ REPLACED = {
         for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
     },
     "variance_type": ("fixed_small", "generate.eta"),
+    "stochastic_sampling": (False, "generate.eta"),
 }
-FLOW = "flow models are not supported"
+WITH_BETAS = (
+    "a scheduler of betas does not take it; flow models are supported with a FlowMatch scheduler"
+)
+
+
+class Schedule(NamedTuple):
+    """The properties of a model that its scheduler holds.
+
+    levels: of a network of continuous time, None for one with betas. The rest as in `Denoiser`.
+    """
+
+    alphas_cumprod: Tensor
+    prediction_type: str
+    step_rule: StepRule
+    clip_range: float | None
+    levels: Levels | None = None
+
+    def called(self, network: Any) -> Any:
+        """The network, as samplers call it."""
+        from sidepipe.diffusion.continuous import Preconditioned
+
+        return network if self.levels is None else Preconditioned(network, self.levels)
+
+
+def schedule_from(scheduler: Any) -> Schedule:
+    """The properties that a scheduler of `read_schedule` or `read_continuous` holds."""
+    if type(scheduler).__name__ in CONTINUOUS:
+        levels = levels_of(scheduler)
+        steps = own_steps(scheduler, levels)
+        return Schedule(levels.alphas_cumprod, levels.prediction_type, steps, None, levels)
+    kind, limit = scheduler.config["prediction_type"], clip_range(scheduler)
+    return Schedule(scheduler.alphas_cumprod, kind, step_rule(scheduler), limit)
 
 
 def check_scheduler(
     config: Mapping[str, Any], kind: str, where: str, learned_variance: bool = False
 ) -> None:
     """Raises ValueError for the first setting that is not supported; kind: the class."""
-    remedy = "score-based, consistency and flow models are not supported"
+    remedy = f"for dpm=pretrained it may also be one of {', '.join(CONTINUOUS)}"
     if kind in DISTILLED:
         remedy = "models distilled for a few steps are not supported"
     rule = "one with betas at discrete timesteps, such as DDPM or DDIM"
@@ -55,7 +100,7 @@ def check_scheduler(
     require(whole, f"num_train_timesteps of {where}", "a whole number >= 1", steps)
     predicts = str(config.get("prediction_type"))
     name, rule = f"prediction_type of {where}", f"one of {', '.join(PREDICTIONS)}"
-    require(not predicts.startswith("flow"), name, rule, predicts, FLOW)
+    require(not predicts.startswith("flow"), name, rule, predicts, WITH_BETAS)
     require_known(name, predicts, PREDICTIONS)
     require_known(f"timestep_spacing of {where}", str(config.get("timestep_spacing")), SPACINGS)
     offset = config.get("steps_offset")
@@ -65,7 +110,7 @@ def check_scheduler(
     remedy = "models that predict their variance are not supported"
     require(not learned, f"variance_type of {where}", "fixed", config.get("variance_type"), remedy)
     flows = config.get("use_flow_sigmas")
-    require(not flows, f"use_flow_sigmas of {where}", "false", flows, FLOW)
+    require(not flows, f"use_flow_sigmas of {where}", "false", flows, WITH_BETAS)
     continuous = config.get("timestep_type") == "continuous"
     remedy = "continuous timesteps are not supported"
     require(not continuous, f"timestep_type of {where}", "discrete", "continuous", remedy)
@@ -110,7 +155,9 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 def log_replaced(config: Mapping[str, Any], where: str) -> None:
     """Logs the settings of a solver that the settings of sampling stages replace."""
-    given = [k for k in REPLACED if config.get(k) not in (None, REPLACED[k][0])]
+    own = config.get("_class_name") in FLOW  # their sigmas are those of the steps
+    replaced = [k for k in REPLACED if not (own and k.endswith("_sigmas"))]
+    given = [k for k in replaced if config.get(k) not in (None, REPLACED[k][0])]
     if given:
         text = ", ".join(f"{name}={config[name]}" for name in given)
         by = " and ".join(sorted({REPLACED[name][1] for name in given}))

@@ -180,7 +180,7 @@ class Attack(Sampling):
         if not self.surrogate.has_labels:  # away from the eps of the base
             guidance = replace(guidance, guidance_scale=-guidance.guidance_scale)
         spent = self.sample(job, shaped, guidance, aim.targets, first)
-        spent["surrogate_gradients"] = spent["num_images"] * len(guided)
+        spent["surrogate_gradients"] = spent["num_images"] * self._count(denoiser, guided)
         cost = json.loads(cost_file.read_text())["gradient_cost"]
         return {**with_evaluations(spent, cost), **own}
 
@@ -222,6 +222,14 @@ class Attack(Sampling):
         if not guided and self.guidance.guidance_scale > 0:
             log.warning("nothing is guided: at no timestep in the interval is the factor above 0")
         return guided
+
+    def _count(self, denoiser: Denoiser, guided: Sequence[int]) -> int:
+        """Evaluations of the surrogate per image."""
+        from sidepipe.diffusion.sampler import evaluated
+
+        timesteps = denoiser.timesteps(self.num_inference_steps, self.timestep_spacing)
+        every = evaluated(self.sampler, timesteps, denoiser.alphas_cumprod)
+        return sum(t in guided for t in every)
 
     def _shaped(self, surrogate: nn.Module, factors: Tensor, alphas_cumprod: Tensor) -> nn.Module:
         """The surrogate with all settings applied, from the inside out."""

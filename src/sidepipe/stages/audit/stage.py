@@ -113,6 +113,12 @@ class Audit(Stage):
             name = "audit.refine_t, audit.contrast_t and audit.levels"
             require(most < steps, name, rule, most)
 
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        levels = {f"audit.levels[{i}]": t for i, t in enumerate(self.levels)}
+        dpm.check_timesteps(self.name, 1, None, {"audit.refine_t": self.refine_t, **levels})
+
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.audit import tables
 

@@ -14,7 +14,7 @@ import numpy as np
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import read_parts
-from sidepipe.models.schedules import step_rule
+from sidepipe.models.schedules import schedule_from
 from sidepipe.stages.data.stage import load_partitions
 from sidepipe.stages.dpm.duplicates import (
     PAIRS,
@@ -101,15 +101,15 @@ class DPM(Stage):
 
         if (scheduler := self.scheduler()) is None:
             return
-        alphas_cumprod, single = scheduler.alphas_cumprod, timesteps or {}
+        schedule, single = schedule_from(scheduler), timesteps or {}
+        alphas_cumprod = schedule.alphas_cumprod
         steps = len(alphas_cumprod)
         name, rule = f"{stage}.num_inference_steps", f"<= {steps}, the timesteps of the model"
         require(num_inference_steps <= steps, name, rule, num_inference_steps)
         for name, t in single.items():
             require(t < steps, name, f"< {steps}, the timesteps of the model", t)
-        sampled = step_rule(scheduler).timesteps(steps, num_inference_steps, timestep_spacing)
-        kind = scheduler.config["prediction_type"]
-        require_x_0(kind, alphas_cumprod, [*sampled, *single.values()])
+        sampled = schedule.step_rule.timesteps(steps, num_inference_steps, timestep_spacing)
+        require_x_0(schedule.prediction_type, alphas_cumprod, [*sampled, *single.values()])
 
     def split(self, data: Path, runtime: Runtime) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the training and of the held-out images, as in the artifact.

@@ -114,7 +114,7 @@ class Extract(Attack):
         spans, shard_size = spans_of_rounds(self.num_images, self.rounds, self.shard_size)
         synthetic, device = load_synthetic(job.inputs["generate"]), job.runtime.torch_device()
         seen = Seen(self.near_duplicates, device, synthetic)
-        plain_rate = seen.plain_rate(len(spans[0]), self.num_inference_steps + self.refine_steps)
+        plain_rate = seen.plain_rate(len(spans[0]), self.evaluations)
         rows, targets, cohesion, guided = [], [], [], True
         for number, span in enumerate(spans):
             part = replace(self, num_images=span.stop, shard_size=shard_size)

@@ -38,8 +38,9 @@ WITHOUT_CLASSES = "a model without classes where a surrogate or an audit evaluat
 class Sampling(Stage):
     """Settings that every sampling stage has.
 
-    num_images: the number of samples. sampler: "ddim", or "dpm_solver_pp", of second order, for few
-    steps. num_inference_steps: network evaluations per image. eta: 0 DDIM, 1 ancestral.
+    num_images: the number of samples. sampler: "ddim", or of second order, for few steps,
+    "dpm_solver_pp" or "heun". num_inference_steps: steps per image; each is one evaluation of the
+    network, with "heun" two but for the last. eta: 0 DDIM, 1 ancestral.
     timestep_spacing: as in diffusers, None for that of the model's scheduler. prompts: for a
     text-conditional model, None for the empty prompt, "train" or "heldout" for captions of the
     data, or a file under `runtime.data_root`; each image gets a random one. prompt_guidance_scale:
@@ -55,7 +56,7 @@ class Sampling(Stage):
     parallel: ClassVar[bool] = True
     pictures: ClassVar[str] = "preview.png"
     num_images: int
-    sampler: Literal["ddim", "dpm_solver_pp"]
+    sampler: Literal["ddim", "dpm_solver_pp", "heun"]
     num_inference_steps: int
     eta: float
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None
@@ -87,6 +88,12 @@ class Sampling(Stage):
         scale = self.prompt_guidance_scale
         require(scale >= 0, f"{self.name}.prompt_guidance_scale", ">= 0", scale)
         require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the network per plain image, refinement included, from a little signal."""
+        steps = self.num_inference_steps
+        return (2 * steps - 1 if self.sampler == "heun" else steps) + self.refine_steps
 
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "data") if self.prompts in OF_DATA else ("dpm",)
@@ -207,7 +214,7 @@ class Sampling(Stage):
 
     def _spent(self, sampler: ImageSampler, count: int) -> dict[str, Any]:
         """The evaluations of `count` images."""
-        steps, guided = len(sampler.timesteps), len(sampler.guided_timesteps)
+        steps, guided = len(sampler.evaluated), len(sampler.guided_timesteps)
         plain = steps - (guided if sampler.label_alone else 0) + self.refine_steps
         return {
             "num_images": count,

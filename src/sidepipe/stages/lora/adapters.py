@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from sidepipe.diffusion.continuous import Preconditioned
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.schedule import EpsFn, eps_from_prediction, for_each
 from sidepipe.models.text.denoiser import PromptedDenoiser
@@ -28,8 +29,9 @@ class LabeledUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.unet = with_lora(unet, rank, target_modules)
-        unet.class_embedding = nn.Embedding(num_labels, unet.time_embedding.linear_2.out_features)
-        nn.init.zeros_(unet.class_embedding.weight)
+        inner = unet.network if isinstance(unet, Preconditioned) else unet
+        inner.class_embedding = nn.Embedding(num_labels, inner.time_embedding.linear_2.out_features)
+        nn.init.zeros_(inner.class_embedding.weight)
 
     def forward(self, x_t: Tensor, t: Int64[Tensor, "n"], y: Int64[Tensor, "n"]) -> Tensor:
         return self.unet(x_t, t, class_labels=y).sample
