@@ -116,8 +116,9 @@ class Audit(Stage):
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
+        single = {"audit.refine_t": self.refine_t, "audit.contrast_t": self.contrast_t}
         levels = {f"audit.levels[{i}]": t for i, t in enumerate(self.levels)}
-        dpm.check_timesteps(self.name, 1, None, {"audit.refine_t": self.refine_t, **levels})
+        dpm.check_timesteps(self.name, 1, None, {**single, **levels})
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.audit import tables

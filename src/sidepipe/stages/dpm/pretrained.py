@@ -24,6 +24,7 @@ from sidepipe.models.checkpoint import (
 from sidepipe.models.contrast import require_comparable
 from sidepipe.models.families import require_family
 from sidepipe.models.pixels import schedule_of
+from sidepipe.models.schedules import schedule_from
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import BASE, DPM
@@ -73,7 +74,8 @@ class Pretrained(DPM):
     def _check_base(self, folder: Path) -> Path | None:
         """The base, where it is on this machine, after a comparison with the model in `folder`."""
         if (base := self._local_base()) is not None:
-            own, other = (schedule_of(path, learned_variance=True) for path in (folder, base))
+            schedules = [schedule_of(path, learned_variance=True) for path in (folder, base)]
+            own, other = map(schedule_from, schedules)
             configs = [network_config(path) for path in (folder, base)]
             require_comparable(configs[0], own.alphas_cumprod, configs[1], other.alphas_cumprod)
         return base
@@ -150,8 +152,9 @@ class PretrainedDPM(Pretrained):
         network = network_of(parts)
         if self.has_base:
             base = load_checkpoint(self.base or self.path, None, None, size, channels, NONE)
-            own, other = (each["scheduler"].alphas_cumprod for each in (parts, base))
-            require_comparable(network.config, own, network_of(base).config, other)
+            own, other = (schedule_from(each["scheduler"]) for each in (parts, base))
+            configs = network.config, network_of(base).config
+            require_comparable(configs[0], own.alphas_cumprod, configs[1], other.alphas_cumprod)
             save_parts(base, job.folder / BASE)
         save_parts(parts, job.folder / "model")
         source = Path(self.path).expanduser()
