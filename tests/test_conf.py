@@ -32,6 +32,7 @@ CHOSEN = {
     "dpm=unet64": [TRAINED_ON],
     "dpm=unet128": ["data.size=16", TRAINED_ON],
     "dpm=pretrained": ["dpm.path=someone/model", TRAINED_ON],
+    "dpm=finetuned": ["dpm.path=someone/model", TRAINED_ON],
     "data=captioned": ["data.source.file=/pairs.csv", "dpm=unet64", TRAINED_ON],
     "dpm=words8": ["data=planted"],
     "dpm=stable_diffusion": ["dpm.path=someone/model", TRAINED_ON],

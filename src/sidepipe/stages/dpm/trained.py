@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,22 +18,23 @@ from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import DPM
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, UNet2DModel
+    import numpy as np
+    from diffusers import UNet2DModel
 
     from sidepipe.stages.dpm.module import DenoisingModule
 
 log = logging.getLogger(__name__)
 
+MAX_VALIDATION = 512  # images of each part
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedDPM(Training, DPM):
-    """A model trained here: a diffusers UNet, a noise schedule, averaged weights.
+class DenoiserTraining(Training):
+    """The settings of a trained denoiser, and its loop.
 
     ema_decay: per step, from ema_start_step. preview_every_steps: between validations.
     """
 
-    unet: dict[str, Any]
-    noise_schedule: dict[str, Any]
     ema_decay: float
     ema_start_step: int
     random_flip: bool
@@ -47,6 +48,66 @@ class TrainedDPM(Training, DPM):
         require(0 <= self.ema_decay < 1, "dpm.ema_decay", "in [0, 1)", self.ema_decay)
         rule = f"< dpm.max_steps = {self.max_steps}, or the averaged weights are the initial ones"
         require(start < self.max_steps, "dpm.ema_start_step", rule, start)
+
+    def _fitted(
+        self,
+        job: Job,
+        module: DenoisingModule,
+        rows: Sequence[np.ndarray],
+        parts: tuple[np.ndarray, np.ndarray],
+    ) -> dict[str, Any]:
+        """Trains the module, whose weights are then the averaged ones; its part of the summary.
+
+        rows: arrays with a row per image of the data. parts: the rows of the training and of the
+        held-out images.
+        """
+        from sidepipe.engine.training import fit, validation_batches, weights
+        from sidepipe.stages.dpm.module import EMA
+
+        train, heldout = parts
+        some = [p[:MAX_VALIDATION] for p in parts if len(p)]
+        count = sum(p.numel() for p in module.unet.parameters() if p.requires_grad)
+        log.info(
+            "training %.2f M parameters on %d images, %d held out",
+            *(count / 1e6, len(train), len(heldout)),
+        )
+        metrics = fit(
+            self,
+            module,
+            [array[train] for array in rows],
+            [validation_batches([array[p] for array in rows]) for p in some],
+            job,
+            validate_every_steps=self.preview_every_steps,
+            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
+        )
+        module.load_state_dict(weights(job.folder))
+        return {"epochs": self.max_steps * self.batch_size / len(train), **metrics}
+
+    def _module(self, unet: UNet2DModel, scheduler: Any, folder: Path) -> DenoisingModule:
+        from sidepipe.stages.dpm.module import DenoisingModule
+
+        size = unet.config["sample_size"]
+        return DenoisingModule(
+            unet,
+            scheduler.alphas_cumprod,
+            scheduler.config["prediction_type"],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            lr_warmup_steps=self.lr_warmup_steps,
+            random_flip=self.random_flip,
+            seed=self.seed,
+            preview_folder=folder / "previews",
+            image_shape=(unet.config["in_channels"], size, size),
+            clip_range=clip_range(scheduler),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedDPM(DenoiserTraining, DPM):
+    """A model trained here: a diffusers UNet, a noise schedule, averaged weights."""
+
+    unet: dict[str, Any]
+    noise_schedule: dict[str, Any]
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check(upstream, runtime)
@@ -94,51 +155,11 @@ class TrainDPM(TrainedDPM):
         import lightning as L
         from diffusers import DDPMPipeline
 
-        from sidepipe.engine.training import fit, validation_batches, weights
-        from sidepipe.stages.dpm.module import EMA
-
         images = load_images(job.inputs["data"])
         train, heldout, about = self._write_split(job)
         L.seed_everything(self.seed, verbose=False)
         unet, scheduler = build(self.unet), build(self.noise_schedule)
         module = self._module(unet, scheduler, job.folder)
-        validation = [validation_batches([images[p[:512]]]) for p in (train, heldout) if len(p)]
-        log.info(
-            "training %.2f M parameters on %d images, %d held out",
-            *(unet.num_parameters() / 1e6, len(train), len(heldout)),
-        )
-        metrics = fit(
-            self,
-            module,
-            [images[train]],
-            validation,
-            job,
-            validate_every_steps=self.preview_every_steps,
-            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
-        )
-        module.load_state_dict(weights(job.folder))
+        fitted = self._fitted(job, module, [images], (train, heldout))
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
-        return {
-            **about,
-            "num_parameters": unet.num_parameters(),
-            "epochs": self.max_steps * self.batch_size / len(train),
-            **metrics,
-        }
-
-    def _module(self, unet: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> DenoisingModule:
-        from sidepipe.stages.dpm.module import DenoisingModule
-
-        size = unet.config["sample_size"]
-        return DenoisingModule(
-            unet,
-            scheduler.alphas_cumprod,
-            scheduler.config["prediction_type"],
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            lr_warmup_steps=self.lr_warmup_steps,
-            random_flip=self.random_flip,
-            seed=self.seed,
-            preview_folder=folder / "previews",
-            image_shape=(unet.config["in_channels"], size, size),
-            clip_range=clip_range(scheduler),
-        )
+        return {**about, "num_parameters": unet.num_parameters(), **fitted}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sidepipe.diffusion.continuous import Preconditioned
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.schedule import EpsFn, eps_from_prediction, for_each
+from sidepipe.models.lora import with_lora
 from sidepipe.models.text.denoiser import PromptedDenoiser
 from sidepipe.models.text.model import TextModel
 
@@ -56,47 +57,6 @@ class LabeledTextNetwork(nn.Module):
 
     def forward(self, x_t: Tensor, t: Int64[Tensor, "n"], y: Int64[Tensor, "n"]) -> Tensor:
         return self.predict(x_t, t, self.e_0 + self.pseudo_tokens[y])
-
-
-def with_lora(unet: Any, rank: int, target_modules: Sequence[str]) -> Any:
-    """The frozen network, in place; its layers of those names get LoRA of zero effect.
-
-    Raises ValueError naming the ends that no layer has.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    names = [name for name, module in unet.named_modules() if not list(module.children())]
-    missing = [end for end in target_modules if not any(_ends(name, end) for name in names)]
-    if missing:
-        raise ValueError(
-            f"lora.target_modules names {missing}, which no layer of the network ends with; its "
-            f"layers end with {sorted({name.split('.')[-1] for name in names})}"
-        )
-    unet.requires_grad_(False)
-    # alpha = rank: the product of LoRA's matrices is added without a factor.
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(target_modules))
-    return inject_adapter_in_model(config, unet)
-
-
-def _ends(name: str, end: str) -> bool:
-    """The comparison of peft."""
-    return name == end or name.endswith(f".{end}")
-
-
-def trained_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The trained weights by name: LoRA's matrices and the vectors of labels."""
-    return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
-
-
-def merged(denoiser: "LabeledDenoiser") -> "LabeledDenoiser":
-    """The denoiser with LoRA merged into the weights, in place, so that steps cost no more."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, layer in list(denoiser.network.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            denoiser.network.set_submodule(name, layer.get_base_layer())
-    return denoiser
 
 
 class LabeledDenoiser(Denoiser):

@@ -16,7 +16,8 @@ from sidepipe.engine.training import (
     require_finite,
     step_generator,
 )
-from sidepipe.stages.lora.adapters import LabeledDenoiser, trained_weights
+from sidepipe.models.lora import trained_weights
+from sidepipe.stages.lora.adapters import LabeledDenoiser
 
 
 class LabeledDenoisingModule(L.LightningModule):

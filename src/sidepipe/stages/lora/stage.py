@@ -76,7 +76,7 @@ class Lora(Training):
         from safetensors.torch import save_file
 
         from sidepipe.engine.training import fit, validation_batches, weights
-        from sidepipe.stages.lora.adapters import trained_weights
+        from sidepipe.models.lora import trained_weights
 
         labels, device = load_labels(job.inputs["label"]), job.runtime.torch_device()
         rows = self._rows(job.inputs, device)
@@ -173,13 +173,14 @@ def load(folder: Path, dpm: Path, precision: Precision = "32-true") -> LabeledDe
 
     Its `network` takes (x_t, t, y).
     """
-    from sidepipe.stages.lora.adapters import merged, trained_weights
+    from sidepipe.models.lora import merge_lora, trained_weights
 
     described = json.loads((folder / "adapter.json").read_text())
     denoiser = _adapted(described, dpm, precision)
     network = denoiser.network
     load_exactly(network, [folder / "adapter.safetensors"], only=trained_weights(network))
-    return merged(denoiser).requires_grad_(False)
+    merge_lora(network)
+    return denoiser.requires_grad_(False)
 
 
 def load_training_evaluations(folder: Path) -> int:
