@@ -43,6 +43,8 @@ CHOSEN = {
     "mitigations=compare": MITIGATED,
     "attacks=none": ["experiment=demo_text"],
     "attacks=conditional": PLANTED,
+    "sweep=attack_finetuned": ["dpm.path=someone/model"],
+    "attacks=finetuned": ["dpm=finetuned", "dpm.path=someone/model", TRAINED_ON],
 }
 # Groups whose default is null: `stage=` then has nothing to make.
 ABSENT = {
