@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from sidepipe import stages
 from sidepipe.cli.main import CONF
-from sidepipe.cli.sweep.cluster import Slurm
 from sidepipe.cli.sweep.grid import sweep_of
+from sidepipe.cli.sweep.resources import Slurm
 from sidepipe.cli.sweep.states import look
 from sidepipe.cli.sweep.states import table as sweep_table
 from sidepipe.engine import pipeline, status

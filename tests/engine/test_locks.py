@@ -189,6 +189,32 @@ def test_any_other_jobs_lock_is_respected(folder, job, restarts, in_job):
     assert locks.try_lock(folder) == owner
 
 
+@pytest.mark.parametrize(
+    ("answer", "is_dead"),
+    [
+        ('echo "JobId=45 JobState=RUNNING Restarts=0 NodeList=n1"', False),
+        ('echo "JobId=45 JobState=COMPLETING Restarts=0"', False),
+        ('echo "JobId=45 JobState=FAILED Restarts=0"', True),
+        ('echo "JobId=45 JobState=PENDING Restarts=1"', True),
+        ('echo "JobId=45 JobState=RUNNING Restarts=1"', True),
+        ('echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1', True),
+        ('echo "Unable to contact slurm controller" >&2; exit 1', False),
+    ],
+)
+def test_slurm_tells_whether_the_job_of_a_late_lock_has_ended(
+    answer, is_dead, folder, tmp_path, monkeypatch
+):
+    program = tmp_path / "bin/scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/bash\n[ "$*" = "--oneliner show job 45" ] || exit 1\n{answer}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    owner = put_jobs_lock(folder, "another-host", "45", 0)
+    assert locks.owner_of(folder) == owner, "its last heartbeat is recent"
+    os.utime(locks.lock_path(folder), (time.time() - locks.LATE_SECONDS - 5,) * 2)
+    assert locks.owner_of(folder) == (None if is_dead else owner)
+
+
 def test_a_lock_without_a_job_is_read(folder, in_job):
     owner = put_foreign_lock(folder, age=0)
     content = {name: vars(owner)[name] for name in ("host", "pid", "started")}
@@ -210,6 +236,7 @@ def test_an_owners_heartbeat_keeps_its_lock_fresh(folder, monkeypatch):
 
 def test_several_heartbeats_are_missed_before_a_lock_is_stale():
     assert locks.STALE_SECONDS >= 5 * locks.HEARTBEAT_SECONDS
+    assert locks.LATE_SECONDS > locks.HEARTBEAT_SECONDS
 
 
 def test_an_owner_that_lost_its_lock_does_not_remove_the_new_owners(folder):

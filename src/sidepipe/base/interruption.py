@@ -111,13 +111,13 @@ def _end_with_parent() -> None:
 
 def _hand_over(before: Any) -> None:
     """Logs how to resume, or requeues the job. before: the earlier handler of SIGUSR2."""
-    job = _job_id()
-    if _received is not signal.SIGUSR2 or job is None:
+    if _received is not signal.SIGUSR2 or _job_id() is None:
         log.warning("stopped: finished work is saved; to resume, run the same command again")
     elif callable(before):
         before(_received, None)  # submitit's handler counts, requeues the job and exits
-    else:
-        _requeue(job)
+    elif requeue():
+        said = "the time limit is near: finished work is saved, and job %s is requeued"
+        log.warning(said, _job_id())
 
 
 def _job_id() -> str | None:
@@ -128,15 +128,16 @@ def _job_id() -> str | None:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
-def _requeue(job: str) -> None:
-    command = ["scontrol", "requeue", job]
+def requeue() -> bool:
+    """Queues this Slurm job again, which ends it; returns False, with a log, where that fails."""
+    command = ["scontrol", "requeue", _job_id() or ""]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     # Slurm ends this job immediately, and scontrol with it, whose work is then done.
     if done.returncode in (0, -signal.SIGTERM):
-        log.warning("the time limit is near: finished work is saved, and job %s is requeued", job)
-    else:
-        log.error(
-            "%s failed: %s; finished work is saved; to resume, run the same command again",
-            " ".join(command),
-            done.stderr.strip(),
-        )
+        return True
+    log.error(
+        "%s failed: %s; finished work is saved; to resume, run the same command again",
+        " ".join(command),
+        done.stderr.strip(),
+    )
+    return False

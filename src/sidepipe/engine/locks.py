@@ -1,12 +1,15 @@
 """The lock of an artifact: a file next to its folder that names the process at work.
 
-A process takes over the lock of a dead owner.
+A process takes over the lock of a dead owner. Slurm answers whether the owner's job has ended.
 """
 
 import fcntl
 import math
 import os
+import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +20,9 @@ from pathlib import Path
 from sidepipe.base.files import read_json, write_json
 
 HEARTBEAT_SECONDS = 20.0
-# The process of another host cannot be checked; its lock counts as dead after this time.
-STALE_SECONDS = 300.0
+# The process of another host cannot be checked. Without a heartbeat for LATE_SECONDS, its lock
+# counts as dead where Slurm has ended its job; where Slurm cannot answer, after STALE_SECONDS.
+LATE_SECONDS, STALE_SECONDS = 30.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,25 @@ class Owner:
         if self.host == socket.gethostname():
             return _process_start(self.pid) == self.started
         try:
-            return time.time() - lock.stat().st_mtime < STALE_SECONDS
+            age = time.time() - lock.stat().st_mtime
         except FileNotFoundError:
             return False
+        return age < LATE_SECONDS or (age < STALE_SECONDS and not self._has_ended())
+
+    def _has_ended(self) -> bool:
+        """Whether Slurm has ended this start of the owner's job; False where it cannot answer."""
+        if self.job is None or shutil.which("scontrol") is None:
+            return False
+        command = ["scontrol", "--oneliner", "show", "job", self.job]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        except subprocess.TimeoutExpired:
+            return False
+        if done.returncode != 0:  # Slurm forgets jobs some minutes after their end
+            return "Invalid job id" in done.stderr
+        found = dict(re.findall(r"\b(JobState|Restarts)=(\w+)", done.stdout))
+        is_this = int(found.get("Restarts", 0)) == self.restarts
+        return not is_this or found.get("JobState") not in ("RUNNING", "COMPLETING", "SUSPENDED")
 
 
 def _process_start(pid: int) -> int | None:

@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pytest
 
-# The state is a folder: `squeue` and `sacct` hold what these commands print, `submitted` what
-# sbatch was asked, and `refuse` makes it refuse.
+# The state is a folder: `squeue` and `sacct` hold the output of these commands, `submitted` the
+# input of sbatch, `refuse` the message with which it refuses, and `most` its limit of jobs.
 COMMANDS = {
-    "sinfo": "cat /dev/null",
+    "sinfo": '[ ! -e "$STATE/down" ]',
     "squeue": 'cat "$STATE/squeue" 2>/dev/null || true',
     "sacct": 'cat "$STATE/sacct" 2>/dev/null || true',
     "scancel": 'echo "$@" >> "$STATE/cancelled"',
+    "scontrol": 'echo "MaxJobCount             = 10000"; echo "$@" >> "$STATE/scontrol"',
     "sbatch": """
-[ -e "$STATE/refuse" ] && { echo "Invalid partition name specified" >&2; exit 1; }
-number=$(( $(ls "$STATE/submitted" | wc -l) / 2 + 100 ))
+[ -e "$STATE/refuse" ] && { cat "$STATE/refuse" >&2; exit 1; }
+[ "$1" = --test-only ] && exit 0
+count=$(( $(ls "$STATE/submitted" | wc -l) / 2 ))
+gone=$(cat "$STATE/cancelled" 2>/dev/null | wc -l)
+[ -e "$STATE/most" ] && [ $(( count - gone )) -ge $(cat "$STATE/most") ] && {
+  echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }
+number=$(( count + 100 ))
 cat > "$STATE/submitted/$number.sh"
 echo "$@" > "$STATE/submitted/$number.arguments"
 echo "$number;cluster"
@@ -33,21 +39,24 @@ class Cluster:
     def says(self, command: str, *lines: str) -> None:
         (self.state / command).write_text("".join(f"{line}\n" for line in lines))
 
-    def refuses(self) -> None:
-        (self.state / "refuse").touch()
+    def refuses(self, message: str = "Invalid partition name specified") -> None:
+        (self.state / "refuse").write_text(message)
+
+    def allows(self, most: int) -> None:
+        (self.state / "most").write_text(str(most))
 
     @property
     def scripts(self) -> dict[str, str]:
-        """The batch scripts by array id."""
+        """The batch scripts by job id."""
         return {path.stem: path.read_text() for path in sorted(self.state.glob("submitted/*.sh"))}
 
     @property
-    def dependencies(self) -> dict[str, list[str]]:
-        """By array id, the jobs it waits for."""
+    def dependencies(self) -> dict[str, str]:
+        """By job id, the dependency that was given to sbatch, without the word afterok."""
         found = {}
         for path in sorted(self.state.glob("submitted/*.arguments")):
-            (after,) = [a for a in path.read_text().split() if "dependency" in a] or ["::"]
-            found[path.stem] = sorted(filter(None, after.split(":")[1:]))
+            (after,) = [a for a in path.read_text().split() if "dependency" in a] or ["="]
+            found[path.stem] = after.partition("=")[2].replace("afterok:", "")
         return found
 
     @property
@@ -56,14 +65,11 @@ class Cluster:
         return path.read_text().split() if path.exists() else []
 
     def queue_all(self, folder: Path, state: str = "PENDING") -> None:
-        """squeue now has every task that was submitted from the sweep in `folder`."""
-        lines = []
-        for path in sorted(folder.glob("jobs/*.json")):
-            record = json.loads(path.read_text())
-            lines += [
-                f"{record['array']}_{i}|{state}|Priority|" for i in range(len(record["tasks"]))
-            ]
-        self.says("squeue", *lines)
+        """squeue now has every job that was submitted from the sweep in `folder`."""
+        paths = sorted(folder.glob("jobs/*.json"))
+        self.says(
+            "squeue", *(f"{json.loads(p.read_text())['job']}|{state}|Priority|" for p in paths)
+        )
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from tests.cli.sweep.conftest import Cluster
 
-from sidepipe.cli.sweep import cluster
+from sidepipe.cli.sweep import cluster, resources
 
 
 def test_a_stage_asks_for_what_all_do_but_where_it_differs() -> None:
     settings = {"partition": "gpu", "gres": "gpu:2", "stages": {"data": {"gres": None}}}
-    slurm = cluster.slurm_of(settings)
+    slurm = resources.slurm_of(settings)
     assert slurm.of("dpm").gres == "gpu:2"
     assert slurm.of("data").gres is None
     assert slurm.of("data").partition == "gpu"
@@ -23,6 +23,8 @@ def test_a_stage_asks_for_what_all_do_but_where_it_differs() -> None:
     [
         (None, r"runtime\.slurm must be set, got None; choose runtime=slurm"),
         ({"partitoin": "gpu"}, r"partitoin is not a setting .* did you mean 'partition'"),
+        ({"max_jobs": 2}, r"runtime\.slurm\.max_jobs must be >= 3, got 2"),
+        ({"retries": -1}, r"runtime\.slurm\.retries must be >= 0, got -1"),
         ({"nodes": 0}, r"runtime\.slurm\.nodes must be >= 1, got 0"),
         ({"array_parallelism": 0}, r"array_parallelism must be >= 1 or null"),
         ({"setup": "module load cuda"}, r"runtime\.slurm\.setup must be a list, as"),
@@ -35,34 +37,78 @@ def test_a_stage_asks_for_what_all_do_but_where_it_differs() -> None:
 )
 def test_wrong_settings_are_refused(settings: dict | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cluster.slurm_of(settings)
+        resources.slurm_of(settings)
 
 
-def test_a_script_asks_for_what_is_set_and_nothing_else() -> None:
-    settings = {
-        "time": "1-00:00:00",
-        "mem": 64000,
-        "array_parallelism": 4,
-        "setup": ["module load x"],
-    }
-    slurm = cluster.slurm_of({**settings, "sbatch": ["--qos=long"]})
-    text = cluster.script("a-name", slurm, Path("/jobs/it's 1.json"), 12, Path("/logs"))
+def test_a_script_requests_the_settings_and_nothing_else() -> None:
+    settings = {"time": "1-00:00:00", "mem": 64000, "setup": ["module load x"]}
+    slurm = resources.slurm_of({**settings, "sbatch": ["--qos=long"]})
+    command = ["job", "/jobs/it's 1.json"]
+    text = resources.script("a-name", slurm, command, Path("/a folder/100%A.log"))
     options = [line.removeprefix("#SBATCH ") for line in text.splitlines() if "#SBATCH" in line]
-    assert {"--array=0-11%4", "--time=1-00:00:00", "--mem=64000", "--qos=long"} <= set(options)
+    assert {"--time=1-00:00:00", "--mem=64000", "--qos=long"} <= set(options)
     assert {"--open-mode=append", "--requeue", "--signal=USR2@120"} <= set(options)
+    assert '--output="/a folder/100%%A.log"' in options
     assert not any(option.startswith(("--partition", "--gres", "--account")) for option in options)
     *_, setup, _, run = text.splitlines()
     assert setup == "module load x"
-    task = [sys.executable, "-m", "sidepipe.cli.sweep", "task", "/jobs/it's 1.json"]
-    assert shlex.split(run)[-5:] == task
+    assert shlex.split(run)[-5:] == [sys.executable, "-m", "sidepipe.cli.sweep", *command]
 
 
-def test_a_job_starts_when_those_before_it_have_ended_however(slurm: Cluster) -> None:
-    assert cluster.submit("#!/bin/bash\n", []) == "100"
-    assert cluster.submit("#!/bin/bash\n", ["100", "7"]) == "101"
-    assert slurm.dependencies == {"100": [], "101": ["100", "7"]}
+def test_a_job_with_an_accelerator_can_do_the_work_of_one_without() -> None:
+    slurm = resources.slurm_of({"gres": "gpu:2", "tasks_per_node": 2, "mem": "8G"})
+    assert slurm.of("dpm").covers(slurm.of("data"))
+    assert not slurm.of("data").covers(slurm.of("dpm"))
+    large = resources.slurm_of({"mem": "8G", "stages": {"evaluate": {"mem": "64G"}}})
+    assert not large.of("dpm").covers(large.of("evaluate"))
+    assert not large.of("evaluate").covers(large.of("dpm"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "state", "then"),
+    [
+        ("mem", "64G", "OUT_OF_MEMORY", "128G"),
+        ("mem", 1500, "OUT_OF_MEMORY", 3000),
+        ("mem", None, "OUT_OF_MEMORY", None),
+        ("time", "1-06:30:00", "TIMEOUT", "02-12:60:00"),
+        ("time", "90", "TIMEOUT", "180"),
+        ("time", 90, "NODE_FAIL", 90),
+        ("time", 90, "CANCELLED", 90),
+    ],
+)
+def test_a_job_is_submitted_again_with_twice_what_it_ran_out_of(
+    name: str, value: object, state: str, then: object
+) -> None:
+    slurm = resources.slurm_of({name: value})
+    assert getattr(slurm.again([state]), name) == then
+    assert slurm.again([]) == slurm
+
+
+def test_a_job_starts_when_its_inputs_are_made_and_others_have_ended(slurm: Cluster) -> None:
+    assert cluster.submit("#!/bin/bash\n") == "100"
+    assert cluster.submit("#!/bin/bash\n", ok=["100", "7"], ended=["9"]) == "101"
+    assert cluster.submit("#!/bin/bash\n", ended=["7", "9"], any_of=True) == "102"
+    assert list(slurm.dependencies.values()) == ["", "100,7,afterany:9", "afterany:7?afterany:9"]
     arguments = (slurm.state / "submitted" / "101.arguments").read_text()
-    assert "--dependency=afterany:100:7" in arguments
+    assert "--kill-on-invalid-dep=yes" in arguments
+
+
+def test_a_limit_of_jobs_is_told_from_a_wrong_setting(slurm: Cluster) -> None:
+    slurm.refuses(
+        "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed"
+    )
+    with pytest.raises(cluster.Full, match="AssocMaxSubmitJobLimit"):
+        cluster.submit("#!/bin/bash\n")
+    cluster.test("#!/bin/bash\n")  # a matter of time
+    slurm.refuses("sbatch: error: Invalid generic resource (gres) specification")
+    with pytest.raises(RuntimeError, match="gres=null on a partition without GPUs"):
+        cluster.test("#!/bin/bash\n")
+
+
+def test_free_places_are_those_of_the_user_and_of_the_controller(slurm: Cluster) -> None:
+    slurm.says("squeue", "12|RUNNING|None|n1", "13|PENDING|Dependency|")
+    assert cluster.free_places(most=5) == 3
+    assert cluster.free_places(most=20000) == 9998
 
 
 def test_what_another_job_was_told_is_not_handed_on(
@@ -72,7 +118,7 @@ def test_what_another_job_was_told_is_not_handed_on(
     sbatch.write_text('#!/bin/bash\nenv > "$STATE/env"; echo 1\n')
     for name in ("SLURM_MEM_PER_CPU", "SRUN_CPUS_PER_TASK", "SBATCH_PARTITION"):
         monkeypatch.setenv(name, "1")
-    cluster.submit("#!/bin/bash\n", [])
+    cluster.submit("#!/bin/bash\n")
     told = (slurm.state / "env").read_text()
     assert "SBATCH_PARTITION" in told
     assert "SLURM_MEM_PER_CPU" not in told
@@ -84,16 +130,16 @@ def test_a_refused_job_says_why_and_what_to_change(slurm: Cluster) -> None:
     with pytest.raises(
         RuntimeError, match=r"Invalid partition name.*remedy: change runtime\.slurm"
     ):
-        cluster.submit("#!/bin/bash\n", [])
+        cluster.submit("#!/bin/bash\n")
 
 
 def test_jobs_in_the_queue_and_how_others_ended(slurm: Cluster) -> None:
-    slurm.says("squeue", "12_0|RUNNING|None|n1", "12_1|PENDING|Dependency|")
-    assert cluster.queue()["12_1"] == cluster.Queued("PENDING", "Dependency", "")
-    slurm.says("sacct", "12_2|OUT_OF_MEMORY|0:125", "12_3|CANCELLED by 0|0:9", "99|FAILED|1:0")
-    assert cluster.ended(["12_2", "12_3", "12_4"]) == {
-        "12_2": "OUT_OF_MEMORY (0:125)",
-        "12_3": "CANCELLED by 0 (0:9)",
+    slurm.says("squeue", "12|RUNNING|None|n1", "13|PENDING|Dependency|")
+    assert cluster.queue()["13"] == cluster.Queued("PENDING", "Dependency", "")
+    slurm.says("sacct", "14|OUT_OF_MEMORY|0:125", "14.0|FAILED|0:9", "15|CANCELLED by 0|0:9")
+    assert cluster.ended(["14", "15", "16"]) == {
+        "14": "OUT_OF_MEMORY (0:125)",
+        "15": "CANCELLED by 0 (0:9)",
     }
 
 
@@ -106,4 +152,4 @@ def test_there_is_a_cluster_where_its_commands_answer(slurm: Cluster) -> None:
 @pytest.mark.usefixtures("no_slurm")
 def test_there_is_none_without_its_commands() -> None:
     assert not cluster.is_there()
-    assert cluster.ended(["1_0"]) == {}
+    assert cluster.ended(["1"]) == {}

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sidepipe.cli.sweep.grid import Sweep, point_of, sweep_of
+from sidepipe.cli.main import CONF
+from sidepipe.cli.sweep.grid import Sweep, plans_of, sweep_of
+from sidepipe.engine.plan import plan
 
 SMOKE = ("experiment=smoke", "attacks=compare")
 
@@ -44,9 +47,14 @@ def test_a_point_has_the_artifacts_that_its_command_line_makes(axis: str) -> Non
     sweep = attack_demo("seed=1", axis)
     assert len(sweep.points) == 2
     for point in sweep.points:
-        alone = point_of(point.overrides)
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            alone = plan(compose("config", list(point.overrides)))
         assert list(alone.nodes) == list(point.plan.nodes)
         assert alone.runtime == point.plan.runtime
+    # The points of a job, of which one occurs twice.
+    again = [each.overrides for each in (*sweep.points, sweep.points[0])]
+    for each, the_plan in zip((*sweep.points, sweep.points[0]), plans_of(again), strict=True):
+        assert list(the_plan.nodes) == list(each.plan.nodes)
     first, second = (point.plan.goals("all")[0].key for point in sweep.points)
     assert first != second
 

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 from tests.cli.sweep.conftest import Cluster
-from tests.cli.sweep.test_jobs import ASKED, finish, smoke
+from tests.cli.sweep.test_jobs import ALONE, finish, smoke
 
 from sidepipe.base import files
-from sidepipe.cli.sweep import jobs
+from sidepipe.cli.sweep import jobs, records
 from sidepipe.cli.sweep.grid import Sweep
+from sidepipe.cli.sweep.resources import Slurm
 from sidepipe.cli.sweep.states import about, last_lines, look, table
 from sidepipe.engine import artifacts, locks, pipeline
 
@@ -25,11 +26,16 @@ def fail(sweep: Sweep, stage: str, error: str) -> None:
 
 def test_every_kind_is_told_apart(slurm: Cluster, tmp_path: Path) -> None:
     sweep = smoke(tmp_path)
-    list(jobs.submit(sweep, ASKED))
+    made = {job.keys[0]: job.id for job in jobs.submit(sweep, ALONE, 1).jobs}
+    job = {sweep.tasks[key].title: each for key, each in made.items()}
     finish(sweep, "data", "dpm")
-    queued = ("103_0|PENDING|Dependency|", "106_0|PENDING|Priority|")
-    slurm.says("squeue", "102_0|RUNNING|None|n1", *queued)
-    slurm.says("sacct", "105_0|OUT_OF_MEMORY|0:125")
+    slurm.says(
+        "squeue",
+        f"{job['generate']}|RUNNING|None|n1",
+        f"{job['label [side]']}|PENDING|Dependency|",
+        f"{job['reference']}|PENDING|Priority|",
+    )
+    slurm.says("sacct", f"{job['extract [unconditional]']}|OUT_OF_MEMORY|0:125")
     assert kinds(sweep) == {
         "data": "done",
         "dpm": "done",
@@ -44,7 +50,32 @@ def test_every_kind_is_told_apart(slurm: Cluster, tmp_path: Path) -> None:
         "report": "blocked",
     }
     (running,) = [seen for seen in look(sweep).values() if seen.kind == "running"]
-    assert running.details.startswith("job 102_0 starts on n1; log: ")
+    assert running.details.startswith(f"job {job['generate']} starts on n1; log: ")
+
+
+def test_the_artifacts_of_one_job_are_told_apart(slurm: Cluster, tmp_path: Path) -> None:
+    sweep = smoke(tmp_path, "stage=dpm", "dpm.num_train_images=32,64")
+    (job,) = jobs.submit(sweep, Slurm(gres=None), 1).jobs
+    _, first, last = job.keys
+    slurm.says("squeue", f"{job.id}|RUNNING|None|n1")
+    finish(sweep, "data")
+    assert [seen.kind for seen in look(sweep).values()] == ["done", "queued", "queued"]
+    slurm.says("squeue")
+    slurm.says("sacct", f"{job.id}|OUT_OF_MEMORY|0:125")
+    seen = look(sweep)
+    assert (seen[first].kind, seen[last].kind) == ("failed", "missing")
+    assert seen[last].details == f"job {job.id} ended before"
+
+
+def test_a_controller_that_is_down_blocks_nothing(slurm: Cluster, tmp_path: Path) -> None:
+    sweep = smoke(tmp_path, "stage=dpm")
+    jobs.submit(sweep, ALONE, 1)
+    (slurm.state / "down").touch()
+    slurm.says("sacct", "100|RUNNING|0:0")
+    assert {str(seen) for seen in look(sweep).values()} == {
+        "queued: job 100: Slurm does not answer",
+        "queued: job 101: Slurm does not answer",
+    }
 
 
 def test_a_running_artifact_tells_its_progress(slurm: Cluster, tmp_path: Path) -> None:
@@ -69,7 +100,7 @@ def test_a_failed_artifact_tells_its_error_and_its_readers_wait(
     (line,) = [line for line in told.splitlines() if "nan" in line]
     assert "the loss is nan at step 7; log: " in line
     dpm = next(key for key, task in sweep.tasks.items() if task.title == "dpm")
-    assert f"reads dpm {dpm}" in told
+    assert f"blocked by dpm {dpm}" in told
     assert kinds(sweep)["report"] == "blocked"
 
 
@@ -77,20 +108,20 @@ def test_a_killed_job_is_a_failure_with_what_slurm_and_the_log_say(
     slurm: Cluster, tmp_path: Path
 ) -> None:
     sweep = smoke(tmp_path, "stage=data")
-    list(jobs.submit(sweep, ASKED))
-    slurm.says("sacct", "100_0|OUT_OF_MEMORY|0:125")
-    (job,) = jobs.jobs(sweep.folder.parent)
+    jobs.submit(sweep, ALONE, 1)
+    slurm.says("sacct", "100|OUT_OF_MEMORY|0:125")
+    (job,) = records.jobs(sweep.folder.parent)
     job.log.write_text("0: reading\n0: slurmstepd: oom-kill\n1: Connection closed by peer\n\n")
     (seen,) = look(sweep).values()
     assert seen.kind == "failed"
-    expected = "job 100_0 OUT_OF_MEMORY (0:125): 0: slurmstepd: oom-kill | 1: Connection closed"
+    expected = "job 100 OUT_OF_MEMORY (0:125): 0: slurmstepd: oom-kill | 1: Connection closed"
     assert seen.details.startswith(expected)
 
 
 def test_a_failure_that_was_mended_is_forgotten(slurm: Cluster, tmp_path: Path) -> None:
     sweep = smoke(tmp_path, "stage=data")
     fail(sweep, "data", "no such folder")
-    list(jobs.submit(sweep, ASKED))
+    jobs.submit(sweep, ALONE, 1)
     slurm.queue_all(sweep.folder)
     assert kinds(sweep) == {"data": "queued"}
     finish(sweep, "data")
@@ -124,8 +155,11 @@ def test_a_task_is_told_with_its_place_in_the_grid(tmp_path: Path) -> None:
     assert about(task, sweep) == f"dpm {task.node.key} (dpm.num_train_images=64)"
 
 
-def test_what_was_cancelled_has_not_failed(slurm: Cluster, tmp_path: Path) -> None:
-    sweep = smoke(tmp_path, "stage=data")
-    list(jobs.submit(sweep, ASKED))
-    slurm.says("sacct", "100_0|CANCELLED by 0|0:0")
-    assert kinds(sweep) == {"data": "missing"}
+def test_canceled_artifacts_have_not_failed(slurm: Cluster, tmp_path: Path) -> None:
+    sweep = smoke(tmp_path, "stage=dpm")
+    jobs.submit(sweep, ALONE, 1)
+    slurm.says("sacct", "100|CANCELLED by 0|0:0", "101|CANCELLED by 0|0:0")
+    assert [str(seen) for seen in look(sweep).values()] == [
+        "missing: job 100 was canceled",
+        "missing: job 101 was canceled",
+    ]

@@ -1,83 +1,29 @@
-"""Slurm: the resources of a stage's jobs, their scripts, and their states on the cluster."""
+"""The Slurm cluster: whether it answers, submission, the states of jobs, and what they used."""
 
 import os
-import shlex
+import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
-from sidepipe import stages
-from sidepipe.base.settings import bind, check_field_types, require, require_known
-from sidepipe.engine.graph import stage_class
-
-MAX_ARRAY = 1000  # tasks of one array; Slurm's default limit
+# In sbatch's message where a limit of submitted jobs is reached.
+FULL = re.compile(r"MaxSubmit|GrpSubmit|job submit limit|temporarily unable to accept")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slurm:
-    """The resources of a job, named as in sbatch; None for the cluster's default or your SBATCH_*.
-
-    nodes x tasks_per_node processes share one training or sampling run, with one device each.
-    array_parallelism: jobs of one stage that run together, None for no limit. signal_seconds: time
-    before the limit at which a job saves and requeues itself. setup: shell lines that run first.
-    sbatch: further options. stages: other resources, by stage; by default a stage without several
-    processes or an accelerator requests one process or no accelerator.
-    """
-
-    partition: str | None = None
-    account: str | None = None
-    time: str | int | None = None
-    gres: str | None = None
-    constraint: str | None = None
-    mem: str | int | None = None
-    cpus_per_task: int | None = None
-    nodes: int = 1
-    tasks_per_node: int = 1
-    array_parallelism: int | None = None
-    signal_seconds: int = 120
-    setup: list = field(default_factory=list)
-    sbatch: list = field(default_factory=list)
-    stages: dict = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("nodes", "tasks_per_node", "signal_seconds"):
-            require(getattr(self, name) >= 1, f"runtime.slurm.{name}", ">= 1", getattr(self, name))
-        for name in ("cpus_per_task", "array_parallelism"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"runtime.slurm.{name}", ">= 1 or null", value)
-
-    def of(self, stage: str) -> "Slurm":
-        """The resources of a job of `stage`: its own settings, or those that the stage can use."""
-        where, changes = f"runtime.slurm.stages.{stage}", self.stages.get(stage) or {}
-        for name in changes:
-            require_known(where, name, vars(self).keys() - {"stages"})
-        kind = stage_class(stage)
-        usable = {} if kind.parallel else {"nodes": 1, "tasks_per_node": 1}
-        usable |= {} if kind.accelerated else {"gres": None}
-        return replace(self, **{**usable, **check_field_types(where, Slurm, changes)}, stages={})
+class Full(RuntimeError):
+    """The cluster accepts no further job of this user now."""
 
 
-def slurm_of(settings: Mapping[str, Any] | None) -> Slurm:
-    """The checked `runtime.slurm` settings; raises ValueError for a wrong one."""
-    where = "runtime.slurm"
-    remedy = "choose runtime=slurm, or LAUNCHER=local"
-    require(settings is not None, where, "set", settings, remedy)
-    assert settings is not None
-    bind(where, "sidepipe.cli.sweep.cluster.Slurm", settings)
-    slurm = Slurm(**check_field_types(where, Slurm, settings))
-    for stage in slurm.stages:
-        require_known(f"{where}.stages", stage, stages.STAGES)
-        slurm.of(stage)
-    return slurm
+def has_commands() -> bool:
+    """Whether this machine has the commands of Slurm, as a login node does."""
+    return shutil.which("sbatch") is not None
 
 
 def is_there() -> bool:
     """Whether a Slurm cluster answers here."""
-    if shutil.which("sbatch") is None:
+    if not has_commands():
         return False
     try:
         return subprocess.run(["sinfo"], capture_output=True, timeout=20).returncode == 0
@@ -94,68 +40,57 @@ def require_answer() -> None:
         )
 
 
-def script(name: str, slurm: Slurm, tasks: Path, count: int, logs: Path) -> str:
-    """The batch script of an array of the `count` tasks in the file `tasks`.
+def submit(text: str, *, ok: Iterable[str] = (), ended: Iterable[str] = (), any_of=False) -> str:
+    """Submits a batch script; returns its job id.
 
-    It runs each task with srun, whose processes receive signals; without srun only the shell does.
+    ok: jobs that must succeed before it starts; Slurm cancels it where one fails. ended: jobs that
+    must end, or, with any_of, of which one must end. Raises Full where the user may have no more
+    jobs, and RuntimeError with the message of sbatch.
     """
-    limit = f"%{slurm.array_parallelism}" if slurm.array_parallelism else ""
-    options = {
-        "job-name": name,
-        "array": f"0-{count - 1}{limit}",
-        "output": f"{logs}/%x-%A_%a.log",
-        "open-mode": "append",  # a requeued job appends to its log
-        "signal": f"USR2@{slurm.signal_seconds}",
-        "nodes": slurm.nodes,
-        "ntasks-per-node": slurm.tasks_per_node,
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "time": slurm.time,
-        "gres": slurm.gres,
-        "constraint": slurm.constraint,
-        "mem": slurm.mem,
-        "cpus-per-task": slurm.cpus_per_task,
-    }
-    given = [f"#SBATCH --{key}={value}" for key, value in options.items() if value is not None]
-    command = [sys.executable, "-m", "sidepipe.cli.sweep", "task", str(tasks)]
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *given,
-            "#SBATCH --requeue",
-            *(f"#SBATCH {option}" for option in slurm.sbatch),
-            # Variables of another job in the submitting shell would change the ranks.
-            "unset MASTER_ADDR MASTER_PORT RANK WORLD_SIZE LOCAL_RANK",
-            *map(str, slurm.setup),
-            # Since Slurm 22.05, srun does not inherit it from the job.
-            '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
-            f"exec srun --label --kill-on-bad-exit=1 {shlex.join(command)}",
-            "",
-        ]
-    )
+    after = [f"afterok:{job}" for job in ok] + [f"afterany:{job}" for job in ended]
+    given = ["--kill-on-invalid-dep=yes"]
+    given += [f"--dependency={('?' if any_of else ',').join(after)}"] if after else []
+    return _sbatch("--parsable", *given, text=text).split(";")[0]
 
 
-def submit(text: str, after: Sequence[str]) -> str:
-    """Submits a batch script that starts when the jobs `after` have ended; returns its job id.
+def test(text: str) -> None:
+    """Raises RuntimeError where the cluster could never run the batch script; submits nothing."""
+    with suppress(Full):  # a matter of time
+        _sbatch("--test-only", text=text)
 
-    Raises RuntimeError with the message of sbatch.
-    """
-    dependency = [f"--dependency=afterany:{':'.join(after)}"] if after else []
-    # A sweep that is submitted within a job must not inherit the settings of that job.
+
+def _sbatch(*arguments: str, text: str) -> str:
+    # A job that submits others must not hand on its own settings.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SRUN_"))}
     done = subprocess.run(
-        ["sbatch", "--parsable", *dependency],
+        ["sbatch", *arguments],
         input=text,
         capture_output=True,
         text=True,
         env=inherited,
+        start_new_session=True,  # Ctrl-C would end sbatch after the cluster has accepted the job
     )
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"sbatch refused a job: {done.stderr.strip()}; remedy: change runtime.slurm.*, for "
-            "example partition, account, time, gres"
-        )
-    return done.stdout.strip().split(";")[0]
+    if done.returncode == 0:
+        return done.stdout.strip()
+    message = done.stderr.strip().replace("\n", "; ")
+    if FULL.search(message):
+        raise Full(message)
+    is_gres = re.search("gres|node configuration", message)
+    raise RuntimeError(
+        f"sbatch refused a job: {message}; remedy: change runtime.slurm.*, for example "
+        + ("gres=null on a partition without GPUs" if is_gres else "partition, account, time, gres")
+    )
+
+
+def free_places(most: int) -> int:
+    """How many further jobs the cluster accepts, with `most` of this user in the queue."""
+    config = dict(
+        re.findall(r"^(\w+)\s*= (.*)$", "\n".join(_output("scontrol", "show", "config")), re.M)
+    )
+    queued = len(_output("squeue", "--noheader", "--array", "--format=%i"))
+    mine = len(_output("squeue", "--me", "--noheader", "--array", "--format=%i"))
+    # The controller's own limit holds for the jobs of all users.
+    return min(most - mine, int(config.get("MaxJobCount", most)) - queued)
 
 
 @dataclass(frozen=True)
@@ -168,25 +103,30 @@ class Queued:
 
 
 def queue() -> dict[str, Queued]:
-    """The user's jobs that have not ended, by id, or `<id>_<index>` in arrays."""
+    """The user's jobs that have not ended, by id."""
     lines = _output("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%N")
     split = (line.split("|") for line in lines)
     return {job: Queued(state, reason, node) for job, state, reason, node in split}
 
 
 def ended(jobs: Sequence[str]) -> dict[str, str]:
-    """The final states of jobs by id, as `OUT_OF_MEMORY (0:125)`; empty without accounting."""
+    """The states of jobs by id in the accounting, as `OUT_OF_MEMORY (0:125)`; {} without it."""
+    rows = accounted(jobs, "State", "ExitCode")
+    mine = {job: rows[job] for job in jobs if job in rows}
+    return {job: f"{row['State']} ({row['ExitCode']})" for job, row in mine.items()}
+
+
+def accounted(jobs: Sequence[str], *fields: str) -> dict[str, Mapping[str, str]]:
+    """The `fields` of jobs and of their steps (`12.0`) in the accounting; {} without it."""
     if not jobs or shutil.which("sacct") is None:
         return {}
-    whole = sorted({job.split("_")[0] for job in jobs})
+    names = ("JobID", *fields)
     try:
-        lines = _output(
-            "sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode", "-j", ",".join(whole)
-        )
+        lines = _output("sacct", "-n", "-P", "-o", ",".join(names), "-j", ",".join(jobs))
     except RuntimeError:
         return {}
-    found = {job: f"{state} ({code})" for job, state, code in (line.split("|") for line in lines)}
-    return {job: found[job] for job in jobs if job in found}
+    rows = (dict(zip(names, line.split("|"), strict=True)) for line in lines)
+    return {row["JobID"]: row for row in rows}
 
 
 def cancel(jobs: Sequence[str]) -> None:

@@ -8,69 +8,97 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sidepipe.base import files
 from sidepipe.cli.main import CONF, FAULTS, refuse_null_groups
-from sidepipe.cli.sweep import cluster, jobs, local
+from sidepipe.cli.sweep import cluster, local, records, remote
 from sidepipe.cli.sweep.estimates import estimates
-from sidepipe.cli.sweep.grid import Point, Sweep, folder_of, point_of, sweep_of
-from sidepipe.cli.sweep.states import Seen, aligned, look, table
-from sidepipe.engine import artifacts, pipeline, ranks
-from sidepipe.engine.graph import Node
+from sidepipe.cli.sweep.grid import Sweep, folder_of, sweep_of
+from sidepipe.cli.sweep.job import job
+from sidepipe.cli.sweep.results import write_report
+from sidepipe.cli.sweep.states import aligned, look, table
+from sidepipe.engine import ranks
 from sidepipe.engine.logs import quiet_libraries
 from sidepipe.engine.plan import check_parts
 from sidepipe.engine.refusals import in_one_line
-from sidepipe.engine.stage import Runtime
 from sidepipe.stages.report.stage import load_table
-
-if TYPE_CHECKING:
-    from sidepipe.stages.report.sweep.points import Missing
-    from sidepipe.stages.report.sweep.points import Point as ReportedPoint
 
 log = logging.getLogger("sidepipe")
 
 RECORD = "sweep.json"
 
 
-def run(name: str, overrides: Sequence[str], launcher: str, dry: bool) -> int:
+def run(
+    name: str, overrides: Sequence[str], launcher: str, dry: bool, refill: int | None = None
+) -> int:
     """Makes the missing artifacts of a sweep, here or on Slurm."""
-    if launcher == "auto":
-        launcher = "slurm" if cluster.is_there() else "local"
+    launcher = _launcher(name, overrides, launcher)
+    if launcher == "local":
+        overrides = _without_slurm(overrides)
     sweep = sweep_of(name, [f"runtime={launcher}", *overrides])
-    slurm = None
-    if launcher == "slurm":
-        slurm = cluster.slurm_of(sweep.points[0].plan.runtime.slurm)
+    if refill is not None and refill != (number := _number(sweep)):
+        print(f"make sweep {number} submits what make sweep {refill} did not")
+        return 0
     left = [task for task in sweep.tasks.values() if not task.is_done]
     check_parts((task.node for task in left), sweep.points[0].plan.runtime)
     print(forecast(sweep))
+    if launcher == "slurm":
+        remote.check(sweep, left, dry)
     if dry:
         return 0
-    if slurm is not None:
-        cluster.require_answer()
     for task in left:
         task.node.stage.check_sources(task.plan.runtime)
-    sweep.folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(sweep.folder / RECORD, {"overrides": list(sweep.overrides)})
-    if slurm is not None:
-        return _submit(sweep, slurm)
+    if launcher == "slurm":
+        remote.run(sweep, _begin(sweep) if refill is None else refill, refill is not None)
+        return 0
+    _begin(sweep)
     local.run(sweep)
     seen = look(sweep)
     print(f"{table(sweep, seen)}\nresults: make report SWEEP={sweep.name}")
     return int(any(at.kind != "done" for at in seen.values()))
 
 
-def _submit(sweep: Sweep, slurm: cluster.Slurm) -> int:
-    count = 0
-    for stage, array, tasks in jobs.submit(sweep, slurm):
-        print(f"submitted {stage}: job {array}, {tasks} task{'s' * (tasks > 1)}")
-        count += tasks
-    done = f"{count} submitted" if count else "nothing to submit"
-    print(f"{done}; status: make status SWEEP={sweep.name}")
-    return 0
+def _launcher(name: str, overrides: Sequence[str], chosen: str) -> str:
+    """slurm or local; `auto` is slurm where a cluster answers.
+
+    Raises RuntimeError where `auto` would compute on a machine whose sweeps run on Slurm.
+    """
+    if chosen != "auto":
+        return chosen
+    if cluster.is_there():
+        return "slurm"
+    records = folder_of(name, ["runtime=slurm", *overrides]) / "jobs"
+    why = "Slurm's commands are on this machine" if cluster.has_commands() else None
+    why = "this sweep was submitted to Slurm" if any(records.glob("*.json")) else why
+    why = "runtime.slurm is set" if list(overrides) != _without_slurm(overrides) else why
+    if why is not None:
+        raise RuntimeError(
+            f"no Slurm cluster answers, but {why}; nothing runs here without a choice; remedy: try "
+            "again later or on a login node, or set LAUNCHER=local to compute on this machine"
+        )
+    return "local"
+
+
+def _without_slurm(overrides: Sequence[str]) -> list[str]:
+    """The overrides without those of `runtime.slurm`, which runtime=local does not have."""
+    return [each for each in overrides if not each.lstrip("+~").startswith("runtime.slurm")]
+
+
+def _begin(sweep: Sweep) -> int:
+    """Records the overrides of this run; returns its number."""
+    number = _number(sweep) + 1
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(sweep.folder / RECORD, {"run": number, "overrides": list(sweep.overrides)})
+    return number
+
+
+def _number(sweep: Sweep) -> int:
+    """How many times `make sweep` has run this sweep."""
+    return int((files.read_json(sweep.folder / RECORD) or {}).get("run", 0))
 
 
 def forecast(sweep: Sweep) -> str:
@@ -112,12 +140,9 @@ def status(name: str, overrides: Sequence[str]) -> int:
 def cancel(name: str, overrides: Sequence[str]) -> int:
     """Cancels the queued and running jobs of a sweep; their finished work is kept."""
     cluster.require_answer()
-    sweep = _known(name, overrides)
-    mine = [
-        job.id
-        for job in jobs.at_work(sweep.folder.parent, cluster.queue()).values()
-        if job.sweep == name
-    ]
+    sweep, queue = _known(name, overrides), cluster.queue()
+    known = records.jobs(sweep.folder.parent)
+    mine = [job.id for job in known if job.sweep == name and job.id in queue]
     cluster.cancel(mine)
     print(f"canceled {len(mine)} jobs of sweep {name}")
     return 0
@@ -125,43 +150,10 @@ def cancel(name: str, overrides: Sequence[str]) -> int:
 
 def report(name: str, overrides: Sequence[str]) -> int:
     """Writes the report of the finished artifacts of a sweep, and prints its table."""
-    from sidepipe.stages.report.sweep.page import write_sweep
-
     sweep = _known(name, overrides)
-    seen = look(sweep)
-    points = [_reported(point, seen) for point in sweep.points]
-    title = sweep.points[0].plan.goals("report")[0].settings["title"]
-    page = write_sweep(sweep.folder / "report", title, points)
+    page = write_report(sweep, look(sweep))
     print(f"{load_table(page.parent)}\nreport: {page}")
     return 0
-
-
-def _reported(point: Point, seen: Mapping[str, Seen]) -> ReportedPoint:
-    """The point in the form that the report of a sweep takes."""
-    from sidepipe.stages.report.sweep.points import Point as ReportedPoint
-
-    runtime = point.plan.runtime
-    (page,) = point.plan.goals("report")
-    states = {node.key: seen.get(node.key, Seen("missing", "")) for node in page.inputs.values()}
-    return ReportedPoint(
-        point.axes,
-        {
-            attack: reported_attack(node, states[node.key], runtime)
-            for attack, node in page.inputs.items()
-        },
-        page.folder(runtime) if page.key in seen and seen[page.key].kind == "done" else None,
-    )
-
-
-def reported_attack(node: Node, at: Seen, runtime: Runtime) -> Path | Missing:
-    """The folder of a finished attack, or the reason why it has no result."""
-    from sidepipe.stages.report.sweep.points import Missing
-
-    if at.kind != "done":
-        return Missing(node.key, str(at))
-    folder = node.folder(runtime)
-    why = artifacts.Artifact(folder).why_empty
-    return folder if why is None else Missing(node.key, f"empty: {why}")
 
 
 def _known(name: str, overrides: Sequence[str]) -> Sweep:
@@ -170,21 +162,6 @@ def _known(name: str, overrides: Sequence[str]) -> Sweep:
     remedy = "remedy: delete it and repeat all overrides"
     before = files.load_json(record, remedy)["overrides"] if record.exists() else []
     return sweep_of(name, [*before, *overrides])
-
-
-def task(path: Path, index: int) -> int:
-    """Makes one artifact of a job file, in a Slurm job."""
-    key, overrides = jobs.task_of(path, index)
-    the_plan = point_of(overrides)
-    if key not in the_plan.nodes:
-        raise ValueError(
-            f"{key} is no artifact of this config any more: code or configs have changed since "
-            "submission; remedy: run make sweep again"
-        )
-    check_parts([the_plan.nodes[key]], the_plan.runtime)
-    the_plan.runtime.limit_threads()
-    pipeline.make(the_plan.nodes[key], the_plan)
-    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -239,18 +216,11 @@ def _parser() -> argparse.ArgumentParser:
                 "--launcher",
                 choices=["auto", "slurm", "local"],
                 default="auto",
-                help="auto: slurm where a cluster answers, else local",
+                help="auto: slurm where a cluster answers; local where Slurm is not installed",
             )
             sub.add_argument("--dry", action="store_true", help="only print the plan")
-    sub = commands.add_parser("task", help="run one task of a job array; Slurm jobs use it")
-    sub.set_defaults(command=task)
-    sub.add_argument("path", type=Path, help="the job file")
-    index = os.environ.get("SLURM_ARRAY_TASK_ID")
-    sub.add_argument(
-        "index",
-        type=int,
-        nargs="?",
-        default=index,
-        help="index of the task; default: SLURM_ARRAY_TASK_ID",
-    )
+            sub.add_argument("--refill", type=int, help=argparse.SUPPRESS)
+    sub = commands.add_parser("job", help="make the artifacts of a Slurm job, which runs this")
+    sub.set_defaults(command=job)
+    sub.add_argument("record", type=Path, help="the record of the job")
     return parser

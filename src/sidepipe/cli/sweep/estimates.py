@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from sidepipe.engine.artifacts import MANIFEST, Artifact
 from sidepipe.engine.graph import Node, stage_class
 
 NEWEST = 50  # manifests read per stage
+# Without earlier runs, to decide which artifacts are cheap: small networks on one CPU core.
+SECONDS_PER_UNIT, LEAST_SECONDS = 2e-5, 2.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,20 @@ def estimates(tasks: Iterable[Task]) -> dict[str, Estimate | None]:
             earlier[stages.name] = list(_finished(stages))
         found[task.node.key] = _estimate(task.node, earlier[stages.name])
     return found
+
+
+def expected_seconds(tasks: Sequence[Task]) -> dict[str, float]:
+    """The estimated seconds of each task by key; without earlier runs a guess from its work."""
+    found = estimates(tasks)
+    return {
+        task.node.key: _guess(task.node) if (own := found[task.node.key]) is None else own.seconds
+        for task in tasks
+    }
+
+
+def _guess(node: Node) -> float:
+    settings = {n.stage.name: n.settings for n in node.upstream().values()}
+    return max(LEAST_SECONDS, SECONDS_PER_UNIT * _work(node.stage.name, settings))
 
 
 @dataclass(frozen=True)

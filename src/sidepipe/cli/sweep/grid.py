@@ -131,10 +131,17 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
     return Sweep(name, tuple(overrides), stage, tuple(points))
 
 
-def point_of(overrides: Sequence[str]) -> Plan:
-    """The plan of the overrides of one point, for a job of the sweep."""
+def plans_of(points: Sequence[Sequence[str]]) -> list[Plan]:
+    """The plans of points, each given as its overrides, for a job of the sweep."""
+    parser = OverridesParser.create()
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    made: dict[str, Node] = {}
+    plans: dict[tuple[str, ...], Plan] = {}
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return plan(_composed(overrides))
+        for overrides in {tuple(each): None for each in points}:
+            choice = tuple(parser.parse_overrides(list(overrides)))
+            plans[overrides] = _point([], choice, composed, made).plan
+    return [plans[tuple(each)] for each in points]
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:

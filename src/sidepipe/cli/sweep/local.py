@@ -1,11 +1,14 @@
-"""Running a sweep on this machine, one artifact after another."""
+"""Making the artifacts of a sweep in this process, one after another."""
 
 import logging
+from collections.abc import Iterable, Iterator
 
 from sidepipe.cli.sweep.grid import Sweep
 from sidepipe.cli.sweep.states import about
 from sidepipe.engine import pipeline
+from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.integrity import is_done
+from sidepipe.engine.plan import check_parts
 
 log = logging.getLogger(__name__)
 
@@ -16,13 +19,32 @@ def run(sweep: Sweep) -> None:
     A signal to stop ends the run.
     """
     left = [task for task in sweep.tasks.values() if not task.is_done]
-    for done, task in enumerate(left):
-        inputs = [node.folder(task.plan.runtime) for node in task.node.inputs.values()]
-        if not all(map(is_done, inputs)):
-            continue  # an input failed and was logged
-        log.info("%d of %d: %s", done + 1, len(left), about(task, sweep))
-        task.plan.runtime.limit_threads()
+
+    def announced() -> Iterator[tuple[Node, Plan, str]]:
+        for done, task in enumerate(left):
+            log.info("%d of %d: %s", done + 1, len(left), about(task, sweep))
+            yield task.node, task.plan, about(task, sweep)
+
+    make_each(announced())
+
+
+def make_each(tasks: Iterable[tuple[Node, Plan, str]]) -> set[str]:
+    """Makes artifacts, each given with its plan and its name for the log; returns failed keys.
+
+    A failed one is logged and stops only those that read it.
+    """
+    failed = set()
+    for node, plan, name in tasks:
+        missing = [n for n in node.inputs.values() if not is_done(n.folder(plan.runtime))]
+        if missing:
+            log.error("%s: blocked by %s %s", name, missing[0].stage.name, missing[0].key)
+            failed.add(node.key)
+            continue
         try:
-            pipeline.make(task.node, task.plan)
-        except Exception as error:  # the other stages still run
-            log.error("%s failed: %s", about(task, sweep), error)
+            check_parts([node], plan.runtime)
+            plan.runtime.limit_threads()
+            pipeline.make(node, plan)
+        except Exception as error:  # the others still run
+            log.error("%s failed: %s", name, error)
+            failed.add(node.key)
+    return failed

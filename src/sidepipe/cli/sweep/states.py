@@ -9,7 +9,7 @@ from typing import Any
 
 from sidepipe.cli.sweep import cluster
 from sidepipe.cli.sweep.grid import Sweep, Task
-from sidepipe.cli.sweep.jobs import Job, jobs
+from sidepipe.cli.sweep.records import Job, jobs
 from sidepipe.engine.status import State, state
 from sidepipe.stages.report import terminal
 
@@ -17,6 +17,7 @@ KINDS = ("done", "running", "queued", "failed", "damaged", "blocked", "unfinishe
 # The table lists artifacts of these kinds; it only counts the others.
 LISTED = ("running", "failed", "damaged", "blocked", "unfinished")
 BLOCKING = ("failed", "damaged", "blocked")
+UNKNOWN = "unknown"
 # `srun --label` begins each line with the rank.
 RANK = re.compile(r"(?: *(\d+): ?)?(.*)")
 
@@ -34,48 +35,69 @@ class Seen:
 
 def look(sweep: Sweep) -> dict[str, Seen]:
     """The state of every artifact of the sweep by key, in running order."""
-    latest = {job.key: job for job in jobs(sweep.folder.parent) if job.key in sweep.tasks}
-    queue = cluster.queue() if latest and cluster.is_there() else {}
+    known = jobs(sweep.folder.parent)
+    latest = {key: job for job in known for key in job.keys if key in sweep.tasks}
+    answers = not latest or cluster.is_there()
+    queue = cluster.queue() if latest and answers else {}
     on_disk = {key: state(task.node, task.plan.runtime) for key, task in sweep.tasks.items()}
-    over = [
-        job.id
+    over = {
+        job.id: job
         for key, job in latest.items()
         if job.id not in queue and on_disk[key].kind not in ("done", "running")
-    ]
-    ended = cluster.ended(over)
+    }
+    ended = cluster.ended(list(over))
     seen: dict[str, Seen] = {}
     for key, task in sweep.tasks.items():
         job = latest.get(key)
-        at = _with_job(on_disk[key], job, queue, ended) if job else _plain(on_disk[key])
+        if job is None or on_disk[key].kind in ("done", "running"):
+            at = _plain(on_disk[key])
+        elif job.id in queue:
+            at = _queued(job, key, queue[job.id])
+        else:
+            unfinished = [each for each in job.keys if not _is_done(each, on_disk)]
+            how = ended.get(job.id, "ended" if answers else UNKNOWN)
+            at = _over(on_disk[key], job, how, is_first=unfinished[0] == key)
         inputs = task.node.inputs.values()
         bad = [read for read in inputs if seen[read.key].kind in BLOCKING]
-        if at.kind == "failed" and on_disk[key].kind != "failed":  # its job lacked an input
+        if at.kind == "failed":  # its job may have lacked an input
             bad += [read for read in inputs if seen[read.key].kind != "done"]
-        if bad and at.kind not in ("done", "running", "queued"):
-            at = Seen("blocked", f"reads {bad[0].stage.name} {bad[0].key}")
+        if bad and at.kind in ("failed", "missing", "unfinished") and on_disk[key].kind != "failed":
+            at = Seen("blocked", f"blocked by {bad[0].stage.name} {bad[0].key}")
         seen[key] = at
     return seen
+
+
+def _is_done(key: str, on_disk: Mapping[str, State]) -> bool:
+    # A job may also make artifacts of other sweeps.
+    return key in on_disk and on_disk[key].kind == "done"
 
 
 def _plain(at: State) -> Seen:
     return Seen(at.kind, at.details.strip(" ,:"))
 
 
-def _with_job(
-    at: State, job: Job, queue: Mapping[str, cluster.Queued], ended: Mapping[str, str]
-) -> Seen:
-    """The state, from disk and from the cluster, of an artifact whose latest job is `job`."""
-    if at.kind in ("done", "running"):
-        return _plain(at)
-    if (queued := queue.get(job.id)) is not None:
-        if queued.state == "RUNNING":
-            return Seen("running", f"job {job.id} starts on {queued.node}; log: {job.log}")
+def _queued(job: Job, key: str, queued: cluster.Queued) -> Seen:
+    """The state of an artifact that the job `job` in the queue has not begun."""
+    if queued.state != "RUNNING":
         return Seen("queued", f"job {job.id}: {queued.reason}")
+    if key == job.keys[0]:
+        return Seen("running", f"job {job.id} starts on {queued.node}; log: {job.log}")
+    return Seen("queued", f"job {job.id} on {queued.node} makes other artifacts first")
+
+
+def _over(at: State, job: Job, how: str, is_first: bool) -> Seen:
+    """The state of an artifact whose job has ended, or is unknown, without making it.
+
+    how: its final state in Slurm. is_first: whether the job made all artifacts before it.
+    """
     if at.kind in ("failed", "damaged"):
         return _plain(at)
-    how = ended.get(job.id, "ended")
+    if how == UNKNOWN or how.startswith(("PENDING", "RUNNING", "REQUEUED")):
+        return Seen("queued", f"job {job.id}: Slurm does not answer")
     if how.startswith("CANCELLED"):
         return Seen(at.kind, f"job {job.id} was canceled{at.details}")
+    if not is_first:
+        return Seen(at.kind, f"job {job.id} ended before{at.details}")
     last = " | ".join(last_lines(job.log)) or "nothing was logged"
     return Seen("failed", f"job {job.id} {how}: {last}; log: {job.log}")
 
