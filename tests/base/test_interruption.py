@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from signal import SIG_IGN, SIGINT, SIGTERM, SIGUSR2
+from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, SIGUSR2
 from unittest.mock import Mock
 
 import pytest
@@ -64,7 +64,9 @@ def send(*numbers):
 # Signals
 
 
-@pytest.mark.parametrize(("number", "code"), [(SIGTERM, 143), (SIGUSR2, 143), (SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(SIGTERM, 143), (SIGUSR2, 143), (SIGHUP, 143), (SIGINT, 130)]
+)
 def test_a_signal_ends_the_block_and_a_second_one_does_no_more(number, code):
     steps = []
 
@@ -85,7 +87,7 @@ def test_a_signal_ends_the_block_and_a_second_one_does_no_more(number, code):
 
 
 def test_afterwards_handlers_are_those_of_before(caplog):
-    numbers = (SIGTERM, SIGUSR2, SIGINT)
+    numbers = (SIGTERM, SIGUSR2, SIGINT, SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     with handled():
         assert signal.getsignal(SIGTERM) not in before
@@ -212,7 +214,7 @@ def stopped_by(number, caplog):
     return [record.message for record in caplog.records]
 
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGUSR2, SIGINT])
+@pytest.mark.parametrize("number", [SIGTERM, SIGUSR2, SIGINT, SIGHUP])
 def test_outside_slurm_a_person_is_told_how_to_resume(number, caplog, scontrol, earlier):
     assert stopped_by(number, caplog) == [STOPPED]
     assert not scontrol.exists()
@@ -290,7 +292,8 @@ def train(folder, data, number, at, monkeypatch):
 
 # Of 20 steps; the checkpoint is due after 6, 12, 18 and the validation after 10 and 20.
 @pytest.mark.parametrize(
-    ("number", "at"), [(SIGTERM, 0), (SIGUSR2, 7), (SIGTERM, 9), (SIGUSR2, 19), (SIGINT, 8)]
+    ("number", "at"),
+    [(SIGTERM, 0), (SIGUSR2, 7), (SIGTERM, 9), (SIGUSR2, 19), (SIGINT, 8), (SIGHUP, 8)],
 )
 def test_training_saves_the_step_at_work_and_goes_on_as_if_nothing_had_been(
     tmp_path, data, whole, number, at, monkeypatch

@@ -1,9 +1,9 @@
 """Requests to stop: a job's time limit, preemption, or a signal from a person.
 
 SIGUSR2 means that the time limit is near: this module requeues the job. SIGTERM leaves the next
-step to its sender. SIGINT is Ctrl-C; a second one ends the process immediately. While processes
-train or sample together, a signal only sets a flag, which their loops check between batches;
-otherwise it raises Preempted.
+step to its sender. SIGINT is Ctrl-C; a second one ends the process immediately. SIGHUP is a closed
+terminal. While processes train or sample together, a signal only sets a flag, which their loops
+check between batches; otherwise it raises Preempted.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # The first signal received; and whether signals only set it.
 _received: signal.Signals | None = None
@@ -45,7 +45,7 @@ def requested() -> bool:
 def handled() -> Iterator[None]:
     """Handles signals in the block; requeues the job where SIGUSR2 ends the block.
 
-    A SIGINT that `nohup` or a shell's `&` ignores stays ignored.
+    A SIGHUP that `nohup` ignores stays ignored, and so does the SIGINT of a shell's `&`.
     """
     global _received
     before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}

@@ -145,8 +145,13 @@ def check_field_types(where: str, owner: type, values: Mapping[str, Any]) -> dic
     them; a dataclass, given as a mapping of its settings; and a dataclass whose subclasses are
     strategies, given as the `name` of one, or as a mapping with that name.
     """
-    hints = typing.get_type_hints(owner)
+    hints = _hints(owner)
     return {name: _fit(f"{where}.{name}", hints[name], value) for name, value in values.items()}
+
+
+@functools.cache
+def _hints(owner: type) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
 
 
 def written_out(settings: Mapping[str, Any], built: Any) -> dict[str, Any]:

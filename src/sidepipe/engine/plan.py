@@ -45,10 +45,15 @@ def plan(cfg: DictConfig, made: dict[str, Node] | None = None) -> Plan:
     _require_present(cfg)
     require_all(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return plan_of(plain, {} if made is None else made)
+
+
+def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
+    """`plan` of a config as plain mappings, all of whose required settings have values."""
     runtime = _build(Runtime, "runtime", plain["runtime"], "runtime")
     tracking = _build(Tracking, "tracking", plain["tracking"], "tracking")
     later: dict[str, None] = {}
-    wanted = _goals(plain, runtime, {} if made is None else made, later)
+    wanted = _goals(plain, runtime, made, later)
     for fault in later:
         log.warning("%s does not need this, but later stages do: %s", plain["stage"], fault)
     remedy = "attacks=compare, or detect=prompts"

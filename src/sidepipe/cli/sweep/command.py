@@ -117,10 +117,7 @@ def forecast(sweep: Sweep) -> str:
         rows.append([stage, len(all_of), done, len(mine), hours, len(mine) - len(known)])
     total = sum(e.seconds for e in expected.values() if e is not None)
     devices = sorted({e.device for e in expected.values() if e is not None})
-    axes = ", ".join(
-        f"{axis}={','.join(dict.fromkeys(str(p.axes[axis]) for p in sweep.points))}"
-        for axis in sweep.axes
-    )
+    axes = ", ".join(f"{axis}={_values(axis, sweep)}" for axis in sweep.axes)
     lines = [f"sweep {sweep.name}: {len(sweep.points)} points" + (f", {axes}" if axes else "")]
     lines += aligned(rows)
     if devices:
@@ -128,6 +125,12 @@ def forecast(sweep: Sweep) -> str:
             f"{total / 3600:.1f} device-hours in all, estimated from runs on {'; '.join(devices)}"
         )
     return "\n".join(lines)
+
+
+def _values(axis: str, sweep: Sweep) -> str:
+    """The values on an axis, of which a long list is shortened."""
+    values = list(dict.fromkeys(str(point.axes[axis]) for point in sweep.points))
+    return ",".join(values if len(values) <= 12 else [*values[:5], "...", values[-1]])
 
 
 def status(name: str, overrides: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ A sweep is a file in `conf/sweep` with Hydra's axes (`hydra.sweeper.params`), so
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sidepipe import stages
 from sidepipe.base.settings import require, require_known
 from sidepipe.cli.main import CONF, name_runs, options
+from sidepipe.cli.sweep.references import Unsupported, filled
 from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.integrity import is_done
-from sidepipe.engine.plan import plan
+from sidepipe.engine.plan import plan, plan_of
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,10 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         fixed, axes = _axes(name, overrides)
         choices = itertools.product(*axes.values())
-        composed: dict[tuple[str, ...], DictConfig] = {}
+        composed: dict[tuple[str, ...], _Composed] = {}
         made: dict[str, Node] = {}
         points = [_point([f"sweep={name}", *fixed], each, composed, made) for each in choices]
-    stage = str(next(iter(composed.values())).stage)
+    stage = str(next(iter(composed.values())).cfg.stage)
     require_known("stage", stage, ["all", *stages.STAGES])
     return Sweep(name, tuple(overrides), stage, tuple(points))
 
@@ -134,7 +136,7 @@ def sweep_of(name: str, overrides: Sequence[str]) -> Sweep:
 def plans_of(points: Sequence[Sequence[str]]) -> list[Plan]:
     """The plans of points, each given as its overrides, for a job of the sweep."""
     parser = OverridesParser.create()
-    composed: dict[tuple[str, ...], DictConfig] = {}
+    composed: dict[tuple[str, ...], _Composed] = {}
     made: dict[str, Node] = {}
     plans: dict[tuple[str, ...], Plan] = {}
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -177,27 +179,58 @@ def _values(parser: OverridesParser, axis: Override) -> list[Override]:
     return parser.parse_overrides(texts)
 
 
+class _Composed:
+    """The config of one choice of files, for all points that share it.
+
+    Composing takes ten times as long as setting values, and resolving references takes longer than
+    planning: points whose values are plain share `raw`, the config with its references.
+    """
+
+    def __init__(self, overrides: list[str]) -> None:
+        self.cfg = _composed(overrides)
+        self.raw: Any = None  # until a point has shown that `filled` is as OmegaConf
+
+    def plan(self, values: Sequence[Override], made: dict[str, Node]) -> Plan:
+        settings = {each.get_key_element(): each.value() for each in values}
+        if self.raw is not None and all(_put(self.raw, *each) for each in settings.items()):
+            return plan_of(filled(self.raw), made)
+        for key, value in settings.items():
+            OmegaConf.update(self.cfg, key, value, merge=True)
+        the_plan = plan(self.cfg, made)
+        raw = OmegaConf.to_container(self.cfg, resolve=False)
+        self.raw = None
+        with suppress(Unsupported):
+            if filled(raw) == OmegaConf.to_container(self.cfg, resolve=True):
+                self.raw = raw
+        return the_plan
+
+
+def _put(raw: Any, key: str, value: Any) -> bool:
+    """Sets a plain value of an existing setting; returns False where only OmegaConf can set it."""
+    *path, name = key.split(".")
+    for each in path:
+        raw = raw.get(each) if isinstance(raw, dict) else None
+    is_plain = isinstance(value, int | float | str | None) and "${" not in str(value)
+    if not isinstance(raw, dict) or name not in raw or not is_plain:
+        return False
+    raw[name] = value
+    return True
+
+
 def _point(
     fixed: list[str],
     choice: tuple[Override, ...],
-    composed: dict[tuple[str, ...], DictConfig],
+    composed: dict[tuple[str, ...], _Composed],
     made: dict[str, Node],
 ) -> Point:
-    """The point of one choice of values.
-
-    Each choice of config files is composed once and reused: composing takes ten times as long as
-    setting values.
-    """
+    """The point of one choice of values; points share the config of each choice of files."""
     files = tuple(str(each.input_line) for each in choice if not _is_value(each))
     if files not in composed:
-        composed[files] = _composed([*fixed, *files])
-    cfg = composed[files]
-    for each in choice:
-        if _is_value(each):
-            OmegaConf.update(cfg, each.get_key_element(), each.value(), merge=True)
+        composed[files] = _Composed([*fixed, *files])
     axes = {each.get_key_element(): each.value() for each in choice}
     overrides = (*fixed, *(str(each.input_line) for each in choice))
-    return Point(axes, overrides, plan(cfg, made))
+    the_plan = composed[files].plan([each for each in choice if _is_value(each)], made)
+    return Point(axes, overrides, the_plan)
 
 
 def _is_value(override: Override) -> bool:
