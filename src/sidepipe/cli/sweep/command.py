@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sidepipe.base import files
 from sidepipe.cli.main import CONF, FAULTS, refuse_null_groups
 from sidepipe.cli.sweep import cluster, local, records, remote
+from sidepipe.cli.sweep.efficiency import efficiency
 from sidepipe.cli.sweep.estimates import estimates
 from sidepipe.cli.sweep.grid import Sweep, folder_of, sweep_of
 from sidepipe.cli.sweep.job import job
@@ -136,7 +137,11 @@ def _values(axis: str, sweep: Sweep) -> str:
 def status(name: str, overrides: Sequence[str]) -> int:
     """Prints the states of the artifacts of a sweep."""
     sweep = _known(name, overrides)
-    print(table(sweep, look(sweep)))
+    seen = look(sweep)
+    print(table(sweep, seen))
+    is_over = all(at.kind not in ("running", "queued") for at in seen.values())
+    if is_over and (rows := efficiency(sweep)):
+        print("\n".join(aligned(rows)))
     return 0
 
 
