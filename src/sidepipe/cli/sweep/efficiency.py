@@ -1,4 +1,4 @@
-"""What the jobs of a sweep requested and used, from Slurm's accounting."""
+"""The resources that the jobs of a sweep requested and used, from the accounting of Slurm."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
