@@ -14,13 +14,25 @@ from sidepipe.cli.main import CONF, main
 from sidepipe.stages import STAGES
 
 GROUPS = (
-    *("data", "diffusion", "dpm", "generate", "original", "label", "classifier", "lora", "tune"),
+    *(
+        "data",
+        "diffusion",
+        "autoencoder",
+        "dpm",
+        "generate",
+        "original",
+        "label",
+        "classifier",
+        "lora",
+        "tune",
+    ),
     *("extract", "descriptor", "reference", "evaluate", "detect", "explain", "mitigate"),
     "mitigations",
 )
 # What a user must choose, so that options with ??? can be composed.
 TRAINED_ON = "dpm.train_partitions=[train]"
 PLANTED = ["data=planted", "dpm=words8"]
+LATENT = ["data=celeba", "dpm=latent", TRAINED_ON]
 MITIGATED = [*PLANTED, "detect=prompts", "mitigate=inference"]
 CHOSEN = {
     "data=none": ["data.size=64", "dpm=pretrained", "dpm.path=a/model", "evaluate.truth=none"],
@@ -31,6 +43,9 @@ CHOSEN = {
     "dpm=unet32": [TRAINED_ON],
     "dpm=unet64": [TRAINED_ON],
     "dpm=unet128": ["data.size=16", TRAINED_ON],
+    "dpm=latent": LATENT,
+    "autoencoder=small": LATENT,
+    "attacks=latent": LATENT,
     "dpm=pretrained": ["dpm.path=someone/model", TRAINED_ON],
     "dpm=finetuned": ["dpm.path=someone/model", TRAINED_ON],
     "data=captioned": ["data.source.file=/pairs.csv", "dpm=unet64", TRAINED_ON],
@@ -48,6 +63,7 @@ CHOSEN = {
 }
 # Groups whose default is null: `stage=` then has nothing to make.
 ABSENT = {
+    "autoencoder": LATENT,
     "audit": ["audit=returns"],
     "detect": ["detect=labels"],
     "explain": [*PLANTED, "detect=prompts", "explain=tokens"],
@@ -56,7 +72,11 @@ ABSENT = {
 
 
 # Options that need files of others' weights, and those that others begin with.
-NEEDS_WEIGHTS = {("evaluate", "cosine"), ("detect", "stable_diffusion")}
+NEEDS_WEIGHTS = {
+    ("evaluate", "cosine"),
+    ("detect", "stable_diffusion"),
+    ("autoencoder", "pretrained"),
+}
 BASES = {("dpm", "base"), ("dpm", "text_base")}
 
 
@@ -104,7 +124,9 @@ def test_every_option_makes_a_plan(option: str) -> None:
     assert planned(option, *CHOSEN.get(option, [])).nodes
 
 
-@pytest.mark.parametrize("name", ["demo", "demo_text", "smoke", "faces16", "faces32", "cifar10"])
+@pytest.mark.parametrize(
+    "name", ["demo", "demo_text", "smoke", "faces16", "faces32", "faces64_latent", "cifar10"]
+)
 def test_experiments_without_foreign_weights_make_a_plan(name: str) -> None:
     assert planned(f"experiment={name}").nodes
 

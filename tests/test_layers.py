@@ -44,6 +44,7 @@ SHARED = (
     "detect.groups",
     "evaluate.tables",
     "data.celeba_files",
+    "data.subset",
 )
 # The list of the stages, which imports nothing, is open to the engine too.
 LIST = "stages"

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from sidepipe.features import image_duplicates
 from sidepipe.features.image_duplicates import RATIO, duplicates, small, typical_distance
-from sidepipe.stages.dpm.subset import split
+from sidepipe.stages.data.subset import split
 
 FACES = Path(__file__).parents[2].parent / "shared/data/faces"
 

@@ -5,6 +5,7 @@
              |`-> descriptor -> reference -------------------------------'          |
              `-> detect -> explain, mitigate ---------------------------------------'
 
+With `dpm=latent` a node `autoencoder` stands between data and dpm.
 `plan` builds all nodes from one composed config, so that users type no paths.
 """
 

@@ -49,6 +49,13 @@ class Noised:
     x_t: Float[Tensor, "n c h w"]
 
 
+def as_x_0(
+    images: UInt8[Tensor, "n h w c"] | Float[Tensor, "n c h w"],
+) -> Float[Tensor, "n c h w"]:
+    """The x_0 of images, or x_0 itself as it is."""
+    return to_model(images) if images.dtype == torch.uint8 else images
+
+
 def noised(
     images: UInt8[Tensor, "n h w c"] | Float[Tensor, "n c h w"],
     alphas_cumprod: Float[Tensor, "T"],
@@ -61,7 +68,7 @@ def noised(
     share: (rank, number of devices). The noise is drawn for the global batch and then sliced, so
     that it does not depend on the number of devices.
     """
-    x_0, (rank, world) = to_model(images) if images.dtype == torch.uint8 else images, share
+    x_0, (rank, world) = as_x_0(images), share
     count, mine = len(x_0) * world, slice(rank * len(x_0), (rank + 1) * len(x_0))
     options: dict[str, Any] = {"generator": generator, "device": x_0.device}
     t = torch.randint(0, len(alphas_cumprod), (count,), **options)[mine]

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from sidepipe.base.images import to_model, to_uint8
 from sidepipe.base.pretrained import (
     network_folder,
     parts_of,
@@ -25,9 +23,9 @@ from sidepipe.base.pretrained import (
     weight_files,
 )
 from sidepipe.base.settings import require
-from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
+from sidepipe.base.weights import read_network
 from sidepipe.diffusion.denoiser import Denoiser
-from sidepipe.diffusion.finite import NOT_FINITE
+from sidepipe.models import autoencoders
 from sidepipe.models.continuous import PIPELINES, check_called
 from sidepipe.models.families import INDEX, MISSING
 from sidepipe.models.pixels import (
@@ -47,8 +45,6 @@ NETWORKS = {
     "DiTTransformer2DModel": diffusers.DiTTransformer2DModel,
     "Transformer2DModel": diffusers.DiTTransformer2DModel,
 }
-AUTOENCODERS = {"VQModel": diffusers.VQModel, "AutoencoderKL": diffusers.AutoencoderKL}
-DECODED = 8  # images at once: an autoencoder needs more memory than the network
 
 
 class LatentDenoiser(Denoiser):
@@ -70,32 +66,15 @@ class LatentDenoiser(Denoiser):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         _, height, width = self.shape
-        factor = _factor(self.vae.config)
+        factor = autoencoders.factor(self.vae.config)
         return self.vae.config["out_channels"], height * factor, width * factor
 
-    @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n k i j"]:
         """Latents of images; of an AutoencoderKL the mean of its posterior."""
-        return torch.cat([self._encoded(to_model(part)) for part in images.split(DECODED)])
+        return autoencoders.encoded(self.vae, images)
 
-    def _encoded(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
-            found = self.vae.encode(images)
-        quantizes = isinstance(self.vae, diffusers.VQModel)
-        latents = found.latents if quantizes else found.latent_dist.mean
-        return latents * self.vae.config["scaling_factor"]
-
-    @torch.no_grad()
     def decode(self, x_0: Float[Tensor, "n k i j"]) -> UInt8[Tensor, "n h w c"]:
-        # Without the sampler's autocast, in which an autoencoder may overflow.
-        with torch.autocast(x_0.device.type, enabled=False):
-            return torch.cat([self._decoded(part) for part in x_0.float().split(DECODED)])
-
-    def _decoded(self, latents: Tensor) -> UInt8[Tensor, "n h w c"]:
-        images = self.vae.decode(latents / self.vae.config["scaling_factor"]).sample
-        if not images.isfinite().all():
-            raise RuntimeError(f"the autoencoder's images are not finite; {NOT_FINITE}")
-        return to_uint8(images)
+        return autoencoders.decoded(self.vae, x_0)
 
 
 def check(folder: Path, variant: str | None, size: int | None, channels: int | None) -> None:
@@ -117,7 +96,7 @@ def check(folder: Path, variant: str | None, size: int | None, channels: int | N
     remedy = "models of images that are not square are not supported"
     require(side is not None, f"sample_size of {name}", "a number", config["sample_size"], remedy)
     assert side is not None
-    own = side * _factor(vae.config)
+    own = side * autoencoders.factor(vae.config)
     remedy = f"set data.size={own}"
     require(size in (None, own), "data.size", f"{own}, as the images of {folder}", size, remedy)
     own = vae.config["out_channels"]
@@ -130,8 +109,7 @@ def check(folder: Path, variant: str | None, size: int | None, channels: int | N
     kind, remedy = type(scheduler).__name__, "it is of images in [0, 1], and latents have no range"
     require(kind not in PIPELINES, f"the scheduler of {folder}", "another", kind, remedy)
     for part, files in ((network, _files(inside, variant)), (vae, _files(autoencoder, variant))):
-        if (shapes := read_shapes(files)) is not None:
-            network_names(shapes_of(part.state_dict()), shapes, str(files[0]))
+        autoencoders.check_weights(part, files)
 
 
 def read(folder: Path, variant: str | None) -> dict[str, Any]:
@@ -167,30 +145,17 @@ def _network(folder: Path, variant: str | None) -> tuple[Path, Any]:
     """The folder of the network and the network itself, without weights."""
     inside = folder / "transformer"
     inside = inside if inside.is_dir() else network_folder(folder, variant)
-    return inside, _built(inside, NETWORKS)
+    return inside, autoencoders.described(inside, MISSING, NETWORKS)
 
 
 def _autoencoder(folder: Path) -> tuple[Path, Any]:
     """The folder of the autoencoder and the autoencoder itself, without weights."""
     parts = parts_of(read_object(folder / INDEX, MISSING))
     inside = folder / next(name for name in ("vqvae", "vae") if name in parts)
-    return inside, _built(inside, AUTOENCODERS)
-
-
-def _built(inside: Path, kinds: Mapping[str, Any]) -> Any:
-    path = inside / "config.json"
-    config = read_object(path, MISSING)
-    kind = config.get("_class_name")
-    require(kind in kinds, f"_class_name of {path}", f"one of {', '.join(kinds)}", kind)
-    return built(kinds[str(kind)], config, str(path))
+    return inside, autoencoders.described(inside, MISSING)
 
 
 def _files(inside: Path, variant: str | None) -> list[Path]:
     if inside.name.startswith("unet"):
         return unet_files(inside, variant)
     return weight_files(inside, variant, required=False)
-
-
-def _factor(config: Mapping[str, Any]) -> int:
-    """Pixels per latent along a side."""
-    return 2 ** (len(config["block_out_channels"]) - 1)

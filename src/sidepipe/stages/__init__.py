@@ -9,6 +9,7 @@ the engine, the sweep and tracking read everything else from the facts of its cl
 # reads earlier ones; the last one reads every stage whose class is `reported`.
 STAGES: dict[str, str] = {
     "data": "sidepipe.stages.data.stage.Data",
+    "autoencoder": "sidepipe.stages.autoencoder.stage.Autoencoder",
     "dpm": "sidepipe.stages.dpm.stage.DPM",
     "generate": "sidepipe.stages.generate.stage.Generate",
     "original": "sidepipe.stages.original.stage.Original",

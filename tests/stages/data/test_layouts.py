@@ -6,7 +6,7 @@ import pytest
 
 from sidepipe.stages.data.layouts import SYNONYMS, partition_of, partitioned
 from sidepipe.stages.data.sources import ImageFolder
-from sidepipe.stages.dpm.subset import split
+from sidepipe.stages.data.subset import split
 
 DOC = Path(__file__).parents[3] / "docs/reading-images.md"
 

@@ -8,7 +8,7 @@ from tests.tiny import DIGITS, RUNTIME
 
 from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import load_partitions
-from sidepipe.stages.dpm.subset import split
+from sidepipe.stages.data.subset import split
 
 
 @pytest.fixture(scope="session")

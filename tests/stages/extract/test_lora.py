@@ -167,7 +167,10 @@ def stable(tmp_path_factory):
     return found
 
 
-def test_of_latents_no_posterior_is_made(tmp_path, inputs):
-    tiny_stable_diffusion(inputs["dpm"] / "model")
-    with pytest.raises(ValueError, match=r"extract.surrogate must be lora or none for a model of"):
-        extract().run(Job(tmp_path, inputs, RUNTIME))
+def test_latents_of_labeled_images_make_a_posterior_too(tmp_path, stable):
+    settings = {"num_images": 6, "num_inference_steps": 4, "shard_size": 5, "guidance_scale": 2.0}
+    summary = run(tmp_path / "posterior", stable, **settings)
+    assert load(tmp_path / "posterior").shape == (6, 8, 8, 3)
+    assert summary["surrogate_gradients"] == 6 * 4
+    run(tmp_path / "none", stable, **{**settings, "surrogate": "none"})
+    assert not np.array_equal(load(tmp_path / "posterior"), load(tmp_path / "none"))

@@ -14,7 +14,7 @@ from sidepipe.features.copydet import CopyNet
 from sidepipe.features.encoders import Pixels, PixelsL2
 from sidepipe.memorization import real
 from sidepipe.stages.reference import encoding
-from sidepipe.stages.reference.stage import NO_HELDOUT, Reference, load, load_near_duplicates
+from sidepipe.stages.reference.stage import NO_HELDOUT, Reference, load, load_limits
 
 RUNTIME = Runtime(accelerator="cpu")
 L2 = {"_target_": "sidepipe.features.encoders.PixelsL2"}
@@ -69,9 +69,9 @@ def test_every_image_is_encoded_in_the_order_of_the_split(inputs, features, enco
         "num_unseen": 50,
         "transform": encoder.transform,
         "dimensions": 16,
-        "near_duplicates": load_near_duplicates(folder),
+        "near_duplicates": load_limits(folder, 0.0, "l2")["near_duplicates"],
     }
-    assert load_near_duplicates(folder)["count"] == 0
+    assert load_limits(folder, 0.0, "l2")["near_duplicates"]["count"] == 0
 
 
 def test_what_no_attack_changes_comes_back_as_it_was_measured(inputs):
@@ -209,7 +209,7 @@ def test_near_copies_are_counted_and_said_where_they_set_the_threshold(inputs, f
     inputs.write()
     with caplog.at_level("WARNING"):
         folder, _ = inputs.run(reference(features, rates=(0.001,)))
-    assert load_near_duplicates(folder)["count"] == 3
+    assert load_limits(folder, 0.0, "l2")["near_duplicates"]["count"] == 3
     assert "3 of 50 unseen images are near duplicates of training images" in caplog.text
     caplog.clear()
     inputs.run(reference(features, rates=(0.1,)), name="lax")

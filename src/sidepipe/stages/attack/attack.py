@@ -165,9 +165,9 @@ class Attack(Sampling):
         alphas_cumprod = denoiser.alphas_cumprod
         factors = self._factors(job.inputs, len(alphas_cumprod))
         guided = self._guided_timesteps(denoiser, factors)
-        material = Material(job.inputs, denoiser, self.precision, aim.images, aim.label)
-        surrogate = self.surrogate.build(material)
         device = job.runtime.torch_device()
+        material = Material(job.inputs, denoiser, self.precision, aim.images, aim.label, device)
+        surrogate = self.surrogate.build(material)
         own = self.surrogate.summary(surrogate, material, guided, self.seed, device)
         if not cost_file.exists():
             of_each = np.zeros(self.num_images, np.int64) if aim.targets is None else aim.targets

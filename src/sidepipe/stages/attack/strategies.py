@@ -17,10 +17,12 @@ from jaxtyping import UInt8
 
 from sidepipe.base.settings import Precision, require
 from sidepipe.engine.stage import Stage
+from sidepipe.models.rows import channels_first, rows_of
 from sidepipe.stages.attack.guidance import AttackGuidance
 from sidepipe.stages.classifier.stage import load as load_classifier
 from sidepipe.stages.dpm.stage import BASE, DPM
 from sidepipe.stages.generate.stage import load_denoiser
+from sidepipe.stages.label.stage import load as load_labels
 from sidepipe.stages.lora.stage import Lora, load_training_evaluations
 from sidepipe.stages.lora.stage import load as load_lora
 
@@ -35,7 +37,7 @@ class Material:
     """The parts of a surrogate: the attack's inputs, its model on the CPU, and labeled images.
 
     images, and the artifact (or a round's folder) with their labels, are those that a posterior
-    sums over; None for a surrogate without labels.
+    sums over; None for a surrogate without labels. A latent model encodes them on the device.
     """
 
     inputs: Mapping[str, Path]
@@ -43,6 +45,7 @@ class Material:
     precision: Precision
     images: UInt8[np.ndarray, "m h w c"] | None
     label: Path | None
+    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +70,7 @@ class Surrogate:
         """Raises ValueError or ImportError where it cannot be made from `upstream`."""
 
     def build(self, material: Material) -> nn.Module:
-        """The module that guides, on the CPU: with `grad_log_prob(x_t, t, y)`, or a Denoiser.
-
-        Raises ValueError for a model of latents, whose labels only the adapted model can take.
-        """
+        """The module that guides, on the CPU: with `grad_log_prob(x_t, t, y)`, or a Denoiser."""
         raise NotImplementedError
 
     def shaped(self, built: nn.Module, alphas_cumprod: Tensor) -> nn.Module:
@@ -87,10 +87,6 @@ class Surrogate:
         value, rule = getattr(guidance, name), f"{only!r} where extract.surrogate is {self.name!r}"
         remedy = why if name == "targets" else f"{why}; or extract.surrogate=classifier"
         require(value == only, f"extract.guidance.{name}", rule, value, remedy)
-
-    def _require_images(self, denoiser: Denoiser) -> None:
-        rule, remedy = "lora or none for a model of latents", "labels are of images, its x_t is not"
-        require(denoiser.has_range, "extract.surrogate", rule, self.name, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +113,6 @@ class Classifier(Surrogate):
     def build(self, material: Material) -> nn.Module:
         from sidepipe.stages.attack.surrogates import ClassifierSurrogate
 
-        self._require_images(material.denoiser)
         return ClassifierSurrogate(load_classifier(material.inputs["classifier"]))
 
     def shaped(self, built: nn.Module, alphas_cumprod: Tensor) -> nn.Module:
@@ -149,17 +144,18 @@ class Posterior(Surrogate):
         require(not measured, name, rule, value, remedy)
 
     def build(self, material: Material) -> nn.Module:
-        from sidepipe.diffusion import guidance, nearest
-        from sidepipe.stages.attack.surrogates import labeled_images
+        import torch
 
-        self._require_images(material.denoiser)
+        from sidepipe.diffusion import guidance, nearest
+
         assert material.images is not None
         assert material.label is not None
-        pixels, labels = labeled_images(material.images, material.label)
+        rows = channels_first(rows_of(material.denoiser, material.images, material.device))
+        labels = torch.from_numpy(load_labels(material.label))
         alphas_cumprod = material.denoiser.alphas_cumprod
         if self.neighbors is None:
-            return guidance.Posterior(pixels, labels, alphas_cumprod)
-        return nearest.NearestPosterior(pixels, labels, alphas_cumprod, self.neighbors)
+            return guidance.Posterior(rows, labels, alphas_cumprod)
+        return nearest.NearestPosterior(rows, labels, alphas_cumprod, self.neighbors)
 
     def summary(
         self, built: nn.Module, material: Material, guided: list[int], seed: int, device: str

@@ -5,17 +5,13 @@ The closed-form posterior itself is `sidepipe.diffusion.guidance.Posterior`.
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sidepipe.diffusion.guidance import Posterior, grad_of
 from sidepipe.diffusion.nearest import NearestPosterior, cut_error
-from sidepipe.stages.label.stage import load as load_labels
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +66,3 @@ def judge_cut(
             min(wrong),
         )
     return rows
-
-
-def labeled_images(
-    images: UInt8[np.ndarray, "m h w c"], label: Path
-) -> tuple[UInt8[Tensor, "m c h w"], Int64[Tensor, "m"]]:
-    """The images and their labels, as a posterior takes them."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return pixels, torch.from_numpy(load_labels(label))

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from sidepipe.base.files import write_json, write_table
-from sidepipe.base.images import to_model
 from sidepipe.base.settings import build, require, tried
 from sidepipe.base.weights import load_exactly
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
+from sidepipe.models.rows import channels_first, rows_of
 from sidepipe.stages.classifier import charts
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
@@ -95,16 +95,22 @@ class Classifier(Training):
         import torch
         from safetensors.torch import save_file
 
+        from sidepipe.engine.training import as_x_0
         from sidepipe.stages.classifier.module import quality_by_noise_level
 
         denoiser = load_denoiser(job.inputs["dpm"], "32-true")
-        rule, remedy = "of images, not latents, for a classifier", "extract.surrogate=lora"
-        require(denoiser.has_range, "dpm", rule, "a latent model", remedy)
-        alphas_cumprod = denoiser.alphas_cumprod
-        images = load_images(job.inputs["label"], job.inputs["generate"])
+        alphas_cumprod, device = denoiser.alphas_cumprod, job.runtime.torch_device()
+        require(
+            denoiser.has_range or not self.random_flip,
+            "classifier.random_flip",
+            "false for a latent model",
+            True,
+            "codes of mirrored images are not mirrored codes",
+        )
+        images = rows_of(denoiser, load_images(job.inputs["label"], job.inputs["generate"]), device)
         labels = load_labels(job.inputs["label"])
         train, validation = _split(labels, self.validation_fraction, self.seed)
-        network = self._new_network(job.folder, images.shape[3], int(labels.max()) + 1)
+        network = self._new_network(job.folder, denoiser.shape[0], int(labels.max()) + 1)
         log.info(
             "training %.2f M parameters on %d images of %d labels, %d for validation",
             sum(p.numel() for p in network.parameters()) / 1e6,
@@ -114,8 +120,7 @@ class Classifier(Training):
         seen, unseen = ([images[rows], labels[rows]] for rows in (train, validation))
         self._train(network, alphas_cumprod, seen, unseen, teacher, job)
         save_file(network.state_dict(), job.folder / "model.safetensors")
-        device = job.runtime.torch_device()
-        judged = to_model(images[validation]).to(device)
+        judged = as_x_0(torch.from_numpy(images[validation])).to(device)
         their = torch.from_numpy(labels[validation]).to(device)
         network = load(job.folder).to(device)
         if teacher is not None:
@@ -136,8 +141,7 @@ class Classifier(Training):
 
         if self.labels == "hard":
             return None
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return Posterior(pixels, torch.from_numpy(labels), alphas_cumprod)
+        return Posterior(channels_first(images), torch.from_numpy(labels), alphas_cumprod)
 
     def _new_network(self, folder: Path, in_channels: int, num_classes: int) -> nn.Module:
         """A network with seeded weights, described in the folder for `load`."""

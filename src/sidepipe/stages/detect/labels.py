@@ -78,7 +78,7 @@ class DetectLabels(Detect):
         device, label = job.runtime.torch_device(), job.inputs["label"]
         denoiser = load_denoiser(job.inputs["dpm"], self.precision)
         images = load_images(label, job.inputs["generate"])
-        material = Material(job.inputs, denoiser, self.precision, images, label)
+        material = Material(job.inputs, denoiser, self.precision, images, label, device)
         surrogate = self.surrogate.build(material).to(device)
         denoiser.to(device)
         sizes, cohesion = load_sizes(label), load_cohesion(label)

@@ -1,5 +1,6 @@
 """The Lightning module of a diffusion model: its loss, validation and averaged weights."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from sidepipe.engine.training import (
 )
 
 PREVIEW_IMAGES, PREVIEW_STEPS = 64, 50
+Batch = UInt8[Tensor, "n h w c"] | Float[Tensor, "n c h w"]
 
 
 class DenoisingModule(L.LightningModule):
     """Minimizes |target - network(x_t, t)|^2 over uniform t (DDPM, eq. 14).
 
     unet: a diffusers UNet2DModel. alphas_cumprod: (T,). prediction_type: "epsilon",
-    "v_prediction" or "sample". lr_warmup_steps: linear from 0. clip_range: of pred_x_0 in previews.
+    "v_prediction" or "sample". lr_warmup_steps: linear from 0. clip_range: of pred_x_0 in previews,
+    which `decode` turns into uint8 images. Batches are of uint8 images, or of x_0 itself.
     Raises RuntimeError naming the step when a loss is not finite.
     """
 
@@ -52,18 +55,19 @@ class DenoisingModule(L.LightningModule):
         preview_folder: Path,
         image_shape: tuple[int, int, int],
         clip_range: float | None = 1.0,
+        decode: Callable[[Tensor], Tensor] = to_uint8,
     ) -> None:
         super().__init__()
         self.unet, self.prediction_type = unet, prediction_type
         self.lr, self.weight_decay, self.lr_warmup_steps = lr, weight_decay, lr_warmup_steps
         self.random_flip, self.seed = random_flip, seed
         self.preview_folder, self.image_shape = preview_folder, image_shape
-        self.clip_range = clip_range
+        self.clip_range, self.decode = clip_range, decode
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     def loss(
         self,
-        images: UInt8[Tensor, "n h w c"],
+        images: Batch,
         generator: torch.Generator,
         share: tuple[int, int] = (0, 1),
     ) -> Float[Tensor, "n"]:
@@ -71,9 +75,7 @@ class DenoisingModule(L.LightningModule):
         x = self.noised(images, generator, share)
         return self.squared_error(x, self.unet(x.x_t, x.t).sample)
 
-    def noised(
-        self, images: UInt8[Tensor, "n h w c"], generator: torch.Generator, share: tuple[int, int]
-    ) -> Noised:
+    def noised(self, images: Batch, generator: torch.Generator, share: tuple[int, int]) -> Noised:
         """The images at uniform t; in training, mirrored at random if `random_flip`."""
         flip = self.random_flip and self.training
         return noised(images, self.alphas_cumprod, generator, share, flip)
@@ -119,7 +121,7 @@ class DenoisingModule(L.LightningModule):
         clipped = clip_x_0(eps_fn, self.alphas_cumprod, self.clip_range)
         x_0 = ddim(clipped, noise(), timesteps, self.alphas_cumprod)
         require_finite_eps(seen, f"dpm at step {self.global_step}", range(PREVIEW_IMAGES))
-        return to_uint8(x_0).cpu().numpy()
+        return self.decode(x_0.cpu()).numpy()
 
     def configure_optimizers(self) -> Any:
         return adamw_with_warmup(self, self.lr, self.weight_decay, self.lr_warmup_steps)

@@ -16,6 +16,7 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import read_parts
 from sidepipe.models.schedules import schedule_from
 from sidepipe.stages.data.stage import load_partitions
+from sidepipe.stages.data.subset import split
 from sidepipe.stages.dpm.duplicates import (
     PAIRS,
     OnDuplicates,
@@ -24,7 +25,6 @@ from sidepipe.stages.dpm.duplicates import (
     require_few_copies,
     without_duplicates,
 )
-from sidepipe.stages.dpm.subset import split
 
 if TYPE_CHECKING:
     pass

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidepipe.base.images import to_uint8
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
@@ -20,6 +21,7 @@ from sidepipe.stages.dpm.stage import DPM
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import UNet2DModel
+    from torch import Tensor
 
     from sidepipe.stages.dpm.module import DenoisingModule
 
@@ -83,7 +85,14 @@ class DenoiserTraining(Training):
         module.load_state_dict(weights(job.folder))
         return {"epochs": self.max_steps * self.batch_size / len(train), **metrics}
 
-    def _module(self, unet: UNet2DModel, scheduler: Any, folder: Path) -> DenoisingModule:
+    def _module(
+        self,
+        unet: UNet2DModel,
+        scheduler: Any,
+        folder: Path,
+        decode: Callable[[Tensor], Tensor] = to_uint8,
+    ) -> DenoisingModule:
+        """decode: the uint8 images of x_0, for previews."""
         from sidepipe.stages.dpm.module import DenoisingModule
 
         size = unet.config["sample_size"]
@@ -99,6 +108,7 @@ class DenoiserTraining(Training):
             preview_folder=folder / "previews",
             image_shape=(unet.config["in_channels"], size, size),
             clip_range=clip_range(scheduler),
+            decode=decode,
         )
 
 
@@ -124,24 +134,35 @@ class TrainedDPM(DenoiserTraining, DPM):
 
         data = upstream["data"]
         assert isinstance(data, Data)
-        scheduler = tried("diffusion", self.noise_schedule)
-        check_scheduler(scheduler.config, type(scheduler).__name__, "diffusion")
-        check_alphas(scheduler, "diffusion")
+        self._check_schedule()
         with torch.device("meta"):  # checks its settings without weights
             unet = tried("dpm.unet", self.unet)
         self._check_network(unet.config, data)
-        levels = len(unet.config["block_out_channels"])
-        require(
-            data.size % 2 ** (levels - 1) == 0,
-            "data.size",
-            f"divisible by {2 ** (levels - 1)}, as {levels} levels of the UNet downsample",
-            data.size,
-            "change data.size or dpm.unet.block_out_channels",
-        )
+        check_levels(unet.config, data.size, "data.size")
+
+    def _check_schedule(self) -> None:
+        scheduler = tried("diffusion", self.noise_schedule)
+        check_scheduler(scheduler.config, type(scheduler).__name__, "diffusion")
+        check_alphas(scheduler, "diffusion")
 
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
         """Raises ValueError unless this is the config of a UNet for the stage and its data."""
         raise NotImplementedError
+
+
+def check_levels(config: Mapping[str, Any], size: int, name: str) -> None:
+    """Raises ValueError unless the levels of this UNet can halve what it denoises.
+
+    size: the side of that, by the setting `name`.
+    """
+    levels = len(config["block_out_channels"])
+    require(
+        size % 2 ** (levels - 1) == 0,
+        name,
+        f"divisible by {2 ** (levels - 1)}, as {levels} levels of the UNet downsample",
+        size,
+        f"change {name} or dpm.unet.block_out_channels",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

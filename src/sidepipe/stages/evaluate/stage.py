@@ -35,7 +35,7 @@ from sidepipe.stages.extract.stage import Extract, load_cohesion, load_targets
 from sidepipe.stages.extract.stage import load as load_extracted
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.original.stage import load_rows as load_original_rows
-from sidepipe.stages.reference.stage import NO_HELDOUT, Reference, load_near_duplicates
+from sidepipe.stages.reference.stage import NO_HELDOUT, Reference, load_limits
 from sidepipe.stages.reference.stage import load as load_reference
 from sidepipe.stages.tune.stage import load_trials
 
@@ -184,8 +184,8 @@ class Evaluate(Stage):
             c = compare(queries, synthetic, real, encoder.metric, _attacker_rows(extract))
             measured, hits = self._measured(c, rates)
             measured["asked_false_positive_rates"] = self.false_positive_rates
-            measured["near_duplicates"] = load_near_duplicates(job.inputs["reference"])
             threshold = measured["calibrated"][0]["threshold"]
+            measured |= load_limits(job.inputs["reference"], threshold, encoder.metric)
             trial = partial(r.trial, c, threshold=threshold, group=hits.group)
             results |= {**measured, "trials": _trials(trial, extract, encode)}
             results["blind"] |= ranking_quality(hits.hit[ranking.index])

@@ -17,6 +17,7 @@ from sidepipe.base.settings import Precision, require
 from sidepipe.base.weights import load_exactly
 from sidepipe.engine.stage import Job
 from sidepipe.engine.trained import Training
+from sidepipe.models.rows import rows_of
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
 from sidepipe.stages.label.stage import load_images
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 # The cost of a training step, forward and backward, per image and in forwards.
 TRAINING_COST = 3
-# The number of images per call of an autoencoder.
-ENCODED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +124,8 @@ class Lora(Training):
 
     def _rows(self, inputs: Mapping[str, Path], device: str) -> np.ndarray:
         """The labeled data in the model's space: images, or latents of images."""
-        import torch
-
         images = load_images(inputs["label"], inputs["generate"])
-        denoiser = load_denoiser(inputs["dpm"], "32-true")
-        if denoiser.has_range:
-            return images
-        denoiser.to(device)
-        parts = torch.from_numpy(images).to(device).split(ENCODED)
-        return np.concatenate([denoiser.encode(part).cpu().numpy() for part in parts])
+        return rows_of(load_denoiser(inputs["dpm"], "32-true"), images, device)
 
 
 def _loss_without_labels(

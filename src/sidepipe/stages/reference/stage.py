@@ -33,6 +33,7 @@ from sidepipe.stages.data.stage import load_ids, load_partitions
 from sidepipe.stages.descriptor.stage import Descriptor, load_rows
 from sidepipe.stages.descriptor.stage import load as load_descriptor
 from sidepipe.stages.dpm.stage import DPM, load_subset
+from sidepipe.stages.generate.stage import load_denoiser
 
 if TYPE_CHECKING:
     from sidepipe.features.encoders import Encoder
@@ -49,7 +50,8 @@ NO_HELDOUT = (
 NAMED = 5  # folders in a message
 # The files of an artifact, by content.
 ROWS, FEATURES, OTHER_GAMMA = "{}_rows.npy", "{}.npy", "other_gamma_{}.npy"
-REAL_GAMMA, NEAR_DUPLICATES = "real_gamma.npy", "near_duplicates.json"
+REAL_GAMMA, NEAR_DUPLICATES, FLOOR = "real_gamma.npy", "near_duplicates.json", "floor.npy"
+AUTOENCODERS = ("vae", "vqvae")  # parts of the model that make it one of latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class Reference(Stage):
         np.save(job.folder / REAL_GAMMA, real.real_gamma)
         for name, gamma in real.other_gamma.items():
             np.save(job.folder / OTHER_GAMMA.format(name), gamma)
+        self._save_floor(job, encoder, data, real.train)
         return {
             "num_train": len(real.train.rows),
             "num_unseen": len(real.unseen.rows),
@@ -128,6 +131,23 @@ class Reference(Stage):
             raise ValueError(NO_HELDOUT)
         usable_rates(self.false_positive_rates, len(unseen))
         return {"train": train, "unseen": unseen}
+
+    def _save_floor(self, job: Job, encoder: Encoder, data: np.ndarray, train: Encoded) -> None:
+        """For a latent model, gamma of training images and their own reconstructions."""
+        model = job.inputs["dpm"] / "model"
+        if not any((model / name).is_dir() for name in AUTOENCODERS):
+            return
+        import torch
+
+        from sidepipe.memorization.floor import FLOOR_IMAGES, floor_gamma
+
+        device = job.runtime.torch_device()
+        denoiser = load_denoiser(job.inputs["dpm"], "32-true", by_class=True).to(device)
+        images = torch.from_numpy(data[train.rows[:FLOOR_IMAGES]]).to(device)
+        again = [denoiser.decode(denoiser.encode(part)) for part in images.split(64)]
+        features = encoder.encode(torch.cat(again).cpu().numpy(), device=device)
+        gamma = floor_gamma(train.features[: len(images)], features, encoder.metric)
+        np.save(job.folder / FLOOR, gamma)
 
     def _warn_of(self, near: Mapping[str, float], real: RealImages) -> None:
         rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
@@ -188,6 +208,11 @@ def load(folder: Path) -> RealImages:
     return RealImages(*_encoded(folder), np.load(folder / REAL_GAMMA), other)
 
 
-def load_near_duplicates(folder: Path) -> dict[str, Any]:
-    """`near_duplicates` of the real images."""
-    return json.loads((folder / NEAR_DUPLICATES).read_text())
+def load_limits(folder: Path, threshold: float, metric: Metric) -> dict[str, Any]:
+    """Limits of what can be found at a threshold: `near_duplicates`, `floor` of a latent model."""
+    from sidepipe.memorization.floor import floor
+
+    found: dict[str, Any] = {"near_duplicates": json.loads((folder / NEAR_DUPLICATES).read_text())}
+    if (folder / FLOOR).exists():
+        found["floor"] = floor(np.load(folder / FLOOR), threshold, metric)
+    return found

@@ -87,8 +87,9 @@ def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
         if a.has_truth and not a.collapse and a.inconclusive
     ]
     real = [f"{a.name}: {text}" for a in attacks if a.has_truth and (text := _doubtful(a))]
-    with_truth = [attack.results for attack in attacks if attack.has_truth]
-    found = [sentence for results in with_truth for sentence in _of_calibration(results)]
+    with_truth = [attack for attack in attacks if attack.has_truth]
+    found = [sentence for a in with_truth for sentence in _of_calibration(a.results)]
+    found += [_of_floor(a, a.results["floor"]) for a in with_truth if "floor" in a.results]
     return [*collapsed, *real, *dict.fromkeys(found), *vague]
 
 
@@ -108,6 +109,18 @@ def _doubtful(attack: Attack) -> str:
     return (
         f"there are more held-out hits than hits {text}: are training and held-out images swapped, "
         "or of different kinds?"
+    )
+
+
+def _of_floor(attack: Attack, floor: Mapping[str, Any]) -> str:
+    """The notice that an autoencoder limits how close an image can come."""
+    median, most, within = (floor[name] for name in ("median", "most", "within_threshold"))
+    side = "at least" if attack.metric == "cosine" else "at most"
+    return (
+        f"The autoencoder alone puts training images at a {attack.gamma_in_words} of "
+        f"{median:.3g} (median; {side} {most:.3g} for 95 %) from themselves, and a memorized code "
+        f"decodes no closer: {rate(within)} of them are within the threshold of a hit, "
+        f"{attack.threshold:.3g}, and only these can be found."
     )
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sidepipe.stages.dpm.subset import split
+from sidepipe.stages.data.subset import split
 
 # Twelve images: five to train on, four to validate with, three to test with, in no order.
 PARTITIONS = np.array(["train", "val", "test"] * 3 + ["train", "val", "train"])

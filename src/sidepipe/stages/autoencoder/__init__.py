@@ -1,0 +1,1 @@
+"""Stage `autoencoder`: the codes that a latent model is trained on."""
