@@ -73,8 +73,9 @@ def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
 def _require_present(cfg: DictConfig) -> None:
     """Raises ValueError where a config refers to a stage that is null, as explain to detect."""
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    reads = [(stage_class(name).rows, name) for name in stages.STAGES]
-    reads = [(group, name) for group, name in reads if group is not None and raw.get(group)]
+    # The first stage of a group of rows is needed by them; later ones add to what it finds.
+    first = {stage_class(name).rows: name for name in reversed(stages.STAGES)}
+    reads = [(group, name) for group, name in first.items() if group is not None and raw.get(group)]
     for reader, settings in raw.items():
         reads += [(reader, name) for name in re.findall(r"\$\{(\w+)", str(settings))]
     for reader, name in reads:
@@ -99,6 +100,8 @@ def _goals(
     for name, group in rows_of.items():
         if group is None:
             found |= {name: fixed[name]} if name in fixed else {}
+            continue
+        if plain.get(name) is None:
             continue
         compared = stage_class(name).compared
         goals = None if compared else [name]
