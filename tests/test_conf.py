@@ -14,19 +14,9 @@ from sidepipe.cli.main import CONF, main
 from sidepipe.stages import STAGES
 
 GROUPS = (
-    *(
-        "data",
-        "diffusion",
-        "autoencoder",
-        "dpm",
-        "generate",
-        "original",
-        "label",
-        "classifier",
-        "lora",
-        "tune",
-    ),
-    *("extract", "descriptor", "reference", "evaluate", "detect", "explain", "mitigate"),
+    *("data", "diffusion", "autoencoder", "dpm", "generate", "shadow", "original", "label"),
+    *("classifier", "lora", "tune", "extract", "descriptor", "reference", "evaluate", "detect"),
+    *("explain", "mitigate"),
     "mitigations",
 )
 # What a user must choose, so that options with ??? can be composed.
@@ -65,6 +55,7 @@ CHOSEN = {
 ABSENT = {
     "autoencoder": LATENT,
     "audit": ["audit=returns"],
+    "verdict": ["verdict=shadow"],
     "detect": ["detect=labels"],
     "explain": [*PLANTED, "detect=prompts", "explain=tokens"],
     "mitigate": [*MITIGATED, "mitigations=single"],
