@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, UNET, checked
+from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, UNET
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import build
@@ -111,13 +111,13 @@ def test_settings_out_of_range_are_refused(changes, message):
 
 def test_enough_samples_must_be_left_to_set_the_threshold():
     upstream = {"data": DIGITS, "dpm": DPM, "generate": GENERATE}
-    checked(Shadow(**OWN | {"num_images": 40}), upstream)
+    Shadow(**OWN | {"num_images": 40}).check_model(upstream)
     rule = "shadow.num_images must be <= 40, generate.num_images less 20 held-out ones, got 41"
     with pytest.raises(ValueError, match=rule):
-        checked(Shadow(**OWN | {"num_images": 41}), upstream)
+        Shadow(**OWN | {"num_images": 41}).check_model(upstream)
 
 
 def test_a_text_model_is_refused():
     dpm = PretrainedTextDPM.__new__(PretrainedTextDPM)
     with pytest.raises(ValueError, match=r"dpm must be an unconditional model of images"):
-        Shadow(**OWN).check({"dpm": dpm, "generate": GENERATE}, RUNTIME)
+        Shadow(**OWN).check_model({"dpm": dpm, "generate": GENERATE})

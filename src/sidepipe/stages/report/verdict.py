@@ -22,7 +22,7 @@ from sidepipe.stages.report.section import Section, rows_of
 from sidepipe.stages.report.tables import Table
 from sidepipe.stages.report.terminal import wrapped
 from sidepipe.stages.report.words import DASH, count
-from sidepipe.stages.verdict.stage import PRECISIONS, in_words, load, load_verdicts
+from sidepipe.stages.verdict.stage import PRECISIONS, Verdict, load, load_verdicts
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def section(folders: Mapping[str, Path], attacks: Sequence[Attack]) -> Section:
         content={"verdicts": {"rows": [_gallery(judged) for judged in found], "true": bool(true)}},
         numbers={f"verdicts_{judged.name}": rows_of(judged.table) for judged in found},
         text="".join(
-            "\n".join(wrapped(f"Verdicts on {judged.name}: {in_words(judged.results)}")) + "\n"
+            "\n".join(wrapped(f"Verdicts on {judged.name}: {Verdict.in_words(judged.results)}"))
+            + "\n"
             for judged in found
         ),
         summary={judged.name: judged.results["listed"] for judged in found},
@@ -125,7 +126,7 @@ def different(judged: Judged, some: Bool[np.ndarray, "n"]) -> int:
 
 def _gallery(judged: Judged) -> dict[str, Any]:
     images = np.load(judged.folder / "gallery.npy")
-    rows = rows_of(judged.table[: len(images)])
+    rows = rows_of(judged.table.head(len(images)))
     shots = [{**row, "shot": thumbnail_uri(i)} for i, row in zip(images, rows, strict=True)]
     return {
         "name": judged.name,

@@ -10,20 +10,24 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from sidepipe.base.settings import require
 from sidepipe.engine.artifacts import Artifact
-from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.engine.stage import Job, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
+from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.trained import TrainDPM
-from sidepipe.stages.generate.stage import Generate
+from sidepipe.stages.generate.stage import WITHOUT_CLASSES, Generate
 from sidepipe.stages.generate.stage import load as load_synthetic
+
+if TYPE_CHECKING:
+    from sidepipe.stages.dpm.module import DenoisingModule
 
 log = logging.getLogger(__name__)
 
@@ -66,34 +70,58 @@ class Shadow(Training):
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "generate")
 
-    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+    def check_model(self, upstream: Mapping[str, Stage]) -> None:
+        """Raises ValueError for a model that cannot have a shadow; verdicts alone need one."""
         dpm, generate = upstream["dpm"], upstream["generate"]
         assert isinstance(generate, Generate)
+        assert isinstance(dpm, DPM)
         kind, remedy = type(dpm).__name__, "leave out verdict=shadow"
         of_images = isinstance(dpm, TrainDPM | PretrainedDPM)
         require(of_images, "dpm", "an unconditional model of images", kind, remedy)
+        classes = dpm.num_classes()
+        require(classes is None, "dpm", WITHOUT_CLASSES, f"{classes} classes", remedy)
         most = generate.num_images - UNSEEN
         rule = f"<= {most}, generate.num_images less {UNSEEN} held-out ones"
         require(self.num_images <= most, "shadow.num_images", rule, self.num_images)
 
     def run(self, job: Job) -> dict[str, Any]:
-        import lightning as L
-        from diffusers import DDPMPipeline, UNet2DModel
+        from diffusers import DDPMPipeline
 
         from sidepipe.engine.training import fit, validation_batches, weights
+        from sidepipe.stages.dpm.module import EMA
+
+        images, unseen = load_images(job.inputs["generate"], self.num_images)
+        module, scheduler = self._module(job)
+        unet: Any = module.unet
+        log.info("training %.2f M parameters on %d samples", *(_millions(unet), len(images)))
+        metrics = fit(
+            self,
+            module,
+            [images],
+            [validation_batches([some[:512]]) for some in (images, unseen)],
+            job,
+            validate_every_steps=self.preview_every_steps,
+            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
+        )
+        module.load_state_dict(weights(job.folder))
+        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
+        return {"num_train_images": len(images), "num_heldout_images": len(unseen), **metrics}
+
+    def _module(self, job: Job) -> tuple[DenoisingModule, Any]:
+        """The network of the model under attack with new weights, and its noise schedule."""
+        import lightning as L
+        from diffusers import UNet2DModel
+
         from sidepipe.models.schedules import clip_range
-        from sidepipe.stages.dpm.module import EMA, DenoisingModule
+        from sidepipe.stages.dpm.module import DenoisingModule
 
         parts = load_dpm(job.inputs["dpm"])
-        classes = parts["unet"].config.get("num_class_embeds") if "unet" in parts else None
-        plain = set(parts) == {"unet", "scheduler"} and classes is None
+        plain = set(parts) == {"unet", "scheduler"}
         rule, remedy = "an unconditional model of images", "leave out verdict=shadow"
         require(plain, "dpm", rule, f"one with {', '.join(sorted(parts))}", remedy)
-        scheduler = parts["scheduler"]
-        seed = self._own_seed
+        seed, scheduler = self._own_seed, parts["scheduler"]
         L.seed_everything(seed, verbose=False)
-        unet = UNet2DModel.from_config(parts["unet"].config)
-        images, unseen = load_images(job.inputs["generate"], self.num_images)
+        unet: Any = UNet2DModel.from_config(parts["unet"].config)
         size, channels = unet.config["sample_size"], unet.config["in_channels"]
         module = DenoisingModule(
             unet,
@@ -108,19 +136,7 @@ class Shadow(Training):
             image_shape=(channels, size, size),
             clip_range=clip_range(scheduler),
         )
-        log.info("training %.2f M parameters on %d samples", *(_millions(unet), len(images)))
-        metrics = fit(
-            self,
-            module,
-            [images],
-            [validation_batches([some[:512]]) for some in (images, unseen)],
-            job,
-            validate_every_steps=self.preview_every_steps,
-            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
-        )
-        module.load_state_dict(weights(job.folder))
-        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
-        return {"num_train_images": len(images), "num_heldout_images": len(unseen), **metrics}
+        return module, scheduler
 
 
 def _millions(unet: Any) -> float:

@@ -1,6 +1,6 @@
 """Stage `verdict`: which images of an attack are training images, without the training images.
 
-For the outsider, who has the model alone. A shadow model is attacked in the same way; its hits, and
+For the outsider with the model alone. A shadow model is attacked in the same way; its hits, and
 its other candidates, calibrate the scores of the candidates.
 """
 
@@ -25,24 +25,22 @@ from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.descriptor.stage import load as load_descriptor
-from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.dpm.stage import DPM
-from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.extract.stage import load as load_extracted
-from sidepipe.stages.generate.stage import WITHOUT_CLASSES, Generate, load_denoiser
+from sidepipe.stages.generate.stage import Generate, load_denoiser
 from sidepipe.stages.generate.stage import load as load_synthetic
-from sidepipe.stages.shadow.stage import load_split
+from sidepipe.stages.shadow.stage import Shadow, load_split
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sidepipe.features.encoders import Encoder
     from sidepipe.memorization.blind import Candidates
+    from sidepipe.memorization.verdict import Verdicts
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = (0.9, 0.5)  # promised by the lists
-FDR = 0.1  # false discovery rate of the conformal list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +89,9 @@ class Verdict(Stage):
         return ("dpm", "shadow", *descriptor, "extract")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        dpm = upstream["dpm"]
-        kind, remedy = type(dpm).__name__, "leave out verdict=shadow"
-        of_images = isinstance(dpm, TrainDPM | PretrainedDPM)
-        require(of_images, "dpm", "an unconditional model of images", kind, remedy)
-        assert isinstance(dpm, DPM)
-        classes = dpm.num_classes()
-        require(classes is None, "dpm", WITHOUT_CLASSES, f"{classes} classes", remedy)
+        shadow = upstream["shadow"]
+        assert isinstance(shadow, Shadow)
+        shadow.check_model(upstream)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         self._encoder.check()
@@ -107,52 +101,36 @@ class Verdict(Stage):
         dpm.check_timesteps("verdict", 1, None, {"verdict.levels": self.levels[-1]})
 
     def run(self, job: Job) -> dict[str, Any]:
-        import pandas as pd
-
-        from sidepipe.memorization.verdict import promised, verdicts
+        from sidepipe.memorization.verdict import verdicts
         from sidepipe.stages.verdict.scores import evaluations
 
-        images = load_extracted(job.inputs["extract"])
-        shadow_images = self._sample_shadow(job)
         device = job.runtime.torch_device()
-        found, tables = {}, {}
-        for name, some in (("shadow", shadow_images), ("dpm", images)):
-            found[name] = self._candidates(some, device)
-            tables[name] = self._scores(job, name, some[found[name].index], found[name])
-        hit = self._shadow_hits(job, shadow_images[found["shadow"].index])
+        images = {
+            "shadow": self._sample_shadow(job),
+            "dpm": load_extracted(job.inputs["extract"]),
+        }
+        found = {name: self._candidates(some, device) for name, some in images.items()}
+        scores = {
+            name: self._scores(job, name, images[name][some.index], some)
+            for name, some in found.items()
+        }
+        hit = self._shadow_hits(job, images["shadow"][found["shadow"].index])
         try:
-            judged = verdicts(tables["dpm"], tables["shadow"], hit)
+            judged = verdicts(scores["dpm"], scores["shadow"], hit)
         except ValueError as error:
             raise NoMaterial(str(error)) from None
-        candidates = found["dpm"]
-        columns: dict[str, Any] = {
-            "index": candidates.index,
-            "size": candidates.size,
-            "probability": judged.probability,
-            "p_value": judged.p_value,
-        }
-        for precision in PRECISIONS:
-            columns[f"listed_{precision:g}"] = promised(judged.probability, precision).astype(int)
-        table = pd.DataFrame({**columns, **{n: s for n, s in tables["dpm"].items() if n != "size"}})
-        order = np.argsort(-judged.probability, kind="stable")
-        table = table.iloc[order].reset_index(drop=True)
+        table = verdicts_table(found["dpm"], judged, scores["dpm"])
         write_table(job.folder / "verdicts.csv", table)
-        write_table(
-            job.folder / "shadow.csv", pd.DataFrame({"hit": hit.astype(int), **tables["shadow"]})
-        )
-        best = table[: self.gallery_images]
-        np.save(job.folder / "gallery.npy", images[best["index"].to_numpy()])
+        write_table(job.folder / "shadow.csv", shadow_table(hit, scores["shadow"]))
+        best = table["index"].to_numpy()[: self.gallery_images]
+        np.save(job.folder / "gallery.npy", images["dpm"][best])
         results = {
-            "num_images": len(images),
+            "num_images": len(images["dpm"]),
             "num_candidates": len(table),
             "share": judged.share,
             "expected_hits": float(judged.probability.sum()),
             "listed": {f"{p:g}": _listed(table, p) for p in PRECISIONS},
-            "shadow": {
-                "num_images": len(shadow_images),
-                "num_candidates": len(hit),
-                "hits": int(hit.sum()),
-            },
+            "shadow": {"num_candidates": len(hit), "hits": int(hit.sum())},
             "evaluations_per_candidate": evaluations(self.levels, self.draws),
         }
         write_json(job.folder / "results.json", results)
@@ -212,7 +190,44 @@ class Verdict(Stage):
         return closer(own, threshold, encoder.metric)
 
     def describe(self, folder: Path, title: str) -> str:
-        return f"{title}: {folder / 'verdicts.csv'}\n{in_words(load(folder))}"
+        return f"{title}: {folder / 'verdicts.csv'}\n{self.in_words(load(folder))}"
+
+    @staticmethod
+    def in_words(results: Mapping[str, Any]) -> str:
+        """The findings of results.json in two sentences."""
+        first = PRECISIONS[0]
+        return (
+            f"{results['listed'][f'{first:g}']['count']:,} of {results['num_candidates']:,} "
+            f"candidates are listed as training images at a promised precision of "
+            f"{100 * first:g} %. About {results['expected_hits']:,.0f} candidates are expected to "
+            "be training images."
+        )
+
+
+def verdicts_table(
+    candidates: Candidates, judged: Verdicts, scores: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """A row per candidate, the most probable first."""
+    import pandas as pd
+
+    from sidepipe.memorization.verdict import promised
+
+    columns: dict[str, Any] = {
+        "index": candidates.index,
+        "probability": judged.probability,
+        "p_value": judged.p_value,
+    }
+    for precision in PRECISIONS:
+        columns[f"listed_{precision:g}"] = promised(judged.probability, precision).astype(int)
+    order = np.argsort(-judged.probability, kind="stable")
+    return pd.DataFrame({**columns, **scores}).iloc[order].reset_index(drop=True)
+
+
+def shadow_table(hit: Bool[np.ndarray, "m"], scores: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The scores of the shadow's candidates, and which are hits."""
+    import pandas as pd
+
+    return pd.DataFrame({"hit": hit.astype(int), **scores})
 
 
 def _listed(table: pd.DataFrame, precision: float) -> dict[str, Any]:
@@ -220,16 +235,6 @@ def _listed(table: pd.DataFrame, precision: float) -> dict[str, Any]:
     listed = table.loc[table[f"listed_{precision:g}"] == 1]
     mean = float(listed["probability"].mean()) if len(listed) else None
     return {"count": len(listed), "promised": mean}
-
-
-def in_words(results: Mapping[str, Any]) -> str:
-    """The findings of results.json in two sentences."""
-    first = PRECISIONS[0]
-    return (
-        f"{results['listed'][f'{first:g}']['count']:,} of {results['num_candidates']:,} candidates "
-        f"are listed as training images at a promised precision of {100 * first:g} %. "
-        f"About {results['expected_hits']:,.0f} candidates are expected to be training images."
-    )
 
 
 def load(folder: Path) -> dict[str, Any]:
