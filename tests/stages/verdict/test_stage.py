@@ -12,7 +12,7 @@ from torch import nn
 
 from sidepipe.base.images import to_model
 from sidepipe.diffusion.denoiser import Denoiser
-from sidepipe.engine.plan import plan
+from sidepipe.engine.plan import check_parts, plan
 from sidepipe.engine.stage import Job, NoMaterial
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.verdict import stage as module
@@ -156,6 +156,13 @@ def test_a_class_conditional_model_is_refused_with_the_plan(tmp_path, make, rule
     path = make(tmp_path / "model") if make is dit else make(tmp_path / "m", num_class_embeds=4)
     with pytest.raises(ValueError, match=f"a model without classes .* got '{rule}'"):
         plan(composed(*ALONE, "verdict=shadow", f"dpm.path={path}"))
+
+
+def test_models_that_a_shadow_cannot_imitate_are_refused_before_anything_runs(tmp_path):
+    overrides = [*ALONE, "verdict=shadow", f"dpm.path={latent(tmp_path / 'latent')}"]
+    found = plan(composed(*overrides, "data.size=8", "data.channels=3"))
+    with pytest.raises(ValueError, match=r"a model of images with discrete .* a latent model"):
+        check_parts(found.needed("verdict").values(), found.runtime)
 
 
 def test_a_shadow_is_planned_only_where_verdicts_are_wanted(tmp_path):

@@ -17,8 +17,10 @@ from jaxtyping import UInt8
 
 from sidepipe.base.settings import require
 from sidepipe.engine.artifacts import Artifact
-from sidepipe.engine.stage import Job, Stage
+from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
+from sidepipe.models.checkpoint import OPTION
+from sidepipe.models.families import require_family
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.stage import load as load_dpm
@@ -84,6 +86,13 @@ class Shadow(Training):
         rule = f"<= {most}, generate.num_images less {UNSEEN} held-out ones"
         require(self.num_images <= most, "shadow.num_images", rule, self.num_images)
 
+    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        folder = Path(dpm.path).expanduser() if isinstance(dpm, PretrainedDPM) else Path()
+        if isinstance(dpm, PretrainedDPM) and folder.is_dir():
+            _require_plain(require_family(folder, OPTION).name == "image", dpm.scheduler())
+
     def run(self, job: Job) -> dict[str, Any]:
         from diffusers import DDPMPipeline
 
@@ -116,9 +125,7 @@ class Shadow(Training):
         from sidepipe.stages.dpm.module import DenoisingModule
 
         parts = load_dpm(job.inputs["dpm"])
-        plain = set(parts) == {"unet", "scheduler"}
-        rule, remedy = "an unconditional model of images", "leave out verdict=shadow"
-        require(plain, "dpm", rule, f"one with {', '.join(sorted(parts))}", remedy)
+        _require_plain(set(parts) == {"unet", "scheduler"}, parts["scheduler"])
         seed, scheduler = self._own_seed, parts["scheduler"]
         L.seed_everything(seed, verbose=False)
         unet: Any = UNet2DModel.from_config(parts["unet"].config)
@@ -137,6 +144,14 @@ class Shadow(Training):
             clip_range=clip_range(scheduler),
         )
         return module, scheduler
+
+
+def _require_plain(of_images: bool, scheduler: Any) -> None:
+    """Raises ValueError for a model that the loss of `dpm` does not train."""
+    kind = type(scheduler).__name__
+    fits = of_images and kind == "DDPMScheduler"
+    rule, remedy = "a model of images with discrete timesteps", "leave out verdict=shadow"
+    require(fits, "dpm", rule, kind if of_images else "a latent model", remedy)
 
 
 def _millions(unet: Any) -> float:
