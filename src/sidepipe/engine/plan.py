@@ -63,6 +63,8 @@ def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
     for name, goal in wanted.items():
         # Only the stages that the attack reads: no classifier for the unconditional baseline.
         for key, node in goal.upstream().items():
+            if key not in nodes:
+                node.stage.check_needed(node.stages_read())
             nodes.setdefault(key, node)
             attacks.setdefault(key, []).append(name)
     last = list(stages.STAGES)[-1]
