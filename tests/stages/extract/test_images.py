@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from sidepipe.stages.report.comparison import read_attack
 from sidepipe.stages.report.stage import load_table, page_path
 from sidepipe.stages.report.sweep.quantities import COST, NEW
 
-DIGITS = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+LOADED: Any = load_digits()
+DIGITS = np.rint(LOADED.images * (255 / 16)).astype(np.uint8)
 TRAIN, HELDOUT, OTHERS = DIGITS[:60], DIGITS[60:120], DIGITS[200:240]
 GENERATED = np.concatenate([TRAIN[:10], HELDOUT[:1], OTHERS])
 
@@ -177,7 +179,7 @@ def test_a_broken_file_is_an_error_or_left_out(planned, tmp_path):
         (["attacks=compare"], r"generate needs a model, and dpm=none has none; remedy: dpm=pre"),
         (["audit=returns"], r"audit needs a model, and dpm=none"),
         (
-            ["extract=none", "~extract.surrogate.folder"],
+            ["+attacks.plain={extract: {surrogate: none}}"],
             r"generate needs a model, and dpm=none has none",
         ),
         (["extract.surrogate.folder=/nowhere"], r"must be a folder of images or a NumPy file"),
