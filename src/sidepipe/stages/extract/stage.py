@@ -119,7 +119,8 @@ class Extract(Attack):
 
     def run(self, job: Job) -> dict[str, Any]:
         if isinstance(self.surrogate, OtherImages):
-            data = Artifact(job.inputs["dpm"]).inputs["data"]
+            data = Artifact(job.inputs["dpm"]).ancestor("data")
+            assert data is not None
             return self.surrogate.write(job.folder, data.summary["shape"], self.shard_size)
         if self.is_tuned:
             return self._run_as_chosen(job, load_choice(job.inputs["tune"]))
