@@ -1,16 +1,19 @@
 # `make demo` and `make test` first make .venv with the versions in constraints.txt;
-# `touch constraints.txt` makes it again.
+# `touch constraints.txt` makes it again. VENV= (nothing, also as `export VENV=`) uses the active
+# environment, such as conda's, and installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(if $(VENV),$(VENV)/bin,$(shell dirname "$$(command -v python)"))
+INSTALLED := $(if $(VENV),$(VENV)/installed,active)
+INSTALLED_DEV := $(if $(VENV),$(VENV)/installed-dev,active)
 ARGS ?=
 # Extras of the package: cpu or gpu (faiss), text (text-conditional models, LoRA), slurm, dashboards.
 EXTRAS ?= cpu,text
 # Number of processes of the tests; each runs one file at a time.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile
-# The folder of the runs that were tracked offline, for make sync.
-WANDB ?= outputs/wandb
+# The runtime.outputs whose finished artifacts make sync sends, and make dashboard shows.
+OUTPUTS ?= outputs
 # The launcher of sweeps: auto is slurm where a cluster answers, else local.
 LAUNCHER ?= auto
 # A folder of faces, for make attacks: FACES='runtime.data_root=... data.source.folder=...'.
@@ -19,7 +22,7 @@ SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error SWEEP must be set, f
   sweeps: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
 
 .PHONY: setup demo demo-text docs api run test test-fast test-slurm bench bench-large check format status clean help
-.PHONY: sweep cancel report attacks sync dashboard
+.PHONY: sweep cancel report attacks sync dashboard active
 
 help:
 	@echo "make demo      the whole pipeline on the included digits, with its report"
@@ -35,37 +38,37 @@ help:
 	@echo "make sweep SWEEP=subset_size ARGS='...'    run a grid of configs, on Slurm or here; DRY=1: only plan"
 	@echo "make status|report|cancel SWEEP=...       its states; its results so far; cancel its jobs"
 	@echo "make attacks FACES='...'  all sweeps of docs/results, many hours; without FACES: only digits"
-	@echo "make sync | make dashboard                W&B: upload runs that were tracked offline; save the workspace"
+	@echo "make sync | make dashboard                W&B: send finished artifacts (SWEEP=...); save the workspace"
 	@echo "make setup EXTRAS=gpu,text,slurm,dashboards    only install"
 
-setup: $(VENV)/installed
+setup: $(INSTALLED)
 
-demo: $(VENV)/installed
+demo: $(INSTALLED)
 	$(BIN)/sidepipe experiment=demo $(ARGS)
 
 docs: demo api
 	$(BIN)/python docs/demo.py
 
-api: $(VENV)/installed
+api: $(INSTALLED)
 	$(BIN)/python docs/api.py
 
-demo-text: $(VENV)/installed
+demo-text: $(INSTALLED)
 	$(BIN)/sidepipe experiment=demo_text $(ARGS)
 
-run: $(VENV)/installed
+run: $(INSTALLED)
 	$(BIN)/sidepipe $(ARGS)
 
-status: $(VENV)/installed
+status: $(INSTALLED)
 	@$(if $(SWEEP),$(call SWEEPING,status) $(ARGS),\
 	  $(BIN)/sidepipe stage=status $(if $(ARGS),$(ARGS),experiment=demo))
 
-sweep: $(VENV)/installed
+sweep: $(INSTALLED)
 	$(call SWEEPING,run) --launcher $(LAUNCHER) $(if $(DRY),--dry) $(ARGS)
 
-cancel report: $(VENV)/installed
+cancel report: $(INSTALLED)
 	@$(call SWEEPING,$@) $(ARGS)
 
-attacks: $(VENV)/installed
+attacks: $(INSTALLED)
 	@for sweep in $(basename $(notdir $(wildcard conf/sweep/attack_*.yaml))); do \
 	  faces=; \
 	  if grep -q "/experiment: faces" conf/sweep/$$sweep.yaml; then \
@@ -75,36 +78,40 @@ attacks: $(VENV)/installed
 	  $(if $(DRY),,$(BIN)/sidepipe-sweep report $$sweep $(ARGS) $$faces || exit 1;) \
 	done
 
-# ARGS: --project P, --entity E.
-sync: $(VENV)/installed
-	$(BIN)/python -m sidepipe.tracking.sync $(WANDB) $(ARGS)
+# ARGS: --project P, --entity E, --images.
+sync: $(INSTALLED)
+	$(BIN)/python -m sidepipe.cli.sync $(OUTPUTS) $(if $(SWEEP),--sweep $(SWEEP)) $(ARGS)
 
-dashboard: $(VENV)/installed
-	$(BIN)/python -m sidepipe.cli.dashboards $(if $(SWEEP),--group $(SWEEP)) $(ARGS)
+dashboard: $(INSTALLED)
+	$(BIN)/python -m sidepipe.cli.dashboards --outputs $(OUTPUTS) $(if $(SWEEP),--sweep $(SWEEP)) $(ARGS)
 
-test: $(VENV)/installed-dev
+test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-test-fast: $(VENV)/installed-dev
+test-fast: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not (slow or e2e or browser or gpu or slurm)" $(ARGS)
 
-test-slurm: $(VENV)/installed-dev
+test-slurm: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
-bench: $(VENV)/installed
+bench: $(INSTALLED)
 	@for file in $(filter-out benchmarks/large.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
 
-bench-large: $(VENV)/installed
+bench-large: $(INSTALLED)
 	$(BIN)/python benchmarks/large.py $(if $(IMAGES),--images $(IMAGES))
 
-check: $(VENV)/installed-dev
+check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-format: $(VENV)/installed-dev
+format: $(INSTALLED_DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+active:
+	@test -x "$(BIN)/sidepipe" || { echo "VENV= uses the active environment, and $(BIN) has no sidepipe;" \
+	  "remedy: conda env create -f environment.yml && conda activate sidepipe"; exit 1; }
 
 $(VENV)/python-ok:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

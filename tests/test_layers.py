@@ -25,7 +25,7 @@ LAYERS = [
 # What stages share lies upstream of the first of them that uses it.
 STAGE_PARTS = list(STAGES)
 STAGE_PARTS.insert(STAGE_PARTS.index("tune"), "attack")
-WITHIN = {"stages": STAGE_PARTS, "cli": ["compare", "main", "dashboards", "sweep"]}
+WITHIN = {"stages": STAGE_PARTS, "cli": ["compare", "main", "sync", "dashboards", "sweep"]}
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 FORBIDDEN = {
     "diffusion": {"pathlib", "os", "hydra", "omegaconf", "lightning"},

@@ -15,7 +15,6 @@ from sidepipe.cli.sweep.resources import Slurm
 from sidepipe.cli.sweep.states import look
 from sidepipe.cli.sweep.states import table as sweep_table
 from sidepipe.engine import pipeline, status
-from sidepipe.engine.artifacts import read_manifest
 from sidepipe.engine.graph import Plan
 from sidepipe.engine.measures import measured, run_config
 from sidepipe.engine.plan import plan
@@ -45,7 +44,8 @@ class Brightness(Stage):
         np.save(job.folder / "counts.npy", counts)
         return {"num_pixels": int(counts.sum())}
 
-    def curves(self, folder: Path) -> dict[str, list[dict[str, float]]]:
+    @classmethod
+    def curves(cls, folder: Path) -> dict[str, list[dict[str, float]]]:
         counts = np.load(folder / "counts.npy")
         return {
             "brightness/bin": [{"brightness/bin": i, "pixels": n} for i, n in enumerate(counts)]
@@ -100,15 +100,13 @@ def test_it_runs_and_shows_its_state_and_its_result(overrides) -> None:
 def test_tracking_gets_its_config_numbers_and_curves(overrides) -> None:
     the_plan = planned(overrides)
     (node,) = pipeline.run(the_plan, "brightness")
-    config = run_config(node, [])
+    folder = node.folder(the_plan.runtime)
+    config = run_config(folder, [], None)
     assert config["brightness"]["num_bins"] == 4
     assert config["inputs"] == {"data": f"data-{node.inputs['data'].key}"}
-    folder = node.folder(the_plan.runtime)
-    manifest = read_manifest(folder)
-    assert manifest is not None
     pixels = load(node.inputs["data"].folder(the_plan.runtime)).size
-    content = measured(node.stage, folder, manifest["summary"], images=False)
-    assert content.summary == {"brightness/num_pixels": pixels}
+    content = measured(Brightness, folder, None, images=False)
+    assert content.summary["brightness/num_pixels"] == pixels
     assert sum(row["pixels"] for row in content.curves["brightness/bin"]) == pixels
 
 

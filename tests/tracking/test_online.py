@@ -28,12 +28,12 @@ print(json.dumps(sorted(os.listdir("runs/wandb"))))
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, server):
-    server.refused.add("refused")
+    server.refused.add("sizes-refused")
     return python(server, tmp_path_factory.mktemp("online"), STAGES)
 
 
 def test_a_run_arrives_as_it_is(folders, server):
-    run = server.runs["aaa"]
+    run = server.runs["sizes-aaa"]
     assert server.unknown == []
     assert (run["groupName"], run["jobType"], run["tags"]) == ("sizes", "dpm", ["demo"])
     assert run["config"]["dpm"]["value"] == {"num_train_images": 500}
@@ -43,10 +43,12 @@ def test_a_run_arrives_as_it_is(folders, server):
 
 
 def test_a_stage_that_was_asked_to_stop_arrives_as_preempting(folders, server):
-    assert (server.runs["aaa"]["preempting"], server.runs["aaa"]["exitcode"]) == (True, 1)
+    assert (server.runs["sizes-aaa"]["preempting"], server.runs["sizes-aaa"]["exitcode"]) == (
+        True,
+        1,
+    )
 
 
-def test_a_run_that_the_server_refuses_is_kept_offline(folders, server):
-    assert set(server.runs) == {"aaa"}
-    offline = [name for name in folders if name.startswith("offline-run-")]
-    assert [name.rpartition("-")[2] for name in offline] == ["refused"]
+def test_a_run_that_the_server_refuses_is_left_to_make_sync(folders, server):
+    assert set(server.runs) == {"sizes-aaa"}
+    assert not [name for name in folders if name.startswith("offline-run-")]

@@ -10,7 +10,7 @@ from tests.composing import composed
 from sidepipe.base.interruption import Preempted
 from sidepipe.engine.plan import plan
 from sidepipe.tracking import Content, MetricsCSV, Tracking
-from sidepipe.tracking.runs import GLOBAL_STEP
+from sidepipe.tracking.content import GLOBAL_STEP, history
 
 
 class FakeRun:
@@ -18,6 +18,7 @@ class FakeRun:
 
     def __init__(self, key="0123456789ab"):
         self.id, self.broken, self.calls, self.exit_code = key, (), [], None
+        self.entity, self.project = "lab", "faces"
         self.logged, self.metrics, self.summarized, self.artifacts = [], {}, {}, []
         self.summary = SimpleNamespace(update=self.update)
 
@@ -51,12 +52,8 @@ class FakeRun:
 
 
 class FakeArtifact:
-    def __init__(self, name, kind):
-        self.name, self.type, self.references = name, kind, {}
-
-    def add_reference(self, uri, name, checksum):
-        assert checksum
-        self.references[name] = uri
+    def __init__(self, name, kind, metadata):
+        self.name, self.type, self.metadata = name, kind, metadata
 
 
 @pytest.fixture
@@ -118,15 +115,15 @@ def test_an_error_is_the_stages_own(tmp_path, wandb, mode):
 
 
 def test_a_run_is_the_artifacts(tmp_path, wandb):
-    config = {"stage": "evaluate", "attack": "side", "dpm": {"num_train_images": 500}}
+    config = {"stage": "evaluate", "point": "side, a=1", "dpm": {"num_train_images": 500}}
     tracked_by = tracking(tmp_path, project="faces", group="sizes", tags=["a"])
     with tracked_by.run("evaluate", "0123456789ab", config):
         pass
     [init] = wandb.inits
     settings = init.pop("settings")
     assert init == {
-        "id": "0123456789ab",
-        "name": "evaluate side 0123456789ab",
+        "id": "sizes-0123456789ab",
+        "name": "evaluate side, a=1 0123456789ab",
         "job_type": "evaluate",
         "resume": "allow",
         "project": "faces",
@@ -166,35 +163,36 @@ def test_metrics_of_a_trainer_go_to_the_run_that_is_open_under_its_stage(tmp_pat
 
 
 def content(folder, images):
-    (folder / "model").mkdir(exist_ok=True)
-    path = folder / "model" / "a.bin"
-    path.write_bytes(b"weights")
     return Content(
-        summary={"evaluate/threshold": 0.5, "evaluate/transform": "pixels"},
+        summary={"evaluate/transform": "pixels", "evaluate/hits": 3, "evaluate/z": 4},
         curves={
             "evaluate/n": [{"evaluate/n": 20, "evaluate/hits": 3}],
             "evaluate/x": [{"evaluate/x": 1, "evaluate/y": 5}, {"evaluate/x": 2, "evaluate/y": 8}],
+            "sweep/a": [{"sweep/a": 1, "evaluate/z": 4}, {"sweep/a": 2, "evaluate/z": 4}],
         },
         pictures={"evaluate/pairs": [folder / "a.png", "drawn"]} if images else {},
-        files={"model/a.bin": path},
+        files={"model/a.bin": {"bytes": 7, "sha256": "abc"}},
     )
 
 
-def test_a_finished_artifact_sends_values_curves_over_their_axes_and_references(tmp_path, wandb):
+def test_a_finished_artifact_sends_values_curves_over_their_axes_and_checksums(tmp_path, wandb):
     with tracking(tmp_path).run("evaluate", "0123456789ab", {}) as tracked:
         tracked.send(lambda images: content(tmp_path, images))
     run = wandb.run
-    assert run.summarized == {"evaluate/threshold": 0.5, "evaluate/transform": "pixels"}
+    assert run.summarized == {"evaluate/transform": "pixels", "evaluate/hits": 3, "evaluate/z": 4}
     assert run.logged == [
         {"evaluate/n": 20, "evaluate/hits": 3},
         {"evaluate/x": 1, "evaluate/y": 5},
         {"evaluate/x": 2, "evaluate/y": 8},
+        {"sweep/a": 1, "evaluate/z": 4},
+        {"sweep/a": 2, "evaluate/z": 4},
     ]
     assert run.metrics["evaluate/hits"] == ("evaluate/n", None)
     assert run.metrics["evaluate/y"] == ("evaluate/x", "none")
+    assert run.metrics["evaluate/z"] == ("sweep/a", None), "it is in the summary"
     [artifact] = run.artifacts
     assert (artifact.name, artifact.type) == ("evaluate-0123456789ab", "evaluate")
-    assert artifact.references == {"model/a.bin": (tmp_path / "model" / "a.bin").as_uri()}
+    assert artifact.metadata == {"files": {"model/a.bin": {"bytes": 7, "sha256": "abc"}}}
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
@@ -206,6 +204,17 @@ def test_pictures_are_sent_only_where_they_are_asked_for(tmp_path, wandb, mode, 
     sent = [row for row in wandb.run.logged if "evaluate/pairs" in row]
     shown = [("picture", str(tmp_path / "a.png")), ("picture", "drawn")]
     assert sent == ([{"evaluate/pairs": shown}] if images else [])
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+@pytest.mark.parametrize("broken", [(), ("log_artifact",), ("finish",)])
+def test_only_a_run_that_arrived_whole_is_noted_as_sent(tmp_path, wandb, mode, broken):
+    wandb.run.broken = broken
+    with tracking(tmp_path, mode).run("evaluate", "0123456789ab", {}) as tracked:
+        tracked.send(lambda images: content(tmp_path, images))
+    sent = [path.relative_to(tmp_path) for path in tmp_path.glob("wandb/sent/*/*/*")]
+    whole = mode == "online" and not broken
+    assert list(map(str, sent)) == (["wandb/sent/lab/faces/0123456789ab"] if whole else [])
 
 
 # how a run ends
@@ -250,14 +259,15 @@ def test_a_wandb_that_is_not_there_is_a_warning(tmp_path, monkeypatch, caplog):
     assert "W&B is not tracking dpm 0 offline: import of wandb halted" in record.message
 
 
-def test_a_server_that_cannot_be_reached_means_offline_with_a_warning(tmp_path, wandb, caplog):
+def test_a_server_that_cannot_be_reached_is_a_warning(tmp_path, wandb, caplog):
     wandb.unreachable = ("online",)
     with tracking(tmp_path, "online").run("dpm", "0", {}) as tracked:
         tracked.log({"loss": 1.0}, 1)
-    assert [init["mode"] for init in wandb.inits] == ["online", "offline"]
-    assert len(wandb.run.logged) == 1
+    assert [init["mode"] for init in wandb.inits] == ["online"]
+    assert not wandb.run.logged
     [record] = caplog.records
-    assert "not tracking dpm 0 online: no server answers; now offline" in record.message
+    assert "not tracking dpm 0 online: no server answers" in record.message
+    assert "make sync sends them" in record.message
 
 
 def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, wandb, caplog):
@@ -318,3 +328,13 @@ def test_an_error_of_the_stage_is_not_hidden_by_one_of_wandb(tmp_path, wandb):
     wandb.run.broken = ["finish"]
     with pytest.raises(ValueError, match="of the stage"), tracking(tmp_path).run("dpm", "0", {}):
         raise ValueError("of the stage")
+
+
+def test_a_history_has_a_row_per_step_and_the_later_value_of_a_repeated_step(tmp_path):
+    path = tmp_path / "metrics.csv"
+    assert history("dpm", path) == []
+    path.write_text("step,metric,value\n1,loss,3\n2,loss,9\n2,loss,2\n2,val/loss,5\n1,a,0\n")
+    assert history("dpm", path) == [
+        {GLOBAL_STEP: 1, "dpm/loss": 3.0, "dpm/a": 0.0},
+        {GLOBAL_STEP: 2, "dpm/loss": 2.0, "dpm/val/loss": 5.0},
+    ]

@@ -22,8 +22,8 @@ class WandbServer(ThreadingHTTPServer):
 
     runs: of each id what was upserted, `history` (a line a row), `summary`, `exitcode`,
     `preempting`. artifacts: by name, with the uploaded manifest. uses: (run, artifact's name).
-    views: by id. uploads: bytes by path. refused: run ids that
-    get 400. unknown: operations that got it.
+    views: by id. uploads: bytes by path. received: all bodies of requests. refused: run ids that
+    get 400. unknown: operations that got it. loses: run ids whose history is not kept.
     """
 
     daemon_threads = True
@@ -35,7 +35,9 @@ class WandbServer(ThreadingHTTPServer):
         self.uses: list[tuple[str, str]] = []
         self.views: dict[str, dict[str, Any]] = {}
         self.uploads: dict[str, bytes] = {}
+        self.received: list[str] = []
         self.refused: set[str] = set()
+        self.loses: set[str] = set()
         self.unknown: list[str] = []
 
     @property
@@ -50,7 +52,7 @@ class WandbServer(ThreadingHTTPServer):
         run = self.runs[run_id]
         for name, chunk in (content.get("files") or {}).items():
             lines = [json.loads(line) for line in chunk["content"]]
-            if name == "wandb-history.jsonl":
+            if name == "wandb-history.jsonl" and run_id not in self.loses:
                 run["history"][chunk["offset"] :] = lines
             if name == "wandb-summary.json":
                 run["summary"] = lines[-1]
@@ -158,6 +160,7 @@ def create_artifact(server: WandbServer, sent: dict[str, Any]) -> dict[str, Any]
     new = sent["input"]
     name = new["artifactCollectionName"]
     kept = {"type": new["artifactTypeName"], "run": new["runName"], "digest": new["digest"]}
+    kept["metadata"] = new.get("metadata")
     server.artifacts[name] = kept
     shown = {"id": name, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
     return {"createArtifact": {"artifact": shown}}
@@ -266,7 +269,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.server.received.append(body.decode(errors="replace"))
+        return body
 
     def _send(self, status: int, content: Any) -> None:
         body = json.dumps(content).encode()

@@ -5,7 +5,7 @@ stage reads them, once per process and file.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,20 @@ def require_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise _damaged(path, fault, folder)
 
 
-def require_unchanged(folder: Path) -> None:
-    """Raises ValueError for a changed file that a stage may read; skips missing files."""
+def require_unchanged(folder: Path, patterns: Sequence[str] = ("*",)) -> None:
+    """Raises ValueError for a changed file that a stage may read; skips missing files.
+
+    patterns: hash only files whose names fit one of these.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         return  # deleted, as nothing reads it any more
     require_sizes(folder, manifest)
-    needed = {n: listed for n, listed in _needed(manifest).items() if (folder / n).is_file()}
+    needed = {
+        name: listed
+        for name, listed in _needed(manifest).items()
+        if (folder / name).is_file() and any(fnmatch(name, each) for each in patterns)
+    }
     if (total := sum(listed["bytes"] for listed in needed.values())) > LOGGED_BYTES:
         log.info("checking %s of %s", gigabytes(total), folder)
     for name, listed in needed.items():

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Container, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sidepipe.engine.attempts import save_seconds, working_seconds
 from sidepipe.engine.graph import Node, Plan
 from sidepipe.engine.logs import stage_log
 from sidepipe.engine.measures import LINEAGE, SETTINGS, measured, run_config
+from sidepipe.engine.places import records
 from sidepipe.engine.plan import check_parts
 from sidepipe.engine.shards import check_disk
 from sidepipe.engine.stage import Job, NoMaterial
@@ -205,23 +206,41 @@ def _compute(node: Node, folder: Path, title: str, the_plan: Plan) -> None:
     }
     files.write_json(folder / SETTINGS, content)
     files.write_json(folder / LINEAGE, node.lineage())
-    config = run_config(node, the_plan.attacks.get(node.key, []))
-    tracked_run = the_plan.tracking.run(node.stage.name, node.key, config)
-    with stage_log(folder / LOG), working_seconds(folder) as seconds, tracked_run as tracked:
-        log.info("%s: writing %s", title, folder)
-        for read in [n for n in node.upstream().values() if n is not node]:
-            integrity.require_unchanged(read.folder(the_plan.runtime))
-        summary = _summary(node, folder, title, the_plan)
-        if "empty" not in summary:
-            integrity.require_complete(folder, summary)
-            tracked.send(partial(measured, node.stage, folder, summary))
-        log.info("%s: done in %.1f s", title, seconds())
-        total = round(seconds(), 2)
-    for name in (artifacts.PROGRESS, artifacts.SECONDS):
-        (folder / name).unlink(missing_ok=True)
-    device = the_plan.runtime.device_name()
-    manifest = {**content, "summary": summary, "seconds": total, "device": device}
-    artifacts.write_manifest(folder, manifest)
+    with _tracked(node, folder, the_plan) as send:
+        with stage_log(folder / LOG), working_seconds(folder) as seconds:
+            log.info("%s: writing %s", title, folder)
+            for read in [n for n in node.upstream().values() if n is not node]:
+                integrity.require_unchanged(read.folder(the_plan.runtime))
+            summary = _summary(node, folder, title, the_plan)
+            if "empty" not in summary:
+                integrity.require_complete(folder, summary)
+            log.info("%s: done in %.1f s", title, seconds())
+            total = round(seconds(), 2)
+        for name in (artifacts.PROGRESS, artifacts.SECONDS):
+            (folder / name).unlink(missing_ok=True)
+        made = {
+            "summary": summary,
+            "seconds": total,
+            "device": the_plan.runtime.device_name(),
+            "attacks": the_plan.attacks.get(node.key, []),
+            "tracking": {"group": the_plan.tracking.group, "tags": the_plan.tracking.tags},
+        }
+        artifacts.write_manifest(folder, {**content, **made})
+        send()
+
+
+@contextmanager
+def _tracked(node: Node, folder: Path, the_plan: Plan) -> Iterator[Callable[[], None]]:
+    """The run of the artifact in W&B; yields the function that sends the finished artifact."""
+    tracking = the_plan.tracking
+    if tracking.mode == "none":
+        yield lambda: None
+        return
+    sweeps = [r for r in records(folder.parents[1]).values() if r.group == tracking.group]
+    place = sweeps[0].place(node.key) if sweeps else None
+    config = run_config(folder, the_plan.attacks.get(node.key, []), place)
+    with tracking.run(node.stage.name, node.key, config) as tracked:
+        yield lambda: tracked.send(partial(measured, type(node.stage), folder, place))
 
 
 def _summary(node: Node, folder: Path, title: str, the_plan: Plan) -> dict[str, Any]:

@@ -197,7 +197,8 @@ class Stage:
     checks_ahead: whether `check_data` of all missing stages downstream runs before it.
     accelerated, parallel: whether it uses an accelerator, and whether several processes share its
     work; otherwise a Slurm job requests no accelerator, and one process.
-    checkpoints, pictures: glob patterns of the files of trained weights, and of sample grids.
+    checkpoints, pictures: patterns of the files of trained weights (of fnmatch, whose `*` holds
+    slashes) and of sample grids (of glob).
     """
 
     name: ClassVar[str]
@@ -289,11 +290,18 @@ class Stage:
         summary = (artifacts.read_manifest(folder) or {}).get("summary")
         return f"{title}: {folder}\n{json.dumps(summary, indent=2)}"
 
-    def curves(self, folder: Path) -> dict[str, list[dict[str, float]]]:
+    @classmethod
+    def point(cls, folder: Path) -> dict[str, float]:
+        """The numbers by which tracking compares points of a sweep, by key."""
+        return {}
+
+    @classmethod
+    def curves(cls, folder: Path) -> dict[str, list[dict[str, float]]]:
         """The curves of the finished `folder` for tracking, by x axis, as in `tracking.Content`."""
         return {}
 
-    def shown(self, folder: Path) -> dict[str, list[Any]]:
+    @classmethod
+    def shown(cls, folder: Path) -> dict[str, list[Any]]:
         """Images, or image files, of the finished `folder` for tracking, by key."""
-        files = sorted(folder.glob(self.pictures)) if self.pictures else []
-        return {f"{self.name}/pictures": files} if files else {}
+        files = sorted(folder.glob(cls.pictures)) if cls.pictures else []
+        return {f"{cls.name}/pictures": files} if files else {}

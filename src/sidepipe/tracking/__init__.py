@@ -1,8 +1,9 @@
-"""W&B, off by default: runs, the upload of runs made offline, and a training's metrics on disk."""
+"""W&B, off by default: runs, their content, and a training's metrics on disk."""
 
 from typing import TYPE_CHECKING, Any
 
-from sidepipe.tracking.runs import Content, Tracked, Tracking
+from sidepipe.tracking.content import Content
+from sidepipe.tracking.runs import Tracked, Tracking
 
 if TYPE_CHECKING:
     from sidepipe.tracking.metrics import MetricsCSV

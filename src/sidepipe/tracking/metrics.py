@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from sidepipe.tracking.content import read_metrics
 from sidepipe.tracking.runs import current
 
 
@@ -61,10 +62,7 @@ class MetricsCSV(Logger):
 
     def rows(self) -> list[tuple[int, str, float]]:
         """Everything logged so far, in order."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return [(int(step), name, float(v)) for step, name, v in list(csv.reader(file))[1:]]
+        return read_metrics(self.path)
 
     def forward(self, rows: Sequence[tuple[int, str, float]]) -> None:
         """Sends to tracking what spawned processes logged; W&B runs live in the first process."""

@@ -8,16 +8,15 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sidepipe.base.interruption import Preempted
+from sidepipe.tracking.content import GLOBAL_STEP, Content
 
 log = logging.getLogger(__name__)
 
-# The x axis of training metrics: optimizer steps.
-GLOBAL_STEP = "trainer/global_step"
 _SETTINGS: dict[str, Any] = {
     "silent": True,
     "console": "off",
@@ -31,21 +30,6 @@ _SETTINGS: dict[str, Any] = {
 }
 
 Mode = Literal["offline", "online"]
-
-
-@dataclass(frozen=True)
-class Content:
-    """The content that a finished artifact sends to W&B.
-
-    summary: single values by key. curves: of each x axis, rows that hold it and what is drawn over
-    it. pictures: images or files of them by key. files: of the artifact's folder, by name; a
-    reference with its checksum is sent, never the file.
-    """
-
-    summary: Mapping[str, float | str] = field(default_factory=dict)
-    curves: Mapping[str, list[dict[str, float]]] = field(default_factory=dict)
-    pictures: Mapping[str, list[Any]] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Tracked:
@@ -62,47 +46,30 @@ class Tracked:
 
 
 class _WandbTracked(Tracked):
-    def __init__(self, run: Any, stage: str, images: bool) -> None:
-        self.run, self.stage, self.images, self.works = run, stage, images, True
-        self._try(self.run.define_metric, GLOBAL_STEP)
-        self._try(lambda name: run.define_metric(name, step_metric=GLOBAL_STEP), f"{stage}/*")
+    def __init__(self, run: Any, stage: str, key: str, tracking: "Tracking") -> None:
+        self.run, self.stage, self.key, self.tracking = run, stage, key, tracking
+        self.works, self.is_sent = True, False
+        self._try(lambda run: define_training(run, stage), run)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         named = {f"{self.stage}/{name}": value for name, value in metrics.items()}
         self._try(self.run.log, {**named, GLOBAL_STEP: step})
 
     def send(self, measure: Callable[[bool], Content]) -> None:
-        self._try(lambda images: self._send(measure(images)), self.images)
+        def send_measured(images: bool) -> None:
+            send(self.run, stage=self.stage, key=self.key, content=measure(images))
 
-    def _send(self, content: Content) -> None:
-        for axis, rows in content.curves.items():
-            self._define(axis, rows)
-            for row in rows:
-                self.run.log(row)
-        self.run.summary.update(dict(content.summary))
-        import wandb
-
-        for key, pictures in content.pictures.items():
-            shown = [wandb.Image(str(p) if isinstance(p, Path) else p) for p in pictures]
-            self.run.log({key: shown})
-        artifact = wandb.Artifact(f"{self.stage}-{self.run.id}", self.stage)
-        for name, path in content.files.items():
-            artifact.add_reference(path.resolve().as_uri(), name=name, checksum=True)
-        self.run.log_artifact(artifact)
-
-    def _define(self, axis: str, rows: list[dict[str, float]]) -> None:
-        """Draws a curve over its axis; the last row of several is no summary of the run."""
-        alone = {} if len(rows) == 1 else {"summary": "none"}
-        self.run.define_metric(axis, **alone)
-        for name in rows[0]:
-            if name != axis:
-                self.run.define_metric(name, step_metric=axis, **alone)
+        self._try(send_measured, self.tracking.images)
+        self.is_sent = self.works
 
     def finish(self, exit_code: int, preempted: bool = False) -> None:
         if preempted:
             self._try(lambda _: self.run.mark_preempting(), None)
-        self.works = True  # a run that could not log may still be closed
+        worked, self.works = self.works, True  # a run that could not log may still be closed
         self._try(self.run.finish, exit_code)
+        if self.is_sent and worked and self.works and self.tracking.mode == "online":
+            mark = sent_mark(self.tracking.resolved, self.run.entity, self.run.project, self.run.id)
+            self._try(note_sent, mark)
 
     def _try(self, function: Callable[[Any], Any], content: Any) -> None:
         if not self.works:
@@ -114,6 +81,42 @@ class _WandbTracked(Tracked):
         except Exception as error:  # wandb raises many kinds, and none may fail the stage
             self.works = False  # one warning, not one every few steps
             log.warning("W&B stopped tracking: %s; results are on disk all the same", error)
+
+
+def define_training(run: Any, stage: str) -> None:
+    """Draws the metrics of the stage over optimizer steps."""
+    run.define_metric(GLOBAL_STEP)
+    run.define_metric(f"{stage}/*", step_metric=GLOBAL_STEP)
+
+
+def send(run: Any, *, stage: str, key: str, content: Content) -> None:
+    """Sends the content of a finished artifact to its open run."""
+    for axis, rows in content.curves.items():
+        for name in [axis, *(name for name in rows[0] if name != axis)]:
+            # The last row of a curve is no summary of the run.
+            last = {} if name in content.summary else {"summary": "none"}
+            run.define_metric(name, step_metric=None if name == axis else axis, **last)
+        for row in rows:
+            run.log(row)
+    run.summary.update(dict(content.summary))
+    import wandb
+
+    for key, pictures in content.pictures.items():
+        shown = [wandb.Image(str(p) if isinstance(p, Path) else p) for p in pictures]
+        run.log({key: shown})
+    files = {"files": dict(content.files)}
+    run.log_artifact(wandb.Artifact(f"{stage}-{key}", stage, metadata=files))
+
+
+def sent_mark(folder: Path, entity: str, project: str, run: str) -> Path:
+    """The file below a `tracking.folder` that exists once the server has the whole run."""
+    return folder / "sent" / entity / project / run
+
+
+def note_sent(mark: Path) -> None:
+    """Makes the mark of a run."""
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
 
 
 # The run of the stage at work; the metrics logger of its trainer writes here too.
@@ -156,49 +159,65 @@ class Tracking:
     def _open(self, stage: str, key: str, config: Mapping[str, Any]) -> Tracked:
         if self.mode == "none":
             return Tracked()
-        keep_beside(Path(self.folder).expanduser().resolve())
-        modes: list[Mode] = ["online", "offline"] if self.mode == "online" else ["offline"]
-        for mode in modes:
-            try:
-                return self._started(mode, stage, key, config)
-            except Preempted:
-                raise
-            except Exception as error:  # as above: tracking may fail, the stage may not
-                instead = "results are on disk all the same" if mode == "offline" else "now offline"
-                log.warning(
-                    "W&B is not tracking %s %s %s: %s; %s", stage, key, mode, error, instead
-                )
-        return Tracked()
+        try:
+            run = self.start(self.mode, stage, key, config)
+        except Preempted:
+            raise
+        except Exception as error:  # as above: tracking may fail, the stage may not
+            log.warning(
+                "W&B is not tracking %s %s %s: %s; results are on disk all the same, and make sync "
+                "sends them",
+                stage,
+                key,
+                self.mode,
+                error,
+            )
+            return Tracked()
+        return _WandbTracked(run, stage, key, self)
 
-    def _started(self, mode: Mode, stage: str, key: str, config: Mapping[str, Any]) -> Tracked:
-        folder = Path(self.folder).expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+    @property
+    def resolved(self) -> Path:
+        """The folder, absolute."""
+        return Path(self.folder).expanduser().resolve()
+
+    def run_id(self, key: str) -> str:
+        """The id of an artifact's run; each group has runs of its own of what it shares."""
+        return f"{self.group}-{key}" if self.group else key
+
+    def start(
+        self, mode: Mode, stage: str, key: str, config: Mapping[str, Any], **settings: Any
+    ) -> Any:
+        """The opened W&B run of an artifact; a repeated call resumes it.
+
+        settings: of W&B, further ones. Raises errors of many kinds where W&B cannot open it.
+        """
+        keep_beside(self.resolved)
+        self.resolved.mkdir(parents=True, exist_ok=True)
         if mode == "offline":
             os.environ["WANDB_MODE"] = "offline"  # read once, at the import
             # Online it is the user's own: it names the server of `wandb login`.
-            os.environ["WANDB_CONFIG_DIR"] = str(folder / "config_dir")
+            os.environ["WANDB_CONFIG_DIR"] = str(self.resolved / "config_dir")
         import wandb
 
-        run = wandb.init(
-            id=key,
-            name=" ".join(filter(None, (stage, config.get("attack"), key))),
+        return wandb.init(
+            id=self.run_id(key),
+            name=" ".join(filter(None, (stage, config.get("point"), key))),
             job_type=stage,
             resume="allow",  # a resumed run appends to its history
             project=self.project,
             group=self.group,
             tags=self.tags,
-            dir=str(folder),
+            dir=str(self.resolved),
             config=dict(config),
             mode=mode,
-            settings=wandb.Settings(**_SETTINGS),
+            settings=wandb.Settings(**_SETTINGS, **settings),
         )
-        return _WandbTracked(run, stage, self.images)
 
 
 def keep_beside(folder: Path) -> None:
     """Makes wandb keep its staged files next to the runs in `folder`, not at home.
 
-    Before wandb is imported, which reads this once. Uploading needs the staged files again.
+    Before wandb is imported, which reads this once.
     """
     for name in ("DATA_DIR", "CACHE_DIR"):
         os.environ[f"WANDB_{name}"] = str(folder / name.lower())

@@ -40,7 +40,7 @@ def local(outputs: str, slurm: Cluster, *more: str) -> None:
 def on_slurm(outputs: str, slurm: Cluster, *more: str) -> None:
     started(SWEEP, "run", "attack_demo", "--launcher", "slurm", *HERE, outputs, *more)
     (jobs,) = Path(outputs.partition("=")[2]).glob("sweeps/attack_demo/jobs/*.json")
-    started(SWEEP, "task", str(jobs), "0")
+    started(SWEEP, "job", str(jobs))
 
 
 def multirun(outputs: str, slurm: Cluster, *more: str) -> None:

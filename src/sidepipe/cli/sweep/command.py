@@ -24,13 +24,12 @@ from sidepipe.cli.sweep.results import write_report
 from sidepipe.cli.sweep.states import aligned, look, table
 from sidepipe.engine import ranks
 from sidepipe.engine.logs import quiet_libraries
+from sidepipe.engine.places import RECORD
 from sidepipe.engine.plan import check_parts
 from sidepipe.engine.refusals import in_one_line
 from sidepipe.stages.report.stage import load_table
 
 log = logging.getLogger("sidepipe")
-
-RECORD = "sweep.json"
 
 
 def run(
@@ -90,10 +89,10 @@ def _without_slurm(overrides: Sequence[str]) -> list[str]:
 
 
 def _begin(sweep: Sweep) -> int:
-    """Records the overrides of this run; returns its number."""
+    """Records the overrides and the points of this run; returns its number."""
     number = _number(sweep) + 1
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(sweep.folder / RECORD, {"run": number, "overrides": list(sweep.overrides)})
+    files.write_json(sweep.folder / RECORD, {"run": number, **sweep.record})
     return number
 
 

@@ -88,6 +88,26 @@ class Sweep:
         first = self.points[0].axes
         return [axis for axis in first if len({str(p.axes[axis]) for p in self.points}) > 1]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of its file, by which its commands and W&B know it; see `engine.places`."""
+        tracking = self.points[0].plan.tracking
+        return {
+            "overrides": list(self.overrides),
+            "group": tracking.group,
+            "tags": tracking.tags,
+            "points": [
+                {
+                    "axes": point.axes,
+                    "keys": list(point.plan.nodes),
+                    "attacks": {
+                        row: n.key for row, n in point.plan.goals("report")[0].inputs.items()
+                    },
+                }
+                for point in self.points
+            ],
+        }
+
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The nodes that `stage` needs by key, each once, stage by stage in running order."""

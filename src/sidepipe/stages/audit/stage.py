@@ -226,7 +226,8 @@ class Audit(Stage):
             f"from {results['evaluations_per_image']:,} network evaluations per image."
         )
 
-    def shown(self, folder: Path) -> dict[str, list[Any]]:
+    @classmethod
+    def shown(cls, folder: Path) -> dict[str, list[Any]]:
         """Each training image of the gallery with its refined image."""
         return {"audit/returns": [grid(pair, columns=2) for pair in load_gallery(folder)[0]]}
 

@@ -188,7 +188,8 @@ class Classifier(Training):
         )
         module.load_state_dict(weights(job.folder, BEST))
 
-    def curves(self, folder: Path) -> dict[str, list[dict[str, float]]]:
+    @classmethod
+    def curves(cls, folder: Path) -> dict[str, list[dict[str, float]]]:
         return charts.curves(load_quality(folder))
 
 

@@ -51,7 +51,7 @@ class DPM(Stage):
     }
     parallel: ClassVar[bool] = True
     checks_ahead: ClassVar[bool] = True
-    checkpoints: ClassVar[str] = "model/**/*"
+    checkpoints: ClassVar[str] = "model/*"
     pictures: ClassVar[str] = "previews/*.png"
     num_train_images: int | None
     train_partitions: list | None

@@ -30,7 +30,7 @@ def curves(results: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
     """The headline as a point, rarefaction, and scores by threshold, each by its x axis."""
     found, curve = results["rarefaction"], results["curve"]
     return {
-        TRAIN_IMAGES: [_headline(results)],
+        TRAIN_IMAGES: [headline(results)],
         RAREFACTION_IMAGES: _rows(
             {
                 RAREFACTION_IMAGES: found["num_images"],
@@ -50,7 +50,7 @@ def curves(results: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def _headline(results: Mapping[str, Any]) -> dict[str, float]:
+def headline(results: Mapping[str, Any]) -> dict[str, float]:
     """One point: hits at the first false positive rate, the bands, the bound and the cost."""
     at, found, cost = results["calibrated"][0], results["rarefaction"], results["cost"]
     low, high = at["excess"]["interval"]
@@ -58,7 +58,7 @@ def _headline(results: Mapping[str, Any]) -> dict[str, float]:
         TRAIN_IMAGES: results["num_reference"]["train"],
         HITS: at["train"]["count"],
         HIT_RATE: at["train"]["ams"],
-        HELDOUT_HITS: at["heldout"]["count"],
+        HELDOUT_HITS: at["heldout"]["scaled"],
         UNIQUE: at["train"]["unique"],
         EXCESS: at["excess"]["share"],
         EXCESS_LOW: low,

@@ -278,11 +278,18 @@ class Evaluate(Stage):
         threshold = self._duplicate_threshold(encoder.metric)
         return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold)
 
-    def curves(self, folder: Path) -> dict[str, list[dict[str, float]]]:
+    @classmethod
+    def point(cls, folder: Path) -> dict[str, float]:
+        results = load(folder)
+        return charts.headline(results) if results["truth"] == "train" else {}
+
+    @classmethod
+    def curves(cls, folder: Path) -> dict[str, list[dict[str, float]]]:
         results = load(folder)
         return charts.curves(results) if results["truth"] == "train" else {}
 
-    def shown(self, folder: Path) -> dict[str, list[Any]]:
+    @classmethod
+    def shown(cls, folder: Path) -> dict[str, list[Any]]:
         """The generated, the training and the held-out image of each pair in the gallery."""
         if not (folder / "gallery.npy").exists():
             return {}
