@@ -77,7 +77,7 @@ def _on_axes(point: Mapping[str, float], place: Place | None) -> dict[str, list[
 
 
 def _facts(manifest: Mapping[str, Any]) -> list[tuple[str, float | str]]:
-    """What made the artifact, where and how long it took."""
+    """The code and the device that made the artifact, and its seconds."""
     git = manifest["git"] or {}
     facts = {
         "commit": git.get("commit", "unknown") + (" with changes" if git.get("dirty") else ""),

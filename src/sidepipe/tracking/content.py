@@ -1,4 +1,4 @@
-"""What a run shows: its values, curves, pictures and files, and the metrics of its training."""
+"""The content of a run: its values, curves, pictures and files, and the metrics of its training."""
 
 import csv
 from collections.abc import Mapping

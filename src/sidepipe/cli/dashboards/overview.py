@@ -47,54 +47,59 @@ def sections(axes: Axes, images: bool = False) -> list[ws.Section]:
     axes: the values of each swept setting; none outside of a sweep, or where only seeds differ.
     images: whether to show pictures.
     """
-    shown = [*_results(axes), _extent(axes), _model(), _classifier(), _cost(axes)]
+    results = [_hits(axes), _excess(axes), _bands(axes), _extent(axes)]
+    shown = [*results, _model(), _classifier(), _cost()]
     return shown + ([_pictures()] if images else [])
 
 
-def _results(axes: Axes) -> list[ws.Section]:
-    return [
-        _section(
-            "Hits",
-            "The false positive rate is the first of evaluate.false_positive_rates, 0.1 % by "
-            "default. A training image counts once however often it is hit. Held-out hits are "
-            "the control: a hit is evidence only in excess of them.",
-            *_over(axes, "hits and held-out hits", evaluate.HITS, evaluate.HELDOUT_HITS),
-            *_over(axes, "different training images hit", evaluate.UNIQUE),
-            *_over(axes, "share of images that hit", evaluate.HIT_RATE),
+def _hits(axes: Axes) -> ws.Section:
+    return _section(
+        "Hits",
+        "The false positive rate is the first of evaluate.false_positive_rates, 0.1 % by "
+        "default. Held-out hits are the control, scaled to as many images: hits are evidence only "
+        "in excess of them. Different training images count once however often they are hit.",
+        *_over(axes, "hits and held-out hits", evaluate.HITS, evaluate.HELDOUT_HITS),
+        *_over(axes, "different training images hit", evaluate.UNIQUE),
+        *_over(axes, "share of images that hit", evaluate.HIT_RATE),
+    )
+
+
+def _excess(axes: Axes) -> ws.Section:
+    return _section(
+        "Excess over held-out images",
+        "The excess is the share of generated images that hit training images, minus the "
+        "share that hits held-out images, with its 95 % interval over images. An interval "
+        "that includes zero shows no memorization. By threshold: one line per run.",
+        *_over(
+            axes,
+            "excess and its 95 % interval",
+            evaluate.EXCESS,
+            evaluate.EXCESS_LOW,
+            evaluate.EXCESS_HIGH,
         ),
-        _section(
-            "Excess over held-out images",
-            "The excess is the share of generated images that hit training images, minus the "
-            "share that hits held-out images, with its 95 % interval over images. An interval "
-            "that includes zero shows no memorization. By threshold: one line per run.",
-            *_over(
-                axes,
-                "excess and its 95 % interval",
-                evaluate.EXCESS,
-                evaluate.EXCESS_LOW,
-                evaluate.EXCESS_HIGH,
-            ),
-            _line("excess by threshold", evaluate.THRESHOLD, evaluate.CURVE_EXCESS),
-            _line(
-                "AMS by threshold",
-                evaluate.THRESHOLD,
-                evaluate.CURVE_AMS_TRAIN,
-                evaluate.CURVE_AMS_HELDOUT,
-            ),
+        _line("excess by threshold", evaluate.THRESHOLD, evaluate.CURVE_EXCESS),
+        _line(
+            "AMS by threshold",
+            evaluate.THRESHOLD,
+            evaluate.CURVE_AMS_TRAIN,
+            evaluate.CURVE_AMS_HELDOUT,
         ),
-        _section(
-            "AMS and UMS in bands of similarity",
-            "AMS is the number of generated images, and UMS that of different training images, "
-            "with a similarity in the band, both per generated image. UMS falls with the number "
-            "of generated images.",
-            *(
-                panel
-                for score in ("ams", "ums")
-                for band in BANDS
-                for panel in _over(axes, f"{score.upper()}, {band}", evaluate.band_key(band, score))
-            ),
+    )
+
+
+def _bands(axes: Axes) -> ws.Section:
+    return _section(
+        "AMS and UMS in bands of similarity",
+        "AMS is the number of generated images, and UMS that of different training images, "
+        "with a similarity in the band, both per generated image. UMS falls with the number "
+        "of generated images.",
+        *(
+            panel
+            for score in ("ams", "ums")
+            for band in BANDS
+            for panel in _over(axes, f"{score.upper()}, {band}", evaluate.band_key(band, score))
         ),
-    ]
+    )
 
 
 def _extent(axes: Axes) -> ws.Section:
@@ -131,8 +136,8 @@ def _model() -> ws.Section:
 def _classifier() -> ws.Section:
     return _section(
         "The classifier by noise level",
-        "The classifier guides an attack only at noise levels where its cross-entropy is below "
-        "the entropy of the label frequencies, which needs no image.",
+        "A classifier has information about an image at the noise levels where its cross-entropy "
+        "is below the entropy of the label frequencies.",
         _line(
             "cross-entropy, and entropy of the label frequencies",
             classifier.NOISE_LEVEL,
@@ -144,7 +149,7 @@ def _classifier() -> ws.Section:
     )
 
 
-def _cost(axes: Axes) -> ws.Section:
+def _cost() -> ws.Section:
     return _section(
         "Cost in network evaluations",
         "The evaluations of the network that an attack needs, and those of the synthetic images "
@@ -166,8 +171,8 @@ def _cost(axes: Axes) -> ws.Section:
 def _pictures() -> ws.Section:
     return _section(
         "Pictures",
-        "Pairs are a generated image, its closest training image and its closest held-out image, "
-        "the closest pairs first. They may be people's faces.",
+        "Pairs are a generated image, its closest training image and its closest held-out image. "
+        "They may be people's faces.",
         *(wr.MediaBrowser(title=key, media_keys=[key], num_columns=3) for key in PICTURES),
     )
 

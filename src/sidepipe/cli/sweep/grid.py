@@ -90,7 +90,7 @@ class Sweep:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The content of its file, by which its commands and W&B know it; see `engine.places`."""
+        """The content of its file, which later commands and W&B read; see `engine.places`."""
         tracking = self.points[0].plan.tracking
         return {
             "overrides": list(self.overrides),
