@@ -19,6 +19,7 @@ from sidepipe.diffusion.continuous import (
     noise_ratio,
     ve_levels,
 )
+from sidepipe.diffusion.guidance import Posterior, guided
 from sidepipe.diffusion.refine import seek_mode
 from sidepipe.diffusion.sampler import SAMPLERS, ddim
 from sidepipe.diffusion.schedule import eps_of
@@ -125,6 +126,27 @@ def test_samples_and_refined_images_are_those_of_the_same_distribution(name, sam
     refined = seek_mode(eps_fn, found, 60, 8, alphas_cumprod)
     expected = seek_mode(exact, found.double(), 60, 8, alphas_cumprod)
     torch.testing.assert_close(refined.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_guided_samples_are_those_of_the_same_distribution(name):
+    """SIDE's step: the posterior of labels of synthetic images steers each family alike."""
+    eps_fn, alphas_cumprod = eps_fn_of(name)
+    levels = alphas_cumprod[:900]  # these are the same for all families
+    images = (torch.rand(12, 1, 1, 3, generator=torch.Generator().manual_seed(1)) * 255).byte()
+    posterior = Posterior(images, torch.arange(12) % 3, levels)
+    y, settings = torch.arange(64) % 3, {"guidance_scale": 2.0, "t_min": 100, "t_max": 890}
+
+    def grad(x_t, t, y):
+        return posterior.grad_log_prob(x_t.reshape(-1, 3, 1, 1).float(), t, y).reshape(-1, 3)
+
+    x_T, timesteps = draw(), [890, 700, 500, 350, 250, 150, 100, 60, 30, 10, 0]
+    paths = []
+    for fn in (eps_fn, exact_eps_fn(alphas_cumprod)):
+        steered = guided(fn, grad, y, alphas_cumprod=levels, **settings)
+        paths.append(ddim(steered, x_T, timesteps, levels))
+    torch.testing.assert_close(paths[0], paths[1], rtol=0, atol=1e-3)
+    assert not torch.allclose(paths[0], ddim(eps_fn, x_T, timesteps, levels), atol=0.05)
 
 
 def test_ddim_is_eulers_method_in_sigma_of_diffusers_edm_scheduler():

@@ -5,12 +5,17 @@ from tests.models.text.tiny import tiny_text_model
 from tests.tiny import UNET
 
 from sidepipe.base.settings import build
+from sidepipe.diffusion.continuous import Preconditioned, flow_levels
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.models.lora import merge_lora, trained_weights
 from sidepipe.models.text.denoiser import PromptedDenoiser
 from sidepipe.stages.lora.adapters import LabeledDenoiser
 
-TARGETS = {"unconditional": ["to_q", "to_out.0", "conv1"], "text": ["to_q", "to_v", "to_out.0"]}
+TARGETS = {
+    "unconditional": ["to_q", "to_out.0", "conv1"],
+    "flow": ["to_q", "to_out.0", "conv1"],
+    "text": ["to_q", "to_v", "to_out.0"],
+}
 Y = torch.tensor([0, 1, 2, 3, 0])
 
 
@@ -20,6 +25,10 @@ def base(kind):
         return PromptedDenoiser(tiny_text_model())
     # Frozen, as adapted ones are: of weights that need no gradient torch multiplies otherwise.
     unet = build({**UNET, "add_attention": True, "attention_head_dim": 2}).requires_grad_(False)
+    if kind == "flow":
+        levels = flow_levels()
+        network, kind = Preconditioned(unet, levels), levels.prediction_type
+        return Denoiser(network, levels.alphas_cumprod, kind, (1, 8, 8))
     return Denoiser(unet, DDPMScheduler().alphas_cumprod, "v_prediction", (1, 8, 8))
 
 
@@ -40,7 +49,7 @@ def x_t():
     return torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
-KINDS = pytest.mark.parametrize("kind", ["unconditional", "text"])
+KINDS = pytest.mark.parametrize("kind", list(TARGETS))
 
 
 @KINDS
@@ -58,8 +67,9 @@ def test_trained_are_lora_and_what_labels_add_and_the_model_is_frozen(kind):
         assert of_labels == {"pseudo_tokens"}
         assert trained["pseudo_tokens"].shape == (4, 10, 8)
     else:
-        assert of_labels == {"unet.class_embedding.weight"}
-        assert trained["unet.class_embedding.weight"].shape == (4, 16)
+        name = f"unet.{'network.' if kind == 'flow' else ''}class_embedding.weight"
+        assert of_labels == {name}
+        assert trained[name].shape == (4, 16)
     ends = {name.split(".lora_")[0] for name in trained if "lora_" in name}
     assert all(name.endswith(tuple(f".{end}" for end in TARGETS[kind])) for name in ends)
     for end in TARGETS[kind]:
