@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from tests.models.tiny_pipelines import dit, of_images, schedule
 from tests.stages.dpm.test_pretrained import assert_same_weights, network, saved
 from tests.tiny import DIGITS, RUNTIME, SETTINGS, checked
@@ -51,13 +52,31 @@ def test_it_begins_at_the_base_and_lowers_the_loss_of_its_images(tmp_path, data,
 PARTS = ("model", "base")
 
 
-def loss(denoiser, images):
+def loss(denoiser, images, t=10):
     from sidepipe.diffusion.schedule import add_noise
 
     x_0 = denoiser.encode(torch.from_numpy(images))
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    x_t = add_noise(x_0, eps, torch.full((len(x_0),), 10), denoiser.alphas_cumprod)
-    return (denoiser.eps_fn(None)(x_t, 10) - eps).square().mean().item()
+    x_t = add_noise(x_0, eps, torch.full((len(x_0),), t), denoiser.alphas_cumprod)
+    return (denoiser.eps_fn(None)(x_t, t) - eps).square().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rank"),
+    [(EDMEulerScheduler(), 2), (FlowMatchEulerDiscreteScheduler(), None)],
+    ids=["edm", "flow"],
+)
+def test_a_model_of_continuous_time_is_trained_at_the_levels_where_it_is_sampled(
+    tmp_path, data, scheduler, rank
+):
+    base = of_images(tmp_path / "base", scheduler)
+    stage = finetuned(base, rank=rank, max_steps=120, ema_decay=0.5, preview_every_steps=120)
+    run(stage, tmp_path / "dpm", data)
+    images = np.load(data / "images.npy")[load_subset(tmp_path / "dpm")[0]]
+    for t in (100, 300):
+        own, other = (load_denoiser(tmp_path / "dpm", "32-true", part=part) for part in PARTS)
+        assert loss(own, images, t) < 0.9 * loss(other, images, t)
+    assert type(load(tmp_path / "dpm")["scheduler"]) is type(scheduler)
 
 
 def test_layers_without_lora_stay_those_of_the_base(tmp_path, data):

@@ -73,7 +73,6 @@ class FinetunedDPM(DenoiserTraining, PretrainedDPM):
 
     def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
-        from diffusers import DDPMPipeline
 
         from sidepipe.models.lora import merge_lora, with_lora
 
@@ -93,7 +92,7 @@ class FinetunedDPM(DenoiserTraining, PretrainedDPM):
         trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
         fitted = self._fitted(job, module, [images], (train, heldout))
         merge_lora(unet)
-        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
+        save_parts({**parts, "unet": unet}, job.folder / "model")
         source = Path(self.path).expanduser()
         return {
             **about,

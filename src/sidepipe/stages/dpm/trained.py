@@ -13,7 +13,7 @@ from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.models.pixels import check_network
-from sidepipe.models.schedules import check_alphas, check_scheduler, clip_range
+from sidepipe.models.schedules import check_alphas, check_scheduler, schedule_from
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import DPM
@@ -95,11 +95,11 @@ class DenoiserTraining(Training):
         """decode: the uint8 images of x_0, for previews."""
         from sidepipe.stages.dpm.module import DenoisingModule
 
-        size = unet.config["sample_size"]
+        size, schedule = unet.config["sample_size"], schedule_from(scheduler)
         return DenoisingModule(
-            unet,
-            scheduler.alphas_cumprod,
-            scheduler.config["prediction_type"],
+            schedule.called(unet),
+            schedule.alphas_cumprod,
+            schedule.prediction_type,
             lr=self.lr,
             weight_decay=self.weight_decay,
             lr_warmup_steps=self.lr_warmup_steps,
@@ -107,7 +107,7 @@ class DenoiserTraining(Training):
             seed=self.seed,
             preview_folder=folder / "previews",
             image_shape=(unet.config["in_channels"], size, size),
-            clip_range=clip_range(scheduler),
+            clip_range=schedule.clip_range,
             decode=decode,
         )
 
