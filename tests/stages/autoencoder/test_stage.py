@@ -16,7 +16,7 @@ from sidepipe.engine.stage import Job
 from sidepipe.models import autoencoders
 from sidepipe.stages.autoencoder.module import AutoencoderModule
 from sidepipe.stages.autoencoder.pretrained import PretrainedAutoencoder
-from sidepipe.stages.autoencoder.stage import load, load_codes
+from sidepipe.stages.autoencoder.stage import Autoencoder, load, load_codes
 from sidepipe.stages.autoencoder.trained import load_rows
 from sidepipe.stages.data.stage import load as load_images
 
@@ -215,3 +215,8 @@ def test_too_few_images_are_an_error_before_it_is_trained(data) -> None:
     message = r"num_train_images must be in \[1, 897\].*lower it or autoencoder.num_images"
     with pytest.raises(ValueError, match=message):
         train_latent_dpm(num_train_images=898).check_data(data, {}, RUNTIME)
+
+
+def test_its_time_does_not_grow_with_the_images_that_are_kept_for_it() -> None:
+    settings = {"max_steps": 10, "batch_size": 4}
+    assert Autoencoder.work({**settings, "num_images": 5000}) == Autoencoder.work(settings) == 40

@@ -43,6 +43,7 @@ class Autoencoder(Stage):
         "path": ("a folder written by save_pretrained of an autoencoder", "/my/checkpoint/vae")
     }
     checks_ahead: ClassVar[bool] = True
+    parallel: ClassVar[bool] = True
     checkpoints: ClassVar[str] = "model/*"
     train_partitions: list | None
     subset_seed: int
@@ -51,6 +52,11 @@ class Autoencoder(Stage):
     def num_apart(self) -> int:
         """Images of the data that are kept apart for it, neither trained on nor held out."""
         return 0
+
+    @classmethod
+    def work(cls, settings: Mapping[str, Any]) -> float:
+        # Its images are those of the data, whose number does not change a step.
+        return super().work({**settings, "num_images": None})
 
     def inputs(self) -> tuple[str, ...]:
         return ("data",)
