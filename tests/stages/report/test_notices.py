@@ -69,6 +69,18 @@ def test_near_duplicates_to_the_encoder_are_said_where_they_set_the_threshold():
     )
 
 
+@pytest.mark.parametrize(("metric", "side"), [("l2", "at most"), ("cosine", "at least")])
+def test_the_floor_of_a_latent_model_is_said_once_for_all_attacks(metric, side):
+    limited = attack()
+    limited.metric, limited.threshold, limited.gamma_in_words = metric, 0.0543, "RMS difference"
+    limited.results["floor"] = {"median": 0.0412, "most": 0.0621, "within_threshold": 0.876}
+    assert said(dpm(), [limited, limited]) == [
+        "The autoencoder alone puts training images at 0.0412 from themselves (RMS difference, "
+        f"median; {side} 0.0621 for 95 %), and a memorized code decodes no closer: 87.6 % "
+        "of them are within the threshold of a hit, 0.0543, and only these can be found."
+    ]
+
+
 def test_one_is_singular():
     [sentence] = said(dpm(), [attack(near=1, passing=0)])
     assert sentence.startswith(

@@ -117,8 +117,8 @@ def _of_floor(attack: Attack, floor: Mapping[str, Any]) -> str:
     median, most, within = (floor[name] for name in ("median", "most", "within_threshold"))
     side = "at least" if attack.metric == "cosine" else "at most"
     return (
-        f"The autoencoder alone puts training images at a {attack.gamma_in_words} of "
-        f"{median:.3g} (median; {side} {most:.3g} for 95 %) from themselves, and a memorized code "
+        f"The autoencoder alone puts training images at {median:.3g} from themselves "
+        f"({attack.gamma_in_words}, median; {side} {most:.3g} for 95 %), and a memorized code "
         f"decodes no closer: {rate(within)} of them are within the threshold of a hit, "
         f"{attack.threshold:.3g}, and only these can be found."
     )
