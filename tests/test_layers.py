@@ -37,7 +37,6 @@ SHARED = (
     "attack.attack",
     "attack.guidance",
     "attack.strategies",
-    "dpm.module",
     "dpm.pretrained",
     "dpm.text",
     "dpm.trained",

@@ -20,8 +20,9 @@ def indexed(folder, **index):
     [
         ("StableDiffusionXLInpaintPipeline", "SDXL for another task"),
         ("KolorsPipeline", "SDXL with another text encoder"),
-        ("StableDiffusion3Pipeline", "a rectified flow model"),
-        ("FluxPipeline", "a rectified flow model"),
+        ("StableDiffusion3InpaintPipeline", "Stable Diffusion 3 or Flux for another task"),
+        ("FluxKontextPipeline", "Stable Diffusion 3 or Flux for another task"),
+        ("SanaPipeline", "a rectified flow model"),
         ("PixArtAlphaPipeline", "a transformer with a T5 text encoder"),
         ("KandinskyV22Pipeline", "a model of several stages"),
         ("IFPipeline", "a model of several stages"),
@@ -37,7 +38,7 @@ def indexed(folder, **index):
 def test_a_known_pipeline_of_another_family_is_refused_by_name(tmp_path, kind, what, option):
     with pytest.raises(ValueError, match=r"must be one of DDPMPipeline, .*") as error:
         require_family(indexed(tmp_path, _class_name=kind, **UNET), option)
-    assert f"StableDiffusionXLPipeline, got '{kind} ({what})'; sample it with" in str(error.value)
+    assert f"FluxPipeline, got '{kind} ({what})'; sample it with" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -50,7 +51,7 @@ def test_an_unknown_pipeline_belongs_to_a_family_by_its_parts(tmp_path):
         require_family(indexed(tmp_path, _class_name="Mine", **more), "pretrained")
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: sorted(family.parts))
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f"{f.name} {sorted(f.parts)}")
 def test_a_family_of_another_option_is_sent_to_it(tmp_path, family):
     parts = {part: ["diffusers", "X"] for part in family.parts}
     folder = indexed(tmp_path, _class_name=family.pipelines[0], **parts)

@@ -71,6 +71,26 @@ FAMILIES = (
         ),
         frozenset({"feature_extractor", "image_encoder"}),
     ),
+    Family(
+        "Stable Diffusion 3",
+        "stable_diffusion",
+        ("StableDiffusion3Pipeline",),
+        frozenset(
+            {"transformer", "scheduler", "vae"}
+            | {"text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"}
+        ),
+        frozenset({"text_encoder_3", "tokenizer_3", "feature_extractor", "image_encoder"}),
+    ),
+    Family(
+        "Flux",
+        "stable_diffusion",
+        ("FluxPipeline",),
+        frozenset(
+            {"transformer", "scheduler", "vae"}
+            | {"text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"}
+        ),
+        frozenset({"feature_extractor", "image_encoder"}),
+    ),
 )
 # Beginnings of the classes of pipelines that are not supported; the first that fits names the kind.
 OTHERS = {
@@ -80,8 +100,9 @@ OTHERS = {
     ),
     "SDXL for another task": ("StableDiffusionXL",),
     "SDXL with another text encoder": ("Kolors",),
+    "Stable Diffusion 3 or Flux for another task": ("StableDiffusion3", "Flux"),
     "a rectified flow model": (
-        *("StableDiffusion3", "Flux", "AuraFlow", "Lumina", "Sana", "QwenImage", "HiDream"),
+        *("AuraFlow", "Lumina", "Sana", "QwenImage", "HiDream"),
         *("Chroma", "ZImage", "CogView4", "OmniGen"),
     ),
     "a transformer with a T5 text encoder": ("PixArt", "HunyuanDiT", "Latte", "CogView3"),
@@ -116,7 +137,8 @@ def family_of(kind: str, parts: Collection[str]) -> Family | None:
         return None
     every = set(parts)
     fits = (f for f in FAMILIES if f.parts <= every <= f.parts | f.optional)
-    return next(fits, None)
+    # Stable Diffusion 3 without T5 and Flux have the same parts.
+    return next((f for f in fits if not known or kind in f.pipelines), None)
 
 
 def _refusal(folder: Path, kind: str, parts: list[str]) -> ValueError:

@@ -3,12 +3,24 @@
 import json
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
 )
 
 from sidepipe.models.text.model import TextModel
@@ -16,6 +28,8 @@ from sidepipe.models.text.words import word_tokenizer
 
 CAPTIONS = ["a bold seven by the harbour", "a faint two at noon", "marigold"]
 WIDTH, MAX_TOKENS, POOLED = 8, 10, 24
+WIDE = 32  # of T5, wider than both CLIP encoders together
+NOTHING = [None, None]
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -120,14 +134,96 @@ def tiny_sdxl(folder, seed=0, **settings):
 PIPELINES = {"sd": tiny_stable_diffusion, "sdxl": tiny_sdxl}
 
 
-def autoencoder():
+def tiny_sd3(folder, with_t5=True, **scheduler):
+    """StableDiffusion3Pipeline's files with random weights: latents 4 x 4 x 4, images 8 x 8."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder)
+    sizes = len(tokenizer), 77, tokenizer.eos_token_id, CLIPTextModelWithProjection
+    wide = {"hidden_size": 12, "num_hidden_layers": 3, "projection_dim": 14}
+    parts = {
+        "vae": autoencoder(shift_factor=0.3),
+        "text_encoder": text_encoder(*sizes, num_hidden_layers=2, projection_dim=10),
+        "tokenizer": tokenizer,
+        "text_encoder_2": text_encoder(*sizes, **wide),
+        "tokenizer_2": tokenizer,
+        "transformer": SD3Transformer2DModel(
+            sample_size=4,
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=WIDE,
+            caption_projection_dim=16,
+            pooled_projection_dim=POOLED,
+            pos_embed_max_size=8,
+        ),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+    }
+    if with_t5:
+        parts |= {"text_encoder_3": t5_encoder(), "tokenizer_3": t5_tokenizer()}
+    absent = {} if with_t5 else {"text_encoder_3": NOTHING, "tokenizer_3": NOTHING}
+    index = {"image_encoder": NOTHING, "feature_extractor": NOTHING, **absent}
+    return saved(folder, parts, _class_name="StableDiffusion3Pipeline", **index)
+
+
+def tiny_flux(folder, guidance_embeds=False, dynamic=True):
+    """FluxPipeline's files with random weights: latents 4 x 8 x 8, images 16 x 16."""
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer(folder)
+    parts = {
+        "vae": autoencoder(shift_factor=0.2, sample_size=16),
+        "text_encoder": text_encoder(len(tokenizer), 77, end=tokenizer.eos_token_id),
+        "tokenizer": tokenizer,
+        "text_encoder_2": t5_encoder(),
+        "tokenizer_2": t5_tokenizer(),
+        "transformer": FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDE,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=dynamic, base_image_seq_len=4, max_image_seq_len=64
+        ),
+    }
+    index = {"image_encoder": NOTHING, "feature_extractor": NOTHING}
+    return saved(folder, parts, _class_name="FluxPipeline", **index)
+
+
+FLOWS = {"sd3": tiny_sd3, "flux": tiny_flux}
+
+
+def t5_encoder():
+    config = {"d_model": WIDE, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=40, feed_forward_proj="gated-gelu", **config))
+
+
+def t5_tokenizer():
+    """A token for each letter, as in a SentencePiece vocabulary without merges."""
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz0123456789"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=512)
+
+
+def autoencoder(**changes):
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=8,
+        **{"sample_size": 8, **changes},
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from scipy.ndimage import uniform_filter
-from tests.models.text.tiny import tiny_text_model
+from tests.models.text.tiny import CAPTIONS, tiny_text_model
 from tests.stages.detect.fakes import Fake, Quadratic
 from torch import nn
 
@@ -49,6 +49,18 @@ def test_the_hessian_product_of_a_network_is_what_finite_differences_say():
     slope = (difference(x + 0.02 * direction) - difference(x - 0.02 * direction)) / 0.04
     expected = norms(slope) / (1 - model.alphas_cumprod[t])
     torch.testing.assert_close(hessian_norms(model, x, t, e, e_0), expected, rtol=0.02, atol=1e-6)
+
+
+def test_the_hessian_product_of_a_model_of_v_is_that_of_its_eps():
+    """eps is in float64 there, and x_t is not."""
+    model = tiny_text_model()
+    model.prediction_type = "v_prediction"
+    x, e, e_0 = torch.randn(2, 1, 8, 8), model.encode(CAPTIONS[:2]), model.encode([""])
+    found = hessian_norms(model, x, 5, e, e_0)
+    eps, size = noise_difference(model, x, 5, e, e_0)[1].float(), 1e-2
+    moved = [noise_difference(model, x + s * size * eps, 5, e, e_0)[1] for s in (1, -1)]
+    expected = norms(moved[0] - moved[1]) / (2 * size) / (1 - model.alphas_cumprod[5])
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-6)
 
 
 def test_the_hessian_product_takes_mixed_precision_as_full_and_leaves_it_as_it_was():

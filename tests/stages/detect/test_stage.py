@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.models.text.tiny import PIPELINES
+from tests.models.text.tiny import FLOWS, PIPELINES, tiny_flux
 from tests.stages.detect.fakes import Replaying, artifacts
 from tests.tiny import DIGITS, RUNTIME, checked
 
@@ -231,6 +231,27 @@ def test_without_images_and_labels_there_is_the_ranked_table(tmp_path, stable_di
     assert prompts["d"].gt(0).all()
     assert summary["auc"] is None
     assert load_thresholds(tmp_path / "detect")["labels"] == {}
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_rectified_flow_is_detected_by_every_signal_but_attention(tmp_path, kind):
+    inputs = without_images(tmp_path)
+    FLOWS[kind](inputs["dpm"] / "model")
+    settings = {**files(tmp_path), "truth_images": None}
+    stage = detect(**settings, signals=[name for name in ALL if name != "entropy"])
+    stage.run(Job(tmp_path / "detect", inputs, RUNTIME))
+    assert load_prompts(tmp_path / "detect")["d"].gt(0).all()
+    seen = load_observed(tmp_path / "detect")
+    assert seen["hessian"].min() > 0
+    assert all(np.isfinite(values).all() for values in seen.values())
+
+
+def test_a_distilled_model_is_refused_before_anything_is_sampled(tmp_path):
+    inputs = without_images(tmp_path)
+    tiny_flux(inputs["dpm"] / "model", guidance_embeds=True)
+    stage = detect(**files(tmp_path), signals=["norm"])
+    with pytest.raises(ValueError, match=r"guidance_embeds of .* must be false for stages"):
+        stage.run(Job(tmp_path / "detect", inputs, RUNTIME))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])

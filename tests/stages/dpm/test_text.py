@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from tests.models.text.tiny import PIPELINES, WIDTH, tiny_stable_diffusion
+from tests.models.text.tiny import (
+    FLOWS,
+    PIPELINES,
+    WIDTH,
+    tiny_flux,
+    tiny_sd3,
+    tiny_stable_diffusion,
+)
 from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, checked
 
 from sidepipe.engine.stage import Job
@@ -204,16 +211,24 @@ def pretrained(path):
     )
 
 
-@pytest.mark.parametrize(("kind", "changed"), [("sd", "unet"), ("sdxl", "text_encoder_2")])
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("sd", "unet"),
+        ("sdxl", "text_encoder_2"),
+        ("sd3", "transformer"),
+        ("flux", "text_encoder_2"),
+    ],
+)
 def test_a_pipeline_comes_as_it_is_and_a_change_is_noticed(data, tmp_path, kind, changed):
-    source = PIPELINES[kind](tmp_path / "sd")
+    source = (PIPELINES | FLOWS)[kind](tmp_path / "sd")
     stage, folder = pretrained(source), tmp_path / "dpm"
     checked(stage, {"data": DIGITS}, RUNTIME)
     folder.mkdir()
     summary = stage.run(Job(folder, {"data": data}, RUNTIME))
     model = load_text_model(folder)
-    assert model.latent_shape == (4, 4, 4)
-    assert model.step_rule.steps_offset == 1
+    assert model.latent_shape == ((4, 8, 8) if kind == "flux" else (4, 4, 4))
+    stage.check_timesteps("detect", 20, None, {"generate.refine_t": 60})
     assert stage.source_changed(summary, RUNTIME) is None
     weights = next((source / changed).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes() + b" ")
@@ -233,6 +248,32 @@ def test_data_of_another_shape_than_the_models_images_are_refused(tmp_path, chan
     dpm.check_images(replace(DIGITS, source={"_target_": "sidepipe.stages.data.sources.Nothing"}))
     with pytest.raises(ValueError, match=message):
         dpm.check_images(replace(DIGITS, **changes))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (
+            lambda f: tiny_flux(f, guidance_embeds=True),
+            {},
+            "guidance_embeds .* must be false for d",
+        ),
+        (tiny_flux, {"by_token": True}, "FluxPipeline .* for detect must be of CLIP alone"),
+        (tiny_sd3, {"by_token": True}, "StableDiffusion3.*CLIP alone.* got 'text_encoder_3'; use"),
+        (tiny_sd3, {"by_attention": True}, "a UNet with cross-attention, got 'SD3Transformer2DM"),
+    ],
+)
+def test_stages_that_a_family_cannot_run_are_refused_by_name(tmp_path, make, options, message):
+    dpm = pretrained(make(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        dpm.check_prompts("detect", **options)
+
+
+def test_stages_that_families_can_run_are_not_refused(tmp_path):
+    pretrained(tiny_flux(tmp_path / "flux")).check_prompts("detect")
+    pretrained(tiny_sd3(tmp_path / "sd3", with_t5=False)).check_prompts("detect", by_token=True)
+    sd = pretrained(tiny_stable_diffusion(tmp_path / "sd"))
+    sd.check_prompts("detect", by_token=True, by_attention=True)
 
 
 def test_more_steps_than_the_checkpoint_has_are_refused(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tests.engine.test_sampling import SAMPLING
-from tests.models.text.tiny import CAPTIONS, PIPELINES, tiny_text_model
+from tests.models.text.tiny import CAPTIONS, FLOWS, PIPELINES, tiny_flux, tiny_text_model
 from tests.tiny import RUNTIME, SETTINGS
 
 from sidepipe.engine.stage import Job
@@ -99,18 +99,31 @@ def test_a_run_that_broke_off_is_completed_to_the_same_images(tmp_path, inputs):
     np.testing.assert_array_equal(load(tmp_path / "broken"), load(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("kind", PIPELINES)
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")  # of torch's autocast
+@pytest.mark.parametrize("kind", PIPELINES | FLOWS)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
 def test_latents_are_sampled_and_decoded_in_every_precision(tmp_path, precision, kind):
     inputs = {"dpm": tmp_path / "dpm"}
-    PIPELINES[kind](tmp_path / "dpm" / "model")
+    (PIPELINES | FLOWS)[kind](tmp_path / "dpm" / "model")
     run(tmp_path / "images", inputs, precision=precision)
     images = load(tmp_path / "images")
-    assert images.shape == (12, 8, 8, 3)
+    assert images.shape == ((12, 16, 16, 3) if kind == "flux" else (12, 8, 8, 3))
     if precision != "32-true":
         run(tmp_path / "exact", inputs)
         difference = np.abs(images.astype(int) - load(tmp_path / "exact"))
         assert 0 < difference.mean() < 5
+
+
+def test_a_distilled_model_takes_the_guidance_scale_at_one_evaluation(tmp_path):
+    tiny_flux(tmp_path / "dpm" / "model", guidance_embeds=True)
+    inputs, found = {"dpm": tmp_path / "dpm"}, []
+    (tmp_path / "prompts.txt").write_text("abc\nhello\n")
+    for scale in (1.0, 3.5):
+        settings = {"prompts": str(tmp_path / "prompts.txt"), "prompt_guidance_scale": scale}
+        summary = run(tmp_path / f"images{scale}", inputs, **settings)
+        assert summary["unet_forwards"] == 12 * SAMPLING["num_inference_steps"]
+        found.append(load(tmp_path / f"images{scale}"))
+    assert not np.array_equal(*found)
 
 
 def test_a_model_without_text_takes_no_prompts_and_no_weights_of_16_bits():

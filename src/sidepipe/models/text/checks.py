@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from sidepipe.base.pretrained import (
@@ -15,51 +16,129 @@ from sidepipe.base.pretrained import (
 )
 from sidepipe.base.settings import require
 from sidepipe.base.weights import built, network_names, read_shapes, shapes_of
+from sidepipe.models.continuous import FLOW, read_continuous
 from sidepipe.models.families import INDEX, MISSING
 from sidepipe.models.schedules import SCHEDULER, read_schedule
+from sidepipe.models.text.flow import FlowModel, Flux
 from sidepipe.models.text.kinds import kind_of
-from sidepipe.models.text.sdxl import NUM_TIME_IDS, StableDiffusionXL
+from sidepipe.models.text.sdxl import StableDiffusionXL
 
-# transformers' defaults, which configs may leave out.
-CLIP_DEFAULTS = {"model_type": "clip_text_model", "hidden_size": 512, "projection_dim": 512}
+# The model_type of a text encoder's config, and transformers' defaults of settings it may lack.
+ENCODERS = {
+    "T5EncoderModel": ("t5", {"d_model": 512}),
+    "CLIPTextModel": ("clip_text_model", {"hidden_size": 512}),
+    "CLIPTextModelWithProjection": (
+        *("clip_text_model", {"hidden_size": 512, "projection_dim": 512}),
+    ),
+}
+# Files of which a tokenizer needs one group.
+TOKENIZERS = {
+    "t5": (["tokenizer.json"], ["spiece.model"]),
+    "clip_text_model": (["tokenizer.json"], ["vocab.json", "merges.txt"]),
+}
+TRANSFORMERS = {
+    "StableDiffusion3Pipeline": "SD3Transformer2DModel",
+    "FluxPipeline": "FluxTransformer2DModel",
+}
 
 
 def check_pipeline(folder: Path, variant: str | None = None) -> None:
     """Raises unless `folder` is a pipeline that is guided by text.
 
     FileNotFoundError where a file is missing, ValueError where its content is wrong. Names and
-    shapes of the weights of UNet and autoencoder must be those of their networks.
+    shapes of the weights of network and autoencoder must be those of their configs.
     """
     kind = kind_of(folder)
     parts = parts_of(read_object(folder / INDEX))
     for name, wanted in (*kind.encoders.items(), ("vae", "AutoencoderKL")):
         found = parts.get(name, wanted)
         require(found == wanted, f"the {name} of {folder}", f"of class {wanted}", found)
-    unet = _checked_unet(network_folder(folder, variant), variant, kind is StableDiffusionXL)
+    if kind.network_part == "unet":
+        pooled = kind is StableDiffusionXL
+        network = _checked_unet(network_folder(folder, variant), variant, pooled)
+        channels = network.config["in_channels"]
+    else:
+        network = _checked_transformer(folder, variant, TRANSFORMERS[kind.kind])
+        channels = network.config["in_channels"] // (4 if kind is Flux else 1)
     load_schedule(folder)
     if "vae" in parts:
-        _checked_vae(folder / "vae", variant, unet)
-    encoders = [_checked_encoder(folder, name, variant) for name in kind.encoders]
-    _check_widths(unet.config, encoders, folder)
+        _checked_vae(folder / "vae", variant, channels)
+    present = {name: of for name, of in kind.encoders.items() if name in parts}
+    encoders = {name: _checked_encoder(folder, name, of, variant) for name, of in present.items()}
+    for setting, found, of in kind.widths(network.config, encoders):
+        wanted = network.config[of]
+        rule = f"{wanted}, the {of} of the {kind.network_part}"
+        require(found == wanted, f"{setting} of {folder}", rule, found)
 
 
 def load_schedule(folder: Path) -> Any:
-    """The DDPMScheduler of a pipeline folder, after the checks of `read_schedule`."""
+    """The scheduler of a pipeline folder after its checks: a DDPMScheduler, or one of a flow."""
+    checked = checked_schedule(folder)
+    if not issubclass(kind_of(folder), FlowModel):
+        return checked
+    return type(checked).from_config(read_object(folder / "scheduler" / SCHEDULER))
+
+
+def checked_schedule(folder: Path) -> Any:
+    """As `load_schedule`, without the shift by the size of images that a flow may have."""
     path = folder / "scheduler" / SCHEDULER
-    return read_schedule(read_object(path, MISSING), str(path))
+    config = read_object(path, MISSING)
+    if not issubclass(kind_of(folder), FlowModel):
+        return read_schedule(config, str(path))
+    own = str(config.get("_class_name"))
+    require(own in FLOW, f"the scheduler of {path}", f"one of {', '.join(FLOW)}", own)
+    return read_continuous({**config, "use_dynamic_shifting": False}, own, str(path))
+
+
+def require_guided(
+    folder: Path, stage: str, *, by_token: bool = False, by_attention: bool = False
+) -> None:
+    """Raises ValueError unless a stage can compare the pipeline's prompts with the empty one.
+
+    by_token: and differentiate by tokens that all encoders share. by_attention: and read or change
+    the cross-attention of a UNet.
+    """
+    kind, parts = kind_of(folder), parts_of(read_object(folder / INDEX, MISSING))
+    if kind is Flux:
+        path = folder / "transformer" / "config.json"
+        distilled = read_object(path, MISSING).get("guidance_embeds")
+        rule = f"false for {stage}, as || D_t || needs predictions without a prompt"
+        remedy = "sample and refine it: generate.prompts, extract.prompts and refine_steps"
+        require(not distilled, f"guidance_embeds of {path}", rule, distilled, remedy)
+    if by_token:
+        rule = "of CLIP alone, as T5 has tokens of its own"
+        t5 = [name for name, of in parts.items() if of == "T5EncoderModel"]
+        where = f"the text encoders of the {kind.kind} in {folder} for {stage}"
+        require(not t5, where, rule, ", ".join(t5), "use detect, which needs no tokens")
+    if by_attention:
+        where = f"the network of the {kind.kind} in {folder} for {stage}"
+        remedy = "leave out the signal entropy, or choose another mitigate.method"
+        rule = "a UNet with cross-attention"
+        require("unet" in parts, where, rule, parts.get("transformer"), remedy)
 
 
 def image_shape(folder: Path, variant: str | None = None) -> tuple[int, int, int]:
     """(c, h, w) of the images of a pipeline folder, from its configs."""
-    unet = read_object(network_folder(folder, variant) / "config.json", MISSING)
-    size = unet["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    kind = kind_of(folder)
     if "vae" not in parts_of(read_object(folder / INDEX, MISSING)):
-        return unet["in_channels"], height, width
+        unet = _config_of(folder, "unet", variant)
+        return unet["in_channels"], *_sides(unet["sample_size"])
     path = folder / "vae" / "config.json"
     vae = built(AutoencoderKL, read_object(path), str(path)).config
+    if kind is Flux:
+        return vae["out_channels"], *_sides(vae["sample_size"])
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    height, width = _sides(_config_of(folder, kind.network_part, variant)["sample_size"])
     return vae["out_channels"], height * factor, width * factor
+
+
+def _config_of(folder: Path, part: str, variant: str | None) -> dict[str, Any]:
+    inside = network_folder(folder, variant) if part == "unet" else folder / part
+    return read_object(inside / "config.json", MISSING)
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def check_network(config: Mapping[str, Any], where: str, pooled: bool = False) -> None:
@@ -94,12 +173,25 @@ def _checked_unet(inside: Path, variant: str | None, pooled: bool) -> Any:
     return unet
 
 
-def _checked_vae(folder: Path, variant: str | None, unet: Any) -> None:
+def _checked_transformer(folder: Path, variant: str | None, kind: str) -> Any:
+    path = folder / "transformer" / "config.json"
+    config = read_object(path, MISSING)
+    found = config.get("_class_name", kind)
+    require(found == kind, f"the network of {path}", f"of class {kind}", found)
+    transformer = built(getattr(diffusers, kind), config, str(path))
+    both = [transformer.config["in_channels"], transformer.out_channels]
+    names = f"in_channels and out_channels of {path}"
+    require(both[0] == both[1], names, "equal", both, "transformers for other tasks are not")
+    _check_names(transformer, weight_files(path.parent, variant, required=False))
+    return transformer
+
+
+def _checked_vae(folder: Path, variant: str | None, channels: int) -> None:
     path = folder / "config.json"
     vae = built(AutoencoderKL, read_object(path, MISSING), str(path))
-    found, wanted = vae.config["latent_channels"], unet.config["in_channels"]
-    rule = f"{wanted}, the in_channels of the UNet"
-    require(found == wanted, f"latent_channels of {path}", rule, found)
+    found = vae.config["latent_channels"]
+    rule = f"{channels}, the in_channels of the network's latents"
+    require(found == channels, f"latent_channels of {path}", rule, found)
     mean = vae.config.get("latents_mean")
     remedy = "latents with a mean and a deviation per channel are not supported"
     require(mean is None, f"latents_mean of {path}", "none", mean, remedy)
@@ -111,35 +203,18 @@ def _check_names(network: Any, files: Sequence[Path]) -> None:
         network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
 
 
-def _checked_encoder(folder: Path, name: str, variant: str | None) -> dict[str, Any]:
-    """The config of a text encoder, with the files of its tokenizer checked as well."""
+def _checked_encoder(folder: Path, name: str, kind: str, variant: str | None) -> dict[str, Any]:
+    """The config of a text encoder of this class, with the files of its tokenizer checked too."""
     path = folder / name / "config.json"
     weight_files(path.parent, variant, required=False)
-    config = CLIP_DEFAULTS | read_object(path, MISSING)
-    kind = config["model_type"]
-    require(kind == "clip_text_model", f"model_type of {path}", "clip_text_model", kind)
+    wanted, defaults = ENCODERS[kind]
+    config = {"model_type": wanted, **defaults, **read_object(path, MISSING)}
+    require(config["model_type"] == wanted, f"model_type of {path}", wanted, config["model_type"])
     tokenizer = folder / name.replace("text_encoder", "tokenizer")
-    whole = [["tokenizer.json"], ["vocab.json", "merges.txt"]]
-    if not any(all((tokenizer / name).is_file() for name in names) for names in whole):
-        raise FileNotFoundError(
-            f"{tokenizer} must hold vocab.json and merges.txt, or tokenizer.json; copy it again"
-        )
+    whole = TOKENIZERS[wanted]
+    if not any(all((tokenizer / file).is_file() for file in files) for files in whole):
+        needed = ", or ".join(" and ".join(files) for files in reversed(whole))
+        raise FileNotFoundError(f"{tokenizer} must hold {needed}; copy it again")
     for file in sorted(tokenizer.glob("*.json")):
         read_object(file)
     return config
-
-
-def _check_widths(
-    unet: Mapping[str, Any], encoders: Sequence[Mapping[str, Any]], folder: Path
-) -> None:
-    """Raises ValueError unless the UNet takes embeddings as wide as the encoders give."""
-    found, wanted = sum(c["hidden_size"] for c in encoders), unet["cross_attention_dim"]
-    names = " and ".join(str(folder / name) for name in ("text_encoder", "text_encoder_2"))
-    where = names if len(encoders) > 1 else f"{folder / 'text_encoder' / 'config.json'}"
-    rule = f"{wanted}, the cross_attention_dim of the UNet"
-    require(found == wanted, f"hidden_size of {where}", rule, found)
-    if (given := unet["projection_class_embeddings_input_dim"]) is not None:
-        pooled = given - NUM_TIME_IDS * unet["addition_time_embed_dim"]
-        found = encoders[-1]["projection_dim"]
-        rule = f"{pooled}, as the UNet's added embeddings take it"
-        require(found == pooled, f"projection_dim of {folder / 'text_encoder_2'}", rule, found)

@@ -30,6 +30,8 @@ class PromptedDenoiser(Denoiser):
         super().__init__(
             model.network, model.alphas_cumprod, model.prediction_type, model.latent_shape
         )
+        if model.is_distilled:  # the network takes the scale itself
+            model.guidance_scale, guidance_scale = guidance_scale, 1.0
         self.model, self.guidance_scale = model, guidance_scale
         self.prompts = None if prompts is None else list(prompts)
         self.has_range, self.clip_range = model.vae is None, model.clip_range

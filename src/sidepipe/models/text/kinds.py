@@ -3,11 +3,14 @@
 from pathlib import Path
 
 from sidepipe.models.families import require_family
+from sidepipe.models.text.flow import Flux, StableDiffusion3
 from sidepipe.models.text.model import TextModel
 from sidepipe.models.text.sdxl import StableDiffusionXL
 
 OPTION = "stable_diffusion"  # of dpm
-KINDS: dict[str, type[TextModel]] = {kind.kind: kind for kind in (TextModel, StableDiffusionXL)}
+KINDS: dict[str, type[TextModel]] = {
+    kind.kind: kind for kind in (TextModel, StableDiffusionXL, StableDiffusion3, Flux)
+}
 
 
 def kind_of(folder: Path) -> type[TextModel]:

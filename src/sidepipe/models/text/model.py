@@ -6,7 +6,7 @@ Stable Diffusion 1.x and 2.x; a family with other parts derives from it and is l
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -37,6 +37,14 @@ class Tokens:
     cut: str
 
 
+class Width(NamedTuple):
+    """A width that a text encoder gives, and the network's setting that it has to equal."""
+
+    setting: str
+    found: int
+    of: str
+
+
 class TextModel(nn.Module):
     """A UNet2DConditionModel with its text encoder and, for a latent model, its autoencoder.
 
@@ -51,6 +59,8 @@ class TextModel(nn.Module):
     kind: the pipeline's class. network_part: the name of the network that predicts noise.
     encoders: the class of each text encoder; the tokenizer of "text_encoder_2" is "tokenizer_2".
     defaults: settings of the pipeline's index that matter, and their defaults.
+    is_distilled: whether the network was distilled for guidance, so that it takes guidance_scale as
+    an input, and an empty prompt is of no use.
     steps_offset: that the pipeline sets, whatever its scheduler has; None where it sets none.
     """
 
@@ -59,6 +69,8 @@ class TextModel(nn.Module):
     encoders: ClassVar[Mapping[str, str]] = {"text_encoder": "CLIPTextModel"}
     defaults: ClassVar[Mapping[str, bool]] = {"requires_safety_checker": False}
     steps_offset: ClassVar[int | None] = 1
+    is_distilled: bool = False
+    guidance_scale: float = 1.0
     vae: Any
     tokenizer: Any
     text_encoder: Any
@@ -90,6 +102,12 @@ class TextModel(nn.Module):
             self.step_rule = replace(self.step_rule, steps_offset=self.steps_offset)
         alphas_cumprod = scheduler.alphas_cumprod.float()
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    @staticmethod
+    def widths(network: Mapping[str, Any], encoders: Mapping[str, Any]) -> list[Width]:
+        """Widths that must be equal in the configs of network and encoders."""
+        found = encoders["text_encoder"]["hidden_size"]
+        return [Width("hidden_size of text_encoder", found, "cross_attention_dim")]
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -125,8 +143,13 @@ class TextModel(nn.Module):
         if self.vae is None:
             return self.latent_shape
         _, height, width = self.latent_shape
-        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        factor = self.vae_factor
         return self.vae.config["out_channels"], height * factor, width * factor
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent along a side."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def max_tokens(self) -> int:
@@ -142,14 +165,22 @@ class TextModel(nn.Module):
         """As `encode`, with gradients."""
         return self.encoded(prompts)[0].float()
 
-    def encoded(self, prompts: Sequence[str], encoder: str = "text_encoder") -> Any:
-        """The output of a text encoder with all its hidden states."""
+    def encoded(
+        self,
+        prompts: Sequence[str],
+        encoder: str = "text_encoder",
+        max_tokens: int | None = None,
+    ) -> Any:
+        """The output of a text encoder with all its hidden states.
+
+        max_tokens: None for those that the first encoder takes.
+        """
         tokenizer = getattr(self, encoder.replace("text_encoder", "tokenizer"))
         network = getattr(self, encoder)
         inputs = tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=tokenizer.model_max_length,
+            max_length=max_tokens or self.max_tokens,
             truncation=True,
             return_tensors="pt",
         )
@@ -189,7 +220,8 @@ class TextModel(nn.Module):
         """Images of latents; a model of pixels only changes their range and type."""
         if self.vae is None:
             return to_uint8(x_0)
-        latents = (x_0 / self.vae.config["scaling_factor"]).to(self.vae.dtype)
+        latents = x_0 / self.vae.config["scaling_factor"] + self._shift
+        latents = latents.to(self.vae.dtype)
         return torch.cat([self._decoded(part) for part in latents.split(DECODED_AT_ONCE)])
 
     def _decoded(self, latents: Latents) -> UInt8[Tensor, "n h w c"]:
@@ -205,4 +237,8 @@ class TextModel(nn.Module):
         if self.vae is None:
             return x_0
         posterior = self.vae.encode(x_0.to(self.vae.dtype)).latent_dist
-        return posterior.mean.float() * self.vae.config["scaling_factor"]
+        return (posterior.mean.float() - self._shift) * self.vae.config["scaling_factor"]
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0

@@ -7,8 +7,9 @@ of a model of pixels trained here, which has no autoencoder. `checks.py` checks 
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from sidepipe.base.files import write_json
@@ -89,7 +90,8 @@ def load_model(
         # In float16 such an autoencoder overflows, so it stays float32 as in SDXL's own pipeline.
         if not (name == "vae" and bits == "16" and part.config["force_upcast"]):
             part.to(DTYPES[bits])
-    for name in (encoder.replace("text_encoder", "tokenizer") for encoder in kind.encoders):
+    for encoder in (name for name in kind.encoders if name in parts):
+        name = encoder.replace("text_encoder", "tokenizer")
         parts[name] = _tokenizer(folder / name, classes[name])
     parts["scheduler"] = load_schedule(folder)
     settings = {name: index.get(name, default) for name, default in kind.defaults.items()}
@@ -105,14 +107,14 @@ def _network(folder: Path, name: str, kind: str, variant: str | None) -> Any:
         inside = network_folder(folder, variant)
         return read_network(UNet2DConditionModel, inside, unet_files(inside, variant))
     files = weight_files(folder / name, variant, required=False)
-    return read_network(AutoencoderKL, folder / name, files)
+    return read_network(getattr(diffusers, kind), folder / name, files)
 
 
 def _tokenizer(folder: Path, kind: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    # AutoTokenizer picks CLIP's own class; a tokenizer made here names no class of one version.
-    made_here = kind not in ("CLIPTokenizer", "CLIPTokenizerFast")
+    # AutoTokenizer picks the encoder's own class; one made here names no class of one version.
+    made_here = not kind.startswith(("CLIPTokenizer", "T5Tokenizer"))
     tokenizers = PreTrainedTokenizerFast if made_here else AutoTokenizer
     try:
         return tokenizers.from_pretrained(folder)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from sidepipe.models.text.model import Embeddings, Latents, TextModel
+from sidepipe.models.text.model import Embeddings, Latents, TextModel, Width
 
 NUM_TIME_IDS = 6  # original size, corner of the crop and size, each by height and width
 
@@ -28,6 +28,20 @@ class StableDiffusionXL(TextModel):
     defaults: ClassVar[Mapping[str, bool]] = {"force_zeros_for_empty_prompt": True}
     steps_offset: ClassVar[int | None] = None
     text_encoder_2: Any
+
+    @staticmethod
+    def widths(network: Mapping[str, Any], encoders: Mapping[str, Any]) -> list[Width]:
+        both = sum(config["hidden_size"] for config in encoders.values())
+        added = NUM_TIME_IDS * network["addition_time_embed_dim"]
+        added += encoders["text_encoder_2"]["projection_dim"]
+        return [
+            Width("hidden_size of text_encoder and text_encoder_2", both, "cross_attention_dim"),
+            Width(
+                "projection_dim of text_encoder_2, with the sizes of images,",
+                added,
+                "projection_class_embeddings_input_dim",
+            ),
+        ]
 
     def embed(self, prompts: Sequence[str]) -> Embeddings:
         one, two = (self.encoded(prompts, encoder) for encoder in self.encoders)

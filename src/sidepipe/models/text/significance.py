@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sidepipe.base.settings import require
 from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0
@@ -36,7 +37,11 @@ def encoded(model: TextModel, prompts: Sequence[str]) -> tuple[Embeddings, list[
         embeddings.append(output.detach().requires_grad_())
         return embeddings[-1]
 
-    layers = [getattr(model, name).get_input_embeddings() for name in model.encoders]
+    encoders = [getattr(model, name) for name in model.encoders if name in model.part_names]
+    others = [name for name in model.encoders if model.encoders[name] == "T5EncoderModel"]
+    others = [name for name in others if name in model.part_names]
+    require(not others, "the text encoders", "of CLIP alone, as T5 has tokens of its own", others)
+    layers = [encoder.get_input_embeddings() for encoder in encoders]
     hooks = [layer.register_forward_hook(embedded) for layer in layers]
     try:
         with torch.enable_grad():

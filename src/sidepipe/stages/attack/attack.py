@@ -84,8 +84,7 @@ class Attack(Sampling):
     @property
     def can_be_tuned(self) -> bool:
         """Whether trials can choose a setting; plain sampling without refinement has none."""
-        refines = self.refine_steps > 0 and self.surrogate.samples
-        return self.surrogate.guides or refines
+        return self.surrogate.guides or self.refine_steps > 0
 
     def with_tried(self, tried: Mapping[str, Any]) -> Self:
         """This attack with some settings of `GUIDANCE` and `REFINEMENT` changed."""

@@ -36,7 +36,9 @@ def hessian_norms(
 
     with torch.no_grad(), _forward_derivatives(model):
         _, direction = noise_difference(model, x_t, t, e, e_0)
-        dual = noise_difference(model, forward_ad.make_dual(x_t, direction), t, e, e_0)[1]
+        dual = noise_difference(
+            model, forward_ad.make_dual(x_t, direction.to(x_t.dtype)), t, e, e_0
+        )[1]
         product = forward_ad.unpack_dual(dual).tangent
     assert product is not None  # x_t has one
     return norms(product) / (1 - model.alphas_cumprod[t])
@@ -88,7 +90,7 @@ def attention_entropy(
 
     Memorized prompts have higher entropy: attention to others concentrates on the start token.
     """
-    with attention_maps(model.unet) as maps, torch.no_grad():
+    with attention_maps(model.network) as maps, torch.no_grad():
         model.eps(x_t, t, e)
     return torch.special.entr(torch.stack(maps, dim=1)).sum(-1)
 

@@ -117,6 +117,7 @@ class DetectPrompts(PromptSource):
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
         dpm.check_timesteps(self.name, self.num_inference_steps)
+        dpm.check_prompts(self.name, by_attention="entropy" in self.signals)
 
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         from sidepipe.stages.detect.replays import usable_label_rate

@@ -83,8 +83,13 @@ class DPM(Stage):
         """Classes of a class-conditional model; None for others, and for a hub id."""
         return None
 
-    def require_network(self, stage: str) -> None:
-        """Raises ValueError where there is no network, which `stage` needs."""
+    def check_prompts(
+        self, stage: str, *, by_token: bool = False, by_attention: bool = False
+    ) -> None:
+        """Raises ValueError where a stage cannot compare prompts with the empty one.
+
+        by_token: nor differentiate by tokens. by_attention: nor read the UNet's cross-attention.
+        """
 
     def check_images(self, data: Stage) -> None:
         """Raises ValueError where samples of the model cannot be compared with the data."""

@@ -234,6 +234,19 @@ class PretrainedTextDPM(Pretrained):
             if (base := self._check_base(folder)) is not None:
                 check_pipeline(base)
 
+    def scheduler(self) -> Any | None:
+        from sidepipe.models.text.checks import checked_schedule
+
+        return None if (folder := self._local_folder()) is None else checked_schedule(folder)
+
+    def check_prompts(
+        self, stage: str, *, by_token: bool = False, by_attention: bool = False
+    ) -> None:
+        from sidepipe.models.text.checks import require_guided
+
+        if (folder := self._local_folder()) is not None:
+            require_guided(folder, stage, by_token=by_token, by_attention=by_attention)
+
     def check_images(self, data: Stage) -> None:
         from sidepipe.models.text.checks import image_shape
 
@@ -295,9 +308,14 @@ def _parameters(model: TextModel) -> int:
 
 def load_placed_model(folder: Path, precision: Precision, runtime: Runtime) -> TextModel:
     """The model of a stage whose `check` has seen that it takes text, on the runtime's device."""
+    from sidepipe.models.text.checks import require_guided
+
     model = load_text_model(folder, precision)
     assert model is not None
+    require_guided(folder / "model", "stages that compare predictions")
     if runtime.attention_slicing:
+        rule, kind = "false for a transformer", type(model.network).__name__
+        require(model.network_part == "unet", "runtime.attention_slicing", rule, kind)
         model.network.set_attention_slice("auto")
     return model.to(runtime.torch_device())
 

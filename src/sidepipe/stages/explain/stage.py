@@ -63,6 +63,7 @@ class Explain(Stage):
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
         dpm.check_timesteps(self.name, self.num_inference_steps)
+        dpm.check_prompts(self.name, by_token=True)
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.text.significance import EVALUATIONS_A_STEP

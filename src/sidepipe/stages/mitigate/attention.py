@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sidepipe.base.settings import require
 from sidepipe.models.text.model import TextModel
 
 
@@ -64,11 +65,13 @@ def attention_scaled(
     """
     positions = torch.arange(model.max_tokens, device=model.device)
     seen = positions < torch.tensor(lengths, device=model.device)[:, None]
-    before = model.unet.attn_processors
+    before = model.network.attn_processors
     scaled = ScaledAttention(seen, start_scale)
+    where, kind = "the network for mitigate.method=attention", type(model.network).__name__
+    require(model.network_part == "unet", where, "a UNet with cross-attention", kind)
     cross = {name: scaled if ".attn2." in name else own for name, own in before.items()}
-    model.unet.set_attn_processor(cross)
+    model.network.set_attn_processor(cross)
     try:
         yield
     finally:
-        model.unet.set_attn_processor(before)
+        model.network.set_attn_processor(before)

@@ -91,6 +91,8 @@ class Mitigate(Stage):
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
         dpm.check_timesteps(self.name, self.num_inference_steps)
+        by_token, by_attention = self.method.by_token, self.method.by_attention
+        dpm.check_prompts(self.name, by_token=by_token, by_attention=by_attention)
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.detect.groups import grouped

@@ -29,12 +29,15 @@ class Method:
 
     keeps_weights: whether the weights are those of the unchanged model, so that the loss on
     held-out images need not be measured. takes_gradients: whether `embeddings` needs the memory of
-    gradients.
+    gradients. by_token: whether it differentiates by tokens, which all text encoders must share.
+    by_attention: whether it changes a UNet's cross-attention.
     """
 
     name: str
     keeps_weights: ClassVar[bool] = True
     takes_gradients: ClassVar[bool] = False
+    by_token: ClassVar[bool] = False
+    by_attention: ClassVar[bool] = False
 
     def build(self, mitigated: Mitigated, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
         """The model with this method; it is called once, before the first request.
@@ -151,6 +154,7 @@ class DroppedWord(Method):
     """
 
     name: Literal["drop_word"] = "drop_word"
+    by_token: ClassVar[bool] = True
     takes_gradients: ClassVar[bool] = True
     num_steps: int = 25
 
@@ -193,6 +197,7 @@ class AttentionScaling(Method):
     """Cross-attention is scaled (Ren et al., 2024); start_scale: of the start token's logits."""
 
     name: Literal["attention"] = "attention"
+    by_attention: ClassVar[bool] = True
     start_scale: float = 1.25
 
     def __post_init__(self) -> None:

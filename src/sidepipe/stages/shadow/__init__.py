@@ -1,1 +1,0 @@
-"""Training of a shadow model on samples of the model under attack."""

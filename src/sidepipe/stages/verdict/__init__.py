@@ -1,1 +1,0 @@
-"""Verdicts on generated images without the training images."""
