@@ -42,7 +42,7 @@ def python(server: WandbServer, home: Path, code: str, *arguments: Any) -> Any:
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr
