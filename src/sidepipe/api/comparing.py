@@ -6,11 +6,12 @@ The arguments are checked and the images are read here, without torch; `measurin
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sidepipe.api.groups import Groups
 from sidepipe.api.images import ImagesOrFolder, Reading, read_sets
-from sidepipe.api.naming import as_arguments, require_numbers
+from sidepipe.api.naming import as_arguments, as_path, require_numbers
 from sidepipe.base.settings import require, require_known
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def compare(
     channels: Literal[1, 3] | None = None,
     groups: Groups | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    cache: str | Path | None = None,
 ) -> Result:
     """Count the generated images that copy training images, beyond what held-out images explain.
 
@@ -68,6 +70,9 @@ def compare(
             [...]}`` with one value per image. Thresholds, false positive rates, held-out sets,
             intervals and different images then count groups.
         device: where an encoder that is a network runs.
+        cache: a folder that keeps the features by the content of the images. The same call resumes
+            after it was killed, and calls with other settings or other generated images reuse the
+            features of the rest.
 
     Returns:
         Hits, held-out hits, excess with its 95 % interval, different training images, pairs.
@@ -94,6 +99,9 @@ def compare(
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
     require_known("device", device, ["auto", "cpu", "cuda", "mps"])
     check_features(features)
+    folder = None if cache is None else as_path("cache", cache)
+    fits = folder is None or folder.is_dir() or not folder.exists()
+    require(fits, "cache", "a folder, or a new name", str(folder))
     how = Reading(size, resize, channels, on_bad_file)
     sets = read_sets(
         {"generated": generated, "train": train, "heldout": heldout}, LEAST, how, groups
@@ -108,6 +116,7 @@ def compare(
         false_positive_rate=false_positive_rate,
         on_duplicates=on_duplicates,
         device=device,
+        cache=folder,
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sidepipe.api.caching import cached
 from sidepipe.api.control import calibrated, warn, warn_of_swapped
 from sidepipe.api.images import Images, ImageSet
 from sidepipe.api.naming import as_arguments
@@ -38,6 +40,7 @@ def measured(
     false_positive_rate: float,
     on_duplicates: str,
     device: str,
+    cache: Path | None = None,
 ) -> Result:
     """The result of `sidepipe.compare` on images of one shape."""
     encoder = encoder_of(features)
@@ -45,6 +48,8 @@ def measured(
         runtime = Runtime(accelerator=device)
         runtime.require_accelerator()
     encode = partial(encoder.encode, device=runtime.torch_device())
+    if cache is not None:
+        encode = cached(encoder, cache, runtime)
     known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
     with as_arguments():
         queries = encode(sets["generated"].images)

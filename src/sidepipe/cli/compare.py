@@ -53,6 +53,8 @@ Settings, with their defaults:
   on_duplicates=error  where held-out images duplicate training images: error, drop or keep
   on_bad_file=error    where a file cannot be read: error or skip
   device=auto          where an encoder that is a network runs: auto, cpu, cuda or mps
+  cache=none           a folder that keeps the features of the images: the same command resumes
+                       after it was killed, and later commands reuse them
 """
 NUMBERS: dict[str, tuple[type, str]] = {
     "size": (int, "a whole number"),
@@ -117,6 +119,8 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _value(name: str, text: str) -> Any:
+    if name == "cache" and text.lower() in ("none", "null"):
+        return None
     if name not in NUMBERS:
         return text
     if text.lower() in ("none", "null") and name != "false_positive_rate":
