@@ -14,19 +14,9 @@ from sidepipe.cli.main import CONF, main
 from sidepipe.stages import STAGES
 
 GROUPS = (
-    *(
-        "data",
-        "diffusion",
-        "autoencoder",
-        "dpm",
-        "generate",
-        "original",
-        "label",
-        "classifier",
-        "lora",
-        "tune",
-    ),
-    *("extract", "descriptor", "reference", "evaluate", "detect", "explain", "mitigate"),
+    *("data", "diffusion", "autoencoder", "dpm", "generate", "shadow", "original", "label"),
+    *("classifier", "lora", "tune", "extract", "descriptor", "reference", "evaluate", "detect"),
+    *("explain", "mitigate"),
     "mitigations",
 )
 # What a user must choose, so that options with ??? can be composed.
@@ -65,6 +55,7 @@ CHOSEN = {
 ABSENT = {
     "autoencoder": LATENT,
     "audit": ["audit=returns"],
+    "verdict": ["verdict=shadow"],
     "detect": ["detect=labels"],
     "explain": [*PLANTED, "detect=prompts", "explain=tokens"],
     "mitigate": [*MITIGATED, "mitigations=single"],
@@ -78,6 +69,8 @@ NEEDS_WEIGHTS = {
     ("autoencoder", "pretrained"),
 }
 BASES = {("dpm", "base"), ("dpm", "text_base")}
+# Without a model there are only images of a folder: tests/stages/extract/test_images.py.
+OTHER_IMAGES = {("dpm", "none"), ("extract", "images")}
 
 
 def _yaml_files() -> list[Path]:
@@ -117,7 +110,7 @@ def test_experiments_and_sweeps_are_global_and_hold_overrides_only(path: Path) -
         f"{group}={path.stem}"
         for group in GROUPS
         for path in sorted((CONF / group).glob("*.yaml"))
-        if (group, path.stem) not in NEEDS_WEIGHTS | BASES
+        if (group, path.stem) not in NEEDS_WEIGHTS | BASES | OTHER_IMAGES
     ],
 )
 def test_every_option_makes_a_plan(option: str) -> None:

@@ -37,6 +37,7 @@ SHARED = (
     "attack.attack",
     "attack.guidance",
     "attack.strategies",
+    "dpm.module",
     "dpm.pretrained",
     "dpm.text",
     "dpm.trained",

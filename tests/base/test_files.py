@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from sidepipe.base.files import CannotWrite, cannot_write, gigabytes, is_disk_full, whole_file
+from sidepipe.base.image_reading import Entry, read_images
 from sidepipe.base.images import save_grid
 from sidepipe.engine import resuming, shards
 from sidepipe.engine.checkpoints import CheckpointByRename
-from sidepipe.stages.data.reading import Entry, read_images
 from sidepipe.stages.reference import encoding
 
 FULL = Path("/dev/full")

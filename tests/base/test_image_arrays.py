@@ -12,8 +12,8 @@ from PIL import Image
 
 import sidepipe
 from sidepipe.base.image_arrays import kept
+from sidepipe.base.image_reading import read_images
 from sidepipe.base.image_stacks import images_in
-from sidepipe.stages.data.reading import read_images
 from sidepipe.stages.data.sources import ImageFolder
 
 DOC = Path(__file__).parents[2] / "docs/reading-images.md"

@@ -8,7 +8,7 @@ import pytest
 from tests.base.test_image_arrays import rows
 
 from sidepipe.base import image_files
-from sidepipe.stages.data.reading import read_images
+from sidepipe.base.image_reading import read_images
 from sidepipe.stages.data.sources import ImageFolder
 
 HU = np.linspace(-1000, 1000, 64).reshape(8, 8).round()  # of air to bone

@@ -141,7 +141,7 @@ def _without_duplicates(
     return left
 
 
-def _s(number: int) -> str:
+def _s(number: float) -> str:
     """The ending of a verb whose subject is a number of things."""
     return "s" if number == 1 else ""
 

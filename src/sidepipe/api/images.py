@@ -16,15 +16,13 @@ from PIL import Image
 from sidepipe.api.groups import Groups, read_groups
 from sidepipe.api.naming import as_arguments, require_whole
 from sidepipe.base.image_files import in_words, is_array_file
-from sidepipe.base.image_pixels import upright_size
+from sidepipe.base.image_reading import Entry, read_images, require_readable, sizes_of
 from sidepipe.base.settings import require, require_known
-from sidepipe.stages.data.reading import Entry, read_images, require_readable
 from sidepipe.stages.data.sources import ImageFolder
 
 Images = UInt8[np.ndarray, "n h w c"]
 ImagesOrFolder = np.ndarray | str | Path
 
-GRAY = ("1", "L", "LA", "I")  # and I;16 of several kinds
 RESIZES = {
     "crop": ", from the central square",
     "stretch": " without keeping the aspect ratio",
@@ -202,26 +200,12 @@ def _listed(name: str, images: ImagesOrFolder) -> Listed:
     partitions = sorted({entry.partition for entry in entries})
     remedy = f"name the folder of one of them, such as {name}={str(folder / partitions[0])!r}"
     require(len(partitions) == 1, name, "a folder of one partition", partitions, remedy)
-    sizes, gray = _sizes(entries)
+    sizes, gray = sizes_of(entries)
     return Listed(entries, sizes, gray, [f"{name}: {in_words(others)}"] if others else [])
 
 
 def _picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-
-
-def _sizes(entries: Sequence[Entry]) -> tuple[Counter[tuple[int, int]], bool]:
-    """How many images have each height and width, and whether all are gray."""
-    sizes: Counter[tuple[int, int]] = Counter()
-    gray = True
-    for entry in entries:
-        try:
-            with entry.read() as image:
-                sizes[upright_size(image)] += 1
-                gray = gray and image.mode.partition(";")[0] in GRAY
-        except Exception:  # reading it raises, and names the file
-            continue
-    return sizes, gray
 
 
 def _channels(found: Mapping[str, Listed]) -> Literal[1, 3]:

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str], conf: Path) -> None:
         print(HELP, end="")
         return
     logging.basicConfig(format="%(message)s")
-    for name in ("sidepipe.api.comparing", "sidepipe.stages.data.reading"):
+    for name in ("sidepipe.api.comparing", "sidepipe.base.image_reading"):
         logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("sidepipe.api.control").setLevel(logging.ERROR)  # the table has warnings
     given = _given(arguments)

@@ -12,7 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Streams keep apart what shares a seed: generate's image 7 and extract's image 7 differ.
-STREAMS = {"generate": 1, "extract": 2, "targets": 3, "prompts": 4, "audit": 5, "refine": 6}
+STREAMS = {
+    "generate": 1,
+    "extract": 2,
+    "targets": 3,
+    "prompts": 4,
+    "audit": 5,
+    "refine": 6,
+    "verdict": 7,
+}
 
 
 def generator(seed: int, stream: str, index: int) -> np.random.Generator:

@@ -63,6 +63,8 @@ def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
     for name, goal in wanted.items():
         # Only the stages that the attack reads: no classifier for the unconditional baseline.
         for key, node in goal.upstream().items():
+            if key not in nodes:
+                node.stage.check_needed(node.stages_read())
             nodes.setdefault(key, node)
             attacks.setdefault(key, []).append(name)
     last = list(stages.STAGES)[-1]
@@ -73,8 +75,9 @@ def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
 def _require_present(cfg: DictConfig) -> None:
     """Raises ValueError where a config refers to a stage that is null, as explain to detect."""
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    reads = [(stage_class(name).rows, name) for name in stages.STAGES]
-    reads = [(group, name) for group, name in reads if group is not None and raw.get(group)]
+    # The first stage of a group of rows is needed by them; later ones add to what it finds.
+    first = {stage_class(name).rows: name for name in reversed(stages.STAGES)}
+    reads = [(group, name) for group, name in first.items() if group is not None and raw.get(group)]
     for reader, settings in raw.items():
         reads += [(reader, name) for name in re.findall(r"\$\{(\w+)", str(settings))]
     for reader, name in reads:
@@ -99,6 +102,8 @@ def _goals(
     for name, group in rows_of.items():
         if group is None:
             found |= {name: fixed[name]} if name in fixed else {}
+            continue
+        if plain.get(name) is None:
             continue
         compared = stage_class(name).compared
         goals = None if compared else [name]

@@ -236,6 +236,9 @@ class Stage:
     def check(self, upstream: Mapping[str, "Stage"], runtime: Runtime) -> None:
         """Raises ValueError or an OSError where these settings do not fit those of `upstream`."""
 
+    def check_needed(self, upstream: Mapping[str, "Stage"]) -> None:
+        """Raises ValueError like `check`, but only where a row of the report is made from it."""
+
     @classmethod
     def work(cls, settings: Mapping[str, Any]) -> float:
         """The number of images that a run with these settings processes, to estimate its time."""

@@ -275,19 +275,23 @@ def extractable(c: Comparison, hits: Hits, num_different: int) -> dict[str, Any]
 def new_hits(
     c: Comparison, threshold: float, group: Int64[np.ndarray, "m"]
 ) -> tuple[dict[str, Any], Hits]:
-    """How many hits are on training images that no synthetic image had hit; and which these are."""
+    """How many hits are on training images that no synthetic image had hit; and which these are.
+
+    None where there are no synthetic images.
+    """
     hit = m.closer(c.train.gamma, threshold, c.metric)
     synthetic_hit = m.closer(c.synthetic_gamma, threshold, c.metric)
     known = np.unique(group[c.synthetic_index[synthetic_hit]])
     nearest_group = group[c.train.index]
     seen = np.isin(nearest_group, known)
+    new = hit & ~seen if len(c.synthetic_gamma) else np.zeros(len(hit), bool)
     summary: dict[str, Any] = {
         "synthetic_unique": len(known),
         "synthetic_hits": int(synthetic_hit.sum()),
     }
-    for name, some in (("seen", hit & seen), ("new", hit & ~seen)):
+    for name, some in (("seen", hit & seen), ("new", new)):
         summary[name] = _counted(some, nearest_group)
-    return summary, Hits(hit, hit & ~seen, group)
+    return summary, Hits(hit, new, group)
 
 
 def trial(

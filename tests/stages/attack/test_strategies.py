@@ -17,6 +17,7 @@ from sidepipe.stages.attack.strategies import (
     BaseModel,
     Classifier,
     NoSurrogate,
+    OtherImages,
     Posterior,
     Surrogate,
 )
@@ -43,8 +44,13 @@ def test_a_choice_of_file_has_all_settings_of_its_class_with_their_defaults(kind
     assert yaml.safe_load(FILES[kind().name].read_text()) == asdict(kind())
 
 
+def test_the_file_of_other_images_has_all_settings_but_the_folder() -> None:
+    expected = asdict(OtherImages(folder="???"))
+    assert yaml.safe_load(FILES["images"].read_text()) == expected
+
+
 def test_every_class_has_a_file_and_every_file_a_class() -> None:
-    assert set(FILES) == {kind().name for kind in KINDS}
+    assert set(FILES) == {OtherImages.name, *(kind().name for kind in KINDS)}
 
 
 @pytest.mark.parametrize(

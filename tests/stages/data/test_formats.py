@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 
 from sidepipe.base.image_files import list_images, readable_formats
-from sidepipe.stages.data.reading import read_images
+from sidepipe.base.image_reading import read_images
 from sidepipe.stages.data.sources import ImageFolder
 
 DOC = Path(__file__).parents[3] / "docs/reading-images.md"

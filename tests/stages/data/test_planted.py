@@ -7,9 +7,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from sidepipe.base.image_reading import Entry
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.data.planted import Planted, _slants
-from sidepipe.stages.data.reading import Entry
 from sidepipe.stages.data.stage import Data, load, load_captions, load_ids, load_partitions
 
 CONF = Path(__file__).parents[3] / "conf/data/planted.yaml"

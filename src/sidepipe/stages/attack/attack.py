@@ -84,7 +84,8 @@ class Attack(Sampling):
     @property
     def can_be_tuned(self) -> bool:
         """Whether trials can choose a setting; plain sampling without refinement has none."""
-        return self.surrogate.guides or self.refine_steps > 0
+        refines = self.refine_steps > 0 and self.surrogate.samples
+        return self.surrogate.guides or refines
 
     def with_tried(self, tried: Mapping[str, Any]) -> Self:
         """This attack with some settings of `GUIDANCE` and `REFINEMENT` changed."""

@@ -7,18 +7,27 @@ away from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from sidepipe.base.image_reading import Entry
 from sidepipe.base.settings import Precision, require
 from sidepipe.engine.stage import Stage
 from sidepipe.models.rows import channels_first, rows_of
 from sidepipe.stages.attack.guidance import AttackGuidance
+from sidepipe.stages.attack.others import (
+    FOLDER,
+    content_of,
+    entries_in,
+    require_sizes,
+    write_images,
+)
 from sidepipe.stages.classifier.stage import load as load_classifier
 from sidepipe.stages.dpm.stage import BASE, DPM
 from sidepipe.stages.generate.stage import load_denoiser
@@ -30,6 +39,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sidepipe.diffusion.denoiser import Denoiser
+
+
+MIN_IMAGES = 20  # of an attack, for the 5th and 95th percentiles
 
 
 @dataclass(frozen=True)
@@ -53,14 +65,15 @@ class Surrogate:
     """Base of all surrogates.
 
     reads: the stages that it is made from, in addition to the model. guides: whether it guides at
-    all. has_labels: whether toward labels, or away from another model. in_rounds: whether it can
-    follow new labels at once, without training.
+    all. has_labels: whether toward labels, or away from another model. samples: whether the model
+    samples the images. in_rounds: whether it can follow new labels at once, without training.
     """
 
     name: str
     reads: ClassVar[tuple[str, ...]] = ("generate", "label")
     guides: ClassVar[bool] = True
     has_labels: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
     in_rounds: ClassVar[bool] = False
 
     def check_guidance(self, guidance: AttackGuidance) -> None:
@@ -97,6 +110,51 @@ class NoSurrogate(Surrogate):
     reads: ClassVar[tuple[str, ...]] = ()
     guides: ClassVar[bool] = False
     has_labels: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherImages(Surrogate):
+    """Images that another tool made, from a folder: nothing is sampled.
+
+    folder: of images, or a NumPy file. resize: "crop" or "stretch" to the size of the data; None
+    where they have it. on_bad_file: "error", or "skip" leaves out files that cannot be read.
+    """
+
+    name: Literal["images"] = "images"
+    reads: ClassVar[tuple[str, ...]] = ()
+    guides: ClassVar[bool] = False
+    has_labels: ClassVar[bool] = False
+    samples: ClassVar[bool] = False
+    folder: str
+    resize: Literal["crop", "stretch"] | None = None
+    on_bad_file: Literal["error", "skip"] = "error"
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The images, not yet read; an OSError or ValueError where there are none."""
+        return entries_in(self.folder)
+
+    @cached_property
+    def content(self) -> str:
+        """The SHA-256 of names and content of the files, for the key."""
+        return content_of(self.folder) if self.entries else ""
+
+    def check(self, upstream: Mapping[str, Stage]) -> None:
+        count = sum(not entry.problem for entry in self.entries)
+        require(count >= MIN_IMAGES, FOLDER, f">= {MIN_IMAGES} images", count, "make more images")
+
+    def require_sizes(self, size: int) -> None:
+        """Raises ValueError where images must be resized to `size` pixels and `resize` is None."""
+        require_sizes(self.entries, size, self.resize)
+
+    def write(self, folder: Path, shape: Sequence[int], shard_size: int) -> dict[str, Any]:
+        """Writes the images of the artifact in `folder`; ValueError where files have changed."""
+        options = {"resize": self.resize, "on_bad_file": self.on_bad_file}
+        summary = write_images(folder, self.entries, shape, shard_size=shard_size, **options)
+        unchanged = content_of(self.folder) == self.content
+        rule, remedy = "unchanged while the command runs", "run the same command again"
+        require(unchanged, FOLDER, rule, f"other files in {self.folder}", remedy)
+        return {**summary, "folder": self.folder, "content": self.content}
 
 
 @dataclass(frozen=True, kw_only=True)

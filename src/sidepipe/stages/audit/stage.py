@@ -98,10 +98,11 @@ class Audit(Stage):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        dpm.require_network(self.name)
         kind, remedy = type(dpm).__name__, "text models have detect=prompts instead"
         pixels = isinstance(dpm, TrainDPM | PretrainedDPM)
         require(pixels, "dpm", "an unconditional model of images", kind, remedy)
-        assert isinstance(dpm, DPM)
         classes = dpm.num_classes()  # None also for a hub id, which is refused when it runs
         require(
             classes is None, "dpm", WITHOUT_CLASSES, f"{classes} classes", "leave out audit=returns"

@@ -8,10 +8,10 @@ from os.path import commonpath, normpath, relpath
 from pathlib import Path
 
 from sidepipe.base.image_files import open_image
+from sidepipe.base.image_reading import Caption, Entry
 from sidepipe.base.records import Record, read_records, text_of
 from sidepipe.base.settings import require, require_known
 from sidepipe.stages.data.layouts import partition_of, partitioned, words
-from sidepipe.stages.data.reading import Caption, Entry
 from sidepipe.stages.data.sources import Source, digest
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sidepipe.stages.data.reading import Entry
+from sidepipe.base.image_reading import Entry
 from sidepipe.stages.data.sources import Source, digest, existing_folder
 
 CLASSES = (

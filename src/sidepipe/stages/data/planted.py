@@ -16,8 +16,8 @@ from string import Formatter
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
+from sidepipe.base.image_reading import THREADS, Caption, Entry, convert
 from sidepipe.base.settings import require, require_known
-from sidepipe.stages.data.reading import THREADS, Caption, Entry, convert
 from sidepipe.stages.data.sources import Source
 
 # More identities than this, such as people, are no classes for a caption.

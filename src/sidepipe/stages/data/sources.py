@@ -1,4 +1,4 @@
-"""Sources of images: each lists its entries, which `reading.py` reads.
+"""Sources of images: each lists its entries, which `base.image_reading` reads.
 
 A source is cheap to make and touches no file before `entries()` or `listing()` is called. An error
 names a missing file and the remedy. `cifar10.py` has CIFAR-10, with its own file format.
@@ -22,16 +22,14 @@ from sidepipe.base.image_files import (
     in_words,
     is_array_file,
     list_images,
-    open_image,
     printable,
     readable_suffixes,
 )
-from sidepipe.base.image_stacks import images_in
+from sidepipe.base.image_reading import Entry, entries_of, entry_of
+from sidepipe.base.image_reading import read_images as read_images
 from sidepipe.base.settings import require, require_known
 from sidepipe.stages.data import celeba_files
 from sidepipe.stages.data.layouts import partitioned
-from sidepipe.stages.data.reading import Entry
-from sidepipe.stages.data.reading import read_images as read_images
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ class CelebA(Source):
             if partition in wanted:
                 problem = "" if name in files else f"{table} lists it, but it is not there"
                 file = f"{images}/{files.get(name, name)}"
-                entries.append(_entry(file, name, partition, identities.get(name, ""), problem))
+                entries.append(entry_of(file, name, partition, identities.get(name, ""), problem))
         require(
             len(entries) > 0,
             f"the number of {' or '.join(wanted)} images in {table}",
@@ -184,7 +182,7 @@ class _Folder(Source):
         return [
             entry
             for (name, item), place in zip(files.items(), places, strict=True)
-            for entry in _entries(item.path, printable(name), *place)
+            for entry in entries_of(item.path, printable(name), *place)
         ]
 
 
@@ -262,22 +260,3 @@ def digest(files: Mapping[str, int], contents: Iterable[bytes] = ()) -> str:
     for content in contents:
         checksum = zlib.crc32(content, checksum)
     return f"{len(files)} files, {sum(files.values())} bytes, crc32 {checksum:08x}"
-
-
-def _entry(file: str, name: str, partition: str, identity: str, problem: str = "") -> Entry:
-    return Entry(name, partition, identity, partial(open_image, file), printable(file), problem)
-
-
-def _entries(file: str, name: str, partition: str, identity: str) -> list[Entry]:
-    """An entry per image of a file that may hold several; one with a problem where it is broken."""
-    try:
-        found = images_in(file)
-    except MemoryError:
-        raise
-    except Exception as error:  # a broken file raises nearly anything
-        problem = f"{type(error).__name__}: {error}"
-        return [_entry(file, name, partition, identity, problem)]
-    return [
-        Entry(f"{name}{place}", partition, identity, read, printable(file) + place)
-        for place, read in found
-    ]

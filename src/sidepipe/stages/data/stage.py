@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sidepipe.base.image_files import in_words
+from sidepipe.base.image_reading import Entry, read_images
 from sidepipe.base.images import save_grid
 from sidepipe.base.settings import build, require
 from sidepipe.engine.shards import check_disk
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.data.captioned import Captioned
 from sidepipe.stages.data.planted import Planted
-from sidepipe.stages.data.reading import Entry, read_images
 from sidepipe.stages.data.sources import Nothing, Source
 
 if TYPE_CHECKING:

@@ -83,6 +83,9 @@ class DPM(Stage):
         """Classes of a class-conditional model; None for others, and for a hub id."""
         return None
 
+    def require_network(self, stage: str) -> None:
+        """Raises ValueError where there is no network, which `stage` needs."""
+
     def check_prompts(
         self, stage: str, *, by_token: bool = False, by_attention: bool = False
     ) -> None:

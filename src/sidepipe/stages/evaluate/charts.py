@@ -54,7 +54,7 @@ def headline(results: Mapping[str, Any]) -> dict[str, float]:
     """One point: hits at the first false positive rate, the bands, the bound and the cost."""
     at, found, cost = results["calibrated"][0], results["rarefaction"], results["cost"]
     low, high = at["excess"]["interval"]
-    return {
+    point = {
         TRAIN_IMAGES: results["num_reference"]["train"],
         HITS: at["train"]["count"],
         HIT_RATE: at["train"]["ams"],
@@ -73,6 +73,7 @@ def headline(results: Mapping[str, Any]) -> dict[str, float]:
         EVALUATIONS: cost["network_evaluations"],
         SYNTHETIC_EVALUATIONS: cost["synthetic_evaluations"],
     }
+    return {name: value for name, value in point.items() if value is not None}
 
 
 def _rows(columns: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

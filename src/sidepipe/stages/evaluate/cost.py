@@ -8,13 +8,16 @@ from sidepipe.engine.artifacts import Artifact
 def cost(extract: Artifact) -> dict[str, Any]:
     """Evaluations of the network for the attack's images, and for the synthetic images before them.
 
-    Plain sampling needs no synthetic images, and neither do labels of original images.
+    All are None for images of another tool. Plain sampling needs no synthetic images, and neither
+    do labels of original images.
     """
     summary, generate = extract.summary, extract.inputs.get("generate")
     names = ["unet_forwards", "surrogate_gradients", "gradient_cost", "network_evaluations"]
     if "training_evaluations" in summary:  # of a model adapted to the labels
         names.append("training_evaluations")
     spent = {name: summary[name] for name in names}
+    if summary["network_evaluations"] is None:  # images of another tool
+        return {**spent, "synthetic_evaluations": None}
     if generate is None or original_of(extract) is not None:
         return {**spent, "synthetic_evaluations": 0}
     return {**spent, "synthetic_evaluations": generate.summary["unet_forwards"]}

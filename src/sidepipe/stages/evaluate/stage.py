@@ -24,6 +24,7 @@ from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.memorization.thresholds import warn_of_rates
+from sidepipe.stages.attack.strategies import MIN_IMAGES, OtherImages
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MIN_IMAGES = 20  # of an attack, for the 5th and 95th percentiles
 # More would take hours to search, and the best candidates are among these.
 BLIND_IMAGES = 50_000
 
@@ -70,6 +70,8 @@ class Evaluate(Stage):
     two generated images near duplicates. curve: start, stop and number of thresholds.
     false_positive_rates: shares of real held-out images that pass the calibrated thresholds; the
     first defines a hit. gallery_pairs: the number of pairs and candidates for the report.
+    surrogate: that of extract. Images of another tool are not compared with plain samples of the
+    model, so that they need no model.
     """
 
     name: ClassVar[str] = "evaluate"
@@ -78,12 +80,14 @@ class Evaluate(Stage):
     reported: ClassVar[bool] = True
     rows: ClassVar[str | None] = "attacks"
     compared: ClassVar[bool] = True
+    takes: ClassVar[Mapping[str, str]] = {"surrogate": "extract.surrogate"}
     features: dict[str, Any]
     truth: Literal["train", "none"]
     bands: dict[str, Any]
     curve: list
     false_positive_rates: list
     gallery_pairs: int
+    surrogate: Any = None
 
     def __post_init__(self) -> None:
         require(
@@ -124,13 +128,21 @@ class Evaluate(Stage):
         if self.truth == "none":
             return (*descriptor, "extract")
         # In this order: too few unseen images are an error before an attack is sampled.
-        return ("data", "generate", *descriptor, "reference", "extract")
+        generate = () if self._name_of_surrogate() == OtherImages.name else ("generate",)
+        return ("data", *generate, *descriptor, "reference", "extract")
+
+    def _name_of_surrogate(self) -> str | None:
+        return self.surrogate["name"] if isinstance(self.surrogate, Mapping) else self.surrogate
+
+    def unused(self) -> tuple[str, ...]:
+        return ("surrogate",)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         extract = upstream["extract"]
         assert isinstance(extract, Extract)
-        rule = f">= {MIN_IMAGES}, or evaluate has no percentiles"
-        require(extract.num_images >= MIN_IMAGES, "extract.num_images", rule, extract.num_images)
+        rule, few = f">= {MIN_IMAGES}, or evaluate has no percentiles", extract.num_images
+        enough = not extract.surrogate.samples or few >= MIN_IMAGES
+        require(enough, "extract.num_images", rule, few)
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
         needs_heldout = self.truth == "train" or is_of_this_run(self.features)
@@ -180,7 +192,8 @@ class Evaluate(Stage):
         ranking = self._rank(queries, encoder)
         results = self._about(encoder, generated, ranking, extract)
         if real is not None:
-            synthetic = encode(load_synthetic(job.inputs["generate"]))
+            plain = job.inputs.get("generate")
+            synthetic = None if plain is None else encode(load_synthetic(plain))
             c = compare(queries, synthetic, real, encoder.metric, _attacker_rows(extract))
             measured, hits = self._measured(c, rates)
             measured["asked_false_positive_rates"] = self.false_positive_rates

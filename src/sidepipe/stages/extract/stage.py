@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from sidepipe.base.settings import require
+from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.shards import load_shards
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import COST, SPENT, Aim, Attack
+from sidepipe.stages.attack.strategies import OtherImages
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.label.stage import Label, load_sizes, load_stage
 from sidepipe.stages.label.stage import load as load_labels
@@ -43,6 +45,9 @@ class Extract(Attack):
     """
 
     is_attack: ClassVar[bool] = True
+    required: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "surrogate.folder": ("a folder of images that another tool made", "/my/generated")
+    }
     tuned: bool
     rounds: int
     stop_rounds: bool
@@ -67,14 +72,33 @@ class Extract(Attack):
         return self.rounds > 1 and self.surrogate.guides
 
     def inputs(self) -> tuple[str, ...]:
+        if not self.surrogate.samples:
+            return ("dpm",)  # for the size and the channels of the data
         return (*super().inputs(), "tune") if self.is_tuned else super().inputs()
 
     def unused(self) -> tuple[str, ...]:
         # The key of tune covers the choice of the trials.
+        if not self.surrogate.samples:
+            return tuple(field.name for field in fields(self) if field.name != "surrogate")
         unused = (*super().unused(), "tuned")
         return unused if self._in_rounds else (*unused, *_ROUNDS)
 
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        used = super().key_settings(settings)
+        if not isinstance(self.surrogate, OtherImages):
+            return used
+        # The content in place of the path: images that are moved are the same, changed ones not.
+        own = {name: value for name, value in used["surrogate"].items() if name != "folder"}
+        return {"surrogate": {**own, "content": self.surrogate.content}}
+
+    def check_needed(self, upstream: Mapping[str, Stage]) -> None:
+        if self.surrogate.samples:
+            super().check_needed(upstream)
+
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        if not self.surrogate.samples:
+            self.surrogate.check(upstream)
+            return
         if self._in_rounds:
             label = upstream["label"]
             assert isinstance(label, Label)
@@ -84,12 +108,20 @@ class Extract(Attack):
             super().check(upstream, runtime)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        if isinstance(self.surrogate, OtherImages):
+            data: Any = upstream["data"]
+            self.surrogate.require_sizes(data.size)
+            return
         if self._in_rounds:
             self.near_duplicates.encoder.check()
         if not self.is_tuned:
             super().check_parts(upstream, runtime)
 
     def run(self, job: Job) -> dict[str, Any]:
+        if isinstance(self.surrogate, OtherImages):
+            data = Artifact(job.inputs["dpm"]).ancestor("data")
+            assert data is not None
+            return self.surrogate.write(job.folder, data.summary["shape"], self.shard_size)
         if self.is_tuned:
             return self._run_as_chosen(job, load_choice(job.inputs["tune"]))
         return self._run_in_rounds(job) if self._in_rounds else super().run(job)

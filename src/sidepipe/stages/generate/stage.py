@@ -106,6 +106,11 @@ class Sampling(Stage):
             unused = (*unused, "prompts", "prompt_guidance_scale")
         return unused if self.classes is not None else (*unused, "classes")
 
+    def check_needed(self, upstream: Mapping[str, Stage]) -> None:
+        dpm = upstream["dpm"]
+        assert isinstance(dpm, DPM)
+        dpm.require_network(self.name)
+
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
         if isinstance(dpm, TrainDPM | PretrainedDPM):

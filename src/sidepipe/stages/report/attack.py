@@ -72,7 +72,12 @@ class Attack:
 
     @property
     def guided(self) -> bool:
-        return self.settings["surrogate"] != "none"
+        return self.sampled and self.settings["surrogate"] != "none"
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the model made the images; another tool made those of a folder."""
+        return self.settings["surrogate"] != "images"
 
     @property
     def gamma_in_words(self) -> str:
@@ -160,9 +165,9 @@ class Attack:
         return found["low"][at], found["high"][at]
 
     @property
-    def new_unique(self) -> int:
-        """Number of different training images that no synthetic image hits."""
-        return self.results["novelty"]["new"]["unique"]
+    def new_unique(self) -> int | None:
+        """Number of different training images that no synthetic image hits; None without these."""
+        return self.results["novelty"]["new"]["unique"] if self.results["num_synthetic"] else None
 
     @property
     def excess(self) -> float:
@@ -194,11 +199,14 @@ class Attack:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """`network_evaluations`: UNet forwards, and gradients by their counted operations."""
+        """`network_evaluations`: UNet forwards, and gradients by their counted operations.
+
+        All are None for images of another tool.
+        """
         return self.results["cost"]
 
     @property
-    def network_evaluations(self) -> int:
+    def network_evaluations(self) -> int | None:
         return self.cost["network_evaluations"]
 
     def summary(self, stage: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Rows of the comparison in words, from their settings."""
 
+from pathlib import Path
+
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.words import count, rate
 
@@ -20,6 +22,11 @@ _SURROGATES = {
 
 def described(attack: Attack) -> str:
     """How the attack generates its images, as one sentence that starts in lower case."""
+    if not attack.sampled:
+        resize = attack.settings["resize"]
+        changed = {"crop": ", resized from their central squares", "stretch": ", resized"}
+        folder = Path(attack.settings["folder"]).name
+        return f"images of another tool, from “{folder}”{changed.get(resize, '')}"
     parts = [_guidance(attack), *_aims(attack), *_afterwards(attack)]
     return f"{'SIDE as published: ' if is_side(attack) else ''}{'; '.join(parts)}"
 

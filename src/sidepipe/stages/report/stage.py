@@ -1,7 +1,7 @@
 """Stage `report`: the findings as one page, a table for the terminal, and files.
 
-It reads the artifacts of evaluate, audit, detect, explain and mitigate, and those they were made
-from.
+It reads the artifacts of evaluate, audit, verdict, detect, explain and mitigate, and those that
+they were made from.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Report(Stage):
     """A section for each kind of input; their order is that of the rows.
 
-    Inputs: evaluate artifacts by attack, `audit`, `detect`, `explain`, and mitigate artifacts by
-    row. title: the page's heading.
+    Inputs: evaluate artifacts by attack, `audit`, verdict artifacts by attack, `detect`, `explain`,
+    and mitigate artifacts by row. title: the page's heading.
     """
 
     name: ClassVar[str] = "report"
@@ -75,7 +75,15 @@ class Report(Stage):
 
 def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
     """The section of each kind of input, in the order of the page."""
-    from sidepipe.stages.report import audit, content, detection, explanation, labels, mitigation
+    from sidepipe.stages.report import (
+        audit,
+        content,
+        detection,
+        explanation,
+        labels,
+        mitigation,
+        verdict,
+    )
     from sidepipe.stages.report.comparison import read_attacks
 
     of: dict[str, dict[str, Path]] = {}
@@ -88,6 +96,8 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
         found["attacks"] = content.section(attacks)
     for folder in of.get("audit", {}).values():
         found["audit"] = audit.section(folder, attacks)
+    if "verdict" in of:
+        found["verdict"] = verdict.section(of["verdict"], attacks)
     for folder in of.get("detect", {}).values():
         of_labels = labels.is_of_labels(folder)
         found["detect"] = (

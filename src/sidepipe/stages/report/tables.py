@@ -101,6 +101,8 @@ def _novelty_row(attack: Attack) -> list[str]:
     found = attack.results["novelty"]
     numbers = [attack.results["num_synthetic"], found["synthetic_hits"], found["synthetic_unique"]]
     numbers += [found[part][kind] for part in ("seen", "new") for kind in ("count", "unique")]
+    if not attack.results["num_synthetic"]:
+        numbers = [None] * len(numbers)
     made = (attack.hits(), attack.unique)
     prices = [words.per_thousand(number, attack.network_evaluations) for number in made]
     return [*map(count, numbers), *prices]
@@ -141,14 +143,14 @@ def _cost_row(attack: Attack) -> list[str]:
     cells = [attack.settings["surrogate"], scale, words.guided_timesteps(attack)]
     cells += [words.targets(attack), words.refinement(attack)]
     cost = attack.cost
-    cells += [count(cost["unet_forwards"]), count(cost["surrogate_gradients"])]
+    cells += [words.evaluations(cost[n]) for n in ("unet_forwards", "surrogate_gradients")]
     cells.append(f"{cost['gradient_cost']:.2f}" if attack.guided else DASH)
     seconds = load_gradient_seconds(attack.artifact("extract")) if attack.guided else None
     cells.append(DASH if seconds is None else f"{seconds:.2f}")
-    before = count(cost["synthetic_evaluations"])
+    before = words.evaluations(cost["synthetic_evaluations"])
     if training := cost.get("training_evaluations"):
         before += f" + {count(training)} to adapt the model"
-    return [*cells, count(attack.network_evaluations), before]
+    return [*cells, words.evaluations(attack.network_evaluations), before]
 
 
 def tuning_table(attacks: Sequence[Attack]) -> Table:

@@ -18,7 +18,11 @@ def terminal_table(attacks: Sequence[Attack]) -> str:
         [title, *(cell(attack) for attack in attacks)]
         for title, cell in _columns(attacks[0]).items()
     ]
-    legend = _legend(attacks[0]) if attacks[0].has_truth else _legend_without_truth(attacks[0])
+    legend = (
+        _legend(_with_synthetic(attacks))
+        if attacks[0].has_truth
+        else _legend_without_truth(attacks[0])
+    )
     return "\n".join([*aligned(names, columns), "", *wrapped(legend)]) + "\n"
 
 
@@ -56,7 +60,7 @@ def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
             COLLAPSED if a.collapse else count(a.results["blind"]["groups"])
         )
         columns["largest"] = lambda a: "-" if a.collapse else count(a.results["blind"]["largest"])
-        return columns | {"evaluations": lambda a: count(a.network_evaluations)}
+        return columns | {"evaluations": lambda a: words.evaluations(a.network_evaluations)}
     at = f"{100 * first.headline['false_positive_rate']:g} % FP"
     columns[f"hits at {at}"] = lambda a: count(a.hits())
     return columns | {
@@ -65,7 +69,7 @@ def _columns(first: Attack) -> dict[str, Callable[[Attack], str]]:
         "95 % interval": lambda a: "-" if a.collapse else words.excess_interval(a),
         "different": lambda a: count(a.unique),
         "new": lambda a: count(a.new_unique),
-        "evaluations": lambda a: count(a.network_evaluations),
+        "evaluations": lambda a: words.evaluations(a.network_evaluations),
     }
 
 
@@ -78,10 +82,16 @@ def _legend(attack: Attack) -> str:
         f"which {share} of real held-out images reach; held-out: the same against "
         f"{sizes['heldout']} images the model was not trained on{_control(attack)};"
     )
-    return text + (
-        f" different: training images hit, duplicates once; new: those of them that none of "
-        f"{count(attack.results['num_synthetic'])} plain samples hits."
-    )
+    text += " different: training images hit, duplicates once"
+    if not attack.results["num_synthetic"]:
+        return f"{text}."
+    plain = count(attack.results["num_synthetic"])
+    return f"{text}; new: those of them that none of {plain} plain samples hits."
+
+
+def _with_synthetic(attacks: Sequence[Attack]) -> Attack:
+    """The first attack that is compared with plain samples; the first one where none is."""
+    return next((a for a in attacks if a.results["num_synthetic"]), attacks[0])
 
 
 def _control(attack: Attack) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from sidepipe.stages.report.attack import Attack
 
 DASH = "–"  # noqa: RUF001 - shown for a missing number
+NOT_KNOWN = "not known"  # the cost of images of another tool
 COLLAPSED = "collapsed"  # shown instead of a finding: nearly all images are alike
 MOST_SETS = 6  # the most sets whose hits are listed one by one
 NBSP = "\N{NO-BREAK SPACE}"
@@ -42,7 +43,9 @@ def decimals(value: float | None, places: int = 3) -> str:
 
 def with_interval(value: float | None, ends: Sequence[float] | None, places: int = 0) -> str:
     """A number and its interval: `52 (44 to 71)`."""
-    if value is None or ends is None:
+    if value is None or math.isnan(value):
+        return DASH
+    if ends is None:
         return decimals(value, places)
     low, high = ends
     return f"{value:,.{places}f} ({low:,.{places}f} to {high:,.{places}f})"
@@ -75,9 +78,14 @@ def epochs(number: float) -> str:
     return count(number) if number >= 10 else f"{number:.2g}"
 
 
-def per_thousand(number: float, evaluations: int) -> str:
+def evaluations(number: int | None) -> str:
+    """A number of network evaluations, which only the model's own images have."""
+    return NOT_KNOWN if number is None else count(number)
+
+
+def per_thousand(number: float, evaluations: int | None) -> str:
     """A number per 1,000 network evaluations, to three digits."""
-    return f"{1000 * number / evaluations:#.3g}"
+    return NOT_KNOWN if evaluations is None else f"{1000 * number / evaluations:#.3g}"
 
 
 def threshold_rule(attack: Attack, threshold: float) -> str:
@@ -164,6 +172,8 @@ def excess_images(attack: Attack) -> str:
 
 def refinement(attack: Attack) -> str:
     """Number of refinement steps, their timestep and added noise: `8 at t = 60, noise 1`."""
+    if not attack.sampled:
+        return DASH
     steps, noise = (attack.settings.get(f"refine_{name}", 0) for name in ("steps", "noise"))
     added = f", noise {noise:g}" if noise else ""
     return f"{steps} at t = {attack.settings['refine_t']}{added}" if steps else DASH

@@ -4,6 +4,7 @@ Intervals are those of a single run. Runs that differ in the seed have a mean an
 averaged interval.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,7 +46,8 @@ def _percent(ends: Interval) -> Interval:
 
 
 def _per_thousand(attack: Attack, number: float) -> float:
-    return 1000 * number / attack.network_evaluations
+    evaluations = attack.network_evaluations
+    return math.nan if evaluations is None else 1000 * number / evaluations
 
 
 def _per_thousand_interval(attack: Attack) -> Interval:
@@ -90,7 +92,7 @@ NEW = Quantity(
     "new training images",
     "Different training images hit that no plain sample of N_syn hits",
     0,
-    lambda a: a.new_unique,
+    lambda a: math.nan if a.new_unique is None else a.new_unique,
 )
 COST = Quantity(
     "cost",

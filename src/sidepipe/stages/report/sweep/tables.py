@@ -32,7 +32,7 @@ def _run(point: Point, attack: Attack, sweep: Sweep) -> list[str]:
     cells += [words.hits(attack, "heldout"), words.excess(attack)]
     of_all = attack.unique / attack.num_different
     cells += [words.with_interval(attack.unique, attack.unique_interval), f"{100 * of_all:.3g}"]
-    cells += [count(attack.new_unique), count(attack.network_evaluations)]
+    cells += [count(attack.new_unique), words.evaluations(attack.network_evaluations)]
     return [*cells, words.per_thousand(attack.hits(), attack.network_evaluations)]
 
 
@@ -75,7 +75,7 @@ def _side(attack: Attack) -> list[str]:
         f"{words.excess_share(attack)} ({words.excess_interval(attack)})",
         f"{count(attack.unique)} ({words.average(attack.headline['heldout']['unique'])})",
         count(attack.new_unique),
-        count(attack.network_evaluations),
+        words.evaluations(attack.network_evaluations),
     ]
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sidepipe.stages.data import reading
-from sidepipe.stages.data.reading import Entry, read_images
+from sidepipe.base import image_reading as reading
+from sidepipe.base.image_reading import Entry, read_images
 
 
 def entry(name: str, read, problem: str = "") -> Entry:

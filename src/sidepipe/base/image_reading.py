@@ -1,10 +1,11 @@
-"""Decodes the entries of a source into one uint8 file: orientation, color, crop, size, in order.
+"""Decodes images into one uint8 file: orientation, color, crop, size, in order.
 
 Memory does not grow with the number of images.
 """
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sidepipe.base.files import whole_file
-from sidepipe.base.image_pixels import upright
+from sidepipe.base.image_files import open_image, printable
+from sidepipe.base.image_pixels import upright, upright_size
+from sidepipe.base.image_stacks import images_in
 from sidepipe.base.settings import require
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,7 @@ CHUNK = 256
 # Pillow decodes and resizes outside the interpreter lock; more threads than cores also use the time
 # that network disks take.
 THREADS = 8
+GRAY = ("1", "L", "LA", "I")  # modes, and I;16 of several kinds
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,39 @@ class Entry:
 
 # An image or the reason why it cannot be read, and whether its file holds several.
 Converted = tuple[np.ndarray | str, bool]
+
+
+def entry_of(file: str, name: str, partition: str, identity: str, problem: str = "") -> Entry:
+    return Entry(name, partition, identity, partial(open_image, file), printable(file), problem)
+
+
+def entries_of(file: str, name: str, partition: str, identity: str) -> list[Entry]:
+    """An entry per image of a file that may hold several; one with a problem where it is broken."""
+    try:
+        found = images_in(file)
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file raises nearly anything
+        problem = f"{type(error).__name__}: {error}"
+        return [entry_of(file, name, partition, identity, problem)]
+    return [
+        Entry(f"{name}{place}", partition, identity, read, printable(file) + place)
+        for place, read in found
+    ]
+
+
+def sizes_of(entries: Sequence[Entry]) -> tuple[Counter[tuple[int, int]], bool]:
+    """How many images have each height and width, and whether all are gray."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    gray = True
+    for entry in entries:
+        try:
+            with entry.read() as image:
+                sizes[upright_size(image)] += 1
+                gray = gray and image.mode.partition(";")[0] in GRAY
+        except Exception:  # reading it raises, and names the file
+            continue
+    return sizes, gray
 
 
 def read_images(

@@ -1,0 +1,1 @@
+"""Training of a shadow model on samples of the model under attack."""

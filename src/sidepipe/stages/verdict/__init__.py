@@ -1,0 +1,1 @@
+"""Verdicts on generated images without the training images."""
