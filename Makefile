@@ -120,7 +120,8 @@ $(VENV)/python-ok:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/python-ok pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo "installing the packages of constraints.txt into $(VENV): about 1.8 GB of downloads the first time"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
