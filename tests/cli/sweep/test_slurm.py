@@ -211,7 +211,7 @@ def test_a_login_node_whose_controller_is_down_computes_nothing(
 
 
 def test_tasks_of_a_job_near_its_time_limit_save_together_and_go_on(options: list[str]) -> None:
-    long = ("dpm.max_steps=600", "stage=dpm")
+    long = ("dpm.max_steps=300", "stage=dpm")
     sweep = run(*SMOKE, *long, ALONE, "runtime.slurm.tasks_per_node=2", *options)
     *_, key = sweep.tasks
     folder = sweep.tasks[key].folder

@@ -147,8 +147,8 @@ def status(name: str, overrides: Sequence[str]) -> int:
 def cancel(name: str, overrides: Sequence[str]) -> int:
     """Cancels the queued and running jobs of a sweep; their finished work is kept."""
     cluster.require_answer()
-    sweep, queue = _known(name, overrides), cluster.queue()
-    known = records.jobs(sweep.folder.parent)
+    folder, queue = folder_of(name, ["runtime=slurm", *overrides]), cluster.queue()
+    known = records.jobs(folder.parent)
     mine = [job.id for job in known if job.sweep == name and job.id in queue]
     cluster.cancel(mine)
     print(f"canceled {len(mine)} jobs of sweep {name}")
