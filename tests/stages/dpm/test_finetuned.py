@@ -19,7 +19,12 @@ from sidepipe.stages.generate.stage import load_denoiser
 def finetuned(path, **changes):
     settings = {n: v for n, v in SETTINGS.items() if n not in ("unet", "noise_schedule")}
     settings |= {"path": str(path), "revision": None, "variant": None}
-    settings |= {"rank": None, "target_modules": ["conv1", "time_emb_proj"], **changes}
+    settings |= {
+        "num_base_images": 0,
+        "rank": None,
+        "target_modules": ["conv1", "time_emb_proj"],
+        **changes,
+    }
     return FinetunedDPM(**settings)
 
 
@@ -87,6 +92,22 @@ def test_layers_without_lora_stay_those_of_the_base(tmp_path, data):
     assert all(name.split(".")[-2] in ("conv1", "time_emb_proj") for name in changed)
 
 
+def test_images_of_the_base_are_neither_trained_on_nor_held_out(tmp_path, data):
+    base = saved(tmp_path / "base")
+    run(finetuned(base, num_base_images=100, num_train_images=12), tmp_path / "dpm", data)
+    train, heldout = load_subset(tmp_path / "dpm")
+    run(finetuned(base, num_train_images=100), tmp_path / "of_base", data)
+    of_base = load_subset(tmp_path / "of_base")[0]
+    assert (len(train), len(heldout)) == (12, 1797 - 100 - 12)
+    assert not set(of_base) & {*train, *heldout}
+    for count in (None, 1790):
+        stage = finetuned(base, num_base_images=100, num_train_images=count)
+        with pytest.raises(
+            ValueError, match=r"num_train_images must be a number in \[1, 1697\] next"
+        ):
+            stage.split(data, RUNTIME)
+
+
 def test_a_changed_base_is_noticed(tmp_path, data):
     base = saved(tmp_path / "base")
     stage = finetuned(base)
@@ -116,6 +137,7 @@ def test_models_that_are_not_trained_here_are_refused(tmp_path, make, message):
     ("changes", "message"),
     [
         ({"base": "there"}, r"dpm.base must be null, got 'there'; dpm.path names the base"),
+        ({"num_base_images": -1}, r"dpm.num_base_images must be >= 0, got -1"),
         ({"rank": 0}, r"dpm.rank must be >= 1 or null, got 0"),
         ({"max_steps": 3}, r"dpm.ema_start_step must be < dpm.max_steps = 3"),
         ({"batch_size": 7}, r"dpm.batch_size must be divisible by the number of devices, 2"),

@@ -6,10 +6,12 @@ The artifact has the fine-tuned model and its base, which an attack can compare.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -28,16 +30,21 @@ from sidepipe.stages.dpm.trained import DenoiserTraining
 class FinetunedDPM(DenoiserTraining, PretrainedDPM):
     """A checkpoint of images, trained further on the training images.
 
-    path: the base. rank: of LoRA on the layers whose names end with target_modules; None trains all
-    weights. LoRA is merged, so that the result is a checkpoint like any other.
+    path: the base. num_base_images: the first images of the permutation, on which the base was
+    trained where it was trained on these data; they are neither trained on nor held out. rank: of
+    LoRA on the layers whose names end with target_modules; None trains all weights. LoRA is merged,
+    so that the result is a checkpoint like any other.
     """
 
+    num_base_images: int
     rank: int | None
     target_modules: list
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.base is None, "dpm.base", "null", self.base, "dpm.path names the base")
+        count = self.num_base_images
+        require(count >= 0, "dpm.num_base_images", ">= 0", count)
         require(self.rank is None or self.rank >= 1, "dpm.rank", ">= 1 or null", self.rank)
 
     @property
@@ -67,6 +74,18 @@ class FinetunedDPM(DenoiserTraining, PretrainedDPM):
         classes, variance = config.get("num_class_embeds"), predicts_variance(config)
         require(classes is None, "dpm.path", rule, f"one of {classes} classes", remedy)
         require(not variance, "dpm.path", rule, "one that predicts its variance", remedy)
+
+    def _all(self, data: Path) -> tuple[np.ndarray, np.ndarray]:
+        if not self.num_base_images:
+            return super()._all(data)
+        of_base = replace(self, num_train_images=self.num_base_images, num_base_images=0)
+        rest, count = of_base._all(data)[1], self.num_train_images
+        name, rule = (
+            "dpm.num_train_images",
+            f"a number in [1, {len(rest)}] next to those of the base",
+        )
+        require(count is not None and count <= len(rest), name, rule, count)
+        return rest[:count], rest[count:]
 
     def _take_all(self, partitions: str) -> None:
         DPM._take_all(self, partitions)
