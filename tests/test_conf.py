@@ -48,6 +48,7 @@ CHOSEN = {
     "mitigations=compare": MITIGATED,
     "attacks=none": ["experiment=demo_text"],
     "attacks=conditional": PLANTED,
+    "attacks=classes": ["dpm=tiny_classes"],
     "sweep=attack_finetuned": ["dpm.path=someone/model"],
     "attacks=finetuned": ["dpm=finetuned", "dpm.path=someone/model", TRAINED_ON],
 }

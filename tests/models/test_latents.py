@@ -128,6 +128,26 @@ def test_a_dit_gives_the_images_of_its_own_pipeline_for_each_class(tmp_path, dra
     assert not found.equal(other)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guidance_by_classes_gives_the_images_of_dits_own_pipeline(tmp_path, drawn, scale):
+    """Diffusers guides all channels of the mean; DiT's first code guided three of four."""
+    denoiser = loaded(dit(tmp_path, num_classes=1000))  # whose null class the pipeline knows
+    assert denoiser.null_class == 1000
+    denoiser.guide_by_class(scale)
+    assert denoiser.evaluations == (2 if scale == 3 else 1)
+    classes = [0, 4, 2, 1, 3, 0]
+    found = denoiser.decode(x_0_of(denoiser, torch.tensor(classes)))
+    drawn(DiTPipeline)
+    pipeline = quiet(DiTPipeline.from_pretrained(tmp_path))
+    asked, s = (classes, scale) if scale else ([1000] * N, 1.0)
+    made = pipeline(asked, guidance_scale=s, num_inference_steps=10, output_type="np").images
+    assert (found.int() - levels(made)).abs().max() <= 1
+    alone = loaded(tmp_path)
+    if scale != 1:
+        other = alone.decode(x_0_of(alone, torch.tensor(classes)))
+        assert (found.int() - other.int()).abs().max() > 5
+
+
 def test_classes_and_a_predicted_variance_give_the_steps_of_diffusers(tmp_path):
     """OpenAI's layout: class labels, and twice the channels of the images."""
     scheduler = schedule(prediction_type="epsilon")

@@ -6,10 +6,13 @@ labels derive from it.
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from sidepipe.base.images import to_model, to_uint8
+from sidepipe.base.settings import require
+from sidepipe.diffusion.guidance import conditioned
 from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.diffusion.schedule import EpsFn, eps_of
 from sidepipe.diffusion.timesteps import StepRule
@@ -23,6 +26,9 @@ class Denoiser(nn.Module):
     one eps. has_range: whether x_0 lies in [-1, 1], as images do. clip_range: pred_x_0 is clipped
     to [-clip_range, clip_range], None for no clipping. step_rule: that of its scheduler.
     num_classes: of a class-conditional network, whose condition y is the number of a class.
+    null_class: the number that stands for no class, None where the network has none.
+    guidance_scale: s of classifier-free guidance by classes, 0 for the null class alone, 1 for the
+    class alone.
     first_batch: images that fit into the memory of any GPU.
     """
 
@@ -31,6 +37,8 @@ class Denoiser(nn.Module):
     clip_range: float | None = 1.0
     step_rule = StepRule()
     num_classes: int | None = None
+    null_class: int | None = None
+    guidance_scale: float = 1.0
 
     def __init__(
         self,
@@ -60,8 +68,31 @@ class Denoiser(nn.Module):
 
     def eps_fn(self, y: Int64[Tensor, "n"]) -> EpsFn:
         """eps of n images, each for its condition y, where the model has one."""
-        conditions = {} if self.num_classes is None else {"class_labels": y}
-        return eps_of(self.unet, self.prediction_type, self.alphas_cumprod, **conditions)
+        if self.num_classes is None:
+            return eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
+        of_class = self._eps_of(y)
+        if self.null_class is None:
+            return of_class
+        of_null = self._eps_of(torch.full_like(y, self.null_class))
+        return conditioned(of_null, of_class, self.guidance_scale)
+
+    def _eps_of(self, classes: Int64[Tensor, "n"]) -> EpsFn:
+        kind, alphas_cumprod = self.prediction_type, self.alphas_cumprod
+        return eps_of(self.unet, kind, alphas_cumprod, class_labels=classes)
+
+    @property
+    def classes(self) -> list[int]:
+        """The numbers of the classes, without the null class."""
+        return [y for y in range(self.num_classes or 0) if y != self.null_class]
+
+    def guide_by_class(self, guidance_scale: float) -> None:
+        """Sets s of classifier-free guidance; ValueError without a null class unless s is 1."""
+        alone = self.null_class is not None or guidance_scale == 1
+        rule = "1 for a model without a null class"
+        remedy = "set dpm.null_class if one of its classes stands for none; or surrogate=none"
+        require(alone, "condition_guidance_scale", rule, guidance_scale, remedy)
+        self.guidance_scale = guidance_scale
+        self.evaluations = 1 if guidance_scale in (0, 1) else 2
 
     def encode(self, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n c h w"]:
         """The x_0 of images."""

@@ -133,6 +133,7 @@ def denoiser_of(parts: Mapping[str, Any]) -> LatentDenoiser:
     denoiser = LatentDenoiser(network, vae, schedule, (network.config["in_channels"], side, side))
     config = network.config
     denoiser.num_classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    denoiser.null_class = config.get("num_embeds_ada_norm")  # DiT's last row, after its classes
     return denoiser
 
 

@@ -202,7 +202,12 @@ def generate(**changes) -> Generate:
     settings = {"num_images": 8, "sampler": "ddim", "num_inference_steps": 3, "eta": 0.0}
     settings |= {"timestep_spacing": None, "refine_steps": 0, "refine_t": 0, "refine_noise": 0.0}
     settings |= {"prompts": None}
-    settings |= {"prompt_guidance_scale": 1.0, "precision": "32-true", "shard_size": 5, "seed": 0}
+    settings |= {
+        "condition_guidance_scale": 1.0,
+        "precision": "32-true",
+        "shard_size": 5,
+        "seed": 0,
+    }
     return Generate(**{**settings, **changes})
 
 

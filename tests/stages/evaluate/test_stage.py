@@ -57,7 +57,7 @@ EXTRACT = {
     "refine_noise": 0.0,
     "precision": "32-true",
     "prompts": None,
-    "prompt_guidance_scale": 1.0,
+    "condition_guidance_scale": 1.0,
     "shard_size": 100,
     "seed": 0,
 }

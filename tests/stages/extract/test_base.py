@@ -136,7 +136,7 @@ def test_the_base_of_stable_diffusion_has_the_empty_prompt(tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "a"), load(tmp_path / "none"))
     prompted = {**settings, "prompts": str(tmp_path / "prompts.txt")}
     summary = run(tmp_path / "prompted", inputs, **BASE, **prompted, guidance_scale=2.0)
-    run(tmp_path / "cfg", inputs, surrogate="none", **prompted, prompt_guidance_scale=3.0)
+    run(tmp_path / "cfg", inputs, surrogate="none", **prompted, condition_guidance_scale=3.0)
     one, two = (load(tmp_path / name).astype(int) for name in ("prompted", "cfg"))
     assert np.abs(one - two).max() <= 1
     assert summary["network_evaluations"] == 2 * 4 * 4

@@ -65,7 +65,7 @@ def extract(**changes) -> Extract:
         "refine_noise": 0.0,
         "precision": "32-true",
         "prompts": None,
-        "prompt_guidance_scale": 1.0,
+        "condition_guidance_scale": 1.0,
         "shard_size": 20,
         "seed": 0,
     }

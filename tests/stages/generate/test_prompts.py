@@ -63,7 +63,7 @@ def test_prompts_are_drawn_uniformly_and_stay_when_more_images_are_made():
 
 
 def test_images_are_of_their_prompts_and_what_these_were_is_kept(tmp_path, inputs):
-    summary = run(tmp_path / "prompted", inputs, prompts="train", prompt_guidance_scale=3.0)
+    summary = run(tmp_path / "prompted", inputs, prompts="train", condition_guidance_scale=3.0)
     plain = run(tmp_path / "plain", inputs)
     assert summary["unet_forwards"] == 2 * plain["unet_forwards"] == 2 * 12 * 5
     table = pd.read_csv(tmp_path / "prompted" / "prompts.csv")
@@ -80,7 +80,7 @@ def test_at_scale_1_a_prompt_costs_what_none_costs(tmp_path, inputs):
 
 
 def test_images_are_refined_by_their_prompts_with_the_same_guidance(tmp_path, inputs):
-    prompted = {"prompts": "train", "prompt_guidance_scale": 3.0}
+    prompted = {"prompts": "train", "condition_guidance_scale": 3.0}
     refined = {"refine_steps": 2, "refine_t": 30}
     summary = run(tmp_path / "refined", inputs, **prompted, **refined)
     assert summary["unet_forwards"] == 2 * 12 * (5 + 2)
@@ -119,7 +119,7 @@ def test_a_distilled_model_takes_the_guidance_scale_at_one_evaluation(tmp_path):
     inputs, found = {"dpm": tmp_path / "dpm"}, []
     (tmp_path / "prompts.txt").write_text("abc\nhello\n")
     for scale in (1.0, 3.5):
-        settings = {"prompts": str(tmp_path / "prompts.txt"), "prompt_guidance_scale": scale}
+        settings = {"prompts": str(tmp_path / "prompts.txt"), "condition_guidance_scale": scale}
         summary = run(tmp_path / f"images{scale}", inputs, **settings)
         assert summary["unet_forwards"] == 12 * SAMPLING["num_inference_steps"]
         found.append(load(tmp_path / f"images{scale}"))
@@ -140,8 +140,8 @@ def test_captions_are_read_where_they_are_asked_for_alone():
 
 def test_without_prompts_the_key_is_what_it_was():
     settings = {**SAMPLING, "num_images": 12}
-    assert not {"prompts", "prompt_guidance_scale"} & set(generate().key_settings(settings))
-    assert {"prompts", "prompt_guidance_scale"} <= set(
+    assert not {"prompts", "condition_guidance_scale"} & set(generate().key_settings(settings))
+    assert {"prompts", "condition_guidance_scale"} <= set(
         generate(prompts="train").key_settings(settings)
     )
 

@@ -127,8 +127,9 @@ class Attack(Sampling):
         assert isinstance(dpm, DPM)
         found, remedy = dpm.num_classes(), "its classes are conditions already"
         plain = not self.surrogate.has_labels or found is None
+        takes_null = dpm.has_null_class() and "lora" not in self.surrogate.reads
         rule = f"none for a model of {found} classes"
-        require(plain, "extract.surrogate", rule, self.surrogate.name, remedy)
+        require(plain or takes_null, "extract.surrogate", rule, self.surrogate.name, remedy)
 
     def run(self, job: Job) -> dict[str, Any]:
         """Makes all images at once."""

@@ -104,9 +104,8 @@ class Audit(Stage):
         pixels = isinstance(dpm, TrainDPM | PretrainedDPM)
         require(pixels, "dpm", "an unconditional model of images", kind, remedy)
         classes = dpm.num_classes()  # None also for a hub id, which is refused when it runs
-        require(
-            classes is None, "dpm", WITHOUT_CLASSES, f"{classes} classes", "leave out audit=returns"
-        )
+        without = classes is None or dpm.has_null_class()
+        require(without, "dpm", WITHOUT_CLASSES, f"{classes} classes", "leave out audit=returns")
         if isinstance(dpm, TrainedDPM):
             steps = dpm.noise_schedule["num_train_timesteps"]
             most = max([self.refine_t, self.contrast_t, *self.levels])

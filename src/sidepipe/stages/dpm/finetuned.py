@@ -80,11 +80,9 @@ class FinetunedDPM(DenoiserTraining, PretrainedDPM):
             return super()._all(data)
         of_base = replace(self, num_train_images=self.num_base_images, num_base_images=0)
         rest, count = of_base._all(data)[1], self.num_train_images
-        name, rule = (
-            "dpm.num_train_images",
-            f"a number in [1, {len(rest)}] next to those of the base",
-        )
-        require(count is not None and count <= len(rest), name, rule, count)
+        rule = f"a number in [1, {len(rest)}] next to the images of the base"
+        fits = count is not None and count <= len(rest)
+        require(fits, "dpm.num_train_images", rule, count)
         return rest[:count], rest[count:]
 
     def _take_all(self, partitions: str) -> None:

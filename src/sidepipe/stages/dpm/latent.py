@@ -91,7 +91,7 @@ class TrainLatentDPM(TrainDPM):
         L.seed_everything(self.seed, verbose=False)
         unet = build(self._network_of(*codes.shape[1:3]))
         scheduler = build(self.noise_schedule)
-        module = self._module(unet, scheduler, job.folder, partial(decoded, vae))
+        module = self._module(unet, scheduler, job.folder, decode=partial(decoded, vae))
         fitted = self._fitted(job, module, [codes], (train, heldout))
         # By the name of LDMPipeline, which takes an AutoencoderKL too.
         parts = {"unet": unet, "scheduler": scheduler, "vqvae": vae}

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -116,15 +116,54 @@ class DenoisingModule(L.LightningModule):
             self.seed, "generate", range(PREVIEW_IMAGES), self.image_shape, self.device
         )
         seen: Seen = []
-        eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod)
+        conditions = self.preview_conditions()
+        eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod, **conditions)
         eps_fn = watched(eps_fn, "the preview's prediction", seen)
         clipped = clip_x_0(eps_fn, self.alphas_cumprod, self.clip_range)
         x_0 = ddim(clipped, noise(), timesteps, self.alphas_cumprod)
         require_finite_eps(seen, f"dpm at step {self.global_step}", range(PREVIEW_IMAGES))
         return self.decode(x_0.cpu()).numpy()
 
+    def preview_conditions(self) -> dict[str, Tensor]:
+        """The arguments of the network for the previews, besides x_t and t."""
+        return {}
+
     def configure_optimizers(self) -> Any:
         return adamw_with_warmup(self, self.lr, self.weight_decay, self.lr_warmup_steps)
+
+
+class ClassModule(DenoisingModule):
+    """Minimizes |target - network(x_t, t, y)|^2 for the classes y of the images.
+
+    null_class: takes the place of some classes, for classifier-free guidance (Ho & Salimans, 2022);
+    class_dropout: the share of them.
+    """
+
+    def __init__(self, *args: Any, null_class: int, class_dropout: float, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.null_class, self.class_dropout = null_class, class_dropout
+
+    def loss(
+        self,
+        images: UInt8[Tensor, "n h w c"],
+        classes: Int64[Tensor, "n"],
+        generator: torch.Generator,
+        share: tuple[int, int] = (0, 1),
+    ) -> Float[Tensor, "n"]:
+        """The squared error of each image for its class, in training for some without it."""
+        x = self.noised(images, generator, share)
+        if self.training:
+            rank, world = share
+            count = len(classes)
+            drawn = torch.rand(count * world, generator=generator, device=self.device)
+            drop = drawn[rank * count : (rank + 1) * count] < self.class_dropout
+            classes = torch.where(drop, self.null_class, classes)
+        return self.squared_error(x, self.unet(x.x_t, x.t, class_labels=classes).sample)
+
+    def preview_conditions(self) -> dict[str, Tensor]:
+        """The classes in turn."""
+        numbers = torch.arange(PREVIEW_IMAGES, device=self.device)
+        return {"class_labels": numbers % self.null_class}
 
 
 class EMA(WeightAveraging):

@@ -27,7 +27,7 @@ from sidepipe.models.pixels import schedule_of
 from sidepipe.models.schedules import schedule_from
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
-from sidepipe.stages.dpm.stage import BASE, DPM
+from sidepipe.stages.dpm.stage import BASE, DPM, write_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,13 @@ class Pretrained(DPM):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedDPM(Pretrained):
-    """A diffusers checkpoint without text, attacked as it is."""
+    """A diffusers checkpoint without text, attacked as it is.
+
+    null_class: the class of a UNet2DModel that stands for none, as training with dropped classes
+    leaves it; None where no class does. A DiT has its own.
+    """
+
+    null_class: int | None = None
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]
@@ -137,8 +143,22 @@ class PretrainedDPM(Pretrained):
         if (folder := self._local_folder()) is not None:
             check_checkpoint(folder, self.variant, data.size, data.channels)
             self._adapter_file(folder)
+            self._check_null_class(folder)
             if (base := self._check_base(folder)) is not None:
                 check_checkpoint(base, None, data.size, data.channels)
+
+    def _check_null_class(self, folder: Path) -> None:
+        rows = network_config(folder).get("num_class_embeds")
+        name, given = "dpm.null_class", self.null_class
+        rule = "null" if rows is None else f"null or a class in [0, {rows})"
+        remedy = "a DiT has its own null class, and other models without classes have none"
+        fits = given is None or (rows is not None and 0 <= given < rows)
+        require(fits, name, rule, given, "" if rows else remedy)
+
+    def has_null_class(self) -> bool:
+        folder = self._local_folder()
+        has_own = folder is not None and "num_embeds_ada_norm" in network_config(folder)
+        return has_own or self.null_class is not None
 
     def num_classes(self) -> int | None:
         return None if (folder := self._local_folder()) is None else num_classes(folder)
@@ -157,6 +177,8 @@ class PretrainedDPM(Pretrained):
             require_comparable(configs[0], own.alphas_cumprod, configs[1], other.alphas_cumprod)
             save_parts(base, job.folder / BASE)
         save_parts(parts, job.folder / "model")
+        if self.null_class is not None:
+            write_classes(job.folder, self.null_class)
         source = Path(self.path).expanduser()
         return {
             **about,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sidepipe.base.files import write_json
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import read_parts
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLASSES = "classes.json"
 BASE = "base"  # the folder, next to `model`, of the model that `model` was fine-tuned from
 
 
@@ -93,6 +96,10 @@ class DPM(Stage):
 
         by_token: nor differentiate by tokens. by_attention: nor read the UNet's cross-attention.
         """
+
+    def has_null_class(self) -> bool:
+        """Whether one class of a class-conditional model stands for none."""
+        return False
 
     def check_images(self, data: Stage) -> None:
         """Raises ValueError where samples of the model cannot be compared with the data."""
@@ -186,6 +193,17 @@ def load(folder: Path, part: str = "model") -> dict[str, Any]:
     part: `BASE` for the model that it was fine-tuned from.
     """
     return read_parts(folder / part)
+
+
+def write_classes(folder: Path, null_class: int, names: Sequence[str] = ()) -> None:
+    """Keeps which class stands for none, and the names of the others."""
+    write_json(folder / CLASSES, {"null_class": null_class, "names": list(names)})
+
+
+def load_null_class(folder: Path) -> int | None:
+    """The class that stands for none; None where the artifact does not name it."""
+    path = folder / CLASSES
+    return json.loads(path.read_text())["null_class"] if path.exists() else None
 
 
 def load_subset(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidepipe.base.images import to_uint8
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
@@ -21,7 +20,6 @@ from sidepipe.stages.dpm.stage import DPM
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import UNet2DModel
-    from torch import Tensor
 
     from sidepipe.stages.dpm.module import DenoisingModule
 
@@ -90,13 +88,14 @@ class DenoiserTraining(Training):
         unet: UNet2DModel,
         scheduler: Any,
         folder: Path,
-        decode: Callable[[Tensor], Tensor] = to_uint8,
+        kind: type[DenoisingModule] | None = None,
+        **settings: Any,
     ) -> DenoisingModule:
-        """decode: the uint8 images of x_0, for previews."""
+        """kind: None for DenoisingModule. settings: of the kind, besides those of this stage."""
         from sidepipe.stages.dpm.module import DenoisingModule
 
         size, schedule = unet.config["sample_size"], schedule_from(scheduler)
-        return DenoisingModule(
+        return (kind or DenoisingModule)(
             schedule.called(unet),
             schedule.alphas_cumprod,
             schedule.prediction_type,
@@ -108,7 +107,7 @@ class DenoiserTraining(Training):
             preview_folder=folder / "previews",
             image_shape=(unet.config["in_channels"], size, size),
             clip_range=schedule.clip_range,
-            decode=decode,
+            **settings,
         )
 
 

@@ -17,7 +17,7 @@ from sidepipe.engine.shards import load_first, load_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import denoiser_of
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
-from sidepipe.stages.dpm.stage import DPM
+from sidepipe.stages.dpm.stage import DPM, load_null_class
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.text import load_text_model
 from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # Captions of the data; other values of `prompts` name a file.
 OF_DATA = ("train", "heldout")
-WITHOUT_CLASSES = "a model without classes where a surrogate or an audit evaluates it"
+WITHOUT_CLASSES = "a model without classes, or with a null class, for surrogates and audits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,9 @@ class Sampling(Stage):
     network, with "heun" two but for the last. eta: 0 DDIM, 1 ancestral.
     timestep_spacing: as in diffusers, None for that of the model's scheduler. prompts: for a
     text-conditional model, None for the empty prompt, "train" or "heldout" for captions of the
-    data, or a file under `runtime.data_root`; each image gets a random one. prompt_guidance_scale:
-    s of classifier-free guidance; 1 uses the prompt alone, at half the cost. precision: "true" of
+    data, or a file under `runtime.data_root`; each image gets a random one.
+    condition_guidance_scale: s of classifier-free guidance by prompts or classes; 1 for the prompt
+    or class alone, at half the cost, 0 for the null class alone. precision: "true" of
     16 bits is for text-conditional models. shard_size: images per file. refine_steps: how many
     times a finished sample moves toward a mode of the model, which reveals memorized images; each
     move costs one network evaluation. refine_t: the noise level of these moves, in timesteps; at
@@ -64,7 +65,7 @@ class Sampling(Stage):
     refine_t: int
     refine_noise: float
     prompts: str | None
-    prompt_guidance_scale: float
+    condition_guidance_scale: float
     precision: Precision
     shard_size: int
     seed: int
@@ -85,8 +86,8 @@ class Sampling(Stage):
         require(
             share == 0 or self.refine_steps > 0, f"{self.name}.refine_noise", rule, share, remedy
         )
-        scale = self.prompt_guidance_scale
-        require(scale >= 0, f"{self.name}.prompt_guidance_scale", ">= 0", scale)
+        scale = self.condition_guidance_scale
+        require(scale >= 0, f"{self.name}.condition_guidance_scale", ">= 0", scale)
         require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
 
     @property
@@ -103,7 +104,9 @@ class Sampling(Stage):
         if self.refine_steps == 0:
             unused = (*unused, "refine_steps", "refine_t", "refine_noise")
         if self.prompts is None:
-            unused = (*unused, "prompts", "prompt_guidance_scale")
+            unused = (*unused, "prompts")
+        if self.prompts is None and self.condition_guidance_scale == 1:
+            unused = (*unused, "condition_guidance_scale")
         return unused if self.classes is not None else (*unused, "classes")
 
     def check_needed(self, upstream: Mapping[str, Stage]) -> None:
@@ -137,6 +140,8 @@ class Sampling(Stage):
             dpm.check_images(upstream["data"])
         if dpm.scheduler() is not None:  # it is on this machine
             self._check_classes(dpm.num_classes())
+            if isinstance(dpm, TrainDPM | PretrainedDPM):
+                self._check_scale(dpm)
         dpm.check_timesteps(
             name,
             self.num_inference_steps,
@@ -151,6 +156,14 @@ class Sampling(Stage):
         every = range(num_classes or 0)
         known = classes is None or (classes and all(number in every for number in classes))
         require(bool(known), name, f"null or numbers in [0, {num_classes})", classes)
+
+    def _check_scale(self, dpm: DPM) -> None:
+        name, scale = f"{self.name}.condition_guidance_scale", self.condition_guidance_scale
+        has_classes = dpm.num_classes() is not None
+        remedy = "set dpm.null_class if one of its classes stands for none" if has_classes else ""
+        kind = "a null class" if has_classes else "prompts and classes"
+        fits = scale == 1 or dpm.has_null_class()
+        require(fits, name, f"1 for a model without {kind}", scale, remedy)
 
     def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
         data: Any = upstream["data"]
@@ -174,16 +187,13 @@ class Sampling(Stage):
         prompts = None
         if self.prompts is not None:
             prompts, targets = self._draw_prompts(job, self.prompts)
+        by_class, scale = surrogate is None or targets is None, self.condition_guidance_scale
         denoiser = load_denoiser(
-            job.inputs["dpm"],
-            self.precision,
-            prompts,
-            self.prompt_guidance_scale,
-            by_class=surrogate is None or targets is None,
+            job.inputs["dpm"], self.precision, prompts, scale, by_class=by_class
         )
         self._check_classes(denoiser.num_classes)
-        if denoiser.num_classes is not None:
-            targets = np.resize(self.classes or range(denoiser.num_classes), self.num_images)
+        if denoiser.num_classes is not None and by_class:
+            targets = np.resize(self.classes or denoiser.classes, self.num_images)
             np.save(job.folder / "classes.npy", targets)
         sampler = self._sampler(denoiser, surrogate, guidance)
         sample_to_shards(
@@ -261,7 +271,7 @@ def load_denoiser(
     dpm: Path,
     precision: Precision,
     prompts: Sequence[str] | None = None,
-    prompt_guidance_scale: float = 1.0,
+    condition_guidance_scale: float = 1.0,
     *,
     by_class: bool = False,
     part: str = "model",
@@ -269,15 +279,19 @@ def load_denoiser(
     """The model of a dpm artifact as a denoiser for samplers, on the CPU.
 
     prompts: the prompts of a text-conditional model, None for the empty one. by_class: whether each
-    image gets a class; else ValueError for a class-conditional model, which has no other images.
+    image gets a class; else the null class, and ValueError for a model of classes without one.
     part: "base" for the model that it was fine-tuned from.
     """
     from sidepipe.models.text.denoiser import PromptedDenoiser
 
     model = load_text_model(dpm, precision, part)
     if model is not None:
-        return PromptedDenoiser(model, prompts, prompt_guidance_scale)
+        return PromptedDenoiser(model, prompts, condition_guidance_scale)
     denoiser = denoiser_of(load_dpm(dpm, part))
-    found = denoiser.num_classes
-    require(by_class or found is None, "dpm", WITHOUT_CLASSES, f"{found} classes", "surrogate=none")
+    if (found := denoiser.num_classes) is not None:
+        if (null_class := load_null_class(dpm)) is not None:
+            denoiser.null_class = null_class
+        known = by_class or denoiser.null_class is not None
+        require(known, "dpm", WITHOUT_CLASSES, f"{found} classes", "surrogate=none")
+        denoiser.guide_by_class(condition_guidance_scale if by_class else 0.0)
     return denoiser
