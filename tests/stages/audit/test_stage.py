@@ -187,13 +187,14 @@ def test_a_text_model_is_refused_with_the_stage_to_use():
         Audit(**SETTINGS).check({"dpm": dpm}, RUNTIME)
 
 
-def test_a_class_conditional_model_is_refused_with_the_plan_and_a_latent_one_is_not(tmp_path):
+def test_a_class_conditional_model_is_refused_with_the_plan_unless_it_has_a_null_class(tmp_path):
     images = of_images(tmp_path / "images", num_class_embeds=4)
-    for path, classes in ((dit(tmp_path / "dit"), 5), (images, 4)):
-        with pytest.raises(ValueError, match=f"a model without classes .* got '{classes} classes'"):
-            plan(composed(*ALONE, "audit=returns", f"dpm.path={path}"))
-        plan(composed(*ALONE, f"dpm.path={path}"))
-    plan(composed(*ALONE, "audit=returns", f"dpm.path={latent(tmp_path / 'latent')}"))
+    with pytest.raises(ValueError, match=r"a model without classes, or .* got '4 classes'"):
+        plan(composed(*ALONE, "audit=returns", f"dpm.path={images}"))
+    plan(composed(*ALONE, f"dpm.path={images}"))
+    plan(composed(*ALONE, "audit=returns", f"dpm.path={images}", "dpm.null_class=0"))
+    for make in (dit, latent):
+        plan(composed(*ALONE, "audit=returns", f"dpm.path={make(tmp_path / make.__name__)}"))
 
 
 def test_a_model_with_averaged_weights_alone_is_checked_for_classes(tmp_path):
