@@ -25,11 +25,13 @@ Table = Mapping[str, Float[np.ndarray, "n"]]
 class Verdicts:
     """One verdict per candidate.
 
-    probability: that it is a hit, with the share of hits among these candidates estimated from
-    their scores. p_value: conformal, against the shadow's candidates that are not hits. share: the
-    estimated share; shadow_share: that of the shadow's candidates.
+    score: the logit of the regression, whose order is that of the probabilities. probability: that
+    it is a hit, with the share of hits among these candidates estimated from their scores. p_value:
+    conformal, against the shadow's candidates that are not hits. share: the estimated share;
+    shadow_share: that of the shadow's candidates.
     """
 
+    score: Float64[np.ndarray, "n"]
     probability: Float64[np.ndarray, "n"]
     p_value: Float64[np.ndarray, "n"]
     share: float
@@ -54,8 +56,13 @@ def verdicts(scores: Table, shadow: Table, shadow_hit: Bool[np.ndarray, "m"]) ->
     fitted = make_pipeline(StandardScaler(), LogisticRegression()).fit(theirs, shadow_hit)
     logit, control = fitted.decision_function(own), fitted.decision_function(theirs[~shadow_hit])
     shadow_share = float(shadow_hit.mean())
-    probability, share = with_own_share(1 / (1 + np.exp(-logit)), shadow_share)
-    return Verdicts(probability, p_values(logit, control), share, shadow_share)
+    probability, share = with_own_share(uncorrected(logit), shadow_share)
+    return Verdicts(logit, probability, p_values(logit, control), share, shadow_share)
+
+
+def uncorrected(score: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n"]:
+    """Probabilities for the share of hits among the shadow's candidates."""
+    return 1 / (1 + np.exp(-score))
 
 
 def with_own_share(

@@ -101,7 +101,7 @@ def truth_table(found: Sequence[Judged]) -> Table:
     for judged in found:
         hit = np.array(judged.table["hit"]) == 1
         both = hit.any() and not hit.all()
-        auc = float(roc_auc_score(hit, judged.table["probability"])) if both else None
+        auc = float(roc_auc_score(hit, judged.table["score"])) if both else None
         cells = [count(hit.sum()), words.decimals(auc)]
         for precision in PRECISIONS:
             listed = judged.listed(precision)

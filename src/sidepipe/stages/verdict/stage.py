@@ -101,7 +101,7 @@ class Verdict(Stage):
         dpm.check_timesteps("verdict", 1, None, {"verdict.levels": self.levels[-1]})
 
     def run(self, job: Job) -> dict[str, Any]:
-        from sidepipe.memorization.verdict import verdicts
+        from sidepipe.memorization.verdict import uncorrected, verdicts
         from sidepipe.stages.verdict.scores import evaluations
 
         device = job.runtime.torch_device()
@@ -129,6 +129,7 @@ class Verdict(Stage):
             "num_candidates": len(table),
             "share": judged.share,
             "expected_hits": float(judged.probability.sum()),
+            "uncorrected_hits": float(uncorrected(judged.score).sum()),
             "listed": {f"{p:g}": _listed(table, p) for p in PRECISIONS},
             "shadow": {"num_candidates": len(hit), "hits": int(hit.sum())},
             "evaluations_per_candidate": evaluations(self.levels, self.draws),
@@ -214,12 +215,13 @@ def verdicts_table(
 
     columns: dict[str, Any] = {
         "index": candidates.index,
+        "score": judged.score,
         "probability": judged.probability,
         "p_value": judged.p_value,
     }
     for precision in PRECISIONS:
         columns[f"listed_{precision:g}"] = promised(judged.probability, precision).astype(int)
-    order = np.argsort(-judged.probability, kind="stable")
+    order = np.argsort(-judged.score, kind="stable")
     return pd.DataFrame({**columns, **scores}).iloc[order].reset_index(drop=True)
 
 
