@@ -38,6 +38,7 @@ SHARED = (
     "attack.guidance",
     "attack.strategies",
     "dpm.module",
+    "dpm.latent",
     "dpm.pretrained",
     "dpm.text",
     "dpm.trained",

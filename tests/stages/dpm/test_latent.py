@@ -13,6 +13,7 @@ from sidepipe.engine.stage import Job
 from sidepipe.engine.training import weights
 from sidepipe.models.checkpoint import check_checkpoint, denoiser_of
 from sidepipe.stages.autoencoder.stage import load_codes
+from sidepipe.stages.dpm.latent import drift
 from sidepipe.stages.dpm.module import DenoisingModule
 from sidepipe.stages.dpm.stage import load, load_subset
 
@@ -124,3 +125,21 @@ def test_half_of_the_timesteps_of_codes_predict_better_than_nothing(inputs, tmp_
     assert summary["val/loss_train"] < 0.8
     assert summary["epochs"] == 200 * 8 / 50
     assert np.isfinite(summary["val/loss_heldout"])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "warned"), [(1.0, False), (1.4, False), (1.6, True), (0.6, True)]
+)
+def test_samples_that_are_no_codes_of_images_are_a_warning(
+    inputs, tmp_path, monkeypatch, caplog, ratio, warned
+) -> None:
+    codes = load_codes(inputs["autoencoder"])
+    train = train_latent_dpm().split(inputs["data"], RUNTIME)[0]
+    sampled = torch.from_numpy(codes[train]) * ratio
+    monkeypatch.setattr(DenoisingModule, "sampled", lambda self: sampled)
+    summary = run(tmp_path, inputs)
+    found = summary["sampled_code_deviation"] / summary["code_deviation"]
+    assert found == pytest.approx(ratio, rel=1e-2)
+    assert ("samples are no images" in caplog.text) == warned
+    assert (drift(summary) is not None) == warned
+    assert drift({}) is None

@@ -81,6 +81,16 @@ def test_the_floor_of_a_latent_model_is_said_once_for_all_attacks(metric, side):
     ]
 
 
+def test_samples_that_are_no_images_are_said_first():
+    model = dpm(across=3)
+    model["summary"] |= {"code_deviation": 0.975, "sampled_code_deviation": 3.15}
+    first, second = said(model, [])
+    assert first.startswith(
+        "Sampled codes have a standard deviation of 3.15, and those of training"
+    )
+    assert second.startswith("3 of 1,403 held-out images duplicate")
+
+
 def test_one_is_singular():
     [sentence] = said(dpm(), [attack(near=1, passing=0)])
     assert sentence.startswith(

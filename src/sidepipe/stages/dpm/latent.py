@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,10 @@ from sidepipe.stages.autoencoder.stage import load as load_autoencoder
 from sidepipe.stages.data.stage import Data, load_partitions
 from sidepipe.stages.data.subset import split
 from sidepipe.stages.dpm.trained import TrainDPM, check_levels
+
+log = logging.getLogger(__name__)
+
+DRIFT = 1.5  # ratio of standard deviations beyond which samples are not codes of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,25 @@ class TrainLatentDPM(TrainDPM):
         scheduler = build(self.noise_schedule)
         module = self._module(unet, scheduler, job.folder, decode=partial(decoded, vae))
         fitted = self._fitted(job, module, [codes], (train, heldout))
+        spread = {"code_deviation": float(codes[train].std())}
+        spread["sampled_code_deviation"] = float(module.sampled().std())
+        if (fault := drift(spread)) is not None:
+            log.warning("%s", fault)
         # By the name of LDMPipeline, which takes an AutoencoderKL too.
         parts = {"unet": unet, "scheduler": scheduler, "vqvae": vae}
         save_parts(parts, job.folder / "model")
-        return {**about, "num_parameters": unet.num_parameters(), **fitted}
+        return {**about, "num_parameters": unet.num_parameters(), **fitted, **spread}
+
+
+def drift(summary: Mapping[str, Any]) -> str | None:
+    """A sentence where sampled codes are much larger or smaller than those of training images."""
+    if "sampled_code_deviation" not in summary:
+        return None
+    sampled, trained = summary["sampled_code_deviation"], summary["code_deviation"]
+    if 1 / DRIFT <= sampled / trained <= DRIFT:
+        return None
+    return (
+        f"sampled codes have a standard deviation of {sampled:.3g}, and those of training images "
+        f"of {trained:.3g}: samples are no images, so few hits say nothing about memorization; "
+        "remedy: raise dpm.max_steps, or diffusion=latents with v_prediction"
+    )

@@ -109,7 +109,12 @@ class DenoisingModule(L.LightningModule):
             save_grid(self.preview_folder / f"step_{self.global_step:07d}.png", self.preview())
 
     def preview(self) -> np.ndarray:
-        """Samples of the current weights by DDIM, uint8 NHWC."""
+        """Samples of the current weights, uint8 NHWC."""
+        return self.decode(self.sampled().cpu()).numpy()
+
+    @torch.no_grad()
+    def sampled(self) -> Float[Tensor, "n c h w"]:
+        """x_0 of samples of the current weights by DDIM."""
         steps = len(self.alphas_cumprod)
         timesteps = sampling_timesteps(steps, min(PREVIEW_STEPS, steps), "leading")
         noise = image_noise(
@@ -122,7 +127,7 @@ class DenoisingModule(L.LightningModule):
         clipped = clip_x_0(eps_fn, self.alphas_cumprod, self.clip_range)
         x_0 = ddim(clipped, noise(), timesteps, self.alphas_cumprod)
         require_finite_eps(seen, f"dpm at step {self.global_step}", range(PREVIEW_IMAGES))
-        return self.decode(x_0.cpu()).numpy()
+        return x_0
 
     def preview_conditions(self) -> dict[str, Tensor]:
         """The arguments of the network for the previews, besides x_t and t."""

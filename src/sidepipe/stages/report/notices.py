@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sidepipe.base.image_files import in_words
+from sidepipe.stages.dpm.latent import drift
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.words import count, excess_interval, rate
 
@@ -29,6 +30,8 @@ def notices(
     prompts; None without prompts. empty: rows without a result, and the reasons.
     """
     found = [*_of_data(data["summary"]), *_of_model(dpm["summary"]), *_of_attacks(attacks)]
+    if (fault := drift(dpm["summary"])) is not None:
+        found.insert(0, f"{fault[0].upper()}{fault[1:]}.")
     rows: dict[str, list[str]] = {}
     for name, why in empty.items():
         rows.setdefault(why, []).append(name)
