@@ -514,6 +514,42 @@ def test_images_of_other_sizes_need_a_named_size(tmp_path):
         sidepipe.compare(GENERATED, train=tmp_path / "large", heldout=HELDOUT)
 
 
+def test_without_held_out_images_the_error_states_their_purpose():
+    with pytest.raises(
+        ValueError, match=r"^heldout must be .* set the threshold of a hit; .* heldout=\.\.\."
+    ):
+        sidepipe.compare(GENERATED, train=TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "folders", "fitting"),
+    [
+        ("train", ["Test", "Training set"], "Training set"),
+        ("heldout", ["train", "val", "held-out"], "held-out"),
+        ("heldout", ["real/train", "real/valid"], "real/valid"),
+    ],
+)
+def test_of_several_partitions_the_one_that_fits_the_argument_is_proposed(
+    tmp_path, name, folders, fitting
+):
+    for folder in folders:
+        save_folder(tmp_path / folder, TRAIN[:2])
+    arguments = {"train": TRAIN, "heldout": HELDOUT, name: tmp_path}
+    with pytest.raises(ValueError, match=f"{name}={str(tmp_path / fitting)!r}$"):
+        sidepipe.compare(GENERATED, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "folders"),
+    [("train", ["cats/train", "cats/test", "dogs/train"]), ("train", ["val", "test"])],
+)
+def test_without_a_folder_that_fits_none_is_proposed(tmp_path, name, folders):
+    for folder in folders:
+        save_folder(tmp_path / folder, TRAIN[:2])
+    with pytest.raises(ValueError, match=f"name a folder that holds the images of {name} alone$"):
+        sidepipe.compare(GENERATED, train=tmp_path, heldout=HELDOUT)
+
+
 def test_a_folder_of_both_partitions_or_none_is_refused(tmp_path):
     for name in ("train", "test"):
         save_folder(tmp_path / "both" / name, TRAIN)

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 
 from sidepipe.api.comparing import LEAST, check_features
 from sidepipe.api.control import Calibrated, calibrated, warn_of_swapped
-from sidepipe.api.images import Images, ImagesOrFolder, Reading, read_sets
+from sidepipe.api.images import Images, ImagesOrFolder, Reading, read_sets, required
 from sidepipe.api.measuring import encoder_of
 from sidepipe.api.model import Model
 from sidepipe.api.naming import as_arguments, as_new_file, require_numbers, require_whole
@@ -106,7 +106,7 @@ def audit(
     model: Model,
     *,
     train: ImagesOrFolder,
-    heldout: ImagesOrFolder,
+    heldout: ImagesOrFolder | None = None,
     t: int = 60,
     steps: int = 8,
     levels: Sequence[int] = (60, 150, 300),
@@ -127,7 +127,7 @@ def audit(
         model: from ``sidepipe.load``.
         train: uint8 ``(n, height, width, channels)`` of the size of the model, or a folder of
             images; at least 2.
-        heldout: images of the same kind that the model never saw; at least 20.
+        heldout: images of the same kind that the model never saw, which are required; at least 20.
         t: timestep of refinement, in ``[0, num_train_timesteps)``.
         steps: evaluations of refinement per image, >= 1.
         levels: timesteps of the noise that copies of an image get, ascending; ``()`` for none.
@@ -169,7 +169,7 @@ def audit(
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
     require_known("precision", precision, PRECISIONS)
     check_features(features)
-    sets = read_sets({"train": train, "heldout": heldout}, LEAST, Reading())
+    sets = read_sets({"train": train, "heldout": required(heldout)}, LEAST, Reading())
     shape, rule = sets["train"].images.shape, ", ".join(map(str, model.image_shape))
     remedy = "audit images of the size that the model makes"
     require(shape[1:] == model.image_shape, "train", f"of shape (n, {rule})", shape, remedy)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sidepipe.api.groups import Groups
-from sidepipe.api.images import ImagesOrFolder, Reading, read_sets
+from sidepipe.api.images import ImagesOrFolder, Reading, read_sets, required
 from sidepipe.api.naming import as_arguments, as_path, require_numbers
 from sidepipe.base.settings import require, require_known
 
@@ -29,7 +29,7 @@ def compare(
     generated: ImagesOrFolder,
     *,
     train: ImagesOrFolder,
-    heldout: ImagesOrFolder,
+    heldout: ImagesOrFolder | None = None,
     features: str | Encoder = "pixels_l2",
     false_positive_rate: float = 0.001,
     on_duplicates: Literal["error", "drop", "keep"] = "error",
@@ -52,8 +52,9 @@ def compare(
             ``(255 * x).round().astype(numpy.uint8)`` converts floats in [0, 1], and
             ``(127.5 * (x + 1)).round().astype(numpy.uint8)`` those in [-1, 1].
         train: the images that the model was trained on, in the same form; at least 2.
-        heldout: images of the same kind that the model never saw; at least 20. As many as ``train``
-            or more make the best control: disjoint sets of ``len(train)`` are taken in their order.
+        heldout: images of the same kind that the model never saw, which are required; at least 20.
+            As many as ``train`` or more make the best control: disjoint sets of ``len(train)`` are
+            taken in their order.
         features: an encoder of ``sidepipe.features.encoders``, or the name of one without settings:
             ``"pixels_l2"``, the root-mean-square pixel difference, or ``"pixels"``, the correlation
             of pixels. For images of 64 pixels or more take ``SSCD(path, sha256)``.
@@ -103,9 +104,8 @@ def compare(
     fits = folder is None or folder.is_dir() or not folder.exists()
     require(fits, "cache", "a folder, or a new name", str(folder))
     how = Reading(size, resize, channels, on_bad_file)
-    sets = read_sets(
-        {"generated": generated, "train": train, "heldout": heldout}, LEAST, how, groups
-    )
+    given = {"generated": generated, "train": train, "heldout": required(heldout)}
+    sets = read_sets(given, LEAST, how, groups)
     log.info("%s", ", ".join(f"{len(one.images):,} {name}" for name, one in sets.items()))
 
     from sidepipe.api.measuring import measured

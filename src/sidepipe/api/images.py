@@ -18,6 +18,7 @@ from sidepipe.api.naming import as_arguments, require_whole
 from sidepipe.base.image_files import in_words, is_array_file
 from sidepipe.base.image_reading import Entry, read_images, require_readable, sizes_of
 from sidepipe.base.settings import require, require_known
+from sidepipe.stages.data.layouts import partition_of
 from sidepipe.stages.data.sources import ImageFolder
 
 Images = UInt8[np.ndarray, "n h w c"]
@@ -28,6 +29,8 @@ RESIZES = {
     "stretch": " without keeping the aspect ratio",
 }
 NAMED = 3  # files in a note
+# The partitions whose images an argument can mean, the best first.
+FITTING = {"train": ("train",), "heldout": ("test", "val")}
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,18 @@ def require_count(name: str, count: int, least: int) -> None:
     require(count >= least, name, f">= {least} images", count, "pass more images")
 
 
+def required(heldout: ImagesOrFolder | None) -> ImagesOrFolder:
+    """The held-out images; ValueError where none are given."""
+    rule = "images of the same kind that the model never saw"
+    remedy = (
+        "no count can be trusted without them, as they set the threshold of a hit; split the images "
+        "into train/ and heldout/ before the training, and pass heldout=... (docs/heldout.md)"
+    )
+    require(heldout is not None, "heldout", rule, None, remedy)
+    assert heldout is not None
+    return heldout
+
+
 def read_sets(
     sets: Mapping[str, ImagesOrFolder],
     least: Mapping[str, int],
@@ -145,9 +160,6 @@ def read_sets(
     image is decoded.
     """
     how.check()
-    rule = "images of the same kind that the model never saw"
-    remedy = "no count can be trusted without them; keep some images out of the training"
-    require(sets["heldout"] is not None, "heldout", rule, None, remedy)
     found = {name: _listed(name, images) for name, images in sets.items()}
     for name, one in found.items():
         readable = sum(not entry.problem for entry in one.entries)
@@ -198,10 +210,24 @@ def _listed(name: str, images: ImagesOrFolder) -> Listed:
         entries = source.entries()
         others = source.left_out()
     partitions = sorted({entry.partition for entry in entries})
-    remedy = f"name the folder of one of them, such as {name}={str(folder / partitions[0])!r}"
-    require(len(partitions) == 1, name, "a folder of one partition", partitions, remedy)
+    if len(partitions) != 1:
+        remedy = _folder_of_one(name, folder, entries)
+        require(False, name, "a folder of one partition", partitions, remedy)
     sizes, gray = sizes_of(entries)
     return Listed(entries, sizes, gray, [f"{name}: {in_words(others)}"] if others else [])
+
+
+def _folder_of_one(name: str, folder: Path, entries: Sequence[Entry]) -> str:
+    """The remedy for a folder of several partitions: the folder below it that fits the argument."""
+    for partition in FITTING.get(name, ()):
+        found = set()
+        for parts in (Path(entry.id).parts[:-1] for entry in entries):
+            fits = [i for i, part in enumerate(parts) if partition_of(part) == partition]
+            if fits:
+                found.add(folder.joinpath(*parts[: fits[0] + 1]))
+        if found and len({path.parent for path in found}) == 1:
+            return f"name the folder of one of them, {name}={str(min(found))!r}"
+    return f"name a folder that holds the images of {name} alone"
 
 
 def _picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:

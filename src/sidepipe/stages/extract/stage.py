@@ -154,18 +154,20 @@ class Extract(Attack):
             place.mkdir(parents=True, exist_ok=True)
             aim = part._aim(job, place, number, seen) if guided else None
             row = part._sample_round(job, aim, place, span.start)
-            if aim is not None:
-                seen.aim(load_labels(aim.label), aim.targets[span.start :])
+            if aim is None:
+                targets.append(np.full(len(span), -1))
+            else:
+                assert aim.label is not None  # `_aim` aims at labels
+                assert aim.targets is not None
+                own = aim.targets[span.start :]
+                seen.aim(load_labels(aim.label), own)
+                # Later labels get new numbers, so that no label means a cluster of each round.
+                targets.append(own + sum(map(len, cohesion)))
+                cohesion.append(load_label_cohesion(aim.label))
             found = seen.add(load(job.folder)[span.start : span.stop])
             rate = per_thousand(found, row["network_evaluations"])
             rows.append({"round": number, **row, "new_groups": found, "new_groups_per_1000": rate})
             log.info("round %(round)d: %(new_groups_per_1000).2f new groups", rows[-1])
-            if aim is None:
-                targets.append(np.full(len(span), -1))
-            else:
-                # Later labels get new numbers, so that no label means a cluster of each round.
-                targets.append(aim.targets[span.start :] + sum(map(len, cohesion)))
-                cohesion.append(load_label_cohesion(aim.label))
             guided = aim is not None and (rate >= plain_rate or not self.stop_rounds)
         pd.DataFrame(rows).to_csv(job.folder / "rounds.csv", index=False)
         np.save(job.folder / "targets.npy", np.concatenate(targets))
