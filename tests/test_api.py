@@ -702,7 +702,9 @@ def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
         ("reference", Reference(**both)),
         (
             "audit",
-            AuditStage(refine_t=60, refine_steps=2, precision="32-true", **both, **settings),
+            AuditStage(
+                refine_t=60, contrast_t=300, refine_steps=2, precision="32-true", **both, **settings
+            ),
         ),
     ):
         inputs[name] = tmp_path / name

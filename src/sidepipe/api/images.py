@@ -140,7 +140,7 @@ def required(heldout: ImagesOrFolder | None) -> ImagesOrFolder:
     """The held-out images; ValueError where none are given."""
     rule = "images of the same kind that the model never saw"
     remedy = (
-        "no count can be trusted without them, as they set the threshold of a hit; split the images "
+        "no count can be trusted without them, as they set the threshold of a hit; split images "
         "into train/ and heldout/ before the training, and pass heldout=... (docs/heldout.md)"
     )
     require(heldout is not None, "heldout", rule, None, remedy)
