@@ -1,6 +1,6 @@
 """Stage `dpm` that trains a class-conditional model on the classes that the data give.
 
-Samples by class are Carlini et al.'s conditional baseline with the original labels as conditions;
+Samples by class are the conditional baseline with the original labels as conditions;
 the null class makes the same model an unconditional one.
 """
 
