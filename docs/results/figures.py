@@ -53,6 +53,7 @@ def panels() -> dict[str, list[Panel]]:
             (f"{steps:,} training steps", rows_of("refined_faces32", train_steps=steps))
             for steps in (2000, 4500)
         ],
+        "latent": [("codes of 256 faces", rows_of("latent_faces"))],
         "control": [
             (
                 f"threshold at {100 * float(rate):g} %",
