@@ -144,7 +144,8 @@ class Verdict(Stage):
         attack = Artifact(job.inputs["extract"])
         used = {**attack.settings, **attack.summary.get("tuned", {})}
         own = {field.name: used[field.name] for field in fields(Generate) if field.name in used}
-        own |= {"num_images": self.num_images, "prompts": None, "seed": self.seed}
+        own |= {"prompts": None, "condition_guidance_scale": 1.0, "classes": None}
+        own |= {"num_images": self.num_images, "seed": self.seed}
         sampling = Generate(**own)
         sampling.sample(Job(job.folder, {"dpm": job.inputs["shadow"]}, job.runtime))
         return load_synthetic(job.folder)
