@@ -223,3 +223,29 @@ def test_help_names_every_argument_of_the_function():
 
     for name in signature(sidepipe.compare).parameters:
         assert f"  {name}" in HELP, name
+
+
+def test_a_killed_command_resumes_and_leaves_no_cache(run, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sidepipe.api.result.Result, "save", killed)
+        assert run(*ALL)[0] != 0
+    names = {path.name for path in (tmp_path / "comparison-cache").iterdir()}
+    assert {path.partition(".")[2] for path in names} >= {"pixels", "npy", "train.json"}
+    assert not (tmp_path / "comparison").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr("sidepipe.api.decoding.read_images", killed)
+        patched.setattr("sidepipe.features.encoders.PixelsL2._encode_batch", killed)
+        assert run(*ALL)[0] == 0
+    assert not (tmp_path / "comparison-cache").exists()
+    assert (tmp_path / "comparison" / "result.json").exists()
+
+
+def test_a_cache_that_is_named_stays(run, tmp_path):
+    assert run(*ALL, "cache=mine")[0] == 0
+    assert any((tmp_path / "mine").iterdir())
+    assert run(*ALL, "cache=none")[0] == 0
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"generated", "train", "heldout", "mine", "comparison", "comparison-2"}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from sidepipe.engine import progress
+from sidepipe.engine import logs, progress
 from sidepipe.engine.artifacts import read_progress
 from sidepipe.engine.logs import quiet_libraries, stage_log
 from sidepipe.engine.progress import (
@@ -241,3 +241,13 @@ def command_line(pid):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
+
+
+def test_a_count_has_the_rate_of_this_run_and_the_time_left(clock, caplog, monkeypatch):
+    monkeypatch.setattr(logs, "time", clock)
+    report = logs.counting(10_000, "images", seconds=30)
+    for done in (5000, 5100, 5200, 5300, 5400):  # an earlier run has done the first 4,900
+        clock.now += 10
+        report(done)
+    [record] = caplog.records
+    assert record.message == "5,200 of 10,000 images, 10.0 per second, 0:08:00 left"

@@ -13,7 +13,8 @@ from jaxtyping import Int64
 
 from sidepipe.api.comparing import LEAST, check_features
 from sidepipe.api.control import Calibrated, calibrated, warn_of_swapped
-from sidepipe.api.images import Images, ImagesOrFolder, Reading, read_sets, required
+from sidepipe.api.decoding import Reading
+from sidepipe.api.images import Images, ImagesOrFolder, read_sets, required
 from sidepipe.api.measuring import encoder_of
 from sidepipe.api.model import Model
 from sidepipe.api.naming import as_arguments, as_new_file, require_numbers, require_whole
@@ -24,6 +25,7 @@ from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.features.encoders import Device, Encoder
 from sidepipe.features.pairs import blocks
 from sidepipe.memorization.audit import Move, Probe, closeness, returns
+from sidepipe.memorization.real import encode_rows
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate
 from sidepipe.stages.audit import tables
 from sidepipe.stages.audit.stage import PART, mover
@@ -174,7 +176,7 @@ def audit(
     remedy = "audit images of the size that the model makes"
     require(shape[1:] == model.image_shape, "train", f"of shape (n, {rule})", shape, remedy)
     encoder = encoder_of(features)
-    encode = partial(encoder.encode, device=model._runtime.torch_device())
+    encode = partial(encode_rows, encoder, device=model._runtime.torch_device())
     known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
     move = mover(model._denoiser, probe, seed, precision, model._runtime)
     names = [*sets["train"].names, *sets["heldout"].names]

@@ -1,21 +1,30 @@
-"""Features of images on disk, by the content of the images: a killed comparison resumes."""
+"""Features of images and searches on disk, by their content: a killed comparison resumes."""
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
+from sidepipe.engine.resuming import in_parts
 from sidepipe.engine.stage import Runtime
 from sidepipe.features.encoders import Encoder
+from sidepipe.features.search import EXACT_VECTORS, Metric
+from sidepipe.memorization.comparison import Comparison, compare
+from sidepipe.memorization.real import RealImages
 from sidepipe.stages.reference.encoding import encode_into
 
-Encode = Callable[[UInt8[np.ndarray, "n h w c"]], Float32[np.ndarray, "n d"]]
+QUERIES = 2048  # searched before they are kept
+Images = UInt8[np.ndarray, "n h w c"]
+Rows = Int64[np.ndarray, "m"]
+# The features of the images in some rows.
+Encode = Callable[[Images, Rows], Float32[np.ndarray, "m d"]]
 
 
 def cached(encoder: Encoder, folder: Path, runtime: Runtime) -> Encode:
-    """`encoder.encode`, whose features are kept in `folder` block by block, memory-mapped.
+    """The features of an encoder, which are kept in `folder` block by block, memory-mapped.
 
     A file is named by the encoder, with size and time of its weights, and by the pixels.
     """
@@ -23,14 +32,61 @@ def cached(encoder: Encoder, folder: Path, runtime: Runtime) -> Encode:
     public = {name: value for name, value in vars(encoder).items() if not name.startswith("_")}
     known = f"{encoder.transform} {sorted(map(str, public.items()))} {_weights(public.get('path'))}"
 
-    def encode(images: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n d"]:
-        content = hashlib.sha256(f"{known} {images.shape}".encode())
-        for image in images:
-            content.update(np.ascontiguousarray(image).data)
+    def encode(data: Images, rows: Rows) -> Float32[np.ndarray, "m d"]:
+        content = hashlib.sha256(f"{known} {(len(rows), *data.shape[1:])}".encode())
+        for row in rows.tolist():
+            content.update(np.ascontiguousarray(data[row]).data)
         path = folder / f"{content.hexdigest()[:32]}.npy"
-        return encode_into(path, encoder, images, np.arange(len(images)), runtime)
+        return encode_into(path, encoder, data, rows, runtime)
 
     return encode
+
+
+def searched(
+    queries: Float32[np.ndarray, "n d"],
+    real: RealImages,
+    metric: Metric,
+    cache: Path,
+    runtime: Runtime,
+) -> Comparison:
+    """The counts of `compare`, searched for some generated images at a time, which are kept.
+
+    All features must be files of `cached`: their names stand for their content.
+    """
+    features = (queries, real.train.features, real.unseen.features)
+    described = [metric, *(Path(str(getattr(some, "filename", ""))).name for some in features)]
+    key = hashlib.sha256(" ".join(described).encode())
+    if real.unseen.groups is not None:
+        key.update(real.unseen.groups.tobytes())
+
+    def part(some: range) -> dict[str, np.ndarray]:
+        c = compare(queries[some.start : some.stop], None, real, metric, counts_only=True)
+        found = {f"set_{name}": (one.around, one.around_index) for name, one in c.sets.items()}
+        found |= {f"control_{i}": (one.gamma, one.index) for i, one in enumerate(c.controls)}
+        gamma = {f"{name}_gamma": arrays[0] for name, arrays in found.items()}
+        return gamma | {f"{name}_index": arrays[1] for name, arrays in found.items()}
+
+    # An approximate search builds an index: once for all.
+    size = QUERIES if len(real.train.rows) <= EXACT_VECTORS else len(queries)
+    folder, unit = cache / f"search-{key.hexdigest()[:32]}", "nearest image"
+    found = in_parts(folder, len(queries), size, part, unit, runtime.progress_seconds)
+    one = compare(queries[:1], None, real, metric, counts_only=True)
+    return replace(
+        one,
+        queries=queries,
+        sets={
+            name: replace(
+                some,
+                around=found[f"set_{name}_gamma"],
+                around_index=found[f"set_{name}_index"],
+            )
+            for name, some in one.sets.items()
+        },
+        controls=[
+            replace(some, gamma=found[f"control_{i}_gamma"], index=found[f"control_{i}_index"])
+            for i, some in enumerate(one.controls)
+        ],
+    )
 
 
 def _weights(path: object) -> list[tuple[str, int, int]]:

@@ -9,8 +9,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sidepipe.api.decoding import Reading
 from sidepipe.api.groups import Groups
-from sidepipe.api.images import ImagesOrFolder, Reading, read_sets, required
+from sidepipe.api.images import ImagesOrFolder, read_sets, required
 from sidepipe.api.naming import as_arguments, as_path, require_numbers
 from sidepipe.base.settings import require, require_known
 
@@ -71,9 +72,9 @@ def compare(
             [...]}`` with one value per image. Thresholds, false positive rates, held-out sets,
             intervals and different images then count groups.
         device: where an encoder that is a network runs.
-        cache: a folder that keeps the features by the content of the images. The same call resumes
-            after it was killed, and calls with other settings or other generated images reuse the
-            features of the rest.
+        cache: a folder that keeps the pixels of images in files, which are then not in memory, and
+            the features by the content of the images. The same call resumes after it was killed,
+            and calls with other settings or other generated images reuse the rest.
 
     Returns:
         Hits, held-out hits, excess with its 95 % interval, different training images, pairs.
@@ -105,7 +106,7 @@ def compare(
     require(fits, "cache", "a folder, or a new name", str(folder))
     how = Reading(size, resize, channels, on_bad_file)
     given = {"generated": generated, "train": train, "heldout": required(heldout)}
-    sets = read_sets(given, LEAST, how, groups)
+    sets = read_sets(given, LEAST, how, groups, folder)
     log.info("%s", ", ".join(f"{len(one.images):,} {name}" for name, one in sets.items()))
 
     from sidepipe.api.measuring import measured

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sidepipe.api.decoding import joined
 from sidepipe.api.images import Images, ImageSet, require_count
 from sidepipe.api.naming import as_arguments
 from sidepipe.base.settings import require
@@ -46,7 +47,7 @@ class Calibrated:
 def calibrated(
     sets: Mapping[str, ImageSet],
     metric: Metric,
-    encode: Callable[[Images], np.ndarray],
+    encode: Callable[[Images, np.ndarray], np.ndarray],
     false_positive_rate: float,
     on_duplicates: str,
 ) -> Calibrated:
@@ -62,7 +63,7 @@ def calibrated(
     unseen = _without_duplicates(unseen, found, names, on_duplicates, said)
     with as_arguments():
         seen, held = (
-            Encoded(rows, encode(data[rows]), None if groups is None else groups[rows])
+            Encoded(rows, encode(data, rows), None if groups is None else groups[rows])
             for rows in (trained, unseen)
         )
         real = real_images(seen, held, metric, counts_only=True)
@@ -86,7 +87,7 @@ def _data(sets: Mapping[str, ImageSet]) -> Images:
     for name, least in (("generated", 20), ("train", 2), ("heldout", MIN_UNSEEN)):
         if name in sets:
             require_count(name, len(sets[name].images), least)  # again: bad files may be left out
-    return np.concatenate([sets["train"].images, sets["heldout"].images])
+    return joined(sets["train"].images, sets["heldout"].images)
 
 
 def _in_groups(heldout: ImageSet) -> np.ndarray:

@@ -13,46 +13,21 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sidepipe.api.decoding import RESIZES, Decoding, Reading, decoded, files_of
 from sidepipe.api.groups import Groups, read_groups
-from sidepipe.api.naming import as_arguments, require_whole
+from sidepipe.api.naming import as_arguments
 from sidepipe.base.image_files import in_words, is_array_file
-from sidepipe.base.image_reading import Entry, read_images, require_readable, sizes_of
-from sidepipe.base.settings import require, require_known
+from sidepipe.base.image_reading import Entry, require_readable, sizes_of
+from sidepipe.base.settings import require
 from sidepipe.stages.data.layouts import partition_of
 from sidepipe.stages.data.sources import ImageFolder
 
 Images = UInt8[np.ndarray, "n h w c"]
 ImagesOrFolder = np.ndarray | str | Path
 
-RESIZES = {
-    "crop": ", from the central square",
-    "stretch": " without keeping the aspect ratio",
-}
 NAMED = 3  # files in a note
 # The partitions whose images an argument can mean, the best first.
 FITTING = {"train": ("train",), "heldout": ("test", "val")}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How folders and arrays become images of one shape; the arguments of `compare`."""
-
-    size: int | None = None
-    resize: Literal["crop", "stretch"] = "crop"
-    channels: Literal[1, 3] | None = None
-    on_bad_file: Literal["error", "skip"] = "error"
-
-    def check(self) -> None:
-        if self.size is not None:
-            require_whole(size=self.size)
-        require(self.size is None or self.size >= 1, "size", ">= 1 or None", self.size)
-        require_known("resize", self.resize, RESIZES)
-        if self.channels is not None:
-            require_whole(channels=self.channels)
-        require(
-            self.channels in (1, 3, None), "channels", "1 (gray), 3 (RGB) or None", self.channels
-        )
-        require_known("on_bad_file", self.on_bad_file, ["error", "skip"])
 
 
 @dataclass(frozen=True)
@@ -153,9 +128,11 @@ def read_sets(
     least: Mapping[str, int],
     how: Reading,
     groups: Groups | None = None,
+    cache: Path | None = None,
 ) -> dict[str, ImageSet]:
     """The images of every argument, all of one shape. least: images, by the argument's name.
 
+    cache: a folder for the pixels of images in files, which are then memory-mapped.
     Raises ValueError where there are too few, shapes differ or groups do not fit, before the first
     image is decoded.
     """
@@ -178,7 +155,17 @@ def read_sets(
         )
     channels = how.channels or _channels(found)
     shape = (how.size, how.size) if how.size is not None else _one_size(found)
-    read = {name: _read(name, sets[name], one, shape, channels, how) for name, one in found.items()}
+    # A height and a width keep the whole image; a side crops it to its central square.
+    size = shape if how.size is None or how.resize == "stretch" else shape[0]
+    decoding, files = Decoding(size, channels, how.on_bad_file), {}
+    if cache is not None:
+        entries = {name: one.entries for name, one in found.items()}
+        files = files_of(cache, entries, decoding)
+    read: dict[str, ImageSet] = {}
+    for name, one in found.items():
+        follows = name == "heldout" and files.get(name) is not None
+        place = files.get(name), len(read["train"].images) if follows else 0
+        read[name] = _read(name, sets[name], one, decoding, how, place)
     for name, group in (grouped or {}).items():
         read[name] = replace(read[name], groups=[group[image] for image in read[name].names])
     return read
@@ -265,11 +252,12 @@ def _read(
     name: str,
     images: ImagesOrFolder,
     found: Listed,
-    shape: tuple[int, int],
-    channels: Literal[1, 3],
+    decoding: Decoding,
     how: Reading,
+    place: tuple[Path | None, int],
 ) -> ImageSet:
-    notes = [*found.notes]
+    """place: the file that keeps the pixels, None for none, and their first row in it."""
+    notes, shape = [*found.notes], decoding.shape[:2]
     changed = found.sizes.total() - found.sizes[shape]
     if changed:
         square = all(height == width for height, width in found.sizes)
@@ -278,18 +266,18 @@ def _read(
             f"{'is' if changed == 1 else 'are'} resized to {shape[0]} x {shape[0]} pixels"
             f"{'' if square else RESIZES[how.resize]}"
         )
-    if isinstance(images, np.ndarray):
-        names = [entry.id for entry in found.entries]
-        if not changed and channels == images.shape[3]:
-            return ImageSet(images, names, notes, "array")
-    # A height and a width keep the whole image; a side crops it to its central square.
-    size = shape if how.size is None or how.resize == "stretch" else shape[0]
-    with tempfile.TemporaryDirectory() as folder, as_arguments(name):
-        path = Path(folder) / "images.npy"
-        _, kept, skipped, several = read_images(
-            found.entries, path, size, channels, None, how.on_bad_file
-        )
-        array = np.load(path)
+    names = [entry.id for entry in found.entries]
+    if isinstance(images, np.ndarray) and not changed and decoding.channels == images.shape[3]:
+        return ImageSet(images, names, notes, "array")
+    file, first = place
+    with as_arguments(name):
+        if file is not None:
+            array, skipped, several = decoded(file, name, first, found.entries, decoding)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "images.npy"
+                _, skipped, several = decoding.read(found.entries, path)
+                array = np.load(path)
     if skipped:
         few = ", ".join(skipped[:NAMED]) + (" ..." if len(skipped) > NAMED else "")
         count = counted(len(skipped), "image")
@@ -297,4 +285,6 @@ def _read(
     if several:
         count = counted(several, "file")
         notes.append(f"{name}: of {count} with several images, only the first one is read")
-    return ImageSet(array, [entry.id for entry in kept], notes, _source(images))
+    left_out = set(skipped)
+    kept = [name for name in names if name not in left_out]
+    return ImageSet(array, kept, notes, _source(images))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sidepipe.api.caching import cached
+from sidepipe.api.caching import cached, searched
 from sidepipe.api.control import calibrated, warn, warn_of_swapped
 from sidepipe.api.images import Images, ImageSet
 from sidepipe.api.naming import as_arguments
@@ -20,6 +20,7 @@ from sidepipe.features.encoders import Encoder, Pixels, PixelsL2
 from sidepipe.memorization.collapse import collapse, exact_copies, real_in_words
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
+from sidepipe.memorization.real import encode_rows
 from sidepipe.memorization.results import closest_pairs, counted
 from sidepipe.memorization.scores import closer
 from sidepipe.stages.evaluate.stage import BLIND_IMAGES
@@ -47,14 +48,17 @@ def measured(
     with as_arguments():
         runtime = Runtime(accelerator=device)
         runtime.require_accelerator()
-    encode = partial(encoder.encode, device=runtime.torch_device())
+    encode = partial(encode_rows, encoder, device=runtime.torch_device())
     if cache is not None:
         encode = cached(encoder, cache, runtime)
     known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
     with as_arguments():
-        queries = encode(sets["generated"].images)
+        queries = encode(sets["generated"].images, np.arange(len(sets["generated"].images)))
     said = known.warnings
-    c = search(queries, None, known.real, encoder.metric, counts_only=True)
+    if cache is None:
+        c = search(queries, None, known.real, encoder.metric, counts_only=True)
+    else:
+        c = searched(queries, known.real, encoder.metric, cache, runtime)
     about = {"truth": "train", "metric": c.metric, "transform": encoder.transform}
     counts, center = counted(c, [known.rate])
     counts = {**about, **_within(c, counts, sets["generated"].images, known.near, said), **counts}

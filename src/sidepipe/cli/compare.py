@@ -6,6 +6,7 @@ Arguments are checked and images are read before torch is imported, unless `feat
 import logging
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -53,8 +54,10 @@ Settings, with their defaults:
   on_duplicates=error  where held-out images duplicate training images: error, drop or keep
   on_bad_file=error    where a file cannot be read: error or skip
   device=auto          where an encoder that is a network runs: auto, cpu, cuda or mps
-  cache=none           a folder that keeps the features of the images: the same command resumes
-                       after it was killed, and later commands reuse them
+  cache=OUT-cache      a folder for decoded images and their features: the same command resumes
+                       after it was killed. The default, comparison-cache next to comparison, is
+                       removed when the command succeeds; a folder of yours is kept, and later
+                       commands reuse it; none keeps all images in memory
 """
 NUMBERS: dict[str, tuple[type, str]] = {
     "size": (int, "a whole number"),
@@ -71,6 +74,7 @@ REQUIRED = {
     ),
 }
 OUT = "comparison"
+CACHE = "-cache"  # behind the name of the folder of the result
 
 
 def main(arguments: Sequence[str], conf: Path) -> None:
@@ -79,8 +83,8 @@ def main(arguments: Sequence[str], conf: Path) -> None:
         print(HELP, end="")
         return
     logging.basicConfig(format="%(message)s")
-    for name in ("sidepipe.api.comparing", "sidepipe.base.image_reading"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    for name in ("api.comparing", "base.image_reading", "engine.logs", "engine.resuming"):
+        logging.getLogger(f"sidepipe.{name}").setLevel(logging.INFO)
     logging.getLogger("sidepipe.api.control").setLevel(logging.ERROR)  # the table has warnings
     given = _given(arguments)
     out = _out(given.pop("out", None))
@@ -88,8 +92,11 @@ def main(arguments: Sequence[str], conf: Path) -> None:
     values: dict[str, Any] = {name: _value(name, text) for name, text in given.items()}
     if settings or given.get("features", "pixels") not in WITHOUT_SETTINGS:
         values["features"] = _encoder(given.get("features", ""), settings, conf)
-    result = compare(values.pop("generated"), **values)
+    own = out.with_name(f"{out.name}{CACHE}")
+    result = compare(values.pop("generated"), **{"cache": own, **values})
     result.save(out, command=f"sidepipe compare {shlex.join(arguments)}")
+    if "cache" not in values:
+        shutil.rmtree(own, ignore_errors=True)
     print(f"{result.table()}\nReport: {out / 'report.html'} (pairs.csv and result.json next to it)")
 
 

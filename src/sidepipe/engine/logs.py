@@ -38,14 +38,24 @@ def quiet_libraries() -> None:
 
 
 def counting(total: int, unit: str, seconds: float) -> Callable[[int], None]:
-    """A function that logs how many of `total` are done, at most once every `seconds`."""
+    """A function that logs how many of `total` are done, at most once every `seconds`.
+
+    The rate is that since its first call, because work that an earlier run has done took no time.
+    """
     logged = time.monotonic()
+    first: tuple[float, int] | None = None
 
     def report(done: int) -> None:
-        nonlocal logged
-        if time.monotonic() - logged >= seconds:
-            logged = time.monotonic()
-            log.info("%d of %d %s", done, total, unit)
+        nonlocal logged, first
+        now = time.monotonic()
+        first = first or (now, done)
+        if now - logged < seconds:
+            return
+        logged, text = now, f"{done:,} of {total:,} {unit}"
+        if done > first[1]:
+            rate = (done - first[1]) / (now - first[0])
+            text += f", {rate:,.1f} per second, {clock((total - done) / rate)} left"
+        log.info("%s", text)
 
     return report
 

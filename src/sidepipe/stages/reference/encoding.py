@@ -33,7 +33,7 @@ def encode_into(
         _write_unknown(path, len(rows), dimensions)
     features = np.load(path, mmap_mode="r+")
     missing = [some for some in blocks(len(rows), ENCODE_IMAGES) if _is_unknown(features[some])]
-    report = counting(len(rows), f"images of {path.stem}", runtime.progress_seconds)
+    report = counting(len(rows), f"features in {path.name}", runtime.progress_seconds)
     for some in missing:
         features[some] = encode_rows(encoder, data, rows[some], device)
         report(some.stop)
