@@ -78,11 +78,12 @@ def main() -> None:
         if process.returncode != 0:
             sys.exit(process.returncode)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = used.ru_utime + used.ru_stime
+    cpu, mapped = used.ru_utime + used.ru_stime, 1024 * used.ru_maxrss / 1e9
+    each = 1000 * cpu / (2 * given.images + num_train)
     print(
-        f"{seconds:.1f} s, {cpu:.1f} s of CPU time "
-        f"({1000 * cpu / (2 * given.images + num_train):.1f} ms per image), {memory / 1e9:.2f} GB at most ({used.ru_maxrss * 1024 / 1e9:.2f} GB with "
-        f"mapped files), on {os.cpu_count()} processors with a load of {os.getloadavg()[0]:.1f}"
+        f"{seconds:.1f} s, {cpu:.1f} s of CPU time ({each:.1f} ms per image), "
+        f"{memory / 1e9:.2f} GB at most ({mapped:.2f} GB with mapped files), "
+        f"on {os.cpu_count()} processors with a load of {os.getloadavg()[0]:.1f}"
     )
 
 

@@ -60,33 +60,40 @@ def searched(
         key.update(real.unseen.groups.tobytes())
 
     def part(some: range) -> dict[str, np.ndarray]:
-        c = compare(queries[some.start : some.stop], None, real, metric, counts_only=True)
-        found = {f"set_{name}": (one.around, one.around_index) for name, one in c.sets.items()}
-        found |= {f"control_{i}": (one.gamma, one.index) for i, one in enumerate(c.controls)}
-        gamma = {f"{name}_gamma": arrays[0] for name, arrays in found.items()}
-        return gamma | {f"{name}_index": arrays[1] for name, arrays in found.items()}
+        own = queries[some.start : some.stop]
+        return _found(compare(own, None, real, metric, counts_only=True))
 
     # An approximate search builds an index: once for all.
     size = QUERIES if len(real.train.rows) <= EXACT_VECTORS else len(queries)
     folder, unit = cache / f"search-{key.hexdigest()[:32]}", "nearest image"
     found = in_parts(folder, len(queries), size, part, unit, runtime.progress_seconds)
     one = compare(queries[:1], None, real, metric, counts_only=True)
-    return replace(
-        one,
-        queries=queries,
-        sets={
-            name: replace(
-                some,
-                around=found[f"set_{name}_gamma"],
-                around_index=found[f"set_{name}_index"],
-            )
-            for name, some in one.sets.items()
-        },
-        controls=[
-            replace(some, gamma=found[f"control_{i}_gamma"], index=found[f"control_{i}_index"])
-            for i, some in enumerate(one.controls)
-        ],
-    )
+    return _with(one, queries, found)
+
+
+def _found(c: Comparison) -> dict[str, np.ndarray]:
+    """What the search has found for each generated image, by name."""
+    found = {}
+    for name, some in c.sets.items():
+        found |= {f"{name}_gamma": some.around, f"{name}_index": some.around_index}
+    for i, some in enumerate(c.controls):
+        found |= {f"{i}_gamma": some.gamma, f"{i}_index": some.index}
+    return found
+
+
+def _with(
+    c: Comparison, queries: Float32[np.ndarray, "n d"], found: dict[str, np.ndarray]
+) -> Comparison:
+    """The comparison with other generated images, of which `found` is known."""
+    sets = {
+        name: replace(some, around=found[f"{name}_gamma"], around_index=found[f"{name}_index"])
+        for name, some in c.sets.items()
+    }
+    controls = [
+        replace(some, gamma=found[f"{i}_gamma"], index=found[f"{i}_index"])
+        for i, some in enumerate(c.controls)
+    ]
+    return replace(c, queries=queries, sets=sets, controls=controls)
 
 
 def _weights(path: object) -> list[tuple[str, int, int]]:
