@@ -72,7 +72,7 @@ def searched(
 
 
 def _found(c: Comparison) -> dict[str, np.ndarray]:
-    """What the search has found for each generated image, by name."""
+    """The nearest images of each generated image, as arrays by name."""
     found = {}
     for name, some in c.sets.items():
         found |= {f"{name}_gamma": some.around, f"{name}_index": some.around_index}
