@@ -20,6 +20,7 @@ TABLES = [
     for found in MARK.finditer(page.read_text())
 ]
 CELL = re.compile(r"(-?[\d,.]+)(?: \((-?[\d,.]+) to (-?[\d,.]+)\))?")
+OF_1000 = ("classes_digits", "finetuned_digits", "latent_faces")  # images per attack
 COLUMN = {head: column for column, head in pages.HEADS.items()}
 
 
@@ -87,7 +88,7 @@ def test_the_excess_of_a_row_is_its_hits_less_its_held_out_hits():
         data = pd.read_csv(file)
         if "excess" not in data:
             continue
-        each = 1000 if file.stem == "latent_faces" else 2000
+        each = 1000 if file.stem in OF_1000 else 2000
         images = data["attack"].map(
             lambda attack, each=each: 6000 if attack.endswith("_6000") else each
         )
