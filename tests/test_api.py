@@ -411,10 +411,36 @@ def test_the_report_is_one_page_with_the_answer_the_numbers_and_the_pairs(tmp_pa
             write(None)
 
 
-def test_a_model_that_makes_one_image_is_no_finding(tmp_path):
-    found = sidepipe.compare(np.repeat(TRAIN[:1], 30, axis=0), train=TRAIN, heldout=HELDOUT)
-    assert any("gives the same image 30 of 30 times: no finding" in w for w in found.warnings)
-    assert "No finding" in found.report(tmp_path / "page.html").read_text()
+@pytest.mark.parametrize(
+    ("generated", "kind", "said"),
+    [
+        (np.repeat(TRAIN[:1], 30, axis=0), "alike", "gives the same image 30 of 30 times"),
+        (
+            np.full((30, 8, 8, 1), 128, np.uint8),
+            "constant",
+            "gives an image of a single color 30 of 30 times",
+        ),
+    ],
+    ids=["same", "constant"],
+)
+def test_a_collapsed_model_is_no_finding_in_any_form(generated, kind, said, tmp_path):
+    found = sidepipe.compare(generated, train=TRAIN, heldout=HELDOUT)
+    assert found.hits == 30
+    assert any(f"{said}: no finding" in text for text in found.warnings)
+    assert found.excess is None
+    assert str(found).splitlines()[1] == "excess: collapsed"
+    row = found.table().splitlines()[3]
+    assert row.split() == ["excess", "of", "hits", "over", "held-out", "hits", "collapsed"]
+    assert "No finding" in found.save(tmp_path / "found").joinpath("report.html").read_text()
+    saved = json.loads((tmp_path / "found" / "result.json").read_text())
+    assert saved["excess"] is None
+    assert saved["counts"]["collapse"]["kind"] == kind
+
+
+def test_a_sound_model_has_an_excess_in_every_form():
+    found = sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT)
+    assert str(found).splitlines()[1].startswith("excess: 50.00 % (95 % interval ")
+    assert found.table().splitlines()[3].startswith("excess of hits over held-out hits        +10")
 
 
 def test_duplicates_across_the_split_are_an_error_unless_dropped_or_kept():

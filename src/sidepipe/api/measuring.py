@@ -107,12 +107,13 @@ def _result(
     """center: of each training image, the one that stands for its duplicates or its group."""
     at: dict[str, Any] = counts["calibrated"][0]
     share, (low, high) = at["excess"]["share"], at["excess"]["interval"]
+    excess = None if counts["collapse"] else Estimate(share, (low, high))
     hit = closer(c.train.gamma, at["threshold"], c.metric)
     return Result(
         num_images=len(hit),
         hits=at["train"]["count"],
         heldout_hits=at["heldout"]["scaled"],
-        excess=Estimate(share, (low, high)),
+        excess=excess,
         unique=at["train"]["unique"],
         pairs=_pairs(c, center, hit, sets, data),
         threshold=at["threshold"],

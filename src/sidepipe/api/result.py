@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from sidepipe.api.images import Images, counted
 from sidepipe.api.naming import as_new_file, as_path
 from sidepipe.base.files import whole_file
+from sidepipe.stages.report.words import COLLAPSED
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Estimate:
 
     share: float
     interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = (100 * end for end in self.interval)
+        return f"{100 * self.share:.2f} % (95 % interval {low:.2f} to {high:.2f} %)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,9 @@ class Result:
             disjoint held-out sets where there are several, and an upper bound where there are
             fewer held-out images than training images.
         excess: the share of hits less the share of held-out hits. It is near 0 for a model that
-            copies nothing.
+            copies nothing. ``None`` where the generated images have collapsed: nearly all are one
+            image, a few images again and again, or of a single color each. Then no count is a
+            finding, and ``warnings`` has the reason.
         unique: number of different training images, or of their groups, that are hit; near
             duplicates count once.
         pairs: the closest pairs, each of a different training image, the closest first.
@@ -84,7 +91,7 @@ class Result:
     num_images: int
     hits: int
     heldout_hits: float
-    excess: Estimate
+    excess: Estimate | None
     unique: int
     pairs: tuple[Pair, ...] = field(repr=False)
     threshold: float
@@ -100,13 +107,12 @@ class Result:
 
     def __str__(self) -> str:
         one = "group" if self._counts["num_groups"] else "one"
-        low, high = (100 * end for end in self.excess.interval)
         lines = [
             f"{self.hits:,} of {self.num_images:,} generated images "
             f"{'hits' if self.hits == 1 else 'hit'} a training image "
             f"({counted(self.unique, f'different {one}')}); {self.heldout_hits:.3g} held-out "
             f"hit{'' if self.heldout_hits == 1 else 's'}",
-            f"excess: {100 * self.excess.share:.2f} % (95 % interval {low:.2f} to {high:.2f} %)",
+            f"excess: {COLLAPSED if self.excess is None else self.excess}",
         ]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 

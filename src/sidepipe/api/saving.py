@@ -35,12 +35,12 @@ def save(result: Result, folder: Path, arguments: Mapping[str, object]) -> Path:
 
 
 def _described(result: Result) -> dict[str, Any]:
-    made = provenance()
+    made, excess = provenance(), result.excess
     return {
         "num_images": result.num_images,
         "hits": result.hits,
         "heldout_hits": result.heldout_hits,
-        "excess": {"share": result.excess.share, "interval": list(result.excess.interval)},
+        "excess": excess and {"share": excess.share, "interval": list(excess.interval)},
         "unique": result.unique,
         "threshold": result.threshold,
         "false_positive_rate": result.false_positive_rate,
@@ -78,10 +78,11 @@ def _rows(attack: Attack) -> list[str]:
         _row(title, (words.average(number), _percent(number / n, n), _interval(attack, which)))
         for title, (number, which) in shares.items()
     ]
-    excess = (f"{words.excess_share(attack)} %", f"{words.excess_interval(attack)} %")
+    shown = (f"{words.excess_share(attack)} %", f"{words.excess_interval(attack)} %")
+    excess = (words.COLLAPSED, "", "") if attack.collapse else (words.signed_excess(attack), *shown)
     return [
         *rows,
-        _row("excess of hits over held-out hits", (words.signed_excess(attack), *excess)),
+        _row("excess of hits over held-out hits", excess),
         _row(f"different training {attack.unit}s", (words.count(attack.unique), "", "")),
         _row("generated images", (words.count(n), "", "")),
         _row("  of them near duplicates of others", (words.count(near["generated"]), "", "")),
