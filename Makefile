@@ -18,8 +18,11 @@ OUTPUTS ?= outputs
 LAUNCHER ?= auto
 # A folder of faces, for make attacks: FACES='runtime.data_root=... data.source.folder=...'.
 FACES ?=
-SWEEPING = $(BIN)/sidepipe-sweep $(1) $(or $(SWEEP),$(error SWEEP must be set, for example make $@ SWEEP=subset_size; \
-  sweeps: $(basename $(notdir $(wildcard conf/sweep/*.yaml)))))
+SWEEPING = $(BIN)/sidepipe-sweep $(1) $(SWEEP)
+# Before any target, so that a missing name installs nothing.
+OF_SWEEP := $(firstword $(filter sweep cancel report,$(MAKECMDGOALS)))
+$(if $(SWEEP),,$(if $(OF_SWEEP),$(error SWEEP must be set, for example make $(OF_SWEEP) SWEEP=subset_size; \
+  sweeps: $(basename $(notdir $(wildcard conf/sweep/*.yaml))))))
 
 .PHONY: setup demo demo-text docs api run test test-fast test-slurm bench bench-large check format status clean help
 .PHONY: sweep cancel report attacks sync dashboard active

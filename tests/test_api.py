@@ -16,6 +16,7 @@ import torch
 from diffusers import DDPMPipeline
 from PIL import Image
 from sklearn.datasets import load_digits
+from tests.models.text.tiny import tiny_sdxl, tiny_stable_diffusion
 from tests.tiny import SCHEDULE, UNET
 
 import sidepipe
@@ -312,6 +313,17 @@ def test_wrong_arguments_of_load_are_named(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=f"^{message}"):
         sidepipe.load(**{"path": str(checkpoint), **arguments})
+
+
+@pytest.mark.parametrize(("made", "name"), [(tiny_stable_diffusion, "text"), (tiny_sdxl, "SDXL")])
+def test_a_model_with_text_is_sent_to_the_command(tmp_path, made, name):
+    message = (
+        f"path must be a model without text, which load takes, got the {name} model in {tmp_path}; "
+        "remedy: run the command sidepipe dpm=stable_diffusion dpm.path=FOLDER"
+    )
+    made(tmp_path)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        sidepipe.load(tmp_path, device="cpu")
 
 
 def test_a_model_that_the_hub_does_not_have_is_one_line(monkeypatch):

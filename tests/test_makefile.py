@@ -69,6 +69,15 @@ def test_a_venv_is_made_with_the_pinned_versions_unless_it_is_empty(tmp_path, ac
     assert ".venv/bin/sidepipe-sweep run attack_demo" in done.stdout
 
 
+@pytest.mark.parametrize("target", ["sweep", "cancel", "report"])
+def test_a_missing_name_of_a_sweep_is_an_error_before_any_installation(tmp_path, active, target):
+    shell = {name: value for name, value in active.items() if name != "VENV"}
+    done = make(tmp_path, shell, "-n", target)
+    assert done.returncode != 0
+    assert f"SWEEP must be set, for example make {target} SWEEP=subset_size" in done.stderr
+    assert done.stdout == ""
+
+
 def test_an_active_environment_without_sidepipe_is_named_with_the_remedy(tmp_path, active) -> None:
     (tmp_path / "environment" / "bin" / "sidepipe").unlink()
     done = make(tmp_path, active, "sweep", "SWEEP=attack_demo")

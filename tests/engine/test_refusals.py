@@ -52,6 +52,11 @@ def refused(monkeypatch, tmp_path, capsys):
         (["label.sede=5"], "label.sede is not a setting; did you mean 'seed'"),
         (["~label.sed"], "label.sed is not a setting; did you mean 'seed'"),
         (["dta=digits"], "dta is not a setting; did you mean 'data'"),
+        (
+            ["precision=32-true"],
+            r"^precision is not a setting; did you mean dpm.precision, generate.precision, .*"
+            r"extract.precision.*\?$",
+        ),
         (["data=digit"], "data=digit is no choice; did you mean 'digits'"),
         (["experiment=dmeo"], "experiment=dmeo is no choice; did you mean 'demo'"),
         (["+label.seed=1"], "label.seed is set already; remedy: label.seed=... in place of"),

@@ -16,6 +16,10 @@ ARGUMENTS = {
     "or data.source.folder=...": "or name another folder",
     "check data.source": "check the folder",
     "dpm.path": "path",
+    "dpm must be stable_diffusion for": "path must be a model without text, which load takes, got",
+    ", got 'pretrained'; set dpm=stable_diffusion": (
+        "; remedy: run the command sidepipe dpm=stable_diffusion dpm.path=FOLDER"
+    ),
     "dpm.variant": "variant",
     "dpm.adapter": "adapter",
     "precision=32-true": "precision='32-true'",

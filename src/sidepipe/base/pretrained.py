@@ -181,6 +181,8 @@ def weight_files(folder: Path, variant: str | None = None, *, required: bool = T
     accepts another variant where this one is missing. Raises FileNotFoundError without weights,
     ValueError where the user must choose the variant.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no {folder}, a part of the model; copy it again")
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
         if match := _WEIGHTS.fullmatch(path.name):

@@ -140,6 +140,9 @@ def _unknown(name: str, conf: Path, overrides: Iterable[str]) -> str | None:
                 return f"{part} is off; add {' or '.join(f'{part}={file}' for file in files)}"
             names = [str(key) for key in known if not str(key).startswith("_")]
             groups = [p.name for p in conf.iterdir() if p.is_dir()] if len(path) == 1 else []
+            if len(path) == 1 and (own := [s for s in stages.STAGES if part in (cfg.get(s) or {})]):
+                full = ", ".join(f"{stage}.{part}" for stage in own)
+                return f"{part} is not a setting; did you mean {full}?"
             hint = did_you_mean(part, sorted({*names, *groups} - {"hydra", part}))
             row = f"; +{name}={{...}} adds a row" if path[0] in rows else ""
             of = ""

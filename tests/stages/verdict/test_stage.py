@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.composing import composed
+from tests.composing import composed, planned
 from tests.models.tiny_pipelines import dit, latent, of_images
 from tests.tiny import RUNTIME
 from torch import nn
@@ -156,7 +156,7 @@ ALONE = ["attacks=single", "extract.surrogate=none", "dpm=pretrained", "dpm.num_
 @pytest.mark.parametrize(("make", "rule"), [(dit, "5 classes"), (of_images, "4 classes")])
 def test_a_class_conditional_model_is_refused_with_the_plan(tmp_path, make, rule):
     path = make(tmp_path / "model") if make is dit else make(tmp_path / "m", num_class_embeds=4)
-    with pytest.raises(ValueError, match=f"a model without classes .* got '{rule}'"):
+    with pytest.raises(ValueError, match=f"dpm must be a model without classes, got '{rule}'"):
         plan(composed(*ALONE, "verdict=shadow", f"dpm.path={path}"))
 
 
@@ -176,3 +176,9 @@ def test_a_shadow_is_planned_only_where_verdicts_are_wanted(tmp_path):
 
     assert not stages() & {"shadow", "verdict"}
     assert stages("verdict=shadow") >= {"shadow", "verdict"}
+
+
+def test_the_smoke_experiment_gives_verdicts():
+    found = planned("experiment=smoke", "attacks=judged", "verdict=shadow")
+    names = {node.stage.name for node in found.nodes.values()}
+    assert {"shadow", "verdict"} <= names

@@ -25,7 +25,7 @@ from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.trained import TrainDPM
-from sidepipe.stages.generate.stage import WITHOUT_CLASSES, Generate
+from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.generate.stage import load as load_synthetic
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Shadow(Training):
         of_images = isinstance(dpm, TrainDPM | PretrainedDPM)
         require(of_images, "dpm", "an unconditional model of images", kind, remedy)
         classes = dpm.num_classes()
-        require(classes is None, "dpm", WITHOUT_CLASSES, f"{classes} classes", remedy)
+        require(classes is None, "dpm", "a model without classes", f"{classes} classes", remedy)
         most = generate.num_images - UNSEEN
         rule = f"<= {most}, generate.num_images less {UNSEEN} held-out ones"
         require(self.num_images <= most, "shadow.num_images", rule, self.num_images)
