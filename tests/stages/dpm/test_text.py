@@ -1,5 +1,6 @@
 """Stage `dpm` of models with captions: trained on pairs, or brought along."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import load_subset
 from sidepipe.stages.dpm.text import PretrainedTextDPM, TrainTextDPM, load_text_model
 
+NOTHING = replace(DIGITS, source={"_target_": "sidepipe.stages.data.sources.Nothing"})
 UNET = {
     "_target_": "diffusers.UNet2DConditionModel",
     "sample_size": 8,
@@ -242,12 +244,24 @@ def test_a_pipeline_comes_as_it_is_and_a_change_is_noticed(data, tmp_path, kind,
         ({"channels": 1}, "data.channels must be 3, .* got 1; set data.channels=3"),
     ],
 )
-def test_data_of_another_shape_than_the_models_images_are_refused(tmp_path, changes, message):
+@pytest.mark.parametrize("data", [DIGITS, NOTHING], ids=["digits", "none"])
+def test_data_of_another_shape_than_the_models_images_are_refused(tmp_path, data, changes, message):
     dpm = pretrained(tiny_stable_diffusion(tmp_path / "sd"))
-    dpm.check_images(replace(DIGITS, channels=3))
-    dpm.check_images(replace(DIGITS, source={"_target_": "sidepipe.stages.data.sources.Nothing"}))
+    dpm.check_images(replace(data, channels=3))
     with pytest.raises(ValueError, match=message):
-        dpm.check_images(replace(DIGITS, **changes))
+        dpm.check_images(replace(data, **changes))
+
+
+def test_images_that_are_not_square_need_no_size_of_data_that_are_none(tmp_path):
+    folder = tiny_stable_diffusion(tmp_path / "sd")
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": [4, 8]}))
+    dpm = pretrained(folder)
+    dpm.check_images(replace(NOTHING, channels=3))
+    with pytest.raises(ValueError, match=r"data\.size must be .* 8 x 16, got 8; choose data=none"):
+        dpm.check_images(replace(DIGITS, channels=3))
+    with pytest.raises(ValueError, match=r"data\.channels must be 3, .* got 1"):
+        dpm.check_images(NOTHING)
 
 
 @pytest.mark.parametrize(

@@ -251,13 +251,14 @@ class PretrainedTextDPM(Pretrained):
         from sidepipe.models.text.checks import image_shape
 
         assert isinstance(data, Data)
-        if data.is_empty or (folder := self._local_folder()) is None:
+        if (folder := self._local_folder()) is None:
             return
         channels, *sides = image_shape(folder, self.variant)
-        given, size = [data.size, data.size], sides[0]
+        square = sides[0] == sides[1]
         rule = f"the size of the model's images, {' x '.join(map(str, sides))}"
-        remedy = f"set data.size={size}" if sides == [size, size] else "choose data=none"
-        require(given == sides, "data.size", rule, data.size, remedy)
+        remedy = f"set data.size={sides[0]}" if square else "choose data=none"
+        fits = sides == [data.size, data.size] or (data.is_empty and not square)
+        require(fits, "data.size", rule, data.size, remedy)
         rule, remedy = f"{channels}, as of the model's images", f"set data.channels={channels}"
         require(data.channels == channels, "data.channels", rule, data.channels, remedy)
 
