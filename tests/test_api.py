@@ -449,6 +449,22 @@ def test_a_collapsed_model_is_no_finding_in_any_form(generated, kind, said, tmp_
     assert saved["counts"]["collapse"]["kind"] == kind
 
 
+@pytest.mark.parametrize("features", ["pixels_l2", "pixels"])
+def test_heldout_images_of_another_kind_are_a_warning_and_make_no_collapse(features):
+    digits = load_digits().images[:, :, :, None]
+    images = np.random.default_rng(0).permutation((digits * 15.9).astype(np.uint8))
+    train, real, generated = images[:400], images[400:800], images[800:900]
+    sets = {"train": train, "features": features, "on_duplicates": "drop"}
+    noise = sidepipe.compare(generated, heldout=random_images(200), **sets)
+    assert noise.hits == 100  # none of them is a copy
+    assert any("times as far from training images as" in text for text in noise.warnings)
+    assert not any("no finding" in text for text in noise.warnings)
+    fine = sidepipe.compare(generated, heldout=real, **sets)
+    assert not any("times as far" in text for text in fine.warnings)
+    again = sidepipe.compare(np.repeat(real[:1], 100, axis=0), heldout=random_images(200), **sets)
+    assert any("the same image 100 of 100 times" in text for text in again.warnings)
+
+
 def test_a_sound_model_has_an_excess_in_every_form():
     found = sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT)
     assert str(found).splitlines()[1].startswith("excess: 50.00 % (95 % interval ")

@@ -6,7 +6,14 @@ from tests.repeated import METRICS
 
 from sidepipe.features.encoders import Pixels, PixelsL2
 from sidepipe.memorization import real
-from sidepipe.memorization.real import Encoded, compared_sets, encode_rows, real_images
+from sidepipe.memorization.real import (
+    Encoded,
+    compared_sets,
+    encode_rows,
+    near_duplicates,
+    other_kind,
+    real_images,
+)
 
 
 def encoded(count, first_row=0, seed=0):
@@ -68,6 +75,22 @@ def test_searches_among_real_images_are_those_of_a_double_loop(metric):
         x = images.features
         others = [closest(x[[i]], np.delete(x, i, axis=0))[0] for i in range(len(x))]
         np.testing.assert_allclose(found.other_gamma[name], others, atol=1e-6)
+
+
+@METRICS
+@pytest.mark.parametrize("grouped", [False, True])
+def test_training_images_of_one_subject_make_no_other_kind_of_the_unseen_ones(metric, grouped):
+    """Twenty nearly equal images of each of thirty subjects; the unseen ones are other subjects."""
+    subjects, unseen = encoded(30), encoded(60, 600, seed=1)
+    noise = np.random.default_rng(2).normal(scale=0.02, size=(600, 6)).astype(np.float32)
+    features = np.repeat(subjects.features, 20, axis=0) + noise
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    groups = np.repeat(np.arange(30), 20) if grouped else None
+    found = near_duplicates(
+        real_images(Encoded(np.arange(600), features, groups), unseen, metric), metric
+    )
+    assert bool(other_kind(found)) is not grouped
+    assert other_kind(near_duplicates(real_images(subjects, unseen, metric), metric)) == ""
 
 
 @METRICS

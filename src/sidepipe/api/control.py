@@ -20,6 +20,7 @@ from sidepipe.memorization.real import (
     RealImages,
     checked_rates,
     near_duplicates,
+    other_kind,
     real_images,
 )
 from sidepipe.memorization.thresholds import MIN_UNSEEN, allowed
@@ -166,13 +167,15 @@ def _warn_of_control(
     groups: np.ndarray | None,
     said: list[str],
 ) -> None:
-    """Adds warnings of too few held-out images, and of near duplicates that set the threshold."""
+    """Adds warnings of held-out images: too few, of another kind, near duplicates."""
     count, unit = len(unseen), "images"
     if groups is not None:
         count, unit = len(np.unique(groups[unseen])), "groups"
     if used != asked:
         rates = f"{100 * asked:.3g} %; used: {100 * used:.3g} %"
         warn(f"{count} held-out {unit} are too few for a false positive rate of {rates}", said)
+    if text := other_kind(near):
+        warn(text, said)
     if near["count"] > allowed(count, used):
         one = near["count"] == 1
         are = "is a near duplicate" if one else "are near duplicates"

@@ -17,10 +17,11 @@ from sidepipe.api.result import Estimate, Pair, Result
 from sidepipe.engine.stage import Runtime
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import Encoder, Pixels, PixelsL2
+from sidepipe.features.image_duplicates import RATIO
 from sidepipe.memorization.collapse import collapse, exact_copies, real_in_words
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
-from sidepipe.memorization.real import encode_rows
+from sidepipe.memorization.real import encode_rows, other_kind
 from sidepipe.memorization.results import closest_pairs, counted
 from sidepipe.memorization.scores import closer
 from sidepipe.stages.evaluate.stage import BLIND_IMAGES
@@ -79,6 +80,9 @@ def _within(
 ) -> dict[str, Any]:
     """Near duplicates within and between the sets, and the number of groups."""
     threshold = counts["calibrated"][0]["threshold"]
+    if other_kind(near):  # that threshold is too loose
+        limit = near["train_distance"] / RATIO
+        threshold = limit if c.metric == "l2" else 1 - limit**2 / 2
     center = near_duplicate_groups(c.queries[:BLIND_IMAGES], c.metric, threshold)
     sizes = np.sort(np.unique(center, return_counts=True)[1])[::-1]
     alike = collapse(generated, sizes)

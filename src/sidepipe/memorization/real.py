@@ -3,7 +3,7 @@
 gamma is that of `sidepipe.features.search` for two feature vectors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, u
 
 Groups = Int64[np.ndarray, "m"] | None
 MAX_CONTROLS = 100  # held-out sets: more would cost a search each, and hardly move their mean
+OTHER_KIND = 1.5  # times as far: images of one kind reach 1.1, noise and photographs 1.5 to 3
 ENCODE_IMAGES = 1024  # read at once: the data may be larger than memory
 
 
@@ -156,7 +157,9 @@ def near_duplicates(real: RealImages, metric: Metric) -> dict[str, float]:
     """Unseen images that are near duplicates of training images to the encoder.
 
     count: those that are at least three times closer to a training image than `typical_distance`,
-    the distance that an image typically has to the nearest other one.
+    the distance that an image typically has to the nearest other one. train_distance: the same of
+    training images alone, one per group. unseen_distance: the median distance from an unseen image
+    to its nearest training image.
     """
     parts = (real.train.features, real.unseen.features)
     start = len(real.train.rows)
@@ -166,8 +169,31 @@ def near_duplicates(real: RealImages, metric: Metric) -> dict[str, float]:
         return np.concatenate(some)
 
     usual = typical(vectors, start + len(real.unseen.rows), metric)
-    count = int((distance(real.real_gamma, metric) <= usual / RATIO).sum())
-    return {"count": count, "typical_distance": usual}
+    closest = distance(real.real_gamma, metric)
+    groups = real.train.groups
+    own = np.arange(start) if groups is None else np.unique(groups, return_index=True)[1]
+    return {
+        "count": int((closest <= usual / RATIO).sum()),
+        "typical_distance": usual,
+        "train_distance": typical(lambda places: parts[0][own[places]], len(own), metric),
+        "unseen_distance": float(np.median(closest)),
+    }
+
+
+def other_kind(near: Mapping[str, float]) -> str:
+    """A sentence where unseen images seem to be of another kind than training images; or "".
+
+    near: `near_duplicates`. Results of earlier versions have no such distances, and no sentence.
+    """
+    train, unseen = near.get("train_distance", 0.0), near.get("unseen_distance", 0.0)
+    if train == 0 or unseen < OTHER_KIND * train:
+        return ""
+    return (
+        f"held-out images are {unseen / train:.1f} times as far from training images as training "
+        "images are from each other: are they of different kinds, or do several training images "
+        "show one subject? If held-out images are of another kind, the threshold of a hit is too "
+        "loose, and hits are no evidence of memorization"
+    )
 
 
 def encode_rows(

@@ -54,6 +54,15 @@ def test_duplicates_are_said(found, expected):
     assert sentence.startswith(expected)
 
 
+def test_heldout_images_of_another_kind_are_said():
+    far = attack()
+    far.results["near_duplicates"] |= {"train_distance": 0.1, "unseen_distance": 0.3}
+    [sentence] = said(dpm(), [far, far])
+    assert sentence.startswith("Held-out images are 3.0 times as far from training images as ")
+    far.results["near_duplicates"]["unseen_distance"] = 0.12
+    assert said(dpm(), [far]) == []
+
+
 def test_rates_that_were_not_asked_for_are_said_once_for_all_attacks():
     few = attack(used=(0.0125,), num_real=80)
     assert said(dpm(), [few, few]) == [

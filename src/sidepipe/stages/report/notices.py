@@ -129,10 +129,15 @@ def _of_floor(attack: Attack, floor: Mapping[str, Any]) -> str:
 
 def _of_calibration(results: Mapping[str, Any]) -> list[str]:
     """Notices on the false positive rates and on their thresholds."""
+    from sidepipe.memorization.real import other_kind
+
     at, num_real = results["calibrated"], count(results["calibrated"][0]["num_real"])
     used = [row["false_positive_rate"] for row in at]
     found = _of_rates(results.get("asked_false_positive_rates", used), used, num_real)
-    near = results.get("near_duplicates", {"count": 0})["count"]
+    distances = results.get("near_duplicates", {"count": 0})
+    if text := other_kind(distances):
+        found.append(f"{text[0].upper()}{text[1:]}.")
+    near = distances["count"]
     if near > at[0]["real_passing"]:
         are, sets = ("is a near duplicate", "sets") if near == 1 else ("are near duplicates", "set")
         found.append(
