@@ -141,7 +141,7 @@ def measured(case: Case, seed: int) -> dict[str, float]:
     images = case.draw(rng, split)
     c = comparison(split, images)
     threshold = threshold_at_false_positive_rate(c.real_gamma, case.rate, "l2")
-    [at] = calibrated(c, [case.rate], duplicate_groups(c, threshold)["train"])
+    [at] = calibrated(c, [case.rate], duplicate_groups(c.train, c.metric, threshold))
     low, high = at["excess"]["interval"]
     return {"excess": at["excess"]["share"], "low": low, "high": high}
 

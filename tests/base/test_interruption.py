@@ -171,7 +171,7 @@ def test_ctrl_c_ends_a_sweep_and_not_one_of_its_artifacts(monkeypatch):
     monkeypatch.setattr(local.pipeline, "make", make)
     monkeypatch.setattr(local, "about", lambda task, sweep: "")
     task = Mock(is_done=False)
-    task.node.inputs = {}
+    task.node.inputs = task.node.settings = {}
     with pytest.raises(Preempted), handled():
         local.run(Mock(tasks={"a": task, "b": task}))
     assert len(made) == 1

@@ -40,7 +40,7 @@ import torch
 @pytest.mark.parametrize(
     "module",
     [
-        *("sidepipe.cli.main", "sidepipe.cli.sweep.command", "sidepipe.tracking.sync"),
+        *("sidepipe.cli.main", "sidepipe.cli.sweep.command", "sidepipe.cli.sync"),
         *("sidepipe.cli.dashboards.overview", "sidepipe.engine.stage", "tests.conftest"),
         *("benchmarks.sampling", "benchmarks.search", "benchmarks.threads", "benchmarks.training"),
     ],

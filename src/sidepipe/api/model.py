@@ -61,7 +61,8 @@ class Model:
             num_images: number of images, >= 1.
             seed: in ``[0, 2**32)``.
             num_inference_steps: steps per image, in ``[1, num_train_timesteps]``. Each is one
-                evaluation of the network; with ``"heun"`` two, but for the last.
+                evaluation of the network; with ``"heun"`` two, but for the last, and for the first
+                where that is pure noise (flow models).
             sampler: ``"ddim"``, or of second order, for few steps, ``"dpm_solver_pp"`` or
                 ``"heun"``.
             eta: in ``[0, 1]``; 0 for DDIM, 1 for ancestral sampling. 0 for the others.

@@ -25,6 +25,8 @@ def test_configs_are_filled_in_as_by_omegaconf(experiment: str) -> None:
         {"a": "x", "b": "${a}/y/${a}"},
         {"a": [1, 2], "b": "${a}"},
         {"a": False, "b": "${a}", "c": "$a {b}"},
+        {"a": {"b": 3}, "c": "${oc.select:a.b,7}", "d": "${oc.select:a.e,7}"},
+        {"a": {"b": "${f}"}, "c": "${oc.select:a.b,0.5}", "d": "${oc.select:a.e,0.5}", "f": 2},
     ],
 )
 def test_values_keep_their_type(raw: dict) -> None:

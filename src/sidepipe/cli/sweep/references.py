@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+# A setting of another stage that may lack it, and the number in its place.
+SELECTED = re.compile(r"\$\{oc\.select:([\w.]+),([\d.]+)\}")
 
 
 class Unsupported(ValueError):
@@ -27,6 +29,8 @@ def filled(raw: Any, root: Any = None) -> Any:
         return raw
     if whole := REFERENCE.fullmatch(raw):
         return _value(whole[1], root)
+    if found := SELECTED.fullmatch(raw):
+        return _selected(found[1], found[2], root)
     text = REFERENCE.sub(lambda found: _text(_value(found[1], root)), raw)
     if "${" in text:
         raise Unsupported(raw)
@@ -42,6 +46,17 @@ def _value(path: str, root: Any) -> Any:
             raise Unsupported(path)
         value = value[name]
     return filled(value, root)
+
+
+def _selected(path: str, default: str, root: Any) -> Any:
+    owner, _, name = path.rpartition(".")
+    settings = _value(owner, root)
+    if isinstance(settings, dict) and name not in settings:
+        return float(default) if "." in default else int(default)
+    value = _value(path, root)
+    if value is None:
+        raise Unsupported(path)
+    return value
 
 
 def _text(value: Any) -> str:
