@@ -54,8 +54,6 @@ def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
     tracking = _build(Tracking, "tracking", plain["tracking"], "tracking")
     later: dict[str, None] = {}
     wanted = _goals(plain, runtime, made, later)
-    for fault in later:
-        log.warning("%s does not need this, but later stages do: %s", plain["stage"], fault)
     remedy = "attacks=compare, or detect=prompts"
     require(bool(wanted), "attacks, detect and mitigations", "not all empty", {}, remedy)
     nodes: dict[str, Node] = {}
@@ -64,9 +62,12 @@ def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
         # Only the stages that the attack reads: no classifier for the unconditional baseline.
         for key, node in goal.upstream().items():
             if key not in nodes:
-                node.stage.check_needed(node.stages_read())
+                needed = partial(node.stage.check_needed, node.stages_read())
+                _check(node, needed, plain["stage"], later)
             nodes.setdefault(key, node)
             attacks.setdefault(key, []).append(name)
+    for fault in later:
+        log.warning("%s does not need this, but later stages do: %s", plain["stage"], fault)
     last = list(stages.STAGES)[-1]
     report = Node(_stage(last, last, plain[last]), plain[last], wanted, last)
     return Plan({**nodes, report.key: report}, attacks, runtime, tracking)
@@ -171,7 +172,9 @@ def _chain(
         same = json.dumps([name, laid[name], [id(node) for node in chain.values()]])
         if same not in made:
             node = _node(built(name), where[name], laid[name], chain)
-            made[same] = _checked(node, runtime, plain["stage"], later)
+            alone = partial(node.stage.check, node.stages_read(), runtime)
+            _check(node, alone, plain["stage"], later)
+            made[same] = node
         chain[name] = made[same]
     return chain
 
@@ -232,15 +235,15 @@ def _node(
     return Node(stage, written_out(settings, stage), inputs, where)
 
 
-def _checked(node: Node, runtime: Runtime, goal: str, later: dict[str, None]) -> Node:
-    """`node`, its settings checked against those of the stages that it reads.
+def _check(node: Node, check: Callable[[], None], goal: str, later: dict[str, None]) -> None:
+    """Checks the settings of `node` against those of the stages that it reads.
 
     goal: the `stage` of the command. The faults of stages after it are moved into `later`.
     """
     order = list(stages.STAGES)
     try:
         try:
-            node.stage.check(node.stages_read(), runtime)
+            check()
         except TypeError as error:  # from the class of a part
             which = f"{node.where}, or a stage that it reads"
             raise ValueError(f"{which}, has a value of the wrong type: {error}") from error
@@ -248,7 +251,6 @@ def _checked(node: Node, runtime: Runtime, goal: str, later: dict[str, None]) ->
         if goal not in order or order.index(node.stage.name) <= order.index(goal):
             raise
         later[str(error)] = None
-    return node
 
 
 def check_parts(nodes: Iterable[Node], runtime: Runtime) -> None:

@@ -134,3 +134,14 @@ def test_with_a_null_class_surrogates_and_the_audit_are_taken_but_lora(tmp_path)
         ValueError, match=r"surrogate must be none for a model of 4 classes, got 'l"
     ):
         node.stage.check_parts(node.stages_read(), RUNTIME)
+
+
+@pytest.mark.parametrize(("classes", "fits"), [("[0,3]", True), ("[0,9]", False), ("[]", False)])
+def test_classes_that_the_model_does_not_have_are_refused_with_the_plan(tmp_path, classes, fits):
+    path = of_images(tmp_path, num_class_embeds=4)
+    command = [*ALONE, f"dpm.path={path}", "extract.surrogate=none", f"extract.classes={classes}"]
+    if fits:
+        assert plan(composed(*command)).nodes
+        return
+    with pytest.raises(ValueError, match=r"extract.classes must be null or numbers in \[0, 4\)"):
+        plan(composed(*command))

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from PIL import Image
+from tests.composing import planned
 from tests.tiny import checked
 
 from sidepipe.base.files import write_json
@@ -341,8 +342,23 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path, ge
 def test_more_clusters_than_synthetic_images_are_refused_at_the_start():
     rule = r"label.num_clusters must be <= generate.num_images = 100, got 101; lower it, or"
     with pytest.raises(ValueError, match=rule):
-        checked(label(num_clusters=101), {"generate": SYNTHETIC}, RUNTIME)
-    checked(label(num_clusters=100), {"generate": SYNTHETIC}, RUNTIME)
+        label(num_clusters=101).check_needed({"generate": SYNTHETIC})
+    label(num_clusters=100).check_needed({"generate": SYNTHETIC})
+
+
+def test_more_clusters_than_synthetic_images_are_no_error_of_rows_without_labels():
+    few = ("attacks=single", "generate.num_images=40")
+    assert planned(*few, "extract.surrogate=none").nodes
+    rule = "label.num_clusters must be <= generate.num_images = 40"
+    with pytest.raises(ValueError, match=rule):
+        planned(*few, "extract.surrogate=classifier")
+    with pytest.raises(ValueError, match="generate.num_inference_steps must be <="):
+        planned(*few, "extract.surrogate=none", "generate.num_inference_steps=5000")
+
+
+def test_more_clusters_than_synthetic_images_are_a_warning_of_earlier_stages(caplog):
+    assert planned("generate.num_images=40", "label.num_clusters=50", "stage=dpm").nodes
+    assert "dpm does not need this, but later stages do: label.num_clusters" in caplog.text
 
 
 def test_features_that_are_no_unit_vectors_are_refused_at_the_start():

@@ -113,6 +113,8 @@ class Sampling(Stage):
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
         dpm.require_network(self.name)
+        if self.classes is not None and (found := dpm.num_classes()) is not None:
+            self._check_classes(found)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]

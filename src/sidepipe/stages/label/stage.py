@@ -73,7 +73,7 @@ class Label(Stage):
         of_clusters = () if self._has_clusters else ("num_clusters", "num_iterations", "seed")
         return of_clusters if self.assign == "repeats" else (*of_clusters, "near_duplicates")
 
-    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+    def check_needed(self, upstream: Mapping[str, Stage]) -> None:
         if self._has_clusters:
             generate = upstream["generate"]
             assert isinstance(generate, Generate)
