@@ -13,8 +13,9 @@ import sidepipe
 path, *folders = sys.argv[1:] or ["outputs/dpm"]
 model = sidepipe.load(path)
 train, heldout = folders or sidepipe.load_split(path)  # uint8 arrays, or folders of images
-images = model.sample(2_000, seed=0)
-refined = model.refine(images, t=60, steps=8)
+timesteps = model.num_train_timesteps
+images = model.sample(2_000, seed=0, num_inference_steps=min(50, timesteps))
+refined = model.refine(images, t=60 * timesteps // 1000, steps=8)
 result = sidepipe.compare(refined, train=train, heldout=heldout)
 print(result)
 result.report("report.html")

@@ -117,12 +117,20 @@ def test_importing_sidepipe_imports_nothing_heavy():
         _ = sidepipe.lod
 
 
-def test_the_ten_lines_run_on_a_model_and_folders(checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("num_train_timesteps", [1000, 20])
+def test_the_example_runs_on_a_model_and_folders(
+    checkpoint, tmp_path, monkeypatch, capsys, num_train_timesteps
+):
+    pipeline = DDPMPipeline.from_pretrained(checkpoint)
+    scheduler = pipeline.scheduler.from_config(
+        pipeline.scheduler.config, num_train_timesteps=num_train_timesteps
+    )
+    DDPMPipeline(pipeline.unet, scheduler).save_pretrained(path := tmp_path / "model")
     for name, images in (("train", TRAIN), ("heldout", HELDOUT)):
         save_folder(tmp_path / name, images)
     sample_few(monkeypatch)
     monkeypatch.setattr(
-        sys, "argv", ["", str(checkpoint), str(tmp_path / "train"), str(tmp_path / "heldout")]
+        sys, "argv", ["", str(path), str(tmp_path / "train"), str(tmp_path / "heldout")]
     )
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "refine_my_model.py"))
@@ -133,7 +141,7 @@ def test_the_ten_lines_run_on_a_model_and_folders(checkpoint, tmp_path, monkeypa
 def sample_few(monkeypatch):
     """Has `sample` make an 80th of the images."""
     sample = model.Model.sample
-    few = lambda self, count, seed: sample(self, count // 80, seed=seed)  # noqa: E731
+    few = lambda self, count, **settings: sample(self, count // 80, **settings)  # noqa: E731
     monkeypatch.setattr(model.Model, "sample", few)
 
 

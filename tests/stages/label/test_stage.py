@@ -352,7 +352,7 @@ def test_more_clusters_than_synthetic_images_are_no_error_of_rows_without_labels
     rule = "label.num_clusters must be <= generate.num_images = 40"
     with pytest.raises(ValueError, match=rule):
         planned(*few, "extract.surrogate=classifier")
-    with pytest.raises(ValueError, match="generate.num_inference_steps must be <="):
+    with pytest.raises(ValueError, match=r"generate.num_inference_steps must be <="):
         planned(*few, "extract.surrogate=none", "generate.num_inference_steps=5000")
 
 
