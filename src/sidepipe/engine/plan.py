@@ -172,8 +172,9 @@ def _chain(
         same = json.dumps([name, laid[name], [id(node) for node in chain.values()]])
         if same not in made:
             node = _node(built(name), where[name], laid[name], chain)
-            alone = partial(node.stage.check, node.stages_read(), runtime)
-            _check(node, alone, plain["stage"], later)
+            _check(
+                node, partial(node.stage.check, node.stages_read(), runtime), plain["stage"], later
+            )
             made[same] = node
         chain[name] = made[same]
     return chain
