@@ -62,8 +62,7 @@ def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
         # Only the stages that the attack reads: no classifier for the unconditional baseline.
         for key, node in goal.upstream().items():
             if key not in nodes:
-                needed = partial(node.stage.check_needed, node.stages_read())
-                _check(node, needed, plain["stage"], later)
+                _check(node, node.stage.check_needed, plain["stage"], later)
             nodes.setdefault(key, node)
             attacks.setdefault(key, []).append(name)
     for fault in later:
@@ -172,9 +171,7 @@ def _chain(
         same = json.dumps([name, laid[name], [id(node) for node in chain.values()]])
         if same not in made:
             node = _node(built(name), where[name], laid[name], chain)
-            _check(
-                node, partial(node.stage.check, node.stages_read(), runtime), plain["stage"], later
-            )
+            _check(node, partial(node.stage.check, runtime=runtime), plain["stage"], later)
             made[same] = node
         chain[name] = made[same]
     return chain
@@ -236,7 +233,7 @@ def _node(
     return Node(stage, written_out(settings, stage), inputs, where)
 
 
-def _check(node: Node, check: Callable[[], None], goal: str, later: dict[str, None]) -> None:
+def _check(node: Node, check: Callable[..., None], goal: str, later: dict[str, None]) -> None:
     """Checks the settings of `node` against those of the stages that it reads.
 
     goal: the `stage` of the command. The faults of stages after it are moved into `later`.
@@ -244,7 +241,7 @@ def _check(node: Node, check: Callable[[], None], goal: str, later: dict[str, No
     order = list(stages.STAGES)
     try:
         try:
-            check()
+            check(node.stages_read())
         except TypeError as error:  # from the class of a part
             which = f"{node.where}, or a stage that it reads"
             raise ValueError(f"{which}, has a value of the wrong type: {error}") from error
