@@ -171,8 +171,7 @@ def _chain(
         same = json.dumps([name, laid[name], [id(node) for node in chain.values()]])
         if same not in made:
             node = _node(built(name), where[name], laid[name], chain)
-            _check(node, partial(node.stage.check, runtime=runtime), plain["stage"], later)
-            made[same] = node
+            made[same] = _check(node, node.stage.check, plain["stage"], later, runtime)
         chain[name] = made[same]
     return chain
 
@@ -233,7 +232,9 @@ def _node(
     return Node(stage, written_out(settings, stage), inputs, where)
 
 
-def _check(node: Node, check: Callable[..., None], goal: str, later: dict[str, None]) -> None:
+def _check(
+    node: Node, check: Callable[..., None], goal: str, later: dict[str, None], *more: Runtime
+) -> Node:
     """Checks the settings of `node` against those of the stages that it reads.
 
     goal: the `stage` of the command. The faults of stages after it are moved into `later`.
@@ -241,7 +242,7 @@ def _check(node: Node, check: Callable[..., None], goal: str, later: dict[str, N
     order = list(stages.STAGES)
     try:
         try:
-            check(node.stages_read())
+            check(node.stages_read(), *more)
         except TypeError as error:  # from the class of a part
             which = f"{node.where}, or a stage that it reads"
             raise ValueError(f"{which}, has a value of the wrong type: {error}") from error
@@ -249,6 +250,7 @@ def _check(node: Node, check: Callable[..., None], goal: str, later: dict[str, N
         if goal not in order or order.index(node.stage.name) <= order.index(goal):
             raise
         later[str(error)] = None
+    return node
 
 
 def check_parts(nodes: Iterable[Node], runtime: Runtime) -> None:
