@@ -163,6 +163,9 @@ def five_jobs() -> Iterator[None]:
         wait(lambda: not Path(f"/proc/{pid}").exists())
         subprocess.run(["slurmctld"], cwd="/", env={"PATH": os.environ["PATH"]}, check=True)
         wait(cluster.is_there)
+        # The nodes register again within seconds.
+        job = ["sbatch", "--test-only", "--mem=1500", "--wrap=true"]
+        wait(lambda: subprocess.run(job, capture_output=True).returncode == 0)
 
     def limit(most: int) -> None:
         slurm("sacctmgr", "-i", "modify", "qos", "normal", "set", f"MaxSubmitJobsPerUser={most}")
