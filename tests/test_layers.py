@@ -40,6 +40,7 @@ SHARED = (
     "dpm.module",
     "dpm.latent",
     "dpm.pretrained",
+    "dpm.pretrained_text",
     "dpm.text",
     "dpm.trained",
     "detect.labels",

@@ -370,7 +370,7 @@ def test_heun_is_algorithm_1_of_edm_at_every_noise():
 
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("heun", 2)])
 def test_the_error_of_a_sampler_falls_with_its_order(sampler, order):
-    """Of a Gaussian the exact x_0 is known: x_T stretched to the standard deviation of the data."""
+    """The exact x_0 of a Gaussian is x_T stretched to the standard deviation of the data."""
     T, mean, deviation = 100_000, 0.3, 0.4
     alphas_cumprod, x_T = make_schedule(T), x_T_of()
 

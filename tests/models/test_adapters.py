@@ -224,7 +224,7 @@ def test_an_adapter_of_kohya_for_sdxl_changes_both_encoders_and_the_unet(tmp_pat
 
 
 def test_an_adapter_of_kohya_for_sdxl_is_fused_as_diffusers_does(tmp_path):
-    """Of the layers of blocks with attention, which diffusers maps for any UNet."""
+    """The layers of blocks with attention have names that diffusers maps for any UNet."""
     folder = tiny_sdxl(tmp_path / "base")
     model, pipeline = load_model(folder), StableDiffusionXLPipeline.from_pretrained(folder)
     names = [name for name in STABILITY if "_1_transformer" in name or "_2_0_op" in name]

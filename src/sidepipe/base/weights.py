@@ -117,6 +117,12 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
+def check_weights(network: Any, files: Sequence[Path]) -> None:
+    """Raises ValueError unless weights in safetensors fit the network by name and shape."""
+    if (shapes := read_shapes(files)) is not None:
+        network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
+
+
 def network_names(expected: Shapes, found: Shapes, where: str) -> dict[str, str]:
     """The network's name of every tensor found; ValueError unless both have the same names."""
     prefix = common_prefix(found).removesuffix(common_prefix(expected))

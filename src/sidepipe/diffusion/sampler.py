@@ -61,14 +61,22 @@ def ddim(
         timesteps, alpha_bars[:-1], alpha_bars[1:], strict=True
     ):
         eps = eps_fn(x_t, t)
-        pred_x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         sigma = eta * max(variance, 0.0) ** 0.5
-        direction = max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * eps
-        x_t = (alpha_bar_prev**0.5 * pred_x_0 + direction).to(x_T.dtype)  # eps may be float64
+        # eps may be float64
+        x_t = _ddim_step(x_t, eps, alpha_bar, alpha_bar_prev, sigma).to(x_T.dtype)
         if sigma > 0 and noise_fn is not None:
             x_t = x_t + sigma * noise_fn()
     return x_t
+
+
+def _ddim_step(
+    x_t: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float, sigma: float = 0.0
+) -> Tensor:
+    """x at the end of a step, without its noise of standard deviation sigma (DDIM, eq. 12)."""
+    pred_x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+    direction = max(1 - alpha_bar_prev - sigma**2, 0.0) ** 0.5 * eps
+    return alpha_bar_prev**0.5 * pred_x_0 + direction
 
 
 def _alpha_bars(
@@ -141,18 +149,12 @@ def heun(
     corrected = _corrected(alpha_bars)
     for i, t in enumerate(timesteps):
         eps = eps_fn(x_t, t)
-        end = _without_noise(x_t, eps, alpha_bars[i], alpha_bars[i + 1]).to(x_T.dtype)
+        end = _ddim_step(x_t, eps, alpha_bars[i], alpha_bars[i + 1]).to(x_T.dtype)
         if corrected[i]:
             eps = (eps + eps_fn(end, timesteps[i + 1])) / 2
-            end = _without_noise(x_t, eps, alpha_bars[i], alpha_bars[i + 1]).to(x_T.dtype)
+            end = _ddim_step(x_t, eps, alpha_bars[i], alpha_bars[i + 1]).to(x_T.dtype)
         x_t = end
     return x_t
-
-
-def _without_noise(x_t: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_prev: float) -> Tensor:
-    """DDIM's step with eta = 0."""
-    pred_x_0 = (x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
-    return alpha_bar_prev**0.5 * pred_x_0 + (1 - alpha_bar_prev) ** 0.5 * eps
 
 
 def _corrected(alpha_bars: Sequence[float]) -> list[bool]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sidepipe.base.images import to_model, to_uint8
 from sidepipe.base.pretrained import read_object, weight_files
 from sidepipe.base.settings import require
-from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
+from sidepipe.base.weights import built, check_weights, read_network
 from sidepipe.diffusion.finite import NOT_FINITE
 
 KINDS = {"VQModel": diffusers.VQModel, "AutoencoderKL": diffusers.AutoencoderKL}
@@ -35,12 +35,6 @@ def described(folder: Path, missing: str = "", kinds: Mapping[str, Any] = KINDS)
     kind = config.get("_class_name")
     require(kind in kinds, f"_class_name of {path}", f"one of {', '.join(kinds)}", kind)
     return built(kinds[str(kind)], config, str(path))
-
-
-def check_weights(network: Any, files: list[Path]) -> None:
-    """Raises ValueError unless weights in safetensors fit the network by name and shape."""
-    if (shapes := read_shapes(files)) is not None:
-        network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
 
 
 def check(folder: Path, missing: str) -> Mapping[str, Any]:

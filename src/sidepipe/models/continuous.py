@@ -136,10 +136,15 @@ class OwnSteps(StepRule):
         scheduler.set_timesteps(num_inference_steps)
         if kind in EDM:
             return scheduler.sigmas[:-1].tolist()
-        # A Heun scheduler has most of its timesteps twice.
-        units = self.scheduler.config["num_train_timesteps"]
-        times = [time / units for time in dict.fromkeys(scheduler.timesteps.tolist())]
-        return [time / (1 - time) if time < 1 else math.inf for time in times]
+        return flow_ratios(scheduler)
+
+
+def flow_ratios(scheduler: Any) -> list[float]:
+    """s / a of the steps that are set in the scheduler of a flow."""
+    # A Heun scheduler has most of its timesteps twice.
+    units = scheduler.config["num_train_timesteps"]
+    times = [time / units for time in dict.fromkeys(scheduler.timesteps.tolist())]
+    return [time / (1 - time) if time < 1 else math.inf for time in times]
 
 
 def own_steps(scheduler: Any, levels: Levels) -> OwnSteps:

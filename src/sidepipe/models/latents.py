@@ -23,7 +23,7 @@ from sidepipe.base.pretrained import (
     weight_files,
 )
 from sidepipe.base.settings import require
-from sidepipe.base.weights import read_network
+from sidepipe.base.weights import check_weights, read_network
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.models import autoencoders
 from sidepipe.models.continuous import PIPELINES, check_called
@@ -109,7 +109,7 @@ def check(folder: Path, variant: str | None, size: int | None, channels: int | N
     kind, remedy = type(scheduler).__name__, "it is of images in [0, 1], and latents have no range"
     require(kind not in PIPELINES, f"the scheduler of {folder}", "another", kind, remedy)
     for part, files in ((network, _files(inside, variant)), (vae, _files(autoencoder, variant))):
-        autoencoders.check_weights(part, files)
+        check_weights(part, files)
 
 
 def read(folder: Path, variant: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidepipe.base.pretrained import network_folder, part_folder, read_object, unet_files
 from sidepipe.base.settings import require
-from sidepipe.base.weights import built, network_names, read_network, read_shapes, shapes_of
+from sidepipe.base.weights import built, check_weights, read_network
 from sidepipe.models.continuous import CONTINUOUS, check_called, read_continuous
 from sidepipe.models.families import MISSING
 from sidepipe.models.schedules import SCHEDULER, read_schedule, schedule_from
@@ -48,8 +48,7 @@ def check(folder: Path, variant: str | None, size: int | None, channels: int | N
     scheduler = schedule_of(folder, predicts_variance(network.config))
     check_called(scheduler, network.config, where)
     files = unet_files(inside, variant)
-    if (shapes := read_shapes(files)) is not None:
-        network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
+    check_weights(network, files)
 
 
 def read(folder: Path, variant: str | None) -> dict[str, Any]:

@@ -1,22 +1,18 @@
 """The audit of a model in closed form, whose memorized images are known."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
 from tests.composing import composed
+from tests.memory import ALPHAS, Memory
 from tests.models.tiny_pipelines import dit, latent, of_images
 from tests.tiny import RUNTIME
-from torch import nn
 
-from sidepipe.base.images import to_model
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.audit import stage as module
 from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_risk, load_scores
-from sidepipe.stages.dpm.text import PretrainedTextDPM
+from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
 from sidepipe.stages.reference.stage import Reference
 
 L2 = {"_target_": "sidepipe.features.encoders.PixelsL2"}
@@ -36,22 +32,7 @@ SETTINGS = {
 }
 # A checkpoint under plain sampling.
 ALONE = ["attacks=single", "extract.surrogate=none", "dpm=pretrained", "dpm.num_train_images=9"]
-ALPHAS = torch.linspace(0.999, 1e-4, 100)
 NUM_TRAIN, NUM_UNSEEN, MEMORIZED = 20, 40, 12
-
-
-class Memory(nn.Module):
-    """The exact pred_x_0 of a model that has memorized these images and no others."""
-
-    def __init__(self, images):
-        super().__init__()
-        self.known = to_model(images)
-
-    def forward(self, x_t, t):
-        alpha_bar = ALPHAS[int(t.flatten()[0])]
-        gap = x_t[:, None] - alpha_bar.sqrt() * self.known[None]
-        weight = (-gap.flatten(2).square().sum(2) / (2 * (1 - alpha_bar))).softmax(1)
-        return SimpleNamespace(sample=torch.einsum("nk,kchw->nchw", weight, self.known))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from sidepipe.stages.detect.stage import (
     load_thresholds,
 )
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
-from sidepipe.stages.dpm.text import PretrainedTextDPM
+from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
 
 PIXELS_L2 = {"_target_": "sidepipe.features.encoders.PixelsL2"}
 SETTINGS = {

@@ -14,8 +14,8 @@ from tests.tiny import DIGITS, RUNTIME, checked
 
 from sidepipe.engine.stage import Job
 from sidepipe.models.text.pipeline import load_model
+from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
 from sidepipe.stages.dpm.stage import load
-from sidepipe.stages.dpm.text import PretrainedTextDPM
 from sidepipe.stages.generate.stage import load_denoiser
 
 

@@ -21,8 +21,9 @@ from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, checked
 from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
 from sidepipe.stages.dpm.stage import load_subset
-from sidepipe.stages.dpm.text import PretrainedTextDPM, TrainTextDPM, load_text_model
+from sidepipe.stages.dpm.text import TrainTextDPM, load_text_model
 
 NOTHING = replace(DIGITS, source={"_target_": "sidepipe.stages.data.sources.Nothing"})
 UNET = {

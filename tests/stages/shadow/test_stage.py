@@ -9,8 +9,8 @@ from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, UNET
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import build
 from sidepipe.engine.stage import Job
+from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
 from sidepipe.stages.dpm.stage import load as load_dpm
-from sidepipe.stages.dpm.text import PretrainedTextDPM
 from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.shadow import stage as module

@@ -1,16 +1,12 @@
 """Verdicts on the images of a model in closed form, whose memorized images are known."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
 from tests.composing import composed, planned
+from tests.memory import ALPHAS, Memory
 from tests.models.tiny_pipelines import dit, latent, of_images
 from tests.tiny import RUNTIME
-from torch import nn
 
-from sidepipe.base.images import to_model
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.engine.plan import check_parts, plan
 from sidepipe.engine.stage import Job, NoMaterial
@@ -29,22 +25,7 @@ SETTINGS = {
     "gallery_images": 5,
     "seed": 0,
 }
-ALPHAS = torch.linspace(0.999, 1e-4, 100)
 MEMORIZED, OTHERS = 14, 26
-
-
-class Memory(nn.Module):
-    """The exact pred_x_0 of a model that has memorized these images and no others."""
-
-    def __init__(self, images):
-        super().__init__()
-        self.known = to_model(images)
-
-    def forward(self, x_t, t):
-        alpha_bar = ALPHAS[int(t.flatten()[0])]
-        gap = x_t[:, None] - alpha_bar.sqrt() * self.known[None]
-        weight = (-gap.flatten(2).square().sum(2) / (2 * (1 - alpha_bar))).softmax(1)
-        return SimpleNamespace(sample=torch.einsum("nk,kchw->nchw", weight, self.known))
 
 
 def drawn(seed, count):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sidepipe.base import files, interruption
-from sidepipe.cli.sweep.cluster import Queued
 from sidepipe.cli.sweep.grid import Point, Sweep
 from sidepipe.cli.sweep.groups import Group
 
@@ -49,11 +48,6 @@ def _job(path: Path, record: Mapping[str, Any]) -> Job:
 
 def _log(path: Path) -> Path:
     return path.parent.parent / "logs" / f"{path.stem}.log"
-
-
-def at_work(sweeps: Path, queue: Mapping[str, Queued]) -> dict[str, Job]:
-    """The jobs of any sweep that have not ended, by key."""
-    return {key: job for job in jobs(sweeps) if job.id in queue for key in job.keys}
 
 
 def tasks_of(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Checks of the pipeline folders of text-conditional models, before any weight is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sidepipe.base.pretrained import (
     weight_files,
 )
 from sidepipe.base.settings import require
-from sidepipe.base.weights import built, network_names, read_shapes, shapes_of
+from sidepipe.base.weights import built, check_weights
 from sidepipe.models.continuous import FLOW, read_continuous
 from sidepipe.models.families import INDEX, MISSING
 from sidepipe.models.schedules import SCHEDULER, read_schedule
@@ -169,7 +169,7 @@ def _checked_unet(inside: Path, variant: str | None, pooled: bool) -> Any:
     size = unet.config["sample_size"]
     remedy = 'write "sample_size" there: pixels per side, or pixels divided by 8 for latents'
     require(size is not None, f"sample_size of {path}", "set", size, remedy)
-    _check_names(unet, unet_files(inside, variant))
+    check_weights(unet, unet_files(inside, variant))
     return unet
 
 
@@ -182,7 +182,7 @@ def _checked_transformer(folder: Path, variant: str | None, kind: str) -> Any:
     both = [transformer.config["in_channels"], transformer.out_channels]
     names = f"in_channels and out_channels of {path}"
     require(both[0] == both[1], names, "equal", both, "transformers for other tasks are not")
-    _check_names(transformer, weight_files(path.parent, variant, required=False))
+    check_weights(transformer, weight_files(path.parent, variant, required=False))
     return transformer
 
 
@@ -195,12 +195,7 @@ def _checked_vae(folder: Path, variant: str | None, channels: int) -> None:
     mean = vae.config.get("latents_mean")
     remedy = "latents with a mean and a deviation per channel are not supported"
     require(mean is None, f"latents_mean of {path}", "none", mean, remedy)
-    _check_names(vae, weight_files(folder, variant, required=False))
-
-
-def _check_names(network: Any, files: Sequence[Path]) -> None:
-    if (shapes := read_shapes(files)) is not None:
-        network_names(shapes_of(network.state_dict()), shapes, str(files[0]))
+    check_weights(vae, weight_files(folder, variant, required=False))
 
 
 def _checked_encoder(folder: Path, name: str, kind: str, variant: str | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sidepipe.diffusion.continuous import Preconditioned, Prediction, flow_levels
-from sidepipe.models.continuous import OwnSteps
+from sidepipe.models.continuous import OwnSteps, flow_ratios
 from sidepipe.models.text.model import Embeddings, Latents, TextModel, Width
 from sidepipe.models.text.sdxl import with_pooled, without_pooled
 
@@ -76,10 +76,7 @@ class PipelineSteps(OwnSteps):
         if self.from_1:
             options["sigmas"] = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         scheduler.set_timesteps(num_inference_steps, **options)
-        # A Heun scheduler has most of its timesteps twice.
-        units = config["num_train_timesteps"]
-        times = [time / units for time in dict.fromkeys(scheduler.timesteps.tolist())]
-        return [time / (1 - time) if time < 1 else math.inf for time in times]
+        return flow_ratios(scheduler)
 
 
 def _shift(config: Mapping[str, Any], num_patches: int) -> float:

@@ -190,6 +190,10 @@ class TextModel(nn.Module):
         ids = inputs["input_ids"].to(self.device)
         return network(ids, attention_mask=mask, output_hidden_states=True)
 
+    def num_parameters(self) -> int:
+        """The number of weights of the network, its text encoders and its autoencoder."""
+        return sum(p.numel() for p in self.parameters())
+
     def tokens(self, prompt: str) -> Tokens:
         """The words at the positions of `encode([prompt])`, and the text that does not fit."""
         ids = self.tokenizer(prompt, truncation=True, max_length=self.max_tokens)["input_ids"]

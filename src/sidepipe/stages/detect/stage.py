@@ -26,8 +26,9 @@ from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.detect.scores import SIGNALS, Variant, variants
 from sidepipe.stages.detect.source import PromptSource, placed
+from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
 from sidepipe.stages.dpm.stage import DPM, load_subset
-from sidepipe.stages.dpm.text import PretrainedTextDPM, TrainTextDPM, load_placed_model
+from sidepipe.stages.dpm.text import TrainTextDPM, load_placed_model
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Stage `dpm` with a condition: trains a text-conditional model, or takes somebody else's."""
+"""Stage `dpm` that trains a text-conditional model, and loading of any of these models."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sidepipe.base.pretrained import read_object
 from sidepipe.base.settings import Precision, bind, build, require
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.models.adapters import fuse_adapter
-from sidepipe.models.contrast import require_comparable
-from sidepipe.models.schedules import SCHEDULER, log_replaced
 from sidepipe.stages.data.stage import Data, load_captions
 from sidepipe.stages.data.stage import load as load_images
-from sidepipe.stages.dpm.pretrained import Pretrained
-from sidepipe.stages.dpm.stage import BASE
 from sidepipe.stages.dpm.trained import TrainedDPM
 
 if TYPE_CHECKING:
@@ -28,8 +22,6 @@ if TYPE_CHECKING:
     from sidepipe.stages.dpm.captioned import CaptionedModule
 
 log = logging.getLogger(__name__)
-
-MAX_VALIDATION = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +99,8 @@ class TrainTextDPM(TrainedDPM):
     def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
 
-        from sidepipe.engine.training import fit, weights
         from sidepipe.models.text.pipeline import save_model
         from sidepipe.stages.dpm.captioned import token_ids
-        from sidepipe.stages.dpm.module import EMA
 
         images, table = load_images(job.inputs["data"]), load_captions(job.inputs["data"])
         train, heldout, about = self._write_split(job)
@@ -124,22 +114,13 @@ class TrainTextDPM(TrainedDPM):
         module = self._module(model, job.folder, captions[kept], images[heldout], ids[heldout])
         log.info(
             "training %.2f M parameters on %d pairs of %d images, %d held out",
-            *(_parameters(model) / 1e6, len(rows), len(kept), len(heldout)),
+            *(model.num_parameters() / 1e6, len(rows), len(kept), len(heldout)),
         )
-        metrics = fit(
-            self,
-            module,
-            [images[rows], ids[rows]],
-            _validation(images, ids, train, heldout),
-            job,
-            validate_every_steps=self.preview_every_steps,
-            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
-        )
-        module.load_state_dict(weights(job.folder))
+        metrics = self._averaged(job, module, [images, ids], rows, (train, heldout))
         save_model(model, job.folder / "model")
         return {
             **about,
-            "num_parameters": _parameters(model),
+            "num_parameters": model.num_parameters(),
             "num_train_pairs": len(rows),
             "epochs": self.max_steps * self.batch_size / len(rows),
             **metrics,
@@ -210,101 +191,10 @@ class TrainTextDPM(TrainedDPM):
         )
 
 
-def _validation(images: np.ndarray, ids: np.ndarray, *parts: np.ndarray) -> list[Any]:
-    """Batches of the first pairs of each part, the rows of training and of held-out images."""
-    from sidepipe.engine.training import validation_batches
-
-    some = [rows[:MAX_VALIDATION] for rows in parts if len(rows)]
-    return [validation_batches([images[rows], ids[rows]]) for rows in some]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainedTextDPM(Pretrained):
-    """A text-to-image pipeline of others, or one of a model trained here."""
-
-    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        self._check_family("stable_diffusion")
-
-    def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        from sidepipe.models.text.checks import check_pipeline
-
-        if (folder := self._local_folder()) is not None:
-            check_pipeline(folder, self.variant)
-            self._adapter_file(folder)
-            if (base := self._check_base(folder)) is not None:
-                check_pipeline(base)
-
-    def scheduler(self) -> Any | None:
-        from sidepipe.models.text.checks import checked_schedule
-
-        return None if (folder := self._local_folder()) is None else checked_schedule(folder)
-
-    def check_prompts(
-        self, stage: str, *, by_token: bool = False, by_attention: bool = False
-    ) -> None:
-        from sidepipe.models.text.checks import require_guided
-
-        if (folder := self._local_folder()) is not None:
-            require_guided(folder, stage, by_token=by_token, by_attention=by_attention)
-
-    def check_images(self, data: Stage) -> None:
-        from sidepipe.models.text.checks import image_shape
-
-        assert isinstance(data, Data)
-        if (folder := self._local_folder()) is None:
-            return
-        channels, *sides = image_shape(folder, self.variant)
-        square = sides[0] == sides[1]
-        rule = f"the size of the model's images, {' x '.join(map(str, sides))}"
-        remedy = f"set data.size={sides[0]}" if square else "choose data=none"
-        fits = sides == [data.size, data.size] or (data.is_empty and not square)
-        require(fits, "data.size", rule, data.size, remedy)
-        rule, remedy = f"{channels}, as of the model's images", f"set data.channels={channels}"
-        require(data.channels == channels, "data.channels", rule, data.channels, remedy)
-
-    def run(self, job: Job) -> dict[str, Any]:
-        from sidepipe.models.text.checks import check_pipeline
-        from sidepipe.models.text.pipeline import found_folder, load_model, save_model
-
-        about = self._write_split(job)[2]
-        source = found_folder(self.path, self.revision, self.variant)
-        check_pipeline(source, self.variant)
-        model = load_model(source, variant=self.variant)
-        path = source / "scheduler" / SCHEDULER
-        log_replaced(read_object(path), str(path))
-        if self.has_base:
-            self._save_base(model, job.folder / BASE)
-        if (file := self._adapter_file(source)) is not None:
-            fuse_adapter(model.networks, file)
-        save_model(model, job.folder / "model")
-        return {
-            **about,
-            "num_parameters": _parameters(model),
-            "files": self._fingerprint(source),
-        }
-
-    def _save_base(self, model: TextModel, folder: Path) -> None:
-        """Writes the base: the model itself, before its adapter is fused, or the one at `base`."""
-        from sidepipe.models.text.checks import check_pipeline
-        from sidepipe.models.text.pipeline import found_folder, load_model, save_model
-
-        base = model
-        if self.base is not None:
-            check_pipeline(source := found_folder(self.base, None))
-            base = load_model(source)
-            configs = model.network.config, base.network.config
-            require_comparable(configs[0], model.alphas_cumprod, configs[1], base.alphas_cumprod)
-        save_model(base, folder)
-
-
 def require_captions(data: Data) -> None:
     """Raises ValueError unless the data have captions."""
     remedy = "choose data=captioned (your pairs) or data=planted (made from any images)"
     require(data.has_captions, "data", "images with captions", "none", remedy)
-
-
-def _parameters(model: TextModel) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def load_placed_model(folder: Path, precision: Precision, runtime: Runtime) -> TextModel:

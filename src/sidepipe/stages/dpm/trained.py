@@ -43,11 +43,12 @@ class DenoiserTraining(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         every, start = self.preview_every_steps, self.ema_start_step
-        require(every >= 1, "dpm.preview_every_steps", ">= 1", every)
-        require(start >= 0, "dpm.ema_start_step", ">= 0", start)
-        require(0 <= self.ema_decay < 1, "dpm.ema_decay", "in [0, 1)", self.ema_decay)
-        rule = f"< dpm.max_steps = {self.max_steps}, or the averaged weights are the initial ones"
-        require(start < self.max_steps, "dpm.ema_start_step", rule, start)
+        name, most = self.name, f"{self.name}.max_steps = {self.max_steps}"
+        require(every >= 1, f"{name}.preview_every_steps", ">= 1", every)
+        require(start >= 0, f"{name}.ema_start_step", ">= 0", start)
+        require(0 <= self.ema_decay < 1, f"{name}.ema_decay", "in [0, 1)", self.ema_decay)
+        rule = f"< {most}, or the averaged weights are the initial ones"
+        require(start < self.max_steps, f"{name}.ema_start_step", rule, start)
 
     def _fitted(
         self,
@@ -61,27 +62,43 @@ class DenoiserTraining(Training):
         rows: arrays with a row per image of the data. parts: the rows of the training and of the
         held-out images.
         """
-        from sidepipe.engine.training import fit, validation_batches, weights
-        from sidepipe.stages.dpm.module import EMA
-
         train, heldout = parts
-        some = [p[:MAX_VALIDATION] for p in parts if len(p)]
         count = sum(p.numel() for p in module.unet.parameters() if p.requires_grad)
         log.info(
             "training %.2f M parameters on %d images, %d held out",
             *(count / 1e6, len(train), len(heldout)),
         )
+        metrics = self._averaged(job, module, rows, train, parts)
+        return {"epochs": self.max_steps * self.batch_size / len(train), **metrics}
+
+    def _averaged(
+        self,
+        job: Job,
+        module: DenoisingModule,
+        arrays: Sequence[np.ndarray],
+        rows: np.ndarray,
+        parts: Sequence[np.ndarray],
+    ) -> dict[str, float]:
+        """Trains the module, whose weights are then the averaged ones; its last metrics.
+
+        arrays: with a row per image. rows: those of an epoch, where a row may repeat. parts: the
+        rows of the training and of the held-out images, of which some are validated on.
+        """
+        from sidepipe.engine.training import fit, validation_batches, weights
+        from sidepipe.stages.dpm.module import EMA
+
+        some = [part[:MAX_VALIDATION] for part in parts if len(part)]
         metrics = fit(
             self,
             module,
-            [array[train] for array in rows],
-            [validation_batches([array[p] for array in rows]) for p in some],
+            [array[rows] for array in arrays],
+            [validation_batches([array[part] for array in arrays]) for part in some],
             job,
             validate_every_steps=self.preview_every_steps,
             callbacks=[EMA(self.ema_decay, self.ema_start_step)],
         )
         module.load_state_dict(weights(job.folder))
-        return {"epochs": self.max_steps * self.batch_size / len(train), **metrics}
+        return metrics
 
     def _module(
         self,
