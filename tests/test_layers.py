@@ -37,6 +37,7 @@ SHARED = (
     "attack.attack",
     "attack.guidance",
     "attack.strategies",
+    "dpm.exact",
     "dpm.module",
     "dpm.latent",
     "dpm.pretrained",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser
 
 OPTION = "pretrained"  # of dpm
-NETWORKS = ("unet", "transformer")
+NETWORKS = ("unet", "transformer", "mixture")
 
 
 def check_checkpoint(
@@ -101,7 +101,7 @@ def network_of(parts: Mapping[str, Any]) -> Any:
 
 def network_config(folder: Path) -> dict[str, Any]:
     """The config of the network of the pipeline in `folder`, as its file has it."""
-    places = [folder / name for name in ("transformer", "unet", "unet_ema")]
+    places = [folder / name for name in (*NETWORKS, "unet_ema")]
     return read_object(next((p for p in places if p.is_dir()), folder) / "config.json")
 
 
@@ -113,7 +113,8 @@ def num_classes(folder: Path) -> int | None:
 
 def _module(family: Family | None) -> Any:
     """The module of the family: check, read, denoiser_of."""
-    from sidepipe.models import latents  # it imports torch
+    from sidepipe.models import exact, latents  # they import torch
 
     assert family is not None
-    return {"image": pixels, "latent": latents, "DiT": latents}[family.name]
+    modules = {"image": pixels, "latent": latents, "DiT": latents, "exact": exact}
+    return modules[family.name]

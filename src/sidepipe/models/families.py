@@ -55,6 +55,12 @@ FAMILIES = (
         frozenset({"transformer", "scheduler", "vae"}),
     ),
     Family(
+        "exact",
+        "pretrained",
+        ("ExactPipeline",),
+        frozenset({"mixture", "scheduler"}),
+    ),
+    Family(
         "text",
         "stable_diffusion",
         ("StableDiffusionPipeline",),

@@ -28,6 +28,7 @@ from sidepipe.models.contrast import log_loss_ratio
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.dpm.exact import ExactDPM
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.dpm.stage import BASE, DPM
 from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
@@ -101,7 +102,7 @@ class Audit(Stage):
         assert isinstance(dpm, DPM)
         dpm.require_network(self.name)
         kind, remedy = type(dpm).__name__, "text models have detect=prompts instead"
-        pixels = isinstance(dpm, TrainDPM | PretrainedDPM)
+        pixels = isinstance(dpm, TrainDPM | PretrainedDPM | ExactDPM)
         require(pixels, "dpm", "an unconditional model of images", kind, remedy)
         classes = dpm.num_classes()  # None also for a hub id, which is refused when it runs
         without = classes is None or dpm.has_null_class()
