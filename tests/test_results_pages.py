@@ -20,7 +20,8 @@ TABLES = [
     for found in MARK.finditer(page.read_text())
 ]
 CELL = re.compile(r"(-?[\d,.]+)(?: \((-?[\d,.]+) to (-?[\d,.]+)\))?")
-OF_1000 = ("classes_digits", "finetuned_digits", "latent_faces")  # images per attack
+# Images per attack, where they are not 2,000.
+IMAGES = {"classes_digits": 1000, "exact": 500, "finetuned_digits": 1000, "latent_faces": 1000}
 COLUMN = {head: column for column, head in pages.HEADS.items()}
 
 
@@ -88,7 +89,7 @@ def test_the_excess_of_a_row_is_its_hits_less_its_held_out_hits():
         data = pd.read_csv(file)
         if "excess" not in data:
             continue
-        each = 1000 if file.stem in OF_1000 else 2000
+        each = IMAGES.get(file.stem, 2000)
         images = data["attack"].map(
             lambda attack, each=each: 6000 if attack.endswith("_6000") else each
         )

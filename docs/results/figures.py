@@ -54,6 +54,10 @@ def panels() -> dict[str, list[Panel]]:
             for steps in (2000, 4500)
         ],
         "latent": [("codes of 256 faces", rows_of("latent_faces"))],
+        "exact": [
+            (model, rows_of("exact", model=model))
+            for model in dict.fromkeys(row["model"] for row in rows_of("exact"))
+        ],
         "control": [
             (
                 f"threshold at {100 * float(rate):g} %",

@@ -13,7 +13,17 @@ from pathlib import Path
 HERE = Path(__file__).parent
 DATA = HERE / "data"
 TABLE = re.compile(r"<!-- begin table: (\w+)([ \w]*) -->\n.*?<!-- end table -->", re.DOTALL)
-KEYS = ("data", "network", "train_images", "train_steps", "sampler", "sampling", "attack", "method")
+KEYS = (
+    "data",
+    "model",
+    "network",
+    "train_images",
+    "train_steps",
+    "sampler",
+    "sampling",
+    "attack",
+    "method",
+)
 KEYS += ("score", "edit", "refine_t", "false_positive_rate")
 HEADS = {
     "train_images": "training images",
