@@ -49,12 +49,14 @@ CHOSEN = {
     "attacks=none": ["experiment=demo_text"],
     "attacks=conditional": PLANTED,
     "attacks=classes": ["dpm=tiny_classes"],
+    "clock=onsets": ["dpm.keep_every_steps=1000"],
     "sweep=attack_finetuned": ["dpm.path=someone/model"],
     "attacks=finetuned": ["dpm=finetuned", "dpm.path=someone/model", TRAINED_ON],
 }
 # Groups whose default is null: `stage=` then has nothing to make.
 ABSENT = {
     "autoencoder": LATENT,
+    "clock": ["clock=onsets", "dpm.keep_every_steps=1000"],
     "audit": ["audit=returns"],
     "verdict": ["verdict=shadow"],
     "detect": ["detect=labels"],
@@ -69,7 +71,7 @@ NEEDS_WEIGHTS = {
     ("detect", "stable_diffusion"),
     ("autoencoder", "pretrained"),
 }
-BASES = {("dpm", "base"), ("dpm", "text_base")}
+BASES = {("dpm", "base"), ("dpm", "image_base"), ("dpm", "text_base")}
 # Without a model there are only images of a folder: tests/stages/extract/test_images.py.
 OTHER_IMAGES = {("dpm", "none"), ("extract", "images")}
 

@@ -20,6 +20,7 @@ STREAMS = {
     "audit": 5,
     "refine": 6,
     "verdict": 7,
+    "clock": 8,
 }
 
 

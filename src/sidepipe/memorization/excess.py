@@ -52,7 +52,11 @@ class HeldoutHits:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of `scaled`, for these held-out sets."""
-        low, high = wilson(self.mean, effective_count(self.share))
+        return self.interval_at(Z)
+
+    def interval_at(self, z: float) -> tuple[float, float]:
+        """`interval` of z standard deviations to each side."""
+        low, high = wilson(self.mean, effective_count(self.share), z)
         return at_scale(low, self.scale), at_scale(high, self.scale)
 
     @property
@@ -72,13 +76,14 @@ class HeldoutHits:
         return spread * slope**2
 
 
-def wilson(share: float, count: float) -> tuple[float, float]:
+def wilson(share: float, count: float, z: float = Z) -> tuple[float, float]:
     """The 95 % score interval of a share of `count` independent images (Wilson, 1927).
 
-    It has a width where no image, or every image, is one that counts.
+    It has a width where no image, or every image, is one that counts. z: standard deviations to
+    each side, for another level.
     """
-    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z / (1 + Z**2 / count) * math.sqrt(share * (1 - share) / count + (Z / count) ** 2 / 4)
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / count) ** 2 / 4)
     # Rounding leaves the ends a little inside what was seen where nothing, or everything, counts.
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
@@ -115,19 +120,21 @@ def swapped(interval: Sequence[float]) -> str:
     return f"(excess {low:.1f} to {high:.1f} %), which chance does not explain"
 
 
-def excess(train: Bool[np.ndarray, "n"], heldout: HeldoutHits) -> tuple[float, tuple[float, float]]:
+def excess(
+    train: Bool[np.ndarray, "n"], heldout: HeldoutHits, z: float = Z
+) -> tuple[float, tuple[float, float]]:
     """The share of training hits minus the scaled share of held-out hits, and its 95 % interval.
 
     The interval joins those of the two shares (MOVER: Newcombe, 1998; Zou and Donner, 2008), so it
     has a width where nothing is hit; the luck of the held-out sets is a third term. It assumes that
     the images are independent given the model, and that training and held-out images are drawn
-    alike.
+    alike. z: standard deviations to each side, for another level.
     """
     a, b = float(train.mean()), heldout.scaled
     varies = train.any() and not train.all() and heldout.share.std() > 0
     correlation = float(np.corrcoef(train, heldout.share)[0, 1]) if varies else 0.0
-    ends = wilson(a, len(train)), heldout.interval
-    return difference(a, ends[0], b, ends[1], correlation, heldout.luck)
+    ends = wilson(a, len(train), z), heldout.interval_at(z)
+    return difference(a, ends[0], b, ends[1], correlation, heldout.luck, z)
 
 
 def difference(
@@ -137,17 +144,18 @@ def difference(
     ends_b: tuple[float, float],
     correlation: float = 0.0,
     variance: float = 0.0,
+    z: float = Z,
 ) -> tuple[float, tuple[float, float]]:
     """a - b and its 95 % interval, joined from those of the two shares (MOVER).
 
     correlation: of the two shares; 0 where they are independent. variance: of a - b beyond that of
-    the shares.
+    the shares. z: that of the intervals of the shares.
     """
     (low_a, high_a), (low_b, high_b) = ends_a, ends_b
 
     def joined(one: float, other: float) -> float:
         square = one**2 + other**2 - 2 * correlation * one * other
-        return math.sqrt(max(0.0, square) + Z**2 * variance)
+        return math.sqrt(max(0.0, square) + z**2 * variance)
 
     low, high = a - b - joined(a - low_a, high_b - b), a - b + joined(high_a - a, b - low_b)
     return a - b, (max(-1.0, low), min(1.0, high))

@@ -21,6 +21,7 @@ STAGES: dict[str, str] = {
     "extract": "sidepipe.stages.extract.stage.Extract",
     "descriptor": "sidepipe.stages.descriptor.stage.Descriptor",
     "reference": "sidepipe.stages.reference.stage.Reference",
+    "clock": "sidepipe.stages.clock.stage.Clock",
     "audit": "sidepipe.stages.audit.stage.Audit",
     "evaluate": "sidepipe.stages.evaluate.stage.Evaluate",
     "verdict": "sidepipe.stages.verdict.stage.Verdict",

@@ -67,6 +67,7 @@ class ClassDPM(TrainDPM):
         import lightning as L
         from diffusers import DDPMPipeline
 
+        from sidepipe.stages.dpm.kept import complete
         from sidepipe.stages.dpm.module import ClassModule
 
         names, classes = self._classes(job.inputs["data"])
@@ -85,5 +86,6 @@ class ClassDPM(TrainDPM):
         rows = [load_images(job.inputs["data"]), classes]
         fitted = self._fitted(job, module, rows, (train, heldout))
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
+        complete(job.folder)
         write_classes(job.folder, null_class=len(names), names=names)
         return {**about, "num_parameters": unet.num_parameters(), **fitted}

@@ -90,6 +90,7 @@ class TrainLatentDPM(TrainDPM):
         import lightning as L
 
         from sidepipe.models.autoencoders import decoded
+        from sidepipe.stages.dpm.kept import complete
 
         vae, codes = (load(job.inputs["autoencoder"]) for load in (load_autoencoder, load_codes))
         train, heldout, about = self._write_split(job)
@@ -105,6 +106,7 @@ class TrainLatentDPM(TrainDPM):
         # By the name of LDMPipeline, which takes an AutoencoderKL too.
         parts = {"unet": unet, "scheduler": scheduler, "vqvae": vae}
         save_parts(parts, job.folder / "model")
+        complete(job.folder)
         return {**about, "num_parameters": unet.num_parameters(), **fitted, **spread}
 
 

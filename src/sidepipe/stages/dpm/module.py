@@ -183,6 +183,12 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False, avg_fn=average)
         self.start_step = start_step
 
+    @property
+    def network(self) -> Any:
+        """The network with the averaged weights, outside validation."""
+        assert self._average_model is not None
+        return self._average_model.module.unet
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.start_step
 

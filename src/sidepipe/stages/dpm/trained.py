@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from diffusers import UNet2DModel
 
-    from sidepipe.stages.dpm.module import DenoisingModule
+    from sidepipe.stages.dpm.module import EMA, DenoisingModule
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class DenoiserTraining(Training):
         from sidepipe.engine.training import fit, validation_batches, weights
         from sidepipe.stages.dpm.module import EMA
 
+        ema = EMA(self.ema_decay, self.ema_start_step)
         some = [part[:MAX_VALIDATION] for part in parts if len(part)]
         metrics = fit(
             self,
@@ -95,10 +96,14 @@ class DenoiserTraining(Training):
             [validation_batches([array[part] for array in arrays]) for part in some],
             job,
             validate_every_steps=self.preview_every_steps,
-            callbacks=[EMA(self.ema_decay, self.ema_start_step)],
+            callbacks=[ema, *self._watching(job, ema)],
         )
         module.load_state_dict(weights(job.folder))
         return metrics
+
+    def _watching(self, job: Job, ema: EMA) -> list[Any]:
+        """Callbacks that read the averaged weights while the model trains."""
+        return []
 
     def _module(
         self,
@@ -183,7 +188,31 @@ def check_levels(config: Mapping[str, Any], size: int, name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDPM(TrainedDPM):
-    """An unconditional UNet2DModel trained on the subset."""
+    """An unconditional UNet2DModel trained on the subset.
+
+    keep_every_steps: steps between checkpoints that are kept as models of their own, or the steps;
+    None for none.
+    """
+
+    keep_every_steps: int | list | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        first, name = self.ema_start_step + 1, f"{self.name}.keep_every_steps"
+        every = self.keep_every_steps
+        steps = [every] if isinstance(every, int) else list(every or [])
+        rule = f"null, a number in [{first}, {self.max_steps}], or such numbers, ascending: "
+        rule += f"averaging starts at step {self.ema_start_step}"
+        within = all(first <= step <= self.max_steps for step in steps)
+        require(within and sorted(set(steps)) == steps, name, rule, every)
+
+    def _watching(self, job: Job, ema: EMA) -> list[Any]:
+        from sidepipe.stages.dpm.kept import KeepWeights
+
+        every = self.keep_every_steps
+        if isinstance(every, int):
+            every = list(range(every, self.max_steps + 1, every))
+        return [] if every is None else [KeepWeights(job.folder, every, ema)]
 
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
         check_network(config, "dpm.unet", data.size, data.channels)
@@ -192,6 +221,8 @@ class TrainDPM(TrainedDPM):
         import lightning as L
         from diffusers import DDPMPipeline
 
+        from sidepipe.stages.dpm.kept import complete
+
         images = load_images(job.inputs["data"])
         train, heldout, about = self._write_split(job)
         L.seed_everything(self.seed, verbose=False)
@@ -199,4 +230,5 @@ class TrainDPM(TrainedDPM):
         module = self._module(unet, scheduler, job.folder)
         fitted = self._fitted(job, module, [images], (train, heldout))
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
+        complete(job.folder)
         return {**about, "num_parameters": unet.num_parameters(), **fitted}
