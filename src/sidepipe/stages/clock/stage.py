@@ -114,14 +114,14 @@ class Clock(Stage):
             {"step": steps, **in_parts(job.folder / "parts", len(steps), 1, one, "checkpoint")}
         )
         write_table(job.folder / "clock.csv", table)
-        lows = {name: table[f"{name}_low"].tolist() for name in MEASURES}
+        certain = {name: table[f"{name}_memorizes"].tolist() for name in MEASURES}
         results = {
             "num_train_images": len(real.train.rows),
             "looks": len(steps),
             "last_step": steps[-1],
             "level": level_of(len(steps)),
             "evaluations": self._evaluations(real),
-            "onsets": {name: onset(steps, low) for name, low in lows.items()},
+            "onsets": {name: onset(steps, sure) for name, sure in certain.items()},
         }
         write_json(job.folder / "results.json", results)
         shutil.rmtree(job.folder / "parts")
@@ -148,8 +148,9 @@ class Clock(Stage):
             at = look(queries, real, encoder.metric, rate, looks)
             found |= {f"{name}_{key}": value for key, value in vars(at).items()}
         losses = [self._losses(job, denoiser, s.rows) for s in (real.train, real.unseen)]
-        found["loss_gap"], found["loss_low"] = loss_gap(*losses, looks=looks)
-        return found | {"loss_train": float(losses[0].mean())}
+        gap, low = loss_gap(*losses, looks=looks)
+        found |= {"loss_train": float(losses[0].mean()), "loss_gap": gap, "loss_low": low}
+        return found | {"loss_memorizes": low > 0}
 
     def _samples(self, denoiser: Denoiser, runtime: Runtime) -> dict[str, np.ndarray]:
         """Plain samples, and the same ones after refinement."""
