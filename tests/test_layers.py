@@ -38,6 +38,7 @@ SHARED = (
     "attack.guidance",
     "attack.strategies",
     "dpm.exact",
+    "dpm.kept",
     "dpm.module",
     "dpm.latent",
     "dpm.pretrained",

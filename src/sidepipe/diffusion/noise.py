@@ -21,6 +21,7 @@ STREAMS = {
     "refine": 6,
     "verdict": 7,
     "clock": 8,
+    "alarm": 9,
 }
 
 

@@ -16,6 +16,8 @@ from sidepipe.base.interruption import Preempted
 class SaveLast(Checkpoint):
     """Writes `path` every `every_steps`, after the last step, and at a request to stop.
 
+    The last step is `max_steps`, or the one after which another callback stops the training.
+
     At a validated step it writes after validation, so that resuming skips no validation and the
     state of the other checkpoint callbacks belongs to the same step.
     """
@@ -40,7 +42,8 @@ class SaveLast(Checkpoint):
         step = trainer.global_step
         # Only some of several processes may have received the signal, or some a step earlier.
         self.stops = trainer.strategy.reduce_boolean_decision(interruption.requested(), all=False)
-        if self.stops or step % self.every_steps == 0 or step == trainer.max_steps:
+        is_last = trainer.should_stop or step == trainer.max_steps
+        if self.stops or is_last or step % self.every_steps == 0:
             trainer.save_checkpoint(self.path)
 
 

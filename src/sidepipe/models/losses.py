@@ -8,7 +8,7 @@ from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.schedule import add_noise
 
-AT_ONCE = 64  # images, each with all its draws of noise
+AT_ONCE = 256  # images
 
 
 @torch.no_grad()
@@ -19,19 +19,18 @@ def image_losses(
 
     Image i of any set of images has the same noise.
     """
-    device, num_timesteps = denoiser.alphas_cumprod.device, len(denoiser.alphas_cumprod)
-    levels = (
-        torch.arange(draws, device=device) * num_timesteps // draws + num_timesteps // draws // 2
-    )
+    ab = denoiser.alphas_cumprod
+    levels = [(2 * k + 1) * len(ab) // (2 * draws) for k in range(draws)]
     found = []
     for start in range(0, len(images), AT_ONCE):
-        some = torch.from_numpy(images[start : start + AT_ONCE]).to(device)
-        x_0 = denoiser.encode(some).repeat_interleave(draws, 0)
-        numbers = range(start * draws, start * draws + len(x_0))
-        eps = image_noise(seed, "clock", numbers, denoiser.shape, device)()
-        t = levels.repeat(len(some))
-        y = torch.zeros(len(x_0), dtype=torch.int64, device=device)
-        x_t = add_noise(x_0, eps, t, denoiser.alphas_cumprod)
-        error = (denoiser.eps_fn(y)(x_t, t).double() - eps).square()
-        found.append(error.flatten(1).mean(1).reshape(-1, draws).mean(1))
+        some = torch.from_numpy(images[start : start + AT_ONCE]).to(ab.device)
+        x_0, numbers = denoiser.encode(some), range(start, start + len(some))
+        noise = image_noise(seed, "clock", numbers, denoiser.shape, ab.device)
+        y = torch.zeros(len(x_0), dtype=torch.int64, device=ab.device)
+        loss = torch.zeros(len(x_0), dtype=torch.float64, device=ab.device)
+        for t in levels:
+            eps = noise()
+            x_t = add_noise(x_0, eps, torch.full_like(y, t), ab)
+            loss += (denoiser.eps_fn(y)(x_t, t).double() - eps).square().flatten(1).mean(1)
+        found.append(loss / draws)
     return torch.cat(found).cpu().numpy()

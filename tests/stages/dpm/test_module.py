@@ -142,7 +142,7 @@ def test_the_preview_of_a_network_that_knows_the_image_shows_it(prediction_type)
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_preview_that_is_not_finite_is_an_error_with_its_step(value):
-    message = r"dpm at step 0: the preview's prediction is not finite at t = \d+, in 64 of 64 image"
+    message = r"dpm at step 0: the sample's prediction is not finite at t = \d+, in 64 of 64 image"
     with pytest.raises(RuntimeError, match=message):
         denoising(lambda x_t, t: torch.full_like(x_t, value)).preview()
 

@@ -17,7 +17,7 @@ from sidepipe.base.images import save_grid, to_uint8
 from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
-from sidepipe.diffusion.schedule import clip_x_0, eps_of, training_target
+from sidepipe.diffusion.schedule import EpsFn, clip_x_0, eps_of, training_target
 from sidepipe.engine.training import (
     Noised,
     adamw_with_warmup,
@@ -121,16 +121,20 @@ class DenoisingModule(L.LightningModule):
             self.seed, "generate", range(PREVIEW_IMAGES), self.image_shape, self.device
         )
         seen: Seen = []
-        conditions = self.preview_conditions()
-        eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod, **conditions)
-        eps_fn = watched(eps_fn, "the preview's prediction", seen)
-        clipped = clip_x_0(eps_fn, self.alphas_cumprod, self.clip_range)
-        x_0 = ddim(clipped, noise(), timesteps, self.alphas_cumprod)
+        eps_fn = self.eps_fn(PREVIEW_IMAGES, seen)
+        x_0 = ddim(eps_fn, noise(), timesteps, self.alphas_cumprod)
         require_finite_eps(seen, f"dpm at step {self.global_step}", range(PREVIEW_IMAGES))
         return x_0
 
-    def preview_conditions(self) -> dict[str, Tensor]:
-        """The arguments of the network for the previews, besides x_t and t."""
+    def eps_fn(self, count: int, seen: Seen) -> EpsFn:
+        """eps of `count` samples of the current weights, clipped; seen: see `watched`."""
+        conditions = self.sample_conditions(count)
+        eps_fn = eps_of(self.unet, self.prediction_type, self.alphas_cumprod, **conditions)
+        eps_fn = watched(eps_fn, "the sample's prediction", seen)
+        return clip_x_0(eps_fn, self.alphas_cumprod, self.clip_range)
+
+    def sample_conditions(self, count: int) -> dict[str, Tensor]:
+        """The arguments of the network for `count` samples, besides x_t and t."""
         return {}
 
     def configure_optimizers(self) -> Any:
@@ -165,9 +169,9 @@ class ClassModule(DenoisingModule):
             classes = torch.where(drop, self.null_class, classes)
         return self.squared_error(x, self.unet(x.x_t, x.t, class_labels=classes).sample)
 
-    def preview_conditions(self) -> dict[str, Tensor]:
+    def sample_conditions(self, count: int) -> dict[str, Tensor]:
         """The classes in turn."""
-        numbers = torch.arange(PREVIEW_IMAGES, device=self.device)
+        numbers = torch.arange(count, device=self.device)
         return {"class_labels": numbers % self.null_class}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
+from sidepipe.memorization.thresholds import usable_rates
 from sidepipe.models.pixels import check_network
 from sidepipe.models.schedules import check_alphas, check_scheduler, schedule_from
 from sidepipe.stages.data.stage import Data
@@ -191,13 +192,19 @@ class TrainDPM(TrainedDPM):
     """An unconditional UNet2DModel trained on the subset.
 
     keep_every_steps: steps between checkpoints that are kept as models of their own, or the steps;
-    None for none.
+    None for none. stop_when_memorizing: whether training stops at the first validation at which
+    memorization is certain. alarm: what it does there.
     """
 
     keep_every_steps: int | list | None = None
+    stop_when_memorizing: bool = False
+    alarm: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rule = "set, to stop when the model memorizes"
+        able = self.alarm is not None or not self.stop_when_memorizing
+        require(able, f"{self.name}.alarm", rule, self.alarm)
         first, name = self.ema_start_step + 1, f"{self.name}.keep_every_steps"
         every = self.keep_every_steps
         steps = [every] if isinstance(every, int) else list(every or [])
@@ -206,13 +213,50 @@ class TrainDPM(TrainedDPM):
         within = all(first <= step <= self.max_steps for step in steps)
         require(within and sorted(set(steps)) == steps, name, rule, every)
 
+    def unused(self) -> tuple[str, ...]:
+        return (*super().unused(), *(() if self.stop_when_memorizing else ("alarm",)))
+
+    def _check_schedule(self) -> None:
+        super()._check_schedule()
+        if self.stop_when_memorizing:
+            alarm = tried("dpm.alarm", self.alarm or {})
+            steps, t = alarm.num_inference_steps, {"dpm.alarm.refine_t": alarm.refine_t}
+            self.check_timesteps("dpm.alarm", steps, "trailing", t)
+            tried("dpm.alarm.features", alarm.features).check()
+
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check_data(data, upstream, runtime)
+        if self.stop_when_memorizing:
+            usable_rates([0.5], len(self.split(data, runtime)[1]))
+
+    @property
+    def _num_looks(self) -> int:
+        """Validations of a whole training, at each of which the alarm looks."""
+        return self.max_steps // min(self.preview_every_steps, self.max_steps)
+
     def _watching(self, job: Job, ema: EMA) -> list[Any]:
+        from sidepipe.stages.dpm.alarm import stopping
         from sidepipe.stages.dpm.kept import KeepWeights
 
-        every = self.keep_every_steps
+        every, found = self.keep_every_steps, []
         if isinstance(every, int):
             every = list(range(every, self.max_steps + 1, every))
-        return [] if every is None else [KeepWeights(job.folder, every, ema)]
+        if every is not None:
+            found.append(KeepWeights(job.folder, every, ema))
+        if self.stop_when_memorizing:
+            data, device = job.inputs["data"], job.runtime.torch_device()
+            found.append(stopping(build(self.alarm), job.folder, data, self._num_looks, device))
+        return found
+
+    def _fitted(self, *args: Any) -> dict[str, Any]:
+        fitted = super()._fitted(*args)
+        if not self.stop_when_memorizing:
+            return fitted
+        from sidepipe.stages.dpm.alarm import summary
+
+        found = summary(args[0].folder, self._num_looks)
+        share = (found["stopped_at"] or self.max_steps) / self.max_steps
+        return {**fitted, "epochs": share * fitted["epochs"], "alarm": found}
 
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
         check_network(config, "dpm.unet", data.size, data.channels)
