@@ -24,7 +24,9 @@ def train_dpm():
     def make(**changes) -> TrainDPM:
         settings = dict(SETTINGS)
         for name, value in changes.items():
-            settings[name] = {**settings[name], **value} if isinstance(value, dict) else value
+            settings[name] = (
+                {**settings.get(name, {}), **value} if isinstance(value, dict) else value
+            )
         return TrainDPM(**settings)
 
     return make

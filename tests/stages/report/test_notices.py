@@ -169,3 +169,22 @@ def test_rows_without_a_result_for_one_reason_share_a_sentence():
         "one, two have no result: nothing repeats.",
         "three has no result: no cluster is kept.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stopped_at", "expected"),
+    [
+        (800, "Training was stopped at step 800 of 3,200, as the model memorizes: 31 of 200 "),
+        (None, "Training was watched for memorization to its end, step 3,200: 31 of 200 "),
+    ],
+)
+def test_the_alarm_of_a_training_is_said(stopped_at, expected):
+    last = {"step": 800, "hits": 31, "images": 200, "different": 1, "heldout_hits": 0.4}
+    alarm = {"max_steps": 3200, "stopped_at": stopped_at, "last": last, "looks": 4}
+    model = dpm()
+    model["summary"]["alarm"] = {**alarm, "evaluations": 14400, "seconds": 3.14}
+    [sentence] = said(model, [])
+    assert sentence == (
+        f"{expected}refined samples were hits, on 1 training image, with 0.4 held-out hits "
+        "(4 looks, 14,400 evaluations, 3.1 s)."
+    )

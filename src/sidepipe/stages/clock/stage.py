@@ -128,7 +128,7 @@ class Clock(Stage):
         return results
 
     def _evaluations(self, real: RealImages) -> dict[str, int]:
-        """Of the network per checkpoint, by measure; the refined samples include the plain ones."""
+        """Network evaluations per checkpoint, by measure; refined samples start from plain ones."""
         images = sum(min(self.loss_images, len(s.rows)) for s in (real.train, real.unseen))
         plain = self.num_images * self.num_inference_steps
         refined = plain + self.num_images * self.refine_steps

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from lightning.pytorch.callbacks import Callback
 
 from sidepipe.base.files import write_json
-from sidepipe.base.settings import build, require
+from sidepipe.base.settings import require
 from sidepipe.diffusion.finite import Seen, require_finite_eps
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
@@ -43,7 +43,7 @@ Judge = Callable[[UInt8[np.ndarray, "n h w c"]], Look]
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """What each look does.
+    """The work of each look.
 
     num_images: refined samples. num_inference_steps: evaluations of the sampler per image, at
     trailing timesteps. refine_steps, refine_t: of refinement. false_positive_rate: share of real
@@ -55,7 +55,7 @@ class Alarm:
     refine_steps: int
     refine_t: int
     false_positive_rate: float
-    features: Any
+    features: Encoder
 
     def __post_init__(self) -> None:
         for field in ("num_images", "num_inference_steps", "refine_steps"):
@@ -65,7 +65,7 @@ class Alarm:
 
     @property
     def evaluations(self) -> int:
-        """Of the network per look."""
+        """Network evaluations per look."""
         return self.num_images * (self.num_inference_steps + self.refine_steps)
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Alarm:
 
 def stopping(alarm: Alarm, folder: Path, data: Path, looks: int, device: str) -> StopWhenMemorizing:
     """The callback of a training. folder: its artifact, which has the split. data: the images."""
-    encoder, images = build(alarm.features), load_images(data)
+    encoder, images = alarm.features, load_images(data)
     train, unseen = (
         Encoded(rows, encode_rows(encoder, images, rows, device)) for rows in load_subset(folder)
     )
@@ -150,10 +150,10 @@ def in_words(row: dict[str, Any], seconds: float) -> str:
     """A look in plain English, from its step on."""
     verdict = "the model memorizes: training stops" if row["memorizes"] else "no certain excess"
     return (
-        f"{row['step']:,}: {row['hits']:,} of {row['images']:,} refined samples are hits, on "
-        f"{row['different']:,} training images ({row['heldout_hits']:.1f} held-out hits, on "
-        f"{row['different_heldout']:,} held-out images; excess {100 * row['excess']:.1f} %, at "
-        f"least {100 * row['low']:.1f} %); {verdict} ({row['evaluations']:,} evaluations, "
+        f"{row['step']:,}: {row['hits']:,} of {row['images']:,} refined samples are hits, with "
+        f"{row['heldout_hits']:.1f} held-out hits (excess {100 * row['excess']:.1f} %, at least "
+        f"{100 * row['low']:.1f} %; different images: {row['different']:,} training, "
+        f"{row['different_heldout']:,} held-out); {verdict} ({row['evaluations']:,} evaluations, "
         f"{seconds:.1f} s)"
     )
 
@@ -168,10 +168,11 @@ def load_looks(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def summary(folder: Path, num_looks: int) -> dict[str, Any]:
+def summary(folder: Path, num_looks: int, max_steps: int) -> dict[str, Any]:
     """The looks of a finished training, for its manifest. num_looks: of a whole training."""
     looks = load_looks(folder / LOOKS)
     return {
+        "max_steps": max_steps,
         "looks": len(looks),
         "planned_looks": num_looks,
         "level": level_of(num_looks),

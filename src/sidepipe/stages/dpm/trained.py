@@ -222,7 +222,7 @@ class TrainDPM(TrainedDPM):
             alarm = tried("dpm.alarm", self.alarm or {})
             steps, t = alarm.num_inference_steps, {"dpm.alarm.refine_t": alarm.refine_t}
             self.check_timesteps("dpm.alarm", steps, "trailing", t)
-            tried("dpm.alarm.features", alarm.features).check()
+            alarm.features.check()
 
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check_data(data, upstream, runtime)
@@ -254,7 +254,7 @@ class TrainDPM(TrainedDPM):
             return fitted
         from sidepipe.stages.dpm.alarm import summary
 
-        found = summary(args[0].folder, self._num_looks)
+        found = summary(args[0].folder, self._num_looks, self.max_steps)
         share = (found["stopped_at"] or self.max_steps) / self.max_steps
         return {**fitted, "epochs": share * fitted["epochs"], "alarm": found}
 

@@ -29,8 +29,10 @@ def notices(
     data, dpm: manifests of the stages behind the first row. labels: how detect judged the images of
     prompts; None without prompts. empty: rows without a result, and the reasons.
     """
-    found = [*_of_data(data["summary"]), *_of_model(dpm["summary"]), *_of_attacks(attacks)]
-    if (fault := drift(dpm["summary"])) is not None:
+    model = dpm["summary"]
+    found = [*_of_data(data["summary"]), *_of_alarm(model), *_of_model(model)]
+    found += _of_attacks(attacks)
+    if (fault := drift(model)) is not None:
         found.insert(0, f"{fault[0].upper()}{fault[1:]}.")
     rows: dict[str, list[str]] = {}
     for name, why in empty.items():
@@ -51,6 +53,22 @@ def _of_data(summary: Mapping[str, Any]) -> list[str]:
     if left_out := summary.get("left_out"):
         found.append(f"{in_words(dict(left_out))}.")
     return found
+
+
+def _of_alarm(summary: Mapping[str, Any]) -> list[str]:
+    """The notice of a training with dpm.stop_when_memorizing."""
+    alarm = summary.get("alarm")
+    if alarm is None or alarm["last"] is None:
+        return []
+    last, steps = alarm["last"], count(alarm["max_steps"])
+    stopped = f"stopped at step {count(last['step'])} of {steps}, as the model memorizes"
+    where = stopped if alarm["stopped_at"] else f"watched for memorization to its end, step {steps}"
+    return [
+        f"Training was {where}: {count(last['hits'])} of {count(last['images'])} refined samples "
+        f"were hits, on {_many(last['different'], 'training image')}, with "
+        f"{last['heldout_hits']:.1f} held-out hits ({_many(alarm['looks'], 'look')}, "
+        f"{count(alarm['evaluations'])} evaluations, {alarm['seconds']:.1f} s)."
+    ]
 
 
 def _of_model(summary: Mapping[str, Any]) -> list[str]:
