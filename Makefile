@@ -29,7 +29,8 @@ $(if $(SWEEP),,$(if $(OF_SWEEP),$(error SWEEP must be set, for example make $(OF
 
 help:
 	@echo "make demo      the whole pipeline on the included digits, with its report"
-	@echo "make demo-text a text-conditional model: memorized prompts detected, explained and mitigated"
+	@echo "make demo-text a text-conditional model: memorized prompts detected, explained and mitigated;"
+	@echo "               ARGS=mitigations=trained trains two more models, with mitigations"
 	@echo "make docs      make demo, and write its numbers to README.md and docs/results/demo.md"
 	@echo "make api       write docs/api.md from the docstrings of the Python API"
 	@echo "make test      all tests; make test-fast: only fast ones; make test-slurm: those for a Slurm cluster"

@@ -38,14 +38,17 @@ CHOSEN = {
     "attacks=latent": LATENT,
     "dpm=pretrained": ["dpm.path=someone/model", TRAINED_ON],
     "dpm=finetuned": ["dpm.path=someone/model", TRAINED_ON],
+    "experiment=captions": ["data.source.file=/pairs.csv"],
     "data=captioned": ["data.source.file=/pairs.csv", "dpm=unet64", TRAINED_ON],
     "dpm=words8": ["data=planted"],
+    "dpm=words32": ["data=planted", "data.size=32"],
     "dpm=stable_diffusion": ["dpm.path=someone/model", TRAINED_ON],
     "detect=prompts": PLANTED,
     "explain=tokens": [*PLANTED, "detect=prompts"],
     "mitigate=inference": [*PLANTED, "detect=prompts", "mitigations=single"],
     "mitigations=single": MITIGATED,
     "mitigations=compare": MITIGATED,
+    "mitigations=trained": MITIGATED,
     "attacks=none": ["experiment=demo_text"],
     "attacks=conditional": PLANTED,
     "attacks=classes": ["dpm=tiny_classes"],
@@ -144,16 +147,24 @@ def test_attacks_make_a_plan_with_a_row_each(path: Path) -> None:
 
 
 def test_every_mitigation_is_judged_on_the_prompts_that_the_unchanged_model_memorized() -> None:
-    the_plan = planned("experiment=demo_text")
+    the_plan = planned("experiment=demo_text", "mitigations=trained")
     rows = the_plan.goals("report")[0].inputs
     unchanged = the_plan.goals("detect")[0]
     mitigated = {row: node for row, node in rows.items() if node.stage.name == "mitigate"}
-    written = yaml.safe_load((CONF / "mitigations/compare.yaml").read_text())
-    assert list(mitigated) == [f"mitigate {row}" for row in written]
+    assert list(mitigated) == [
+        f"mitigate {row}" for row in _rows(CONF / "mitigations/trained.yaml")
+    ]
     assert {node.inputs["detect"].key for node in mitigated.values()} == {unchanged.key}
     models = {row: node.inputs["dpm"].key for row, node in mitigated.items()}
     trained_anew = {row for row, key in models.items() if key != unchanged.inputs["dpm"].key}
-    assert trained_anew == {f"mitigate {row}" for row in written if "dpm" in written[row]}
+    assert trained_anew == {"mitigate filter", "mitigate deduplicated"}
+
+
+@pytest.mark.parametrize("name", ["demo_text", "captions"])
+def test_one_model_is_trained_unless_mitigations_in_training_are_wanted(name: str) -> None:
+    options = [f"experiment={name}", *CHOSEN.get(f"experiment={name}", [])]
+    assert len(planned(*options).goals("dpm")) == 1
+    assert len(planned(*options, "mitigations=trained").goals("dpm")) == 3
 
 
 def test_a_config_that_asks_for_nothing_is_an_error() -> None:
@@ -202,8 +213,8 @@ def test_one_setting_says_what_near_duplicates_are() -> None:
         assert cfg[stage].near_duplicates == cfg.near_duplicates
         assert cfg[stage].near_duplicates.threshold == 0.05
     assert cfg.evaluate.bands.high[1] == cfg.evaluate.bands.mid[0] == 0.05
-    mitigations = composed("experiment=demo_text", "near_duplicates.threshold=0.05").mitigations
-    assert mitigations.deduplicated.dpm.deduplicate.threshold == 0.05
+    mitigated = composed(*MITIGATED, "mitigations=trained", "near_duplicates.threshold=0.05")
+    assert mitigated.mitigations.deduplicated.dpm.deduplicate.threshold == 0.05
 
 
 @pytest.mark.parametrize("given", ["explain=null", "+detect=null"])

@@ -94,15 +94,19 @@ class PromptSource(Detect):
             table = self.of_data(job.inputs["data"], *load_subset(job.inputs["dpm"]))
         else:
             table = of_files(*(read_prompts(path) for path in self.files(job.runtime).values()))
-        self.require_calibration(table)
+            count = int(np.sum(table["role"] == "calibration"))
+            require_enough(count, self.false_positive_rate, "calibration prompts", FEW)
         log.info("prompts by role: %s", table["role"].value_counts().to_dict())
         return table
 
     def of_data(self, data: Path, train: np.ndarray, unseen: np.ndarray) -> pd.DataFrame:
-        """The table for captions of the data; train, unseen: rows of the split."""
+        """The table for captions of the data; ValueError for too few calibration prompts.
+
+        train, unseen: rows of the split.
+        """
         from sidepipe.stages.detect.prompts import of_data
 
-        return of_data(
+        table = of_data(
             load_captions(data),
             load_ids(data),
             train,
@@ -111,11 +115,15 @@ class PromptSource(Detect):
             num_heldout=self.num_heldout_prompts,
             seed=self.seed,
         )
-
-    def require_calibration(self, table: pd.DataFrame) -> None:
-        """Raises ValueError where the table has too few calibration prompts."""
-        count = int(np.sum(table["role"] == "calibration"))
-        require_enough(count, self.false_positive_rate, "calibration prompts", FEW)
+        calibrate = int(np.sum(table["role"] == "calibration"))
+        different = calibrate + int(np.sum(table["role"] == "test"))
+        why = (
+            f"a held-out caption counts once, and not if a training pair has it: {len(unseen)} "
+            f"held-out pairs give {different}, and half of these calibrate"
+        )
+        remedy = f"{FEW} ({why})"
+        require_enough(calibrate, self.false_positive_rate, "calibration prompts", remedy)
+        return table
 
 
 def placed(file: str, runtime: Runtime) -> Path:

@@ -127,7 +127,7 @@ class DetectPrompts(PromptSource):
         assert isinstance(dpm, DPM)
         train, unseen = dpm.split(data, runtime)
         if self.prompts is None:
-            self.require_calibration(self.of_data(data, train, unseen))
+            self.of_data(data, train, unseen)
         if len(train) and self.label_threshold is None:
             usable_label_rate(self.label_false_positive_rate, len(unseen))
             dpm.require_few_copies(data, unseen, [self.label_false_positive_rate], runtime)
