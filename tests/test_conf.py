@@ -48,6 +48,7 @@ CHOSEN = {
     "mitigate=inference": [*PLANTED, "detect=prompts", "mitigations=single"],
     "mitigations=single": MITIGATED,
     "mitigations=compare": MITIGATED,
+    "mitigations=prune": MITIGATED,
     "mitigations=trained": MITIGATED,
     "attacks=none": ["experiment=demo_text"],
     "attacks=conditional": PLANTED,

@@ -68,7 +68,9 @@ def test_a_prompt_is_memorized_where_enough_of_its_images_are_copies():
 
 
 def test_rates_are_told_by_group_and_of_memorized_prompts_by_repeats():
-    table = pd.DataFrame({"group": ["memorized"] * 3 + ["other"], "repeats": [4, 64, 64, 0]})
+    table = pd.DataFrame(
+        {"group": ["memorized"] * 3 + ["other"], "repeats": [4, 64, 64, 0], "used": False}
+    )
     rows = [[25, 26], [1, 1], [27, 1], [2, 2]]  # those below 20 are training images
     table, rates = copied(table, DATA[np.array(rows)], copies(PixelsL2(), 0.02))
     assert table["copies"].tolist() == [0, 2, 1, 2]

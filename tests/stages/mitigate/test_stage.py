@@ -225,6 +225,10 @@ def test_without_training_images_nothing_is_called_a_copy(stable_diffusion, tmp_
             {"method": {"name": "drop_word", "num_steps": 0}},
             r"mitigate.method.num_steps must be >= 1, got 0",
         ),
+        (
+            {"method": {"name": "prune", "row_share": 0.0}},
+            r"mitigate.method.row_share must be in \(0, 1\], got 0.0",
+        ),
         ({"method": "atention"}, r"mitigate.method does not accept 'atention'; .*'attention'"),
         (
             {"method": {"name": "attention", "lr": 0.1}},

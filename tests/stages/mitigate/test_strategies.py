@@ -24,10 +24,11 @@ from sidepipe.stages.mitigate.strategies import (
     LoweredEmbedding,
     Method,
     NoMethod,
+    Pruning,
     RandomTokens,
 )
 
-KINDS = (NoMethod, LoweredEmbedding, RandomTokens, DroppedWord, AttentionScaling)
+KINDS = (NoMethod, LoweredEmbedding, RandomTokens, DroppedWord, AttentionScaling, Pruning)
 FILES = {path.stem: path for path in (CONF / "mitigate" / "method").glob("*.yaml")}
 SINGLE = ("experiment=demo_text", "mitigations=single")
 

@@ -36,5 +36,21 @@ def grouped(
     return prompts.iloc[rows].assign(group=group).reset_index(drop=True)
 
 
+def halves_of_images(memorized: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two halves of memorized prompts, those that replay one image in the same half.
+
+    Raises NoMaterial where all replay one image. A prompt whose image is not known has its own.
+    """
+    image = memorized["nearest"].where(memorized["nearest"] >= 0, -1 - memorized["number"])
+    images = np.random.default_rng(seed).permutation(np.unique(image))
+    if len(images) < 2:
+        raise NoMaterial(
+            "pruning needs memorized prompts of two images: one half makes the mask, and the other "
+            "tests it; remedy: train longer, or bring more memorized prompts"
+        )
+    ours = image.isin(images[: -(-len(images) // 2)])
+    return memorized.loc[ours], memorized.loc[~ours]
+
+
 def _drawn(rows: Int64[np.ndarray, "n"], most: int | None, seed: int) -> Int64[np.ndarray, "_"]:
     return np.sort(np.random.default_rng(seed).permutation(rows)[:most])

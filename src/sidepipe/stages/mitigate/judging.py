@@ -88,7 +88,7 @@ def copied(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table with each prompt's number of copies, and the rates of copies.
 
-    The rates are per group and, for memorized prompts, per number of repeats in training.
+    The rates are per part and, for memorized prompts, per number of repeats in training.
     """
     found = copies.of_any(images)
     group, repeats = table["group"].to_numpy(), table["repeats"].to_numpy()
@@ -97,8 +97,21 @@ def copied(
         {"repeats": int(r), **copies.rates(found[ours & (repeats == r)])}
         for r in np.unique(repeats[ours])
     ]
-    rates = {name: copies.rates(found[group == name]) for name in GROUPS}
+    rates = {name: copies.rates(found[some]) for name, some in parts_of(table).items()}
     return table.assign(copies=found.sum(axis=1)), {**rates, "by_repeats": rows}
+
+
+def parts_of(table: pd.DataFrame) -> dict[str, Bool[np.ndarray, "p"]]:
+    """The rows of each group; and memorized prompts with which the method was made, and others.
+
+    The last two are there for methods that are made with prompts.
+    """
+    rows = {name: (table["group"] == name).to_numpy(bool) for name in GROUPS}
+    used = table["used"].to_numpy(bool)
+    if not used.any():
+        return rows
+    ours = rows["memorized"]
+    return {**rows, "memorized_used": ours & used, "memorized_heldout": ours & ~used}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sidepipe.models.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.models.text.model import Embeddings, Latents, TextModel
 from sidepipe.models.text.trajectory import prompt_noise, sample
 from sidepipe.stages.mitigate.adversary import recovering
+from sidepipe.stages.mitigate.pruning import Pruned
 from sidepipe.stages.mitigate.strategies import Method
 
 
@@ -52,7 +53,8 @@ def requests(captions: Sequence[str], numbers: Sequence[int], each: int) -> Requ
 class Mitigated:
     """A model with one mitigation method; guidance, steps and seed are those of `Mitigate`.
 
-    words: those that the method may add to a prompt.
+    words: those that the method may add to a prompt. pruned: the weights that it set to 0.
+    batch_size: the setting, None to choose.
     """
 
     model: TextModel
@@ -61,6 +63,13 @@ class Mitigated:
     num_inference_steps: int
     seed: int
     words: Sequence[str] = ()
+    pruned: Pruned | None = None
+    batch_size: int | None = None
+
+    @property
+    def used(self) -> frozenset[int]:
+        """The numbers of the prompts with which the method was made."""
+        return frozenset() if self.pruned is None else self.pruned.used
 
     def noise(self, asked: Requests) -> Latents:
         """x_T of each request."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MASKS = "masks.safetensors"  # True for each weight that the method set to 0
 MAX_HELDOUT = 512  # images for the denoising loss
 
 
@@ -103,7 +104,8 @@ class Mitigate(Stage):
         thresholds = load_thresholds(job.inputs["detect"])
         table = grouped(load_prompts(job.inputs["detect"]), ["test"], self.num_prompts, self.seed)
         model = load_placed_model(job.inputs["dpm"], self.precision, job.runtime)
-        mitigated = self._mitigated(model, known, job.inputs)
+        mitigated = self._mitigated(model, known, job)
+        table = table.assign(used=table["number"].isin(list(mitigated.used)))
         asked = requests(table["caption"].tolist(), table["number"].tolist(), self.num_generations)
         images, spent = generate(job.folder / "parts" / "images", mitigated, asked, job.runtime)
         images = images.reshape(len(table), self.num_generations, *images.shape[1:])
@@ -118,6 +120,7 @@ class Mitigate(Stage):
             "heldout_loss": self._heldout_loss(mitigated.model, known, job.runtime),
             "memorized": None,
             "adversary": None,
+            "pruned": None if mitigated.pruned is None else mitigated.pruned.about,
         }
         if len(known.train) > 0:
             copies = self._copies(known, thresholds["labels"]["threshold"], device)
@@ -132,8 +135,10 @@ class Mitigate(Stage):
         shutil.rmtree(job.folder / "parts")
         return _headline(results)
 
-    def _mitigated(self, model: TextModel, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
-        """The model with the method."""
+    def _mitigated(self, model: TextModel, known: Known, job: Job) -> Mitigated:
+        """The model with the method, whose masks are saved where it has some."""
+        from safetensors.torch import save_file
+
         from sidepipe.stages.mitigate.requests import Mitigated
 
         plain = Mitigated(
@@ -142,8 +147,13 @@ class Mitigate(Stage):
             guidance_scale=self.guidance_scale,
             num_inference_steps=self.num_inference_steps,
             seed=self.seed,
+            batch_size=job.runtime.sampling_batch_size,
         )
-        return self.method.build(plain, known, inputs)
+        mitigated = self.method.build(plain, known, job.inputs)
+        if mitigated.pruned is not None:
+            masks = mitigated.pruned.masks
+            save_file({name: mask.cpu() for name, mask in masks.items()}, job.folder / MASKS)
+        return mitigated
 
     def _aligned(
         self, table: pd.DataFrame, images: Generated, known: Known, device: str
@@ -198,14 +208,14 @@ class Mitigate(Stage):
 
         Held-out images of test prompts are the control: embeddings alone can describe them.
         """
-        from sidepipe.stages.detect.groups import GROUPS
+        from sidepipe.stages.mitigate.judging import parts_of
         from sidepipe.stages.mitigate.requests import recover, requests
 
         if self.adversary is None:
             return None
         rows = table["nearest"].where(table["group"] == "memorized", table["row"]).to_numpy()
         some = rows >= 0
-        asked, rows, images = table[some], rows[some], images[some]
+        asked, rows, images = table.loc[some], rows[some], images[some]
         captions, numbers = asked["caption"].tolist(), asked["number"].tolist()
         made = recover(
             folder,
@@ -217,12 +227,10 @@ class Mitigate(Stage):
             runtime=runtime,
         )
         shown = {"before": images, "after": made.reshape(images.shape)}
+        found = {when: copies.of(their, rows) for when, their in shown.items()}
         return {
-            group: {
-                when: copies.rates(copies.of(their, rows)[(asked["group"] == group).to_numpy()])
-                for when, their in shown.items()
-            }
-            for group in GROUPS
+            name: {when: copies.rates(their[some]) for when, their in found.items()}
+            for name, some in parts_of(asked).items()
         }
 
 
@@ -253,8 +261,9 @@ def load(folder: Path) -> dict[str, Any]:
 def load_prompts_asked(folder: Path) -> pd.DataFrame:
     """A row per prompt: detect's columns, and its group ("memorized" or "other": held out).
 
-    The table also has alignment, nan where it cannot be measured, and, where there are training
-    images, the number of copies among the prompt's images.
+    The table also has used (whether the method was made with the prompt), alignment, nan where it
+    cannot be measured, and, where there are training images, the number of copies among the
+    prompt's images.
     """
     import pandas as pd
 
