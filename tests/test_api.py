@@ -187,7 +187,8 @@ def test_the_stages_give_the_same_images_and_numbers_on_a_checkpoint_of_diffuser
     arguments = ["stage=evaluate", "dpm=pretrained", f"dpm.path={of_digits}"]
     arguments += ["dpm.num_train_images=64", "generate.num_images=120", "attacks=single"]
     arguments += ["generate.num_inference_steps=4", "extract=none", "extract.num_images=60"]
-    arguments += ["extract.refine_steps=3", "evaluate.false_positive_rates=[0.5]"]
+    arguments += ["extract/refine=fixed_point", "extract.refine.steps=3"]
+    arguments += ["evaluate.false_positive_rates=[0.5]"]
     done = subprocess.run(
         [sys.executable, "-m", "sidepipe", *arguments, "runtime.accelerator=cpu"],
         cwd=tmp_path,

@@ -12,9 +12,9 @@ ROWS = (
     "attacks=latent",
     "+attacks.classified={extract: {surrogate: classifier}}",
     "+attacks.cut={extract: {surrogate: {name: posterior, neighbors: 20}}}",
-    "+attacks.tuned={extract: {surrogate: none, refine_steps: 2, tuned: true}}",
+    "+attacks.tuned={extract: {surrogate: none, refine: fixed_point, tuned: true}}",
     "+attacks.rounds={extract: {surrogate: posterior, rounds: 2}}",
-    "+tune.grid.refine_t=[30,60]",
+    "+tune.grid.refine.t=[30,60]",
     "audit=returns",
 )
 AUTOENCODER = (

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sidepipe.diffusion.refine import seek_mode
+from sidepipe.diffusion.cycles import Cycle, annealed, cyclic, fixed_point
+from sidepipe.diffusion.refine import iterates, seek_mode, settled
+from sidepipe.diffusion.sampler import ddim
 
 ALPHAS_CUMPROD = torch.linspace(0.99, 0.3, 10)
 TRAINING = torch.tensor([[0.9, -0.8, 0.1], [-0.7, 0.2, 0.6], [-0.6, 0.3, 0.5]])
@@ -78,3 +80,85 @@ def test_with_noise_each_step_denoises_a_noised_image():
         x_t = alpha_bar**0.5 * expected + 0.5 * (1 - alpha_bar) ** 0.5 * eps
         expected = (x_t - (1 - alpha_bar) ** 0.5 * eps_fn(x_t, t)) / alpha_bar**0.5
     torch.testing.assert_close(moved, expected)
+
+
+def test_a_cycle_of_several_steps_is_noise_and_then_a_sampler():
+    eps_fn, x_0, ab = memorizing_eps_fn(TRAINING), torch.tensor([[0.3, -0.2, 0.4]]), ALPHAS_CUMPROD
+    noise = [torch.randn(1, 3, generator=torch.manual_seed(i)) for i in range(4)]
+    cycle = Cycle(8, noise=0.7, denoising_steps=4, eta=1.0)
+    assert cycle.timesteps == [8, 6, 4, 2]
+    (found,) = iterates(eps_fn, x_0, [cycle], ab, iter(noise).__next__)
+    x_t = ab[8] ** 0.5 * x_0 + 0.7 * (1 - ab[8]) ** 0.5 * noise[0]
+    expected = ddim(eps_fn, x_t, [8, 6, 4, 2], ab, 1.0, iter(noise[1:]).__next__)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_cycle_of_every_timestep_evaluates_each_once():
+    assert Cycle(5, denoising_steps=5).timesteps == [5, 4, 3, 2, 1]
+    assert Cycle(7, denoising_steps=3).timesteps == [7, 5, 3]
+
+
+def test_full_cycles_draw_from_the_posterior_of_the_exact_model():
+    """From level t the exact model of two points returns each with its posterior probability."""
+    points, t = torch.tensor([[-0.5], [0.5]]), 9
+    eps_fn, rng = memorizing_eps_fn(points), torch.manual_seed(0)
+    x_0 = points[:1].repeat(4000, 1)
+    cycles = cyclic(t, 1, 1.0, 9, 1.0)
+    (found,) = iterates(
+        eps_fn, x_0, cycles, ALPHAS_CUMPROD, lambda: torch.randn(4000, 1, generator=rng)
+    )
+    alpha_bar = float(ALPHAS_CUMPROD[t])
+    x_t = alpha_bar**0.5 * -0.5 + (1 - alpha_bar) ** 0.5 * torch.randn(200_000, generator=rng)
+    chance = torch.sigmoid(2 * alpha_bar**0.5 * x_t * 0.5 / (1 - alpha_bar)).mean()
+    assert float((found > 0).float().mean()) == pytest.approx(float(chance), abs=0.03)
+
+
+def test_annealing_takes_each_level_once_and_keeps_images_apart_at_the_last():
+    assert [cycle.t for cycle in annealed([7, 4, 1])] == [7, 4, 1]
+    close = torch.tensor([[-0.7, 0.2, 0.6], [-0.4, 0.5, 0.3]])
+    eps_fn, start = memorizing_eps_fn(close), close + 0.01
+    merged = [*iterates(eps_fn, start, annealed([6] * 60), ALPHAS_CUMPROD)][-1]
+    kept = [*iterates(eps_fn, start, annealed([6, 0, 0, 0, 0]), ALPHAS_CUMPROD)][-1]
+    assert torch.dist(merged[0], merged[1]) < 1e-3
+    torch.testing.assert_close(kept, close, atol=1e-3, rtol=0)
+
+
+def test_noise_without_a_source_of_it_is_an_error():
+    with pytest.raises(ValueError, match=r"noise_fn is needed when noise > 0, got noise = 0\.5"):
+        next(iterates(memorizing_eps_fn(TRAINING), TRAINING, [Cycle(3, 0.5)], ALPHAS_CUMPROD))
+
+
+def walk(positions):
+    """A step through the given positions of each image, which counts the images that it moves."""
+    moved = []
+
+    def step(x_0, rows):
+        moved.append(rows.tolist())
+        k = len(moved)
+        return torch.tensor([[float(positions[row][k])] for row in rows])
+
+    return step, moved
+
+
+def test_an_image_leaves_once_it_hardly_moves_and_another_once_it_speeds_up():
+    slow = [0.0, 1.0, 1.5, 1.51, 1.52, 9.0]  # moves by less than 0.1 in the third step
+    passing = [0.0, 2.0, 3.0, 4.5, 7.0, 9.0]  # slowest in the second step, then faster
+    steady = [0.0, 5.0, 9.0, 12.0, 14.0, 15.0]  # slows down to the end
+    step, moved = walk([slow, passing, steady])
+    best, taken = settled(step, torch.zeros(3, 1), 5, 0.1)
+    assert best[:, 0].tolist() == pytest.approx([1.51, 3.0, 15.0])
+    assert taken.tolist() == [3, 3, 5]
+    assert moved == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [2], [2]], "or no evaluation is saved"
+
+
+def test_images_settle_at_what_the_model_has_memorized_in_fewer_steps():
+    far_apart = TRAINING[:2]
+    start = far_apart.repeat(3, 1) + 0.15 * torch.randn(6, 3, generator=torch.manual_seed(0))
+    eps_fn = memorizing_eps_fn(far_apart)
+
+    def step(x_0, rows):
+        return next(iterates(eps_fn, x_0, fixed_point(0, 1), ALPHAS_CUMPROD))
+
+    best, taken = settled(step, start, 100, 1e-4)
+    torch.testing.assert_close(best, far_apart.repeat(3, 1), atol=1e-3, rtol=0)
+    assert taken.max() < 10

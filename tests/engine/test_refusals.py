@@ -76,8 +76,8 @@ def refused(monkeypatch, tmp_path, capsys):
         ),
         (["generate.seed=${nowhere}"], "generate.seed: Interpolation key 'nowhere' not found$"),
         (
-            ["extract.refine_noise=1"],
-            "extract.refine_noise must be 0 where extract.refine_steps is 0",
+            ["extract/refine=cyclic", "extract.refine.noise=2"],
+            r"extract.refine.noise must be in \[0, 1\], got 2",
         ),
         (["audit.refine_t=50"], "^audit is off; add audit=returns$"),
         (["detect.foo=1"], "^detect is off; add detect=labels or detect=prompts or detect=stable"),

@@ -22,10 +22,11 @@ from sidepipe.diffusion.schedule import clip_x_0, eps_of
 from sidepipe.diffusion.timesteps import Guidance
 from sidepipe.engine import shards
 from sidepipe.engine.image_sampler import ImageSampler
-from sidepipe.engine.shards import shard_path
+from sidepipe.engine.shards import load_steps, shard_path
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.trained import TrainDPM
+from sidepipe.stages.generate.refine import Annealed, Cyclic, FixedPoint, NoRefine, Union
 from sidepipe.stages.generate.stage import Generate, load, load_denoiser
 
 # Three whole shards and one of two images.
@@ -35,9 +36,7 @@ SAMPLING = {
     "eta": 0.0,
     "sampler": "ddim",
     "timestep_spacing": "leading",
-    "refine_steps": 0,
-    "refine_t": 0,
-    "refine_noise": 0.0,
+    "refine": NoRefine(),
     "precision": "32-true",
     "prompts": None,
     "condition_guidance_scale": 1.0,
@@ -125,7 +124,7 @@ def test_dpm_solver_s_images_are_those_of_the_function(tmp_path, dpm):
 
 @pytest.mark.parametrize("dpm", ["epsilon", "v_prediction"], indirect=True)
 def test_refined_images_are_the_saved_plain_ones_moved_toward_a_mode(tmp_path, dpm):
-    images = sampled(tmp_path, dpm, refine_steps=3, refine_t=4, num_images=20)
+    images = sampled(tmp_path, dpm, refine=FixedPoint(t=4, steps=3), num_images=20)
     unet, schedule = load_dpm(dpm).values()
     alphas_cumprod, kind = schedule.alphas_cumprod, schedule.config["prediction_type"]
     eps_fn = clip_x_0(eps_of(unet, kind, alphas_cumprod), alphas_cumprod)
@@ -138,18 +137,19 @@ def test_refined_images_are_the_saved_plain_ones_moved_toward_a_mode(tmp_path, d
 
 
 def test_refinement_is_counted_and_what_is_not_refined_keeps_its_key(tmp_path, dpm):
-    folder, refined = tmp_path / "generate", generate(refine_steps=3, refine_t=4, num_images=20)
+    folder = tmp_path / "generate"
+    refined = generate(refine=FixedPoint(t=4, steps=3), num_images=20)
     folder.mkdir()
     assert refined.run(Job(folder, {"dpm": dpm}, runtime()))["unet_forwards"] == 20 * (5 + 3)
-    plain = generate(refine_t=4)
-    settings = {"refine_steps", "refine_t", "refine_noise"}
-    assert not settings & plain.key_settings(asdict(plain)).keys()
-    assert settings <= refined.key_settings(asdict(refined)).keys()
+    plain = generate()
+    assert "refine" not in plain.key_settings(asdict(plain))
+    own = {"name": "fixed_point", "t": 4, "steps": 3, "settle": None}
+    assert refined.key_settings(asdict(refined))["refine"] == own
 
 
 def test_cyclic_refinement_adds_each_image_s_own_noise_at_every_step(tmp_path, dpm):
-    cyclic = {"refine_steps": 3, "refine_t": 4, "refine_noise": 0.6}
-    images = sampled(tmp_path / "cyclic", dpm, num_images=20, **cyclic)
+    cyclic = Cyclic(t=4, steps=3, noise=0.6)
+    images = sampled(tmp_path / "cyclic", dpm, num_images=20, refine=cyclic)
     plain = to_model(sampled(tmp_path / "plain", dpm, num_images=20))
     unet, schedule = load_dpm(dpm).values()
     ab = schedule.alphas_cumprod
@@ -160,21 +160,73 @@ def test_cyclic_refinement_adds_each_image_s_own_noise_at_every_step(tmp_path, d
         with torch.no_grad():
             plain = ddim(eps_fn, x_t, [4], ab)
     assert_same_images(images, to_uint8(plain).numpy())
-    fixed = sampled(tmp_path / "fixed", dpm, num_images=20, **cyclic | {"refine_noise": 0.0})
+    fixed = sampled(tmp_path / "fixed", dpm, num_images=20, refine=FixedPoint(t=4, steps=3))
     assert np.abs(images.astype(int) - fixed).mean() > 1, "or no noise was added"
+
+
+def test_the_last_iterates_of_each_level_are_candidates_of_their_start(tmp_path, dpm):
+    union = Union(levels=[6, 3], steps=3, kept=2)
+    images = sampled(tmp_path / "union", dpm, num_images=20, refine=union)
+    assert images.shape == (20 * 4, 8, 8, 1)
+    for place, (t, steps) in enumerate([(6, 2), (6, 3), (3, 2), (3, 3)]):
+        alone = FixedPoint(t=t, steps=steps)
+        expected = sampled(tmp_path / f"{place}", dpm, num_images=20, refine=alone)
+        assert_same_images(images[place::4], expected)
+
+
+def test_a_resumed_union_equals_an_uninterrupted_one_and_counts_its_evaluations(tmp_path, dpm):
+    settings = {"refine": Union(levels=[6, 3], steps=3, kept=2)}
+    folder, job = tmp_path / "a", Job(tmp_path / "a", {"dpm": dpm}, runtime())
+    expected = sampled(folder, dpm, **settings)
+    shard_path(folder, 1).unlink()
+    attack = generate(**settings)
+    spent = attack.run(job)
+    assert spent["unet_forwards"] == 50 * (5 + 2 * 3)
+    assert spent["candidates"] == 4
+    np.testing.assert_array_equal(load(folder), expected)
+
+
+def test_images_that_settle_cost_only_the_steps_that_they_took(tmp_path, dpm):
+    plain = to_model(sampled(tmp_path / "plain", dpm, num_images=20))
+    one = to_model(sampled(tmp_path / "one", dpm, num_images=20, refine=FixedPoint(t=4, steps=1)))
+    usual = float((one - plain).flatten(1).square().mean(1).sqrt().median())
+    settles = FixedPoint(t=4, steps=6, settle=usual)  # so that half of them leave at once
+    folder = tmp_path / "a"
+    images = sampled(folder, dpm, num_images=20, refine=settles)
+    steps = load_steps(folder)
+    assert 1 <= steps.min() < steps.max() <= 6, "or all leave at once"
+    spent = generate(num_images=20, refine=settles).run(Job(folder, {"dpm": dpm}, runtime()))
+    assert spent["unet_forwards"] == 20 * 5 + steps.sum()
+    assert spent["evaluations_saved"] == 20 * 6 - steps.sum()
+    batches = runtime(sampling_batch_size=3)
+    again = sampled(tmp_path / "b", dpm, batches, num_images=20, refine=settles)
+    assert_same_images(again, images)
+    np.testing.assert_array_equal(load_steps(tmp_path / "b"), steps)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"refine_steps": -1}, "generate.refine_steps must be >= 0, got -1"),
-        ({"refine_t": -1}, "generate.refine_t must be >= 0, got -1"),
-        ({"refine_noise": 1.5}, r"generate.refine_noise must be in \[0, 1\], got 1.5"),
+        ({"refine": FixedPoint(steps=0)}, "generate.refine.steps must be >= 1, got 0"),
+        ({"refine": FixedPoint(t=-1)}, "generate.refine.t must be >= 0, got -1"),
+        ({"refine": Cyclic(noise=1.5)}, r"generate.refine.noise must be in \[0, 1\], got 1.5"),
         (
-            {"refine_noise": 0.5},
-            "generate.refine_noise must be 0 where generate.refine_steps is 0, got 0.5; it needs",
+            {"refine": Cyclic(t=4, denoising_steps=5)},
+            "generate.refine.denoising_steps must be <= generate.refine.t = 4, .* got 5",
         ),
-        ({"refine_steps": 1, "refine_t": 20}, "generate.refine_t must be < .* = 20, got 20"),
+        (
+            {"refine": Annealed(levels=[4, 5])},
+            r"generate.refine.levels must be timesteps that never rise, got \[4, 5\]",
+        ),
+        (
+            {"refine": Union(levels=[4, 2.5])},
+            r"generate.refine.levels must be one or more timesteps >= 0, got \[4, 2.5\]",
+        ),
+        (
+            {"refine": Union(levels=[4], steps=2, kept=3)},
+            "generate.refine.kept must be <= generate.refine.steps = 2, got 3",
+        ),
+        ({"refine": FixedPoint(t=20)}, "generate.refine must be timesteps < .* = 20, got 20"),
     ],
 )
 def test_a_refinement_that_cannot_be_is_refused(changes, message):
@@ -302,7 +354,9 @@ def test_the_surrogate_is_asked_within_its_interval_and_that_is_what_is_counted(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("changes", [{}, {"sampler": "dpm_solver_pp"}, {"refine_steps": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"sampler": "dpm_solver_pp"}, {"refine": FixedPoint(t=0, steps=2)}]
+)
 def test_a_network_that_is_not_finite_is_an_error_and_no_black_image(
     tmp_path, dpm, monkeypatch, value, changes
 ):
@@ -522,7 +576,7 @@ def test_more_steps_than_the_model_has_are_refused():
     "changes",
     [
         {"timestep_spacing": "trailing"},
-        {"refine_steps": 1, "refine_t": 19},
+        {"refine": FixedPoint(t=19, steps=1)},
         {"num_inference_steps": 19},  # leading timesteps 1 to 19, by the offset
     ],
 )

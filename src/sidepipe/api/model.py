@@ -11,6 +11,7 @@ import numpy as np
 from sidepipe.api.images import Images, checked
 from sidepipe.api.naming import as_arguments, require_numbers, require_whole
 from sidepipe.base.settings import PRECISIONS, Precision, require, require_known
+from sidepipe.diffusion.cycles import cyclic
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.diffusion.timesteps import SPACINGS
@@ -118,6 +119,8 @@ class Model:
         t: int = 60,
         steps: int = 8,
         noise: float = 0.0,
+        denoising_steps: int = 1,
+        eta: float = 0.0,
         seed: int = 0,
         precision: Precision = "bf16-mixed",
         classes: Sequence[int] | None = None,
@@ -132,10 +135,13 @@ class Model:
             images: uint8 ``(n, height, width, channels)``, such as from ``sample``.
             t: timestep whose noise is assumed, in ``[0, num_train_timesteps)``. At more noise,
                 images that are alike merge.
-            steps: evaluations of the network per image, >= 1.
+            steps: repetitions, >= 1.
             noise: the share of the noise of ``t`` that each step adds, in ``[0, 1]``; 1 for cyclic
                 denoising.
-            seed: of this noise, in ``[0, 2**32)``.
+            denoising_steps: evaluations of the network per repetition, in ``[1, t]``, at timesteps
+                from ``t`` down.
+            eta: of these, in ``[0, 1]``; 0 for DDIM, 1 for ancestral sampling.
+            seed: of the noise, in ``[0, 2**32)``.
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
             classes: of a class-conditional model, the numbers of classes that the images get in
                 turn; ``None`` for all classes, as images of ``sample`` have them.
@@ -163,12 +169,15 @@ class Model:
         shape, rule = tuple(images.shape[1:]), f"of shape (n, {self._shape_in_words()})"
         remedy = "refine images of the size that the model makes"
         require(shape == self.image_shape, "images", rule, images.shape, remedy)
-        require_whole(t=t, steps=steps, seed=seed)
-        require_numbers(noise=noise)
+        require_whole(t=t, steps=steps, denoising_steps=denoising_steps, seed=seed)
+        require_numbers(noise=noise, eta=eta)
         most = self.num_train_timesteps
         require(0 <= t < most, "t", f"in [0, {most}), the timesteps of the model", t)
         require(steps >= 1, "steps", ">= 1", steps)
         require(0 <= noise <= 1, "noise", "in [0, 1]", noise)
+        most, rule = max(1, t), f"in [1, t = {t}], a timestep each"
+        require(1 <= denoising_steps <= most, "denoising_steps", rule, denoising_steps)
+        require(0 <= eta <= 1, "eta", "in [0, 1]", eta)
         require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
         require_known("precision", precision, PRECISIONS)
         require_x_0(self._denoiser.prediction_type, self._denoiser.alphas_cumprod, [t])
@@ -178,9 +187,7 @@ class Model:
             stream="refine",
             timesteps=[],
             eta=0.0,
-            refine_steps=steps,
-            refine_t=t,
-            refine_noise=noise,
+            chains=[cyclic(t, steps, noise, denoising_steps, eta)],
         )
         return self._made(refiner, len(images), precision, classes, images)
 

@@ -4,13 +4,66 @@ A sampler ends with the network's error at little noise, where the network hardl
 training images. At more noise, the denoised image of a memorized image is that training image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from sidepipe.diffusion.cycles import Cycle
+from sidepipe.diffusion.fixed_points import rms
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import EpsFn
+
+
+def iterates(
+    eps_fn: EpsFn,
+    x_0: Float[Tensor, "n *shape"],
+    cycles: Sequence[Cycle],
+    alphas_cumprod: Float[Tensor, "T"],
+    noise_fn: Callable[[], Float[Tensor, "n *shape"]] | None = None,
+) -> Iterator[Float[Tensor, "n *shape"]]:
+    """x_0 after each of the cycles.
+
+    noise_fn: fresh standard normal noise of x_0's shape; needed where a cycle has noise or eta.
+    """
+    for cycle in cycles:
+        alpha_bar = float(alphas_cumprod[cycle.t])
+        x_t = alpha_bar**0.5 * x_0
+        if cycle.noise > 0:
+            if noise_fn is None:
+                raise ValueError(f"noise_fn is needed when noise > 0, got noise = {cycle.noise}")
+            x_t = x_t + cycle.noise * (1 - alpha_bar) ** 0.5 * noise_fn()
+        x_0 = ddim(eps_fn, x_t, cycle.timesteps, alphas_cumprod, cycle.eta, noise_fn)
+        yield x_0
+
+
+def settled(
+    step: Callable[[Float[Tensor, "m *shape"], Int64[Tensor, "m"]], Float[Tensor, "m *shape"]],
+    x_0: Float[Tensor, "n *shape"],
+    max_steps: int,
+    residual: float,
+) -> tuple[Float[Tensor, "n *shape"], Int64[Tensor, "n"]]:
+    """The iterate of each image that moved least, and the number of steps that the image took.
+
+    An image leaves once a step moves it by less than `residual` (root mean square, in units of
+    x_0), or by no less than an earlier one: chains slow down at a memorized image and walk on.
+    step(x, rows): one step of the images `rows`.
+    """
+    best, least = x_0.clone(), torch.full((len(x_0),), torch.inf, device=x_0.device)
+    rows = torch.arange(len(x_0), device=x_0.device)
+    taken = torch.zeros_like(rows)
+    for _ in range(max_steps):
+        if len(rows) == 0:
+            break
+        moved = step(x_0, rows)
+        distance = rms(moved - x_0)
+        taken[rows] += 1
+        slower = distance < least[rows]
+        best[rows[slower]], least[rows[slower]] = moved[slower], distance[slower]
+        stays = slower & (distance >= residual)
+        rows, x_0 = rows[stays], moved[stays]
+    return best, taken
 
 
 def seek_mode(
@@ -22,23 +75,6 @@ def seek_mode(
     noise: float = 0.0,
     noise_fn: Callable[[], Float[Tensor, "n *shape"]] | None = None,
 ) -> Float[Tensor, "n *shape"]:
-    """x_0 replaced `num_steps` times by the model's pred_x_0 of sqrt(ab_t) x_0, taken for an x_t.
-
-    That is DDIM's last step, from level t to no noise. No noise is added, so it leads up the
-    density of the data smoothed by level t: by Tweedie's formula it is x_0 + (1 - ab_t) / ab_t *
-    grad log p(x_0) (Alain & Bengio, 2014; Kadkhodaie & Simoncelli, 2021). For a model that has
-    memorized its training images this is mean shift on them (Comaniciu & Meer, 2002); they are its
-    fixed points where level t keeps them apart.
-
-    noise: the share of the noise of level t that each step adds, from `noise_fn`. With 1, x_t is a
-    proper draw and the steps are a cycle of noising and denoising (Sharma & Martiniani, arXiv
-    2606.24000; Verma et al., arXiv 2610.11670), here with a single denoising step.
-    """
-    alpha_bar = float(alphas_cumprod[t])
-    signal, spread = alpha_bar**0.5, noise * (1 - alpha_bar) ** 0.5
-    for _ in range(num_steps):
-        x_t = signal * x_0
-        if spread and noise_fn is not None:
-            x_t = x_t + spread * noise_fn()
-        x_0 = ddim(eps_fn, x_t, [t], alphas_cumprod)
-    return x_0
+    """The last of `iterates`, of `num_steps` cycles with one denoising step; x_0 for none."""
+    cycles = [Cycle(t, noise)] * num_steps
+    return [x_0, *iterates(eps_fn, x_0, cycles, alphas_cumprod, noise_fn)][-1]

@@ -5,6 +5,7 @@ devices change images only by rounding.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
+from sidepipe.diffusion.cycles import Cycle
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
 from sidepipe.diffusion.guidance import conditioned, guided
 from sidepipe.diffusion.noise import image_noise
-from sidepipe.diffusion.refine import seek_mode
+from sidepipe.diffusion.refine import iterates, settled
 from sidepipe.diffusion.sampler import SAMPLERS, evaluated, require_x_0
 from sidepipe.diffusion.schedule import EpsFn, add_noise, clip_x_0
 from sidepipe.diffusion.timesteps import Guidance
@@ -40,16 +42,18 @@ SETTLING_PAYS = 1000  # steps above which timing takes less than 1 % of the run
 
 
 class ImageSampler(L.LightningModule):
-    """Predicts uint8 NHWC images for batches of image indices and their targets.
+    """Predicts uint8 NHWC images for batches of start indices and their targets.
+
+    A start has one image, or several `candidates` of refinement.
 
     A batch with images starts from these, with noise of the first timestep, or unchanged without
     timesteps.
 
     denoiser: the model under attack; a target is its condition, if any. surrogate: None for the
     unconditional baseline; otherwise a target is its label: a module with `grad_log_prob(x_t, t,
-    y)`, or a model with the label as its condition. refine_steps, refine_t, refine_noise:
-    the number of steps of unguided refinement after sampling, their timestep, and the share of its
-    noise that each step adds.
+    y)`, or a model with the label as its condition. chains: of unguided refinement, each from the
+    finished sample. kept: how many of the last iterates of each chain are predicted.
+    settle: the residual at which images leave their only chain, None for all its cycles.
     """
 
     surrogate: Any
@@ -65,9 +69,9 @@ class ImageSampler(L.LightningModule):
         eta: float,
         surrogate: nn.Module | None = None,
         guidance: Guidance | None = None,
-        refine_steps: int = 0,
-        refine_t: int = 0,
-        refine_noise: float = 0.0,
+        chains: Sequence[Sequence[Cycle]] = (),
+        kept: int = 1,
+        settle: float | None = None,
     ) -> None:
         super().__init__()
         self.denoiser, self.surrogate = denoiser, surrogate
@@ -75,11 +79,26 @@ class ImageSampler(L.LightningModule):
             lay_out(surrogate)
         self.seed, self.stream, self.sampler = seed, stream, sampler
         self.timesteps, self.eta, self.guidance = list(timesteps), eta, guidance
-        self.refine_steps, self.refine_t, self.refine_noise = refine_steps, refine_t, refine_noise
-        if refine_steps > 0:
-            require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, [refine_t])
+        self.chains, self.kept, self.settle = [list(chain) for chain in chains], kept, settle
+        self.steps_taken: Int64[Tensor, "n"] | None = None  # of the last batch, where it settles
+        levels = [t for cycle in self._cycles for t in cycle.timesteps]
+        require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, levels)
         self.is_compiled = False
         self.thread_choice: ThreadChoice | None = None
+
+    @property
+    def _cycles(self) -> list[Cycle]:
+        return [cycle for chain in self.chains for cycle in chain]
+
+    @property
+    def candidates(self) -> int:
+        """Predicted images per start."""
+        return max(1, self.kept * len(self.chains))
+
+    @property
+    def refinement_evaluations(self) -> int:
+        """Evaluations of the network per start, in its refinement."""
+        return sum(cycle.denoising_steps for cycle in self._cycles)
 
     @property
     def evaluated(self) -> list[int]:
@@ -112,21 +131,42 @@ class ImageSampler(L.LightningModule):
             if x_0 is None or self.timesteps:
                 x_0 = self._sampled(plain, numbers, targets, seen, x_0)
                 require_finite_eps(seen, self.stream, numbers)
-            if self.refine_steps > 0:
+            if self.chains:
                 x_0 = self.denoiser.as_saved(x_0)  # equal to the refinement of saved images
-                shape, device = self.denoiser.shape, self.device
-                x_0 = seek_mode(
-                    self._in_range(plain),
-                    x_0,
-                    self.refine_t,
-                    self.refine_steps,
-                    self.denoiser.alphas_cumprod,
-                    self.refine_noise,
-                    # A stream for refinement, so that saved images get the same noise when refined.
-                    image_noise(self.seed, "refine", numbers, shape, device),
-                )
-                require_finite_eps(seen, self.stream, numbers)
+                if self.settle is None:
+                    x_0 = self._refined(plain, x_0, numbers)
+                    require_finite_eps(seen, self.stream, numbers)
+                else:
+                    x_0 = self._settled(x_0, numbers, targets, self.settle)
             return self.denoiser.decode(x_0)
+
+    def _settled(
+        self, start: Tensor, numbers: list[int], targets: Int64[Tensor, "n"], residual: float
+    ) -> Tensor:
+        """The iterate of each start that moved least; only images that still move are evaluated."""
+        (chain,) = self.chains
+
+        def step(x_0: Tensor, rows: Int64[Tensor, "m"]) -> Tensor:
+            seen: Seen = []
+            eps_fn = watched(self.denoiser.eps_fn(targets[rows]), "the model's prediction", seen)
+            ab = self.denoiser.alphas_cumprod
+            x_0 = next(iterates(self._in_range(eps_fn), x_0, chain[:1], ab))
+            require_finite_eps(seen, self.stream, [numbers[i] for i in rows.tolist()])
+            return x_0
+
+        x_0, self.steps_taken = settled(step, start, len(chain), residual)
+        return x_0
+
+    def _refined(self, plain: EpsFn, start: Tensor, numbers: list[int]) -> Tensor:
+        """The kept iterates of each start in the order of the chains, one start after another."""
+        eps_fn, ab = self._in_range(plain), self.denoiser.alphas_cumprod
+        # A stream for refinement, so that saved images get the same noise when refined.
+        noise_fn = image_noise(self.seed, "refine", numbers, self.denoiser.shape, self.device)
+        kept = [
+            deque(iterates(eps_fn, start, chain, ab, noise_fn), maxlen=self.kept)
+            for chain in self.chains
+        ]
+        return torch.stack([x for chain in kept for x in chain], 1).flatten(0, 1)
 
     def _sampled(
         self,
@@ -183,7 +223,7 @@ class ImageSampler(L.LightningModule):
         size = runtime.sampling_batch_size or self._useful_batch_size(shard_size)
         size = math.ceil(shard_size / math.ceil(shard_size / size))
         step = self._step(size)
-        evaluations = num_images * (len(self.evaluated) + self.refine_steps)
+        evaluations = num_images * (len(self.evaluated) + self.refinement_evaluations)
 
         def seconds() -> float:
             return seconds_of(step, self.device) * evaluations / size
@@ -211,7 +251,7 @@ class ImageSampler(L.LightningModule):
 
     def _step(self, n: int) -> Callable[[], Tensor]:
         """One evaluation of the networks on `n` images, at a guided timestep if any."""
-        t = (self.guided_timesteps or self.timesteps or [self.refine_t])[0]
+        t = (self.guided_timesteps or self.timesteps or [self._cycles[0].t])[0]
         x_t = torch.zeros(n, *self.denoiser.shape, device=self.device)
         targets = torch.zeros(n, dtype=torch.int64, device=self.device)
         eps_fn = self._in_range(self._guided(self.denoiser.eps_fn(targets), targets))

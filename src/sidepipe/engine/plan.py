@@ -119,7 +119,7 @@ def _rows(plain: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
     Raises ValueError unless these are settings by stage, or null for none.
     """
     rows: dict[str, dict[str, Any]] = {}
-    rule = "changes by stage, as {extract: {refine_steps: 8}}, or null for none"
+    rule = "changes by stage, as {extract: {refine: fixed_point}}, or null for none"
     for row, changes in (plain.get(group) or {}).items():
         require(isinstance(changes, Mapping | None), f"{group}.{row}", rule, changes)
         rows[row] = dict(changes or {})

@@ -75,7 +75,9 @@ def sample_to_shards(
     runtime: Runtime,
     targets: np.ndarray | None = None,
 ) -> None:
-    """Writes `num_images` sampled images to `folder`; skips whole shards.
+    """Writes the images of `num_images` starts to `folder`; skips whole shards.
+
+    A shard holds every candidate of its starts, one start after another.
 
     targets: int64 (num_images,), the label of each image for the surrogate, or the number of its
     prompt; None for zeros. Raises OSError where the disk is too full for the missing images, and
@@ -84,14 +86,15 @@ def sample_to_shards(
     channels, height, width = sampler.denoiser.image_shape
     shape = (height, width, channels)
     ranges = shard_ranges(num_images, shard_size)
-    shards = missing_shards(folder, num_images, shard_size, shape)
+    each = sampler.candidates
+    shards = missing_shards(folder, each * num_images, each * shard_size, shape)
     missing = [(shard, ranges[shard]) for shard in shards]
     left = sum(len(indices) for _, indices in missing)
     if left == 0:
         return
     if left < num_images:
         log.info("%d of %d images exist; making the rest", num_images - left, num_images)
-    check_disk(folder, left * math.prod(shape))
+    check_disk(folder, each * left * math.prod(shape))
     if targets is None:
         targets = np.zeros(num_images, np.int64)
     batches = _ShardBatches(sampler, missing, len(ranges[0]), targets, runtime)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sidepipe.base import interruption
 from sidepipe.base.interruption import Preempted
-from sidepipe.engine.shards import BackgroundShards
+from sidepipe.engine.shards import BackgroundShards, write_steps
 
 
 class ShardWriter(BasePredictionWriter):
@@ -27,6 +27,7 @@ class ShardWriter(BasePredictionWriter):
         super().__init__("batch")
         self.folder = folder
         self.parts: list[Callable[[], np.ndarray]] = []
+        self.steps: list[np.ndarray] = []
 
     def on_predict_start(self, *args: Any) -> None:
         self.shards = BackgroundShards(self.folder)  # not in __init__: a thread cannot be pickled
@@ -41,7 +42,12 @@ class ShardWriter(BasePredictionWriter):
         *args: int,
     ) -> None:
         self.parts.append(_on_host(prediction))
+        if pl_module.steps_taken is not None:
+            self.steps.append(pl_module.steps_taken.cpu().numpy())
         if batch["ends_shard"]:
+            if self.steps:  # before the images: a whole shard has both
+                write_steps(self.folder, batch["shard"], np.concatenate(self.steps))
+                self.steps = []
             self.shards.write(batch["shard"], self.parts)
             self.parts = []
         if interruption.requested():

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from sidepipe.base.files import existing, gigabytes, whole_file
 from sidepipe.engine.resuming import keep
@@ -49,6 +49,19 @@ def write_shard(folder: Path, shard: int, images: UInt8[np.ndarray, "n h w c"]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, images)
+
+
+def write_steps(folder: Path, shard: int, steps: Int64[np.ndarray, "n"]) -> None:
+    """Writes the number of refinement steps that each start of a shard took."""
+    path = folder / "steps" / f"{shard:06d}.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, steps)
+
+
+def load_steps(folder: Path) -> Int64[np.ndarray, "n"]:
+    """The number of refinement steps that each start took, in order."""
+    return np.concatenate([np.load(path) for path in sorted((folder / "steps").glob("*.npy"))])
 
 
 class BackgroundShards:

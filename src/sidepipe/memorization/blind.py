@@ -23,8 +23,8 @@ ROC_POINTS = 200
 class Candidates:
     """One candidate per group, the best first.
 
-    index: its center among the images. size: images in the group. tightness: mean gamma of the
-    others to the center; of a group of one, gamma to the nearest other image.
+    index: its center among the images. size: starts with an image in the group. tightness: mean
+    gamma of the other images to the center; of one image, gamma to the nearest other one.
     """
 
     index: Int64[np.ndarray, "c"]
@@ -33,20 +33,23 @@ class Candidates:
 
 
 def candidates(
-    features: Float32[np.ndarray, "n d"], metric: Metric, threshold: float
+    features: Float32[np.ndarray, "n d"], metric: Metric, threshold: float, per_start: int = 1
 ) -> Candidates:
     """Generated images ranked without truth: by group size, then tightness, then index.
 
-    features: of at least two images. threshold: gamma of a near duplicate.
+    features: of at least two images. threshold: gamma of a near duplicate. per_start: images that
+    follow each other and come from one start; their likeness is no repetition.
     """
     center = near_duplicate_groups(features, metric, threshold)
     index = np.unique(center)
-    size = np.bincount(center, minlength=len(features))[index]
+    images = np.bincount(center, minlength=len(features))[index]
+    pairs = np.unique(np.stack([center, np.arange(len(features)) // per_start]), axis=1)
+    size = np.bincount(pairs[0], minlength=len(features))[index]
     others = np.flatnonzero(center != np.arange(len(features)))
     gamma = gamma_of(exact_losses(features, features, others, center[others], metric), metric)
     sums = np.bincount(center[others], gamma, minlength=len(features))[index]
-    tightness = sums / np.maximum(size - 1, 1)
-    alone = size == 1
+    tightness = sums / np.maximum(images - 1, 1)
+    alone = images == 1
     if alone.any():
         # The closest is the image itself, or an exact copy of it that belongs to another group.
         values = nearest(features[index[alone]], features, metric, k=2)[0]

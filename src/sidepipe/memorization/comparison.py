@@ -76,7 +76,9 @@ class Comparison:
     `heldout` first; one smaller set where there are fewer unseen images. real_gamma: of every real
     unseen image to its nearest training image, or of the closest image of every unseen group.
     synthetic_*: of every synthetic image, which the attacker had before the attack, to its nearest
-    training image; empty where there are none.
+    training image; empty where there are none. per_start: images that follow each other and come
+    from one start of the attack. Starts are independent, their images are not: a start hits where
+    any of its images hits, a training image or a held-out one alike.
     """
 
     metric: Metric
@@ -86,6 +88,22 @@ class Comparison:
     real_gamma: Float32[np.ndarray, "u"]
     synthetic_gamma: Float32[np.ndarray, "s"]
     synthetic_index: Int64[np.ndarray, "s"]
+    per_start: int = 1
+
+    @property
+    def num_starts(self) -> int:
+        return len(self.queries) // self.per_start
+
+    def of_starts(self, hit: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "k"]:
+        """Whether any image of each start is a hit."""
+        return hit.reshape(-1, self.per_start).max(axis=1)
+
+    def sightings(
+        self, hit: Bool[np.ndarray, "n"], unit: Int64[np.ndarray, "h"]
+    ) -> Int64[np.ndarray, "2 s"]:
+        """Starts and the units that they hit, each pair once. unit: of each hit."""
+        starts = np.flatnonzero(hit) // self.per_start
+        return np.unique(np.stack([starts, unit]), axis=1)
 
     @property
     def train(self) -> Compared:
@@ -106,13 +124,16 @@ class Comparison:
         return max(1.0, len(self.train.rows) / len(self.heldout.rows))
 
     def heldout_hits(self, inside: Callable[[Gamma], Bool[np.ndarray, "n"]]) -> HeldoutHits:
-        """Hits on the held-out sets. inside: which of gamma to the nearest image are hits."""
+        """Starts that hit held-out sets. inside: which of gamma to the nearest image are hits."""
         hits = [inside(control.gamma) for control in self.controls]
         counts = np.concatenate(
-            [np.bincount(one.hit_units(hit)) for one, hit in zip(self.controls, hits, strict=True)]
+            [
+                np.bincount(self.sightings(hit, one.hit_units(hit))[1])
+                for one, hit in zip(self.controls, hits, strict=True)
+            ]
         )
         return HeldoutHits(
-            share=np.mean([hit.astype(np.float64) for hit in hits], axis=0),
+            share=np.mean([self.of_starts(hit).astype(np.float64) for hit in hits], axis=0),
             repeats=int((counts * (counts - 1)).sum()),
             num_sets=len(self.controls),
             scale=self.scale,
@@ -127,6 +148,7 @@ def compare(
     attacker_rows: Int64[np.ndarray, "a"] | None = None,
     *,
     counts_only: bool = False,
+    per_start: int = 1,
 ) -> Comparison:
     """The searches behind every measure. queries, synthetic: features of generated images.
 
@@ -161,6 +183,7 @@ def compare(
         closest_of_groups(real.real_gamma, real.unseen.groups, metric),
         gamma[:, 0],
         index[:, 0],
+        per_start,
     )
 
 

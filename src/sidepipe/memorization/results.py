@@ -140,6 +140,7 @@ def _at_rate(
     passing = int(m.closer(c.real_gamma, threshold, c.metric).sum())
     reached = partial(m.closer, threshold=threshold, metric=c.metric)
     hit, heldout = reached(c.train.gamma), c.heldout_hits(reached)
+    start_hits = c.of_starts(hit)
     return {
         "false_positive_rate": rate,
         "threshold": threshold,
@@ -147,12 +148,12 @@ def _at_rate(
         "real_passing": passing,
         "true_rate_interval": list(rate_interval(passing, len(c.real_gamma))),
         "train": {
-            **_counted(hit, group[c.train.index]),
-            "ams": float(hit.mean()),
-            "interval": list(wilson(float(hit.mean()), len(hit))),
+            **_counted(c, hit, group[c.train.index]),
+            "ams": float(start_hits.mean()),
+            "interval": list(wilson(float(start_hits.mean()), len(start_hits))),
         },
         "heldout": _heldout(c, heldout, threshold, duplicate),
-        "excess": _excess(hit, heldout),
+        "excess": _excess(start_hits, heldout),
     }
 
 
@@ -161,14 +162,14 @@ def _heldout(
 ) -> dict[str, Any]:
     """Means over the held-out sets, each set's hits, and what a set as large as T would have."""
     hits = [m.closer(control.gamma, threshold, c.metric) for control in c.controls]
-    sets = [int(hit.sum()) for hit in hits]
+    sets = [int(c.of_starts(hit).sum()) for hit in hits]
     different = map(partial(_different, metric=c.metric, threshold=duplicate), c.controls, hits)
     return {
         "count": float(np.mean(sets)),
         "unique": float(np.mean(list(different))),
         "ams": heldout.mean,
         "sets": sets,
-        "scaled": float(np.mean(sets)) if heldout.scale == 1 else len(hits[0]) * heldout.scaled,
+        "scaled": float(np.mean(sets)) if heldout.scale == 1 else c.num_starts * heldout.scaled,
         "interval": list(heldout.interval),
     }
 
@@ -189,9 +190,11 @@ def _different(
     return len(np.unique(center if control.groups is None else control.groups[center]))
 
 
-def _counted(hit: Bool[np.ndarray, "n"], group: Int64[np.ndarray, "n"]) -> dict[str, int]:
-    """Hits, and the groups of the images nearest to them."""
-    return {"count": int(hit.sum()), "unique": len(np.unique(group[hit]))}
+def _counted(
+    c: Comparison, hit: Bool[np.ndarray, "n"], group: Int64[np.ndarray, "n"]
+) -> dict[str, int]:
+    """Starts that hit, and the groups of the training images nearest to all of their hits."""
+    return {"count": int(c.of_starts(hit).sum()), "unique": len(np.unique(group[hit]))}
 
 
 def bands(c: Comparison, ends: Bands) -> dict[str, Any]:
@@ -205,20 +208,20 @@ def bands(c: Comparison, ends: Bands) -> dict[str, Any]:
         masks = covered(c.queries, reference.features, c.metric, list(ends.values()))
         pairs = c.controls if which == "heldout" else [reference]
         for (name, band), mask in zip(ends.items(), masks, strict=True):
-            inside = np.mean([m.in_band(some.gamma, band) for some in pairs], axis=0)
+            hits = [c.of_starts(m.in_band(some.gamma, band)) for some in pairs]
+            inside = np.mean(hits, axis=0)
             found[name][which] = {
                 "count": float(inside.sum()),
                 "ams": float(inside.mean()),
-                "ums": float(mask.sum() / len(c.queries)),
-                "ums_nearest": float(
-                    np.mean([m.ums_nearest(some.gamma, some.index, band) for some in pairs])
-                ),
+                "ums": float(mask.sum() / c.num_starts),
+                "ums_nearest": c.per_start
+                * float(np.mean([m.ums_nearest(some.gamma, some.index, band) for some in pairs])),
             }
     for name, band in ends.items():
         inside = partial(m.in_band, band=band)
         heldout = c.heldout_hits(inside)
         comparable = heldout.scale == 1 or not np.isfinite(band).all()
-        hit = inside(c.train.gamma)
+        hit = c.of_starts(inside(c.train.gamma))
         found[name]["excess"] = _excess(hit, heldout) if comparable else None
     return found
 
@@ -231,14 +234,15 @@ def curve(c: Comparison, thresholds: Sequence[float]) -> dict[str, Any]:
     found: dict[str, Any] = {"thresholds": list(thresholds)}
     for name, r in c.sets.items():
         reverse_gamma = nearest(r.features, c.queries, c.metric)[0][:, 0]
-        ums = m.cumulative_ums(reverse_gamma, len(c.queries), thresholds, c.metric)
-        found[name] = {"ams": m.cumulative_ams(r.gamma, thresholds, c.metric), "ums": ums}
+        ums = m.cumulative_ums(reverse_gamma, c.num_starts, thresholds, c.metric)
+        hits = [c.of_starts(m.closer(r.gamma, a, c.metric)) for a in thresholds]
+        found[name] = {"ams": [float(hit.mean()) for hit in hits], "ums": ums}
     found["excess"] = {"share": [], "low": [], "high": []}
     found["heldout"]["ams"] = []
     for threshold in thresholds:
         reached = partial(m.closer, threshold=threshold, metric=c.metric)
         heldout = c.heldout_hits(reached)
-        share, (low, high) = excess(reached(c.train.gamma), heldout)
+        share, (low, high) = excess(c.of_starts(reached(c.train.gamma)), heldout)
         found["heldout"]["ams"].append(heldout.mean)
         for name, value in (("share", share), ("low", low), ("high", high)):
             found["excess"][name].append(value)
@@ -255,21 +259,21 @@ def rules(c: Comparison, groups: Mapping[str, Groups]) -> dict[str, Any]:
     for name, r in c.sets.items():
         scores = m.adaptive_scores(m.distance(r.around, c.metric))
         nearest_group = groups[name][r.index]
-        adaptive[name] = _counted(scores <= 1, nearest_group)
+        adaptive[name] = _counted(c, scores <= 1, nearest_group)
         unique = np.unique(groups[name])
         ratio[f"num_unique_{name}"] = len(unique)
         two = nearest(c.queries, r.features[unique], c.metric, k=2)[0]
         hit = m.ratio_hits(*m.distance(two, c.metric).T)
-        ratio[name] = _counted(hit, nearest_group)
+        ratio[name] = _counted(c, hit, nearest_group)
     enough = all(len(r.rows) >= AROUND for r in c.sets.values())
     return {"adaptive": adaptive, "ratio": ratio} if enough else {"ratio": ratio}
 
 
 def extractable(c: Comparison, hits: Hits, num_different: int) -> dict[str, Any]:
     """Different training images against images made: the curve, its bound and its check."""
-    group, hit = hits.group[c.train.index], hits.hit
-    quarter = np.flatnonzero(hit[: len(hit) // 4])
-    return rarefaction(group[hit], len(hit), group[quarter], num_different)
+    starts, found = c.sightings(hits.hit, hits.group[c.train.index[hits.hit]])
+    quarter = found[starts < c.num_starts // 4]
+    return rarefaction(found, c.num_starts, quarter, num_different)
 
 
 def new_hits(
@@ -290,7 +294,7 @@ def new_hits(
         "synthetic_hits": int(synthetic_hit.sum()),
     }
     for name, some in (("seen", hit & seen), ("new", new)):
-        summary[name] = _counted(some, nearest_group)
+        summary[name] = _counted(c, some, nearest_group)
     return summary, Hits(hit, new, group)
 
 
@@ -302,5 +306,6 @@ def trial(
 ) -> dict[str, int]:
     """The true hits of images that a tuned attack tried: its images, hits, different ones."""
     gamma, index = (x[:, 0] for x in nearest(features, c.train.features, c.metric))
-    found = _counted(m.closer(gamma, threshold, c.metric), group[index])
-    return {"images": len(gamma), "hits": found["count"], "unique": found["unique"]}
+    hit = m.closer(gamma, threshold, c.metric)
+    different = len(np.unique(group[index[hit]]))
+    return {"images": len(gamma), "hits": int(hit.sum()), "unique": different}

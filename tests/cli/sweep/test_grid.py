@@ -37,7 +37,7 @@ def test_a_value_on_the_command_line_takes_the_place_of_an_axis_of_the_file() ->
         "dpm.num_train_images=32,64",  # values
         "dpm=tiny,unet16",  # files
         "diffusion=ddpm_linear,ddpm_cosine",
-        "+attacks.strong={extract: {refine_steps: 5}},{extract: {refine_steps: 6}}",
+        "+attacks.strong={extract: {num_images: 50}},{extract: {num_images: 60}}",
         "attacks=single,compare",
         "dpm.unet.block_out_channels=[8,8],[8,16]",
         "data.size=8,4",

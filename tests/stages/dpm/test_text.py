@@ -231,7 +231,7 @@ def test_a_pipeline_comes_as_it_is_and_a_change_is_noticed(data, tmp_path, kind,
     summary = stage.run(Job(folder, {"data": data}, RUNTIME))
     model = load_text_model(folder)
     assert model.latent_shape == ((4, 8, 8) if kind == "flux" else (4, 4, 4))
-    stage.check_timesteps("detect", 20, None, {"generate.refine_t": 60})
+    stage.check_timesteps("detect", 20, None, {"generate.refine": 60})
     assert stage.source_changed(summary, RUNTIME) is None
     weights = next((source / changed).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes() + b" ")
@@ -296,8 +296,8 @@ def test_more_steps_than_the_checkpoint_has_are_refused(tmp_path):
     dpm.check_timesteps("detect", 99)
     with pytest.raises(ValueError, match=r"detect.num_inference_steps must be <= 100, .* got 101"):
         dpm.check_timesteps("detect", 101)
-    with pytest.raises(ValueError, match=r"generate.refine_t must be < 100, .* got 100"):
-        dpm.check_timesteps("generate", 10, None, {"generate.refine_t": 100})
+    with pytest.raises(ValueError, match=r"generate.refine must be < 100, .* got 100"):
+        dpm.check_timesteps("generate", 10, None, {"generate.refine": 100})
 
 
 def test_a_path_that_is_no_folder_is_an_error_before_it_is_taken_for_a_hub_id(tmp_path):

@@ -16,6 +16,7 @@ from torch import nn
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.engine.plan import plan
 from sidepipe.stages.extract.stage import load, load_targets
+from sidepipe.stages.generate.refine import FixedPoint
 
 WIDTH = 0.05  # standard deviation of the data
 MEAN, BASE_MEAN = 0.1, -0.1
@@ -82,7 +83,7 @@ def test_scale_0_is_plain_sampling_and_evaluates_no_base(tmp_path, inputs, netwo
     [
         ({}, 20, 20),
         ({"guidance_scale": 3.0, "t_min": 500}, 20, 10),
-        ({"refine_steps": 5, "refine_t": 60}, 25, 20),
+        ({"refine": FixedPoint(t=60, steps=5)}, 25, 20),
     ],
 )
 def test_each_guided_step_costs_two_evaluations(tmp_path, inputs, networks, changes, own, of_base):
@@ -94,7 +95,7 @@ def test_each_guided_step_costs_two_evaluations(tmp_path, inputs, networks, chan
 
 def test_finished_images_are_refined_by_the_fine_tuned_model(tmp_path, inputs, networks):
     run(tmp_path / "a", inputs, **BASE, guidance_scale=2.0)
-    refined = {"refine_steps": 40, "refine_t": 300}
+    refined = {"refine": FixedPoint(t=300, steps=40)}
     run(tmp_path / "refined", inputs, **BASE, guidance_scale=2.0, **refined)
     assert mean_of(tmp_path / "a") > MEAN + 0.3
     assert mean_of(tmp_path / "refined") == pytest.approx(MEAN, abs=0.01)

@@ -12,6 +12,7 @@ from sidepipe.engine.stage import Job
 from sidepipe.models.text.pipeline import save_model
 from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.generate.prompts import draw_prompts, prompts_of
+from sidepipe.stages.generate.refine import FixedPoint
 from sidepipe.stages.generate.stage import Generate, load, load_denoiser
 
 TRAIN, HELDOUT = [4, 0, 2, 3], [1, 5]
@@ -81,7 +82,7 @@ def test_at_scale_1_a_prompt_costs_what_none_costs(tmp_path, inputs):
 
 def test_images_are_refined_by_their_prompts_with_the_same_guidance(tmp_path, inputs):
     prompted = {"prompts": "train", "condition_guidance_scale": 3.0}
-    refined = {"refine_steps": 2, "refine_t": 30}
+    refined = {"refine": FixedPoint(t=30, steps=2)}
     summary = run(tmp_path / "refined", inputs, **prompted, **refined)
     assert summary["unet_forwards"] == 2 * 12 * (5 + 2)
     run(tmp_path / "prompted", inputs, **prompted)

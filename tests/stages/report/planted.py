@@ -181,6 +181,7 @@ class Outputs:
         if surrogate != "none":
             summary["num_targets"] = 9 if guidance.get("targets") == "top_cohesion" else NUM_LABELS
         settings = {"surrogate": {"name": surrogate}, "guidance": {**GUIDANCE, **guidance}}
+        settings |= {"refine": {"name": "none"}}
         self.finish("extract", key, inputs, settings, summary)
         inputs = {"data": "da", "generate": "ge", "reference": "re", "extract": key}
         if self.evaluate["truth"] == "none":

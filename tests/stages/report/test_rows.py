@@ -6,7 +6,9 @@ import pytest
 
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.rows import described, is_side
+from sidepipe.stages.report.words import refinement
 
+REFINED = {"name": "fixed_point", "t": 60, "steps": 8}
 SIDE = {
     "surrogate": {"name": "classifier", "guide_through": "x_t"},
     "guidance": {
@@ -18,8 +20,7 @@ SIDE = {
     },
     "tuned": False,
     "rounds": 1,
-    "refine_steps": 0,
-    "refine_t": 60,
+    "refine": {"name": "none"},
 }
 
 
@@ -53,7 +54,7 @@ CHANGED = [
     ({"t_max": 900}, {}, {}),
     ({"tuned": True}, {}, {}),
     ({"rounds": 3}, {}, {}),
-    ({"refine_steps": 8}, {}, {}),
+    ({"refine": REFINED}, {}, {}),
     ({}, {"assign": "members"}, {}),
     ({}, {"assign": "repeats"}, {}),
     ({}, {"assign": "random"}, {}),
@@ -77,13 +78,40 @@ def test_no_two_rows_that_differ_are_described_alike():
 
 
 def test_refinement_is_explained_by_its_steps_and_noise_level():
-    assert described(attack({"surrogate": {"name": "none"}, "refine_steps": 8})) == (
+    assert described(attack({"surrogate": {"name": "none"}, "refine": REFINED})) == (
         "plain sampling; then refinement: each finished image is denoised 8 times from t = 60"
     )
 
 
+@pytest.mark.parametrize(
+    ("refine", "words", "told"),
+    [
+        (
+            {"name": "cyclic", "t": 100, "steps": 9, "noise": 1.0, "denoising_steps": 50},
+            "9 times from t = 100 in 50 steps, each time with 100\N{NO-BREAK SPACE}% of its noise "
+            "added",
+            "9 x 50 at t = 100, noise 1",
+        ),
+        (
+            {"name": "annealed", "levels": [90, 60]},
+            "once from each of t = 90, 60",
+            "2 at t = 90, 60",
+        ),
+        (
+            {"name": "union", "levels": [60, 30], "steps": 8, "kept": 5},
+            "8 times from each of t = 60, 30, and the last 5 results of each are candidates",
+            "8 at t = 60, 30, 5 kept of each",
+        ),
+    ],
+)
+def test_each_strategy_of_refinement_is_told_in_words(refine, words, told):
+    of = attack({"surrogate": {"name": "none"}, "refine": refine})
+    assert described(of).endswith(f"each finished image is denoised {words}")
+    assert refinement(of) == told
+
+
 def test_rows_of_different_cost_are_told_apart():
-    plain = {"surrogate": {"name": "none"}, "refine_steps": 8}
+    plain = {"surrogate": {"name": "none"}, "refine": REFINED}
     told = [described(attack({**plain, "num_inference_steps": n})) for n in (10, 50)]
     assert told[0].startswith("plain sampling in 10 steps; then refinement")
     assert told[1].startswith("plain sampling in 50 steps; then refinement")

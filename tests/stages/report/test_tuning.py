@@ -11,6 +11,7 @@ def attack(name, trials, tuned):
     results = {"cost": {**COST, "gradient_cost": 0.5, "synthetic_evaluations": 9}, "trials": trials}
     guidance = {"guidance_scale": 1.0, "t_min": 0, "targets": "uniform"}
     settings = {"surrogate": {"name": "posterior"}, "guidance": guidance}
+    settings |= {"refine": {"name": "none"}}
     manifests = {"extract": {"settings": settings, "summary": {"tuned": tuned} if tuned else {}}}
     return Attack(name, Path(), results, manifests)
 
@@ -46,9 +47,9 @@ def test_where_groups_were_counted_the_score_is_their_number():
 
 
 def test_the_cost_table_says_how_images_were_refined():
-    plain, refined = attack("plain", [], None), attack("refined", [], {"refine_steps": 8})
-    for one in (plain, refined):
-        settings = {"surrogate": {"name": "none"}, "refine_steps": 0, "refine_t": 60}
+    plain, refined = attack("plain", [], None), attack("refined", [], {"refine.steps": 8})
+    for one, refine in ((plain, {"name": "none"}), (refined, {"name": "fixed_point", "t": 60})):
+        settings = {"surrogate": {"name": "none"}, "refine": refine}
         one.manifests["extract"]["settings"] |= settings
     table = cost_table([plain, refined])
     place = table.columns.index("refined")

@@ -23,6 +23,7 @@ from sidepipe.base.settings import check_field_types
 from sidepipe.engine.stage import Job
 from sidepipe.stages.attack.attack import SPENT
 from sidepipe.stages.extract.stage import load
+from sidepipe.stages.generate.refine import FixedPoint
 from sidepipe.stages.tune.score import SCORES
 from sidepipe.stages.tune.stage import Tune, load_choice, load_trials
 
@@ -30,7 +31,7 @@ __all__ = ["inputs", "unet"]  # fixtures
 
 GRID = {"guidance_scale": [0.0, 1.0], "targets": ["uniform", "top_cohesion"]}
 PIXELS = {"_target_": "sidepipe.features.encoders.Pixels"}
-REFINED = {"surrogate": "none", "refine_steps": 2}
+REFINED = {"surrogate": "none", "refine": FixedPoint(steps=2)}
 
 
 def attack(**changes):
@@ -185,7 +186,7 @@ def test_attacks_that_differ_in_what_no_trial_uses_share_one_tuning(of):
         ({}, {"num_images": 13}),
         ({}, {"near_duplicates": near_duplicates(0.1)}),
         ({}, {"score": "groups"}),
-        ({"refine_steps": 2, "refine_t": 100}, {}),
+        ({"refine": FixedPoint(t=100, steps=2)}, {}),
         ({}, {"near_duplicates": {**near_duplicates(0.05), "features": PIXELS}}),
         ({}, {"grid": {**GRID, "guidance_scale": [0.0, 2.0]}}),
     ],
@@ -215,11 +216,23 @@ def test_the_target_fraction_counts_where_some_trial_uses_it():
         ({"grid": {"targets": ["tight"]}}, "tune.grid.targets does not accept 'tight'"),
         ({"grid": {"t_min": [0, 951]}}, r"one of the 20 timesteps from 0 to 950 .* got \[951"),
         ({"grid": {"guidance_schedule": [[0, 1]]}}, r"guidance_schedule must be .* got \[0, 1\]"),
-        ({"grid": {"refine_t": [-1]}, "of": REFINED}, "extract.refine_t must be >= 0, got -1"),
         (
-            {"of": REFINED},
-            r"tune.grid must be with one of \['refine_steps', 'refine_t', 'refine_noise'\] where",
+            {"grid": {"refine": {"t": [-1]}}, "of": REFINED},
+            "extract.refine.t must be >= 0, got -1",
         ),
+        (
+            {"grid": {"refine": {"t": ["late"]}}, "of": REFINED},
+            "tune.grid.refine.t must be a whole number, got 'late'",
+        ),
+        (
+            {"grid": {"refine": {"noise": [1]}}, "of": REFINED},
+            "tune.grid does not accept 'refine.noise'",
+        ),
+        (
+            {"grid": {"refine": [30]}, "of": REFINED},
+            r"tune.grid.refine must be values to try by setting, .* got \[30\]",
+        ),
+        ({"of": REFINED}, "tune.grid must be with settings of refine where"),
         ({"num_images": 1}, "tune.num_images must be >= 2, got 1"),
     ],
 )
@@ -239,17 +252,17 @@ def test_of_an_attack_that_is_not_tuned_only_the_names_of_the_grid_are_checked()
 
 
 def test_of_plain_samples_only_the_refinement_is_tried_and_no_label_is_read(tmp_path, unet, inputs):
-    grid = {**GRID, "refine_t": [100, 300, 500]}
+    grid = {**GRID, "refine": {"t": [100, 300, 500]}}
     stage = tune(REFINED, grid=grid, score="groups")
     assert stage.inputs() == ("dpm",)
-    assert stage.points == [{"refine_t": t} for t in (100, 300, 500)]
+    assert stage.points == [{"refine.t": t} for t in (100, 300, 500)]
     chosen = stage.run(Job(tmp_path / "tune", {"dpm": inputs["dpm"]}, RUNTIME))["chosen"]
     found = [row["score"] for row, _ in load_trials(tmp_path / "tune")]
-    assert chosen == {"refine_t": (100, 300, 500)[int(np.argmax(found))]}
+    assert chosen == {"refine.t": (100, 300, 500)[int(np.argmax(found))]}
     assert unet.images_seen == 3 * 12 * (len(TIMESTEPS) + 2)
 
 
 def test_plain_samples_without_refinement_have_nothing_to_tune():
-    stage = tune({"surrogate": "none", "refine_steps": 0}, grid={"refine_t": [100]})
+    stage = tune({"surrogate": "none"}, grid={"t_min": [0]})
     assert stage.inputs() == ()
     checked(stage, {}, RUNTIME)

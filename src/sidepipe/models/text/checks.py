@@ -103,7 +103,7 @@ def require_guided(
         path = folder / "transformer" / "config.json"
         distilled = read_object(path, MISSING).get("guidance_embeds")
         rule = f"false for {stage}, as || D_t || needs predictions without a prompt"
-        remedy = "sample and refine it: generate.prompts, extract.prompts and refine_steps"
+        remedy = "sample and refine it: generate.prompts, extract.prompts and extract.refine"
         require(not distilled, f"guidance_embeds of {path}", rule, distilled, remedy)
     if by_token:
         rule = "of CLIP alone, as T5 has tokens of its own"

@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 COST = "gradient_cost.json"
 # The parts of an attack's cost in its summary.
 SPENT = ("unet_forwards", "surrogate_gradients", "network_evaluations")
-# Settings that trials can choose: those of guidance and of refinement.
+# Settings that trials can choose: those of guidance, and those of `refine` after this prefix.
 GUIDANCE = tuple(field.name for field in fields(AttackGuidance))
-REFINEMENT = ("refine_steps", "refine_t", "refine_noise")
+REFINE = "refine."
 # The number of images whose labels count for a gradient's cost; at most so many are timed at once.
 COUNTED = 64
 
@@ -84,14 +84,20 @@ class Attack(Sampling):
     @property
     def can_be_tuned(self) -> bool:
         """Whether trials can choose a setting; plain sampling without refinement has none."""
-        refines = self.refine_steps > 0 and self.surrogate.samples
+        refines = bool(self.refine.chains) and self.surrogate.samples
         return self.surrogate.guides or refines
 
     def with_tried(self, tried: Mapping[str, Any]) -> Self:
-        """This attack with some settings of `GUIDANCE` and `REFINEMENT` changed."""
+        """This attack with some settings of guidance and of `refine` changed."""
         of_guidance = {name: value for name, value in tried.items() if name in GUIDANCE}
-        own = {name: value for name, value in tried.items() if name not in GUIDANCE}
-        return replace(self, guidance=replace(self.guidance, **of_guidance), **own)
+        of_refine = {n.removeprefix(REFINE): v for n, v in tried.items() if n.startswith(REFINE)}
+        guidance = replace(self.guidance, **of_guidance)
+        return replace(self, guidance=guidance, refine=replace(self.refine, **of_refine))
+
+    def tried_settings(self) -> dict[str, Any]:
+        """The settings that trials can choose, by the names of `with_tried`."""
+        of_refine = {f"{REFINE}{name}": value for name, value in vars(self.refine).items()}
+        return {**vars(self.guidance), **of_refine}
 
     def inputs(self) -> tuple[str, ...]:
         return (*super().inputs(), *self.surrogate.reads)
@@ -277,6 +283,13 @@ class Attack(Sampling):
             seconds,
         )
         return {"gradient_cost": cost, "gradient_seconds": seconds}
+
+
+def refine_of(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an attack's refinement, with what trials chose; of a finished artifact."""
+    tuned = summary.get("tuned", {}).items()
+    chosen = {name.removeprefix(REFINE): v for name, v in tuned if name.startswith(REFINE)}
+    return {**settings["refine"], **chosen}
 
 
 def load_gradient_seconds(folder: Path) -> float | None:

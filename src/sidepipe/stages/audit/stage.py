@@ -20,6 +20,7 @@ from jaxtyping import Float32, Float64
 from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import grid
 from sidepipe.base.settings import PRECISIONS, Precision, build, require, require_known
+from sidepipe.diffusion.cycles import fixed_point
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
@@ -246,8 +247,7 @@ def mover(
             stream="audit",
             timesteps=[] if t is None else [t],
             eta=0.0,
-            refine_steps=probe.steps if refine else 0,
-            refine_t=probe.t,
+            chains=[fixed_point(probe.t, probe.steps)] if refine else [],
         )
         return sample_to_array(
             sampler, len(images), len(images), precision, runtime, images, first=first

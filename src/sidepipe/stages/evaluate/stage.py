@@ -32,7 +32,7 @@ from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.evaluate import charts
 from sidepipe.stages.evaluate.cost import cost, original_of
 from sidepipe.stages.evaluate.headline import headline
-from sidepipe.stages.extract.stage import Extract, load_cohesion, load_targets
+from sidepipe.stages.extract.stage import Extract, load_cohesion, load_per_start, load_targets
 from sidepipe.stages.extract.stage import load as load_extracted
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.original.stage import load_rows as load_original_rows
@@ -187,14 +187,15 @@ class Evaluate(Stage):
         rates = [] if real is None else self._rates(real, encoder.metric, job.inputs["data"])
         encode = partial(encoder.encode, device=job.runtime.torch_device())
         extract = job.inputs["extract"]
-        generated, table = load_extracted(extract), None
+        generated, table, each = load_extracted(extract), None, load_per_start(extract)
         queries = encode(generated)
-        ranking = self._rank(queries, encoder)
+        ranking = self._rank(queries, encoder, each)
         results = self._about(encoder, generated, ranking, extract)
         if real is not None:
             plain = job.inputs.get("generate")
             synthetic = None if plain is None else encode(load_synthetic(plain))
-            c = compare(queries, synthetic, real, encoder.metric, _attacker_rows(extract))
+            rows = _attacker_rows(extract)
+            c = compare(queries, synthetic, real, encoder.metric, rows, per_start=each)
             measured, hits = self._measured(c, rates)
             measured["asked_false_positive_rates"] = self.false_positive_rates
             threshold = measured["calibrated"][0]["threshold"]
@@ -204,7 +205,7 @@ class Evaluate(Stage):
             results["blind"] |= ranking_quality(hits.hit[ranking.index])
             ids, data = load_ids(job.inputs["data"]), load_images(job.inputs["data"])
             results["exact_copies"] = exact_copies(c, generated, data)
-            table = tables.nearest_table(c, ids, load_targets(extract), hits)
+            table = tables.nearest_table(c, ids, np.repeat(load_targets(extract), each), hits)
             write_table(job.folder / "nearest.csv", table)
             closest = r.closest_pairs(c, hits.group, self.gallery_pairs)
             tables.save_gallery(job.folder, table, closest, generated, data)
@@ -236,7 +237,8 @@ class Evaluate(Stage):
             "truth": self.truth,
             "metric": encoder.metric,
             "transform": encoder.transform,
-            "num_images": len(generated),
+            "num_images": len(generated) // load_per_start(extract),
+            "per_start": load_per_start(extract),
             "num_synthetic": 0,
             "collapse": collapse(generated, ranking.size),
             "cost": cost(Artifact(extract)),
@@ -260,7 +262,8 @@ class Evaluate(Stage):
         label = Artifact(extract).inputs.get("label")
         if label is not None:
             cohesion = load_cohesion(extract, label.folder)
-            tables.save_labels(folder, load_targets(extract), cohesion, table)
+            targets = np.repeat(load_targets(extract), load_per_start(extract))
+            tables.save_labels(folder, targets, cohesion, table)
 
     def _duplicate_threshold(self, metric: Metric) -> float:
         """gamma of two generated images that are near duplicates: the edge of the closest band.
@@ -270,13 +273,13 @@ class Evaluate(Stage):
         low, high = self.bands_of_gamma()["high"]
         return float(low if metric == "cosine" else high)
 
-    def _rank(self, queries: np.ndarray, encoder: Encoder) -> Candidates:
+    def _rank(self, queries: np.ndarray, encoder: Encoder, per_start: int) -> Candidates:
         from sidepipe.memorization.blind import candidates
 
         if len(queries) > BLIND_IMAGES:
             log.info("the blind ranking uses the first %d of %d images", BLIND_IMAGES, len(queries))
         threshold = self._duplicate_threshold(encoder.metric)
-        return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold)
+        return candidates(queries[:BLIND_IMAGES], encoder.metric, threshold, per_start)
 
     @classmethod
     def point(cls, folder: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import COST, SPENT, Aim, Attack
 from sidepipe.stages.attack.strategies import OtherImages
+from sidepipe.stages.generate.refine import require_single
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.label.stage import Label, load_sizes, load_stage
 from sidepipe.stages.label.stage import load as load_labels
@@ -61,6 +62,8 @@ class Extract(Attack):
         rule = f"1 for a trained {self.surrogate.name}"
         remedy = "surrogate=posterior needs no training"
         require(at_once, "extract.rounds", rule, self.rounds, remedy)
+        if self.rounds > 1 or self.tuned:
+            require_single("extract.refine", self.refine, "rounds and trials count repeated images")
 
     @property
     def is_tuned(self) -> bool:
@@ -202,8 +205,13 @@ def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
     return load_shards(folder)
 
 
+def load_per_start(folder: Path) -> int:
+    """How many images follow each other that come from one start of the attack."""
+    return Artifact(folder).summary.get("candidates", 1)
+
+
 def load_targets(folder: Path) -> Int64[np.ndarray, "n"]:
-    """Each image's target label, -1 without a surrogate; later rounds have higher labels."""
+    """Each start's target label, -1 without a surrogate; later rounds have higher labels."""
     return np.load(folder / "targets.npy")
 
 

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from sidepipe.base.images import save_grid
 from sidepipe.base.settings import PRECISIONS, Precision, require
-from sidepipe.engine.shards import load_first, load_shards
+from sidepipe.engine.shards import load_first, load_shards, load_steps
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import denoiser_of
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
@@ -21,6 +21,7 @@ from sidepipe.stages.dpm.stage import DPM, load_null_class
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.text import load_text_model
 from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
+from sidepipe.stages.generate.refine import Refine, require_single
 
 if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser
@@ -46,12 +47,10 @@ class Sampling(Stage):
     data, or a file under `runtime.data_root`; each image gets a random one.
     condition_guidance_scale: s of classifier-free guidance by prompts or classes; 1 for the prompt
     or class alone, at half the cost, 0 for the null class alone. precision: "true" of
-    16 bits is for text-conditional models. shard_size: images per file. refine_steps: how many
-    times a finished sample moves toward a mode of the model, which reveals memorized images; each
-    move costs one network evaluation. refine_t: the noise level of these moves, in timesteps; at
-    higher levels similar samples merge. refine_noise: the share of this noise that each move adds,
-    0 for none, 1 for cyclic denoising. classes: numbers of the classes of a class-conditional
-    model, which the images get in turn; None for all classes.
+    16 bits is for text-conditional models. shard_size: starts per file. refine: the strategy
+    that moves finished samples toward a mode of the model, which reveals memorized images; some
+    give several candidates per sample, so that num_images counts starts. classes: numbers of the
+    classes of a class-conditional model, which the images get in turn; None for all classes.
     """
 
     parallel: ClassVar[bool] = True
@@ -61,9 +60,7 @@ class Sampling(Stage):
     num_inference_steps: int
     eta: float
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None
-    refine_steps: int
-    refine_t: int
-    refine_noise: float
+    refine: Refine
     prompts: str | None
     condition_guidance_scale: float
     precision: Precision
@@ -77,15 +74,7 @@ class Sampling(Stage):
         require(0 <= self.eta <= 1, f"{self.name}.eta", "in [0, 1]", self.eta)
         if self.sampler != "ddim":
             require(self.eta == 0, f"{self.name}.eta", f"0 for {self.sampler}", self.eta)
-        for field in ("refine_steps", "refine_t"):
-            require(getattr(self, field) >= 0, f"{self.name}.{field}", ">= 0", getattr(self, field))
-        share = self.refine_noise
-        require(0 <= share <= 1, f"{self.name}.refine_noise", "in [0, 1]", share)
-        rule = f"0 where {self.name}.refine_steps is 0"
-        remedy = f"it needs {self.name}.refine_steps >= 1, in each row that has it"
-        require(
-            share == 0 or self.refine_steps > 0, f"{self.name}.refine_noise", rule, share, remedy
-        )
+        self.refine.check(f"{self.name}.refine")
         scale = self.condition_guidance_scale
         require(scale >= 0, f"{self.name}.condition_guidance_scale", ">= 0", scale)
         require(0 <= self.seed < 2**32, f"{self.name}.seed", "in [0, 2**32)", self.seed)
@@ -94,15 +83,15 @@ class Sampling(Stage):
     def evaluations(self) -> int:
         """Evaluations of the network per plain image, refinement included, from a little signal."""
         steps = self.num_inference_steps
-        return (2 * steps - 1 if self.sampler == "heun" else steps) + self.refine_steps
+        return (2 * steps - 1 if self.sampler == "heun" else steps) + self.refine.evaluations
 
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "data") if self.prompts in OF_DATA else ("dpm",)
 
     def unused(self) -> tuple[str, ...]:
         unused = ()
-        if self.refine_steps == 0:
-            unused = (*unused, "refine_steps", "refine_t", "refine_noise")
+        if not self.refine.chains:
+            unused = (*unused, "refine")
         if self.prompts is None:
             unused = (*unused, "prompts")
         if self.prompts is None and self.condition_guidance_scale == 1:
@@ -131,9 +120,9 @@ class Sampling(Stage):
                 f"<= diffusion.num_train_timesteps = {steps}",
                 self.num_inference_steps,
             )
-            if self.refine_steps > 0:
-                rule = f"< diffusion.num_train_timesteps = {steps}"
-                require(self.refine_t < steps, f"{self.name}.refine_t", rule, self.refine_t)
+            most, rule = max([0, *self.refine.timesteps]), "timesteps < "
+            rule += f"diffusion.num_train_timesteps = {steps}"
+            require(most < steps, f"{self.name}.refine", rule, most)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm, name = upstream["dpm"], self.name
@@ -148,7 +137,7 @@ class Sampling(Stage):
             name,
             self.num_inference_steps,
             self.timestep_spacing,
-            {f"{name}.refine_t": self.refine_t} if self.refine_steps > 0 else {},
+            {f"{name}.refine": max(levels)} if (levels := self.refine.timesteps) else {},
         )
 
     def _check_classes(self, num_classes: int | None) -> None:
@@ -169,7 +158,7 @@ class Sampling(Stage):
 
     def num_bytes(self, upstream: Mapping[str, Stage]) -> int:
         data: Any = upstream["data"]
-        return self.num_images * data.size**2 * data.channels
+        return self.num_images * self.refine.candidates * data.size**2 * data.channels
 
     def sample(
         self,
@@ -208,7 +197,7 @@ class Sampling(Stage):
             targets,
         )
         save_grid(job.folder / "preview.png", load_first(job.folder, 64))
-        return self._spent(sampler, self.num_images - first)
+        return self._spent(job.folder, sampler, first)
 
     def _sampler(
         self, denoiser: Denoiser, surrogate: Any, guidance: Guidance | None
@@ -224,19 +213,29 @@ class Sampling(Stage):
             eta=self.eta,
             surrogate=surrogate,
             guidance=guidance,
-            refine_steps=self.refine_steps,
-            refine_t=self.refine_t,
-            refine_noise=self.refine_noise,
+            chains=self.refine.chains,
+            kept=self.refine.per_chain,
+            settle=self._settle,
         )
 
-    def _spent(self, sampler: ImageSampler, count: int) -> dict[str, Any]:
-        """The evaluations of `count` images."""
-        steps, guided = len(sampler.evaluated), len(sampler.guided_timesteps)
-        plain = steps - (guided if sampler.label_alone else 0) + self.refine_steps
+    @property
+    def _settle(self) -> float | None:
+        return getattr(self.refine, "settle", None)
+
+    def _spent(self, folder: Path, sampler: ImageSampler, first: int) -> dict[str, Any]:
+        """The evaluations of the starts from `first` on."""
+        count, guided = self.num_images - first, len(sampler.guided_timesteps)
+        plain = len(sampler.evaluated) - (guided if sampler.label_alone else 0)
+        refining, settles = count * self.refine.evaluations, self._settle is not None
+        taken = int(load_steps(folder)[first:].sum()) if settles else refining
+        each = sampler.denoiser.evaluations
+        saved = {"evaluations_saved": (refining - taken) * each} if settles else {}
         return {
             "num_images": count,
-            "unet_forwards": count * plain * sampler.denoiser.evaluations,
+            "unet_forwards": (count * plain + taken) * each,
             "surrogate_gradients": count * guided,
+            **({"candidates": sampler.candidates} if sampler.candidates > 1 else {}),
+            **saved,
         }
 
     def _draw_prompts(self, job: Job, source: str) -> tuple[list[str], np.ndarray]:
@@ -259,6 +258,10 @@ class Generate(Sampling):
     name: ClassVar[str] = "generate"
     version: ClassVar[int] = 3
     needed_by: ClassVar[str] = "evaluate.truth=train, or extract.surrogate=posterior"
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
+        require_single("generate.refine", self.refine, "the attacker's images are one per sample")
 
     def run(self, job: Job) -> dict[str, Any]:
         return self.sample(job)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sidepipe.engine.artifacts import Artifact
+from sidepipe.stages.attack.attack import refine_of
 from sidepipe.stages.evaluate.tables import load_nearest
 
 # A model with this share of copies among its images has memorized a lot.
@@ -57,13 +58,16 @@ class Attack:
     def settings(self) -> dict[str, Any]:
         """Settings of the extract stage in one mapping, those chosen by trials included.
 
-        `surrogate` is the surrogate's name; the mapping has the surrogate's settings too.
+        `surrogate` is the surrogate's name; the mapping has the surrogate's settings too. `refine`
+        is a mapping with the strategy's name and settings.
         """
         manifest = self.manifests["extract"]
         settings = dict(manifest["settings"])
         surrogate, guidance = dict(settings.pop("surrogate")), settings.pop("guidance")
         own = {"surrogate": surrogate.pop("name"), **surrogate}
-        return {**settings, **own, **guidance, **manifest["summary"].get("tuned", {})}
+        summary, tuned = manifest["summary"], manifest["summary"].get("tuned", {})
+        refine = refine_of(settings, summary)
+        return {**settings, **own, **guidance, **tuned, "refine": refine}
 
     @property
     def trials(self) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Rows of the comparison in words, from their settings."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.words import count, rate
@@ -44,7 +46,7 @@ def is_side(attack: Attack) -> bool:
         and settings["targets"] == "uniform"
         and not (settings["t_min"] or settings["t_max"] or settings.get("tuned"))
         and settings.get("rounds", 1) == 1
-        and not settings.get("refine_steps")
+        and settings["refine"]["name"] == "none"
     )
 
 
@@ -88,12 +90,35 @@ def _afterwards(attack: Attack) -> list[str]:
         parts.append("trials choose its settings without the training images")
     if settings.get("rounds", 1) > 1:
         parts.append(f"it works in {count(settings['rounds'])} rounds")
-    if steps := settings.get("refine_steps"):
-        level = f"t = {settings['refine_t']}"
-        if share := settings.get("refine_noise"):
-            level += f", each time with {rate(share)} of its noise added"
-        parts.append(f"then refinement: each finished image is denoised {steps} times from {level}")
+    if (refine := settings["refine"])["name"] != "none":
+        how = _REFINE[refine["name"]](refine)
+        parts.append(f"then refinement: each finished image is denoised {how}")
     return parts
+
+
+def _cyclic(refine: Mapping[str, Any]) -> str:
+    text = f"{refine['steps']} times from t = {refine['t']}"
+    if (inner := refine.get("denoising_steps", 1)) > 1:
+        text += f" in {inner} steps"
+    share = refine.get("noise", 0)
+    return text + (f", each time with {rate(share)} of its noise added" if share else "")
+
+
+def _levels(refine: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, refine["levels"]))
+
+
+def _union(refine: Mapping[str, Any]) -> str:
+    text = f"{refine['steps']} times from each of t = {_levels(refine)}"
+    return f"{text}, and the last {refine['kept']} results of each are candidates"
+
+
+_REFINE: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "fixed_point": _cyclic,
+    "cyclic": _cyclic,
+    "annealed": lambda refine: f"once from each of t = {_levels(refine)}",
+    "union": _union,
+}
 
 
 def _assigned(attack: Attack) -> str:

@@ -171,12 +171,17 @@ def excess_images(attack: Attack) -> str:
 
 
 def refinement(attack: Attack) -> str:
-    """Number of refinement steps, their timestep and added noise: `8 at t = 60, noise 1`."""
-    if not attack.sampled:
+    """Number of refinement steps, their timesteps and added noise: `8 at t = 60, noise 1`."""
+    if not attack.sampled or attack.settings["refine"]["name"] == "none":
         return DASH
-    steps, noise = (attack.settings.get(f"refine_{name}", 0) for name in ("steps", "noise"))
-    added = f", noise {noise:g}" if noise else ""
-    return f"{steps} at t = {attack.settings['refine_t']}{added}" if steps else DASH
+    refine = attack.settings["refine"]
+    levels = ", ".join(map(str, refine.get("levels", [refine.get("t")])))
+    noise, kept = refine.get("noise", 0), refine.get("kept", 1)
+    steps = refine.get("steps", len(refine.get("levels", [])))
+    if (inner := refine.get("denoising_steps", 1)) > 1:
+        steps = f"{steps} x {inner}"
+    each = f", {kept} kept of each" if kept > 1 else ""
+    return f"{steps} at t = {levels}{f', noise {noise:g}' if noise else ''}{each}"
 
 
 def blind_score(trial: Mapping[str, Any]) -> str:

@@ -24,12 +24,11 @@ from sidepipe.base.settings import check_field_types, require, require_known
 from sidepipe.engine.shards import load_shards, missing_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
-from sidepipe.stages.attack.attack import GUIDANCE, REFINEMENT, SPENT, Attack
+from sidepipe.stages.attack.attack import GUIDANCE, REFINE, SPENT, Attack
 from sidepipe.stages.attack.guidance import AttackGuidance
 
 log = logging.getLogger(__name__)
 
-TRIED = (*GUIDANCE, *REFINEMENT)
 # Shards per trial: so many processes share it, and a killed one resumes at the next of them.
 SHARDS = 4
 
@@ -38,8 +37,9 @@ SHARDS = 4
 class Tune(Stage):
     """Trials of one attack, and their choice.
 
-    attack: its settings, as the stage extract has them. grid: values to try by setting; all
-    combinations are tried, for plain samples only those of refinement. num_images: per trial.
+    attack: its settings, as the stage extract has them. grid: values to try by setting, those of
+    the strategy of refinement within `refine`; all combinations are tried, for plain samples only
+    those of refinement. num_images: per trial.
     near_duplicates: the images that count as repeated. score: the best trial has the highest
     "rate", the share of images with a near duplicate among them, or the most "groups" of near
     duplicates, a number that decreases when different images merge.
@@ -65,16 +65,26 @@ class Tune(Stage):
     def __post_init__(self) -> None:
         require(self.num_images >= 2, "tune.num_images", ">= 2", self.num_images)
         require(bool(self.grid), "tune.grid", "settings with values to try", self.grid)
-        for name, values in self.grid.items():
-            require_known("tune.grid", name, TRIED)
+        known = self._attack.tried_settings()
+        for name, values in self._grid.items():
+            require_known("tune.grid", name, known)
             several = isinstance(values, list | tuple) and len(values) > 0
             require(several, f"tune.grid.{name}", "a list of values to try", values)
+
+    @property
+    def _grid(self) -> dict[str, Any]:
+        """The grid with the settings of `refine` by the names of `Attack.with_tried`."""
+        of_refine = self.grid.get("refine", {})
+        rule = "values to try by setting, as {t: [30, 60]}"
+        require(isinstance(of_refine, Mapping), "tune.grid.refine", rule, of_refine)
+        guidance = {name: values for name, values in self.grid.items() if name != "refine"}
+        return {**guidance, **{f"{REFINE}{name}": values for name, values in of_refine.items()}}
 
     @property
     def _tried(self) -> dict[str, list[Any]]:
         """The grid, for plain samples without the settings of guidance."""
         guides = self._attack.surrogate.guides
-        return {name: v for name, v in self.grid.items() if name in REFINEMENT or guides}
+        return {name: v for name, v in self._grid.items() if name.startswith(REFINE) or guides}
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -106,8 +116,9 @@ class Tune(Stage):
         """The values of a point in the types of the attack's settings."""
         fitting = {}
         for name, value in point.items():
-            kind = AttackGuidance if name in GUIDANCE else Attack
-            fitting |= check_field_types("tune.grid", kind, {name: value})
+            kind = AttackGuidance if name in GUIDANCE else type(self._attack.refine)
+            where, _, setting = f"tune.grid.{name}".rpartition(".")
+            fitting[name] = check_field_types(where, kind, {setting: value})[setting]
         return fitting
 
     def inputs(self) -> tuple[str, ...]:
@@ -126,8 +137,8 @@ class Tune(Stage):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if self._is_needed:
-            rule = f"with one of {list(REFINEMENT)} where extract.surrogate is 'none'"
-            remedy = "+tune.grid.refine_t=[30,60,100], or extract.tuned=false"
+            rule = "with settings of refine where extract.surrogate is 'none'"
+            remedy = "+tune.grid.refine.t=[30,60,100], or extract.tuned=false"
             require(bool(self._tried), "tune.grid", rule, list(self.grid), remedy)
             for trial in self._trials:
                 trial.check(upstream, runtime)
@@ -176,8 +187,7 @@ class Tune(Stage):
         encoder, threshold = self.near_duplicates.encoder, self.near_duplicates.threshold
         features = encoder.encode(load_shards(job.folder), device=job.runtime.torch_device())
         score = SCORES[self.score](features, encoder.metric, threshold)
-        own = {**vars(trial), **vars(trial.guidance)}
-        tried = {name: own[name] for name in self._tried}
+        tried = {name: trial.tried_settings()[name] for name in self._tried}
         judged = {"score": score, "judged_by": self.score}
         return {**tried, **judged, **{name: spent[name] for name in SPENT}}
 

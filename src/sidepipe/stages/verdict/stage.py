@@ -19,14 +19,16 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from sidepipe.base.files import write_json, write_table
-from sidepipe.base.settings import build, require
+from sidepipe.base.settings import build, check_field_types, require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.features.near import NearDuplicates
+from sidepipe.stages.attack.attack import refine_of
 from sidepipe.stages.descriptor.stage import load as load_descriptor
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.extract.stage import load as load_extracted
+from sidepipe.stages.extract.stage import load_per_start
 from sidepipe.stages.generate.stage import Generate, load_denoiser
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.shadow.stage import Shadow, load_split
@@ -109,7 +111,8 @@ class Verdict(Stage):
             "shadow": self._sample_shadow(job),
             "dpm": load_extracted(job.inputs["extract"]),
         }
-        found = {name: self._candidates(some, device) for name, some in images.items()}
+        each = load_per_start(job.inputs["extract"])
+        found = {name: self._candidates(some, each, device) for name, some in images.items()}
         scores = {
             name: self._scores(job, name, images[name][some.index], some)
             for name, some in found.items()
@@ -142,20 +145,23 @@ class Verdict(Stage):
     def _sample_shadow(self, job: Job) -> UInt8[np.ndarray, "n h w c"]:
         """Plain samples of the shadow model, by the sampler and the refinement of the attack."""
         attack = Artifact(job.inputs["extract"])
-        used = {**attack.settings, **attack.summary.get("tuned", {})}
+        used = attack.settings
         own = {field.name: used[field.name] for field in fields(Generate) if field.name in used}
+        own["refine"] = refine_of(used, attack.summary)
         own |= {"prompts": None, "condition_guidance_scale": 1.0, "classes": None}
         own |= {"num_images": self.num_images, "seed": self.seed}
-        sampling = Generate(**own)
+        sampling = Generate(**check_field_types("extract", Generate, own))
         sampling.sample(Job(job.folder, {"dpm": job.inputs["shadow"]}, job.runtime))
         return load_synthetic(job.folder)
 
-    def _candidates(self, images: UInt8[np.ndarray, "n h w c"], device: str) -> Candidates:
+    def _candidates(
+        self, images: UInt8[np.ndarray, "n h w c"], per_start: int, device: str
+    ) -> Candidates:
         from sidepipe.memorization.blind import candidates
 
         encoder = self.near_duplicates.encoder
         features = encoder.encode(images, device)
-        return candidates(features, encoder.metric, self.near_duplicates.threshold)
+        return candidates(features, encoder.metric, self.near_duplicates.threshold, per_start)
 
     def _scores(
         self, job: Job, name: str, images: UInt8[np.ndarray, "n h w c"], found: Candidates
