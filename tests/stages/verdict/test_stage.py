@@ -46,6 +46,7 @@ def inputs(tmp_path, monkeypatch):
         for name, some in memorized.items()
     }
     monkeypatch.setattr(module, "load_extracted", lambda folder: attacked["dpm"])
+    monkeypatch.setattr(module, "load_per_start", lambda folder: 1)
     monkeypatch.setattr(module, "load_split", lambda folder: (memorized["shadow"], drawn(7, 2000)))
 
     def sampled(self, job):

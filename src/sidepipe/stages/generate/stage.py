@@ -215,18 +215,14 @@ class Sampling(Stage):
             guidance=guidance,
             chains=self.refine.chains,
             kept=self.refine.per_chain,
-            settle=self._settle,
+            settle=getattr(self.refine, "settle", None),
         )
-
-    @property
-    def _settle(self) -> float | None:
-        return getattr(self.refine, "settle", None)
 
     def _spent(self, folder: Path, sampler: ImageSampler, first: int) -> dict[str, Any]:
         """The evaluations of the starts from `first` on."""
         count, guided = self.num_images - first, len(sampler.guided_timesteps)
         plain = len(sampler.evaluated) - (guided if sampler.label_alone else 0)
-        refining, settles = count * self.refine.evaluations, self._settle is not None
+        refining, settles = count * self.refine.evaluations, sampler.settle is not None
         taken = int(load_steps(folder)[first:].sum()) if settles else refining
         each = sampler.denoiser.evaluations
         saved = {"evaluations_saved": (refining - taken) * each} if settles else {}
