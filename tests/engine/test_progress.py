@@ -191,7 +191,6 @@ from pathlib import Path
 
 from diffusers import DDPMPipeline
 
-from sidepipe.stages.generate.refine import NoRefine
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.base.settings import build
 from sidepipe.engine.stage import Job, Runtime
@@ -202,7 +201,6 @@ if __name__ == "__main__":
     DDPMPipeline(build(unet), build(schedule)).save_pretrained(folder / "model")
     generate = Generate(num_images=10**6, num_inference_steps=5, eta=0.0, shard_size=16, seed=0,
                         timestep_spacing="leading", sampler="ddim", precision="32-true",
-                        refine=NoRefine(),
                         prompts=None, condition_guidance_scale=1.0)
     generate.run(Job(folder, {"dpm": folder}, Runtime(accelerator="cpu", devices=2, num_threads=1)))
 """

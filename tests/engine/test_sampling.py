@@ -26,7 +26,7 @@ from sidepipe.engine.shards import load_steps, shard_path
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.trained import TrainDPM
-from sidepipe.stages.generate.refine import Annealed, Cyclic, FixedPoint, NoRefine, Union
+from sidepipe.stages.generate.refine import Annealed, Cyclic, FixedPoint, Union
 from sidepipe.stages.generate.stage import Generate, load, load_denoiser
 
 # Three whole shards and one of two images.
@@ -36,7 +36,6 @@ SAMPLING = {
     "eta": 0.0,
     "sampler": "ddim",
     "timestep_spacing": "leading",
-    "refine": NoRefine(),
     "precision": "32-true",
     "prompts": None,
     "condition_guidance_scale": 1.0,

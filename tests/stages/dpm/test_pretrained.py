@@ -27,7 +27,6 @@ from sidepipe.engine.stage import Job
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.dpm.stage import DPM, load, load_subset
-from sidepipe.stages.generate.refine import NoRefine
 from sidepipe.stages.generate.stage import Generate, load_denoiser
 from sidepipe.stages.generate.stage import load as load_images
 
@@ -200,7 +199,7 @@ def test_classes_that_the_model_does_not_have_are_refused(tmp_path, num_classes,
 
 def generate(**changes) -> Generate:
     settings = {"num_images": 8, "sampler": "ddim", "num_inference_steps": 3, "eta": 0.0}
-    settings |= {"timestep_spacing": None, "refine": NoRefine()}
+    settings |= {"timestep_spacing": None}
     settings |= {"prompts": None}
     settings |= {
         "condition_guidance_scale": 1.0,

@@ -22,7 +22,6 @@ from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.evaluate.stage import Evaluate, load
 from sidepipe.stages.evaluate.tables import load_candidates, load_gallery, load_labels
 from sidepipe.stages.extract.stage import Extract
-from sidepipe.stages.generate.refine import NoRefine
 from sidepipe.stages.reference.stage import Reference
 
 RUNTIME = Runtime(accelerator="cpu")
@@ -53,7 +52,6 @@ EXTRACT = {
     "eta": 0.0,
     "sampler": "ddim",
     "timestep_spacing": "leading",
-    "refine": NoRefine(),
     "precision": "32-true",
     "prompts": None,
     "condition_guidance_scale": 1.0,

@@ -25,7 +25,6 @@ from sidepipe.stages.attack.attack import GUIDANCE, load_gradient_seconds
 from sidepipe.stages.classifier.resnet import TimeResNet
 from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.extract.stage import Extract, load, load_cohesion, load_targets
-from sidepipe.stages.generate.refine import NoRefine
 from sidepipe.stages.label.stage import Label, load_stage
 from sidepipe.stages.label.stage import load as load_labels
 from sidepipe.stages.label.stage import load_cohesion as load_label_cohesion
@@ -61,7 +60,6 @@ def extract(**changes) -> Extract:
         "eta": 0.0,
         "sampler": "ddim",
         "timestep_spacing": "leading",
-        "refine": NoRefine(),
         "precision": "32-true",
         "prompts": None,
         "condition_guidance_scale": 1.0,

@@ -12,7 +12,6 @@ from sidepipe.base.files import write_json
 from sidepipe.engine.shards import write_shard
 from sidepipe.engine.stage import Job, NoMaterial, Runtime
 from sidepipe.features.near import NearDuplicates
-from sidepipe.stages.generate.refine import NoRefine
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.label.stage import (
     Label,
@@ -31,7 +30,6 @@ SYNTHETIC = Generate(
     eta=0.0,
     sampler="ddim",
     timestep_spacing="leading",
-    refine=NoRefine(),
     prompts=None,
     condition_guidance_scale=1.0,
     precision="32-true",

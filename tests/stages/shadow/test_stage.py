@@ -12,7 +12,6 @@ from sidepipe.engine.stage import Job
 from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.trained import TrainDPM
-from sidepipe.stages.generate.refine import NoRefine
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.shadow import stage as module
 from sidepipe.stages.shadow.stage import Shadow, load_split
@@ -29,7 +28,6 @@ GENERATE = Generate(
     num_inference_steps=2,
     eta=0.0,
     timestep_spacing=None,
-    refine=NoRefine(),
     prompts=None,
     condition_guidance_scale=1.0,
     precision="32-true",

@@ -18,6 +18,7 @@ import numpy as np
 
 from sidepipe.base.files import write_json, write_table
 from sidepipe.base.settings import PRECISIONS, Precision, build, require, require_known
+from sidepipe.diffusion.cycles import fixed_point
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
@@ -163,8 +164,7 @@ class Clock(Stage):
         refined = ImageSampler(
             denoiser,
             timesteps=[],
-            refine_steps=self.refine_steps,
-            refine_t=self.refine_t,
+            chains=[fixed_point(self.refine_t, self.refine_steps)],
             **alike,
         )
         images = sample_to_array(plain, self.num_images, self.num_images, self.precision, runtime)

@@ -18,7 +18,6 @@ from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import COST, SPENT, Aim, Attack
 from sidepipe.stages.attack.strategies import OtherImages
-from sidepipe.stages.generate.refine import require_single
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.label.stage import Label, load_sizes, load_stage
 from sidepipe.stages.label.stage import load as load_labels
@@ -63,7 +62,7 @@ class Extract(Attack):
         remedy = "surrogate=posterior needs no training"
         require(at_once, "extract.rounds", rule, self.rounds, remedy)
         if self.rounds > 1 or self.tuned:
-            require_single("extract.refine", self.refine, "rounds and trials count repeated images")
+            self.refine.require_single("extract.refine", "rounds and trials count repeated images")
 
     @property
     def is_tuned(self) -> bool:

@@ -53,6 +53,11 @@ class Refine:
                 fits = value >= least and (most is None or value <= most)
                 require(fits, f"{where}.{field.name}", rule, value)
 
+    def require_single(self, where: str, why: str) -> None:
+        """Raises ValueError for a strategy with several candidates per start."""
+        rule, count = "a strategy with one candidate per sample", self.candidates
+        require(count == 1, where, rule, f"{self.name} with {count}", f"{why}; or fixed_point")
+
 
 _RANGES: dict[str, tuple[int | None, int | None]] = {
     "t": (0, None),
@@ -163,12 +168,6 @@ class Union(Refine):
         _check_levels(f"{where}.levels", self.levels)
         rule = f"<= {where}.steps = {self.steps}"
         require(self.kept <= self.steps, f"{where}.kept", rule, self.kept)
-
-
-def require_single(where: str, refine: Refine, why: str) -> None:
-    """Raises ValueError for a strategy with several candidates per start."""
-    rule, count = "a strategy with one candidate per sample", refine.candidates
-    require(count == 1, where, rule, f"{refine.name} with {count}", f"{why}; or fixed_point")
 
 
 def _check_levels(where: str, levels: list[int]) -> None:

@@ -21,7 +21,7 @@ from sidepipe.stages.dpm.stage import DPM, load_null_class
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.text import load_text_model
 from sidepipe.stages.dpm.trained import TrainDPM, TrainedDPM
-from sidepipe.stages.generate.refine import Refine, require_single
+from sidepipe.stages.generate.refine import NoRefine, Refine
 
 if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser
@@ -60,7 +60,7 @@ class Sampling(Stage):
     num_inference_steps: int
     eta: float
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None
-    refine: Refine
+    refine: Refine = NoRefine()
     prompts: str | None
     condition_guidance_scale: float
     precision: Precision
@@ -257,7 +257,7 @@ class Generate(Sampling):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check(upstream, runtime)
-        require_single("generate.refine", self.refine, "the attacker's images are one per sample")
+        self.refine.require_single("generate.refine", "the attacker's images are one per sample")
 
     def run(self, job: Job) -> dict[str, Any]:
         return self.sample(job)
