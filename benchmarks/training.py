@@ -1,7 +1,11 @@
-"""Training images a second: a plain Lightning and DataLoader loop against ours, in turns.
+"""Training images per second: a plain Lightning and DataLoader loop against ours, in turns.
 
 Plain: float32, a shuffled DataLoader, AdamW, clipped gradients, no averaged weights. Ours: what the
 stage dpm runs. Target: 1.5 times as fast.
+
+The roofline (Williams et al., 2009) is measured in the same run: each operation of a forward and
+backward pass takes at least its FLOPs at the rate of a large matrix product, and its bytes at the
+rate of a large copy. Their sum bounds images per second from above, whatever the loop is.
 """
 
 import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
@@ -23,7 +27,10 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import flop_registry
 
 from sidepipe.base.settings import build
 from sidepipe.engine.progress import quiet_libraries
@@ -141,6 +148,70 @@ def ours(name: str, images: np.ndarray) -> float:
     return timer.images_per_second
 
 
+class Roofline(TorchDispatchMode):
+    """The least seconds of what runs under it: the larger of FLOPs and bytes of each operation.
+
+    flops, bytes: totals. Bytes are those of arguments and results; views move none.
+    """
+
+    def __init__(self, flops_per_second: float, bytes_per_second: float) -> None:
+        super().__init__()
+        self.rates = flops_per_second, bytes_per_second
+        self.seconds, self.flops, self.bytes = 0.0, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        flops = count(*args, **(kwargs or {}), out_val=result) if count else 0
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+        moved = 0 if func.is_view else sum(x.numel() * x.element_size() for x in tensors)
+        self.flops, self.bytes = self.flops + flops, self.bytes + moved
+        self.seconds += max(flops / self.rates[0], moved / self.rates[1])
+        return result
+
+
+def best(step: Any, work: float) -> float:
+    """Work per second of the fastest of ten calls."""
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return work / min(seconds)
+
+
+def roofline(name: str, dtype: torch.dtype) -> tuple[float, Roofline]:
+    """The bound of images per second, and what it was counted from."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    n = 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    source, target = (torch.zeros(2**26, device=device) for _ in range(2))
+    flops_per_second = best(lambda: a @ b, 2 * n**3)
+    bytes_per_second = best(lambda: target.copy_(source), 2 * 4 * 2**26)
+    unet, side = unet_of(name).train().to(device), SIDES[name]
+    x_t = torch.randn(BATCH_SIZE, 1, side, side, device=device)
+    t = torch.zeros(BATCH_SIZE, dtype=torch.int64, device=device)
+    counted = Roofline(flops_per_second, bytes_per_second)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), counted:
+        unet(x_t, t).sample.float().square().mean().backward()
+    return BATCH_SIZE / counted.seconds, counted
+
+
+def print_roofline(name: str, rates: dict[str, float]) -> None:
+    """The bounds of both loops, and how near they are to them."""
+    print(f"{'':8} {'bound':>8} {'/ plain':>8} {'reached':>8}  per step")
+    for title, dtype in (("plain", torch.float32), ("ours", torch.bfloat16)):
+        bound, counted = roofline(name, dtype)
+        reached = rates[title] / bound
+        step = f"{counted.flops / 1e9:.1f} GFLOP, {counted.bytes / 1e6:.0f} MB"
+        peak = f"{counted.rates[0] / 1e9:.0f} GFLOP/s and {counted.rates[1] / 1e9:.1f} GB/s"
+        print(
+            f"{title:8} {bound:8.1f} {bound / rates['plain']:8.2f} {reached:8.2f}  {step} at {peak}"
+        )
+
+
 def main() -> None:
     quiet_libraries()
     warnings.filterwarnings("ignore")
@@ -158,6 +229,7 @@ def main() -> None:
         for title, values in rates.items():
             rate = statistics.median(values)
             print(f"{title:8} {rate:8.1f} {rate / base:8.2f}", flush=True)
+        print_roofline(name, {title: statistics.median(rates[title]) for title in rates})
 
 
 if __name__ == "__main__":
