@@ -35,7 +35,7 @@ def cells_of(lines):
 
 def common(data, key, cell):
     """Which rows of the CSV file have this value of a key."""
-    return data[key].map(str) == (cell.strip("`") if "`" in cell else f"{number(cell):g}")
+    return data[key] == (cell.strip("`") if "`" in cell else number(cell))
 
 
 @pytest.mark.parametrize(("page", "name", "text"), TABLES)

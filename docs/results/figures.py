@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pages import Row, rows_of
+from pages import HEADS, Row, rows_of
 
 Panel = tuple[str, list[Row]]
 
@@ -212,6 +212,32 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def draw_linear(path: Path) -> None:
+    """The divergence of a linear denoiser, and two signs of memorization, by training rows."""
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for d, style in (("8", "o-"), ("32", "s--")):
+        rows = rows_of("linear_denoiser", dimension=d, bandwidth="1.0")
+        x = [int(row["train_rows"]) / int(d) for row in rows]
+        left.plot(x, [float(row["divergence"]) / int(d) for row in rows], style, label=f"d = {d}")
+    left.set(title="KL divergence per dimension", yscale="log")
+    for axes, column in ((middle, "nearer_to_truth"), (right, "nearer_to_unseen")):
+        for bandwidth, style in (("0.5", "o-"), ("1.0", "s--"), ("2.0", "D-."), ("4.0", "^:")):
+            rows = rows_of("linear_denoiser", dimension=32, bandwidth=bandwidth)
+            x = [int(row["train_rows"]) / 32 for row in rows]
+            values = [float(row[column]) for row in rows]
+            axes.plot(x, values, style, label=f"bandwidth {float(bandwidth):g}")
+        axes.set(title=f"{HEADS[column]}, d = 32", ylim=(-0.03, 1.03))
+    right.axhline(0.5, color="0.6", lw=0.8)
+    for axes in figure.axes:
+        axes.set(xlabel="training rows / d", xscale="log")
+        for line in axes.lines:
+            line.set(color="black" if line.get_marker() != "None" else "0.6", ms=3, lw=1)
+    left.legend(frameon=False)
+    middle.legend(frameon=False, loc="center left")
+    save(figure, path)
+
+
 def draw(folder: Path) -> None:
     """Every figure of the pages."""
     folder.mkdir(exist_ok=True)
@@ -222,3 +248,4 @@ def draw(folder: Path) -> None:
     draw_precision(folder / "descriptor.svg")
     draw_mitigation(folder / "mitigation.svg")
     draw_speed(folder / "speed.svg")
+    draw_linear(folder / "linear.svg")

@@ -24,10 +24,14 @@ KEYS = (
     "attack",
     "method",
 )
-KEYS += ("score", "edit", "refine_t", "false_positive_rate")
+KEYS += ("dimension", "train_rows", "bandwidth", "score", "edit", "refine_t", "false_positive_rate")
 HEADS = {
     "train_images": "training images",
     "train_steps": "training steps",
+    "train_rows": "training rows",
+    "divergence": "KL divergence",
+    "nearer_to_truth": "nearer to the truth",
+    "nearer_to_unseen": "nearer to unseen rows",
     "refine_t": "t",
     "false_positive_rate": "false positive rate",
     "heldout_hits": "held-out hits",

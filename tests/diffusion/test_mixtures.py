@@ -75,3 +75,16 @@ def test_samples_have_the_mean_and_the_covariance_of_the_mixture():
     expected = covariance(of) + centered.T @ centered / len(of.means)
     assert (samples.mean(0) - of.means.mean(0)).abs().max() < 0.015
     assert (samples.T.cov() - expected).abs().max() < 0.03
+
+
+def test_the_square_distance_is_the_integral():
+    """On a fine grid of the plane."""
+    p, q = mixture(n=3, d=2), mixture(seed=1, n=2, d=2, turned=False)
+    line = torch.linspace(-9, 9, 601, dtype=torch.float64)
+    points = torch.cartesian_prod(line, line)
+    whole = torch.ones(len(points), dtype=torch.float64)
+    difference = p.log_density(points, whole).exp() - q.log_density(points, whole).exp()
+    expected = difference.square().sum() * (line[1] - line[0]) ** 2
+    assert p.square_distance(q) == pytest.approx(float(expected), rel=1e-6)
+    assert p.square_distance(q) == pytest.approx(q.square_distance(p))
+    assert p.square_distance(p) == pytest.approx(0, abs=1e-12)
