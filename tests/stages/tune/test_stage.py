@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tests.stages.extract.test_stage import (
+    ALPHAS_CUMPROD,
     CUT,
     DPM,
     RUNTIME,
@@ -234,6 +235,7 @@ def test_the_target_fraction_counts_where_some_trial_uses_it():
         ),
         ({"of": REFINED}, "tune.grid must be with settings of refine where"),
         ({"num_images": 1}, "tune.num_images must be >= 2, got 1"),
+        ({"score": "apart"}, "tune.score must be rate or groups where tune.grid has no refine.t"),
     ],
 )
 def test_a_grid_that_cannot_be_tried_is_refused_at_the_start(changes, message):
@@ -260,6 +262,22 @@ def test_of_plain_samples_only_the_refinement_is_tried_and_no_label_is_read(tmp_
     found = [row["score"] for row, _ in load_trials(tmp_path / "tune")]
     assert chosen == {"refine.t": (100, 300, 500)[int(np.argmax(found))]}
     assert unet.images_seen == 3 * 12 * (len(TIMESTEPS) + 2)
+
+
+def test_apart_chooses_the_most_noise_that_keeps_different_images_apart(tmp_path, unet, inputs):
+    levels = [100, 300, 500, 700]
+    stage = tune(REFINED, grid={"refine": {"t": levels}}, score="apart")
+    chosen = stage.run(Job(tmp_path / "tune", {"dpm": inputs["dpm"]}, RUNTIME))["chosen"]
+    apart = []
+    for row, images in load_trials(tmp_path / "tune"):
+        x = np.unique(images.reshape(len(images), -1), axis=0) / 127.5 - 1
+        alpha_bar = float(ALPHAS_CUMPROD[row["refine.t"]])
+        squares = np.square(x[:, None] - x).sum(2)
+        closeness = np.exp(-squares * alpha_bar / (8 * (1 - alpha_bar))).sum(1) - 1
+        if (1 - np.minimum(1, closeness / 2)).mean() >= 0.5:
+            apart.append(row["refine.t"])
+    assert 0 < len(apart) < len(levels), "or every level is alike"
+    assert chosen == {"refine.t": max(apart)}
 
 
 def test_plain_samples_without_refinement_have_nothing_to_tune():

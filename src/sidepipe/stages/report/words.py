@@ -185,8 +185,10 @@ def refinement(attack: Attack) -> str:
 
 
 def blind_score(trial: Mapping[str, Any]) -> str:
-    """A trial's score: `12.5 %` of its images have a near duplicate, or `90 groups`."""
+    """A trial's score: `12.5 %` of its images have a near duplicate, `90 groups`, or `apart`."""
     score = trial["score"]
+    if trial["judged_by"] == "apart":
+        return "apart" if score > 0 else "merging"
     return f"{score:.0f} groups" if trial["judged_by"] == "groups" else f"{100 * score:.1f} %"
 
 

@@ -23,9 +23,12 @@ from sidepipe.base.files import write_json
 from sidepipe.base.settings import check_field_types, require, require_known
 from sidepipe.engine.shards import load_shards, missing_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.near import NearDuplicates
+from sidepipe.models.rows import rows_of
 from sidepipe.stages.attack.attack import GUIDANCE, REFINE, SPENT, Attack
 from sidepipe.stages.attack.guidance import AttackGuidance
+from sidepipe.stages.generate.stage import load_denoiser
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,8 @@ class Tune(Stage):
     those of refinement. num_images: per trial.
     near_duplicates: the images that count as repeated. score: the best trial has the highest
     "rate", the share of images with a near duplicate among them, or the most "groups" of near
-    duplicates, a number that decreases when different images merge.
+    duplicates, a number that decreases when different images merge; or it refines at the highest t
+    that keeps different images "apart".
     """
 
     name: ClassVar[str] = "tune"
@@ -55,7 +59,7 @@ class Tune(Stage):
     grid: dict[str, Any]
     num_images: int
     near_duplicates: NearDuplicates
-    score: Literal["rate", "groups"]
+    score: Literal["rate", "groups", "apart"]
 
     @classmethod
     def work(cls, settings: Mapping[str, Any]) -> float:
@@ -140,6 +144,9 @@ class Tune(Stage):
             rule = "with settings of refine where extract.surrogate is 'none'"
             remedy = "+tune.grid.refine.t=[30,60,100], or extract.tuned=false"
             require(bool(self._tried), "tune.grid", rule, list(self.grid), remedy)
+            rule = "rate or groups where tune.grid has no refine.t"
+            has_level = self.score != "apart" or f"{REFINE}t" in self._tried
+            require(has_level, "tune.score", rule, self.score, remedy)
             for trial in self._trials:
                 trial.check(upstream, runtime)
 
@@ -180,16 +187,26 @@ class Tune(Stage):
 
     def _try(self, trial: Attack, job: Job) -> dict[str, Any]:
         """The tried settings, their score and cost; the images are in the job's folder."""
-        from sidepipe.stages.tune.score import SCORES
-
         job.folder.mkdir(parents=True, exist_ok=True)
         spent = trial.run(job)
-        encoder, threshold = self.near_duplicates.encoder, self.near_duplicates.threshold
-        features = encoder.encode(load_shards(job.folder), device=job.runtime.torch_device())
-        score = SCORES[self.score](features, encoder.metric, threshold)
         tried = {name: trial.tried_settings()[name] for name in self._tried}
-        judged = {"score": score, "judged_by": self.score}
+        judged = {"score": self._score(trial, job), "judged_by": self.score}
         return {**tried, **judged, **{name: spent[name] for name in SPENT}}
+
+    def _score(self, trial: Attack, job: Job) -> float:
+        from sidepipe.stages.tune.score import SCORES, level_apart
+
+        images, encoder = load_shards(job.folder), self.near_duplicates.encoder
+        features = encoder.encode(images, device=job.runtime.torch_device())
+        metric, threshold = encoder.metric, self.near_duplicates.threshold
+        if self.score != "apart":
+            return SCORES[self.score](features, metric, threshold)
+        denoiser = load_denoiser(job.inputs["dpm"], trial.precision, by_class=True)
+        device, t = job.runtime.torch_device(), trial.tried_settings()[f"{REFINE}t"]
+        rows = rows_of(denoiser, images, device)
+        x_0 = (rows / 127.5 - 1 if rows.dtype == np.uint8 else rows).reshape(len(images), -1)
+        different = x_0[np.unique(near_duplicate_groups(features, metric, threshold))]
+        return level_apart(different, t, float(denoiser.alphas_cumprod[t]))
 
 
 def load_choice(folder: Path) -> dict[str, Any]:
