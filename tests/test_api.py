@@ -285,6 +285,11 @@ def write_manifest_of_dpm(folder):
         (lambda m: m.refine(TRAIN, t=6.5), "t must be a whole number, got 6.5"),
         (lambda m: m.refine(TRAIN, steps="8"), "steps must be a whole number, got '8'"),
         (lambda m: m.refine(TRAIN, noise="1"), "noise must be a number, got '1'"),
+        (lambda m: m.refine(TRAIN, eta=2), r"eta must be in \[0, 1\], got 2"),
+        (
+            lambda m: m.refine(TRAIN, t=5, denoising_steps=6),
+            r"denoising_steps must be in \[1, t = 5\], a timestep each, got 6",
+        ),
         (lambda m: m.refine(TRAIN, seed=None), "seed must be a whole number, got None"),
         (
             lambda m: m.refine(TRAIN / 255),
