@@ -422,7 +422,7 @@ def test_the_report_is_one_page_with_the_answer_the_numbers_and_the_pairs(tmp_pa
     path = found.report(tmp_path / "page.html", title="My <model>")
     page = path.read_text()
     assert "My &lt;model&gt;" in page
-    assert "<b>10 of 40</b> training images are reproduced" in page
+    assert "<b>10 of 40 training images are reproduced" in page
     assert "<em>generated images</em>" in page
     assert page.count('class="hit"') >= 10
     assert "false positive rate of 0.1 %" in page
@@ -454,7 +454,7 @@ def test_a_collapsed_model_is_no_finding_in_any_form(generated, kind, said, tmp_
     assert found.hits == 30
     assert any(f"{said}: no finding" in text for text in found.warnings)
     assert found.excess is None
-    assert str(found).splitlines()[1] == "excess: collapsed"
+    assert str(found).splitlines()[1] == "excess of hits over held-out hits: collapsed"
     row = found.table().splitlines()[3]
     assert row.split() == ["excess", "of", "hits", "over", "held-out", "hits", "collapsed"]
     assert "No finding" in found.save(tmp_path / "found").joinpath("report.html").read_text()
@@ -481,7 +481,7 @@ def test_heldout_images_of_another_kind_are_a_warning_and_make_no_collapse(featu
 
 def test_a_sound_model_has_an_excess_in_every_form():
     found = sidepipe.compare(GENERATED, train=TRAIN, heldout=HELDOUT)
-    assert str(found).splitlines()[1].startswith("excess: 50.00 % (95 % interval ")
+    assert str(found).splitlines()[1].startswith("excess of hits over held-out hits: 50.00 % (95 ")
     assert found.table().splitlines()[3].startswith("excess of hits over held-out hits        +10")
 
 

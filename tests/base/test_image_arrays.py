@@ -44,7 +44,12 @@ MADE = {
     "uint16": [(GRAY.astype(np.uint16) * 257 + 100, as_rgb(GRAY))],
     "bool": [(GRAY > 100, as_rgb(255 * (GRAY > 100)))],
     "several arrays in one .npz": [
-        ({"a": MANY[:2], "labels": np.arange(2), "b": MANY[2:]}, MANY),
+        ({"a": MANY[0], "labels": np.arange(2), "b": MANY[1]}, MANY[:2]),
+        ({"images": MANY, "labels": np.arange(5)}, MANY),
+    ],
+    "several arrays of many images in one .npz": [
+        ({"train": MANY[:2], "test": MANY[2:]}, r"got 'train \(2\), test \(3\)'; save the array"),
+        ({"a": MANY, "b": MANY[0]}, r"got 'a \(5\), b \(1\)'"),
     ],
     "(n, c, h, w) or (c, h, w)": [
         (MANY.transpose(0, 3, 1, 2), r"must be \(h, w\), .* got \(5, 3, 8, 8\); x\.transpose"),
@@ -88,7 +93,7 @@ def test_each_row_of_the_table_is_true(tmp_path, kind, arrays, expected):
     said = dict(rows("Arrays"))[kind]
     if isinstance(expected, str):
         assert said.startswith("error")
-        with pytest.raises(ValueError, match=rf"x\.npy cannot be read: .*{expected}"):
+        with pytest.raises(ValueError, match=rf"x\.np[yz] cannot be read: .*{expected}"):
             read_images(entries, tmp_path / "out.npy", 8, 3, None, "error")
         return
     assert not said.startswith("error")
@@ -103,11 +108,10 @@ def out(tmp_path):
 
 def test_images_are_named_by_file_and_place(tmp_path):
     np.savez(tmp_path / "x.npz", MANY)
-    np.savez(tmp_path / "y.npz", a=MANY, b=MANY[0])
+    np.savez(tmp_path / "y.npz", a=MANY[1], b=MANY[0])
     names = [entry.id for entry in ImageFolder(str(tmp_path)).entries()]
     assert names[:2] == ["x.npz[0]", "x.npz[1]"]
-    assert names[5:7] == ["y.npz[a][0]", "y.npz[a][1]"]
-    assert names[-1] == "y.npz[b]"
+    assert names[5:] == ["y.npz[a]", "y.npz[b]"]
 
 
 def test_a_pickle_is_not_executed(tmp_path):
@@ -172,9 +176,10 @@ def test_compare_names_a_wrong_array_and_not_the_number_of_images(
     """As a file, and as the only file of a folder."""
     written(tmp_path / "x", arrays)
     (tmp_path / "out").rmdir()
+    place = place and next(path.name for path in tmp_path.iterdir())
     images = RNG.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     sets = {"generated": images, "train": images, "heldout": images, name: tmp_path / place}
-    with pytest.raises(ValueError, match=rf"^{name}: .*x\.npy cannot be read: .*{error}"):
+    with pytest.raises(ValueError, match=rf"^{name}: .*x\.np[yz] cannot be read: .*{error}"):
         sidepipe.compare(sets.pop("generated"), **sets, on_bad_file=on_bad_file)
 
 

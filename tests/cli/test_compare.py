@@ -76,7 +76,7 @@ def test_the_command_gives_the_numbers_of_the_function(run, folders, tmp_path):
     assert found["excess"]["interval"] == list(expected.excess.interval)
     assert found["counts"] == json.loads(json.dumps(expected._counts))
     assert "Report: found/report.html" in out
-    assert str(expected.hits) in out.splitlines()[1]
+    assert out.splitlines()[0].startswith(f"{expected.unique} of ")
 
 
 def test_pairs_name_the_files_of_every_hit(run, tmp_path):

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from sidepipe.api.comparing import LEAST, check_features
 from sidepipe.api.control import Calibrated, calibrated, warn_of_swapped
 from sidepipe.api.decoding import Reading
-from sidepipe.api.images import Images, ImagesOrFolder, read_sets, required
+from sidepipe.api.images import Images, ImagesOrFolder, read_sets
 from sidepipe.api.measuring import encoder_of
 from sidepipe.api.model import Model
 from sidepipe.api.naming import as_arguments, as_new_file, require_numbers, require_whole
@@ -171,7 +171,7 @@ def audit(
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
     require_known("precision", precision, PRECISIONS)
     check_features(features)
-    sets = read_sets({"train": train, "heldout": required(heldout)}, LEAST, Reading())
+    sets = read_sets({"train": train, "heldout": heldout}, LEAST, Reading())
     shape, rule = sets["train"].images.shape, ", ".join(map(str, model.image_shape))
     remedy = "audit images of the size that the model makes"
     require(shape[1:] == model.image_shape, "train", f"of shape (n, {rule})", shape, remedy)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sidepipe.api.decoding import Reading
 from sidepipe.api.groups import Groups
-from sidepipe.api.images import ImagesOrFolder, read_sets, required
+from sidepipe.api.images import ImagesOrFolder, read_sets
 from sidepipe.api.naming import as_arguments, as_path, require_numbers
 from sidepipe.base.settings import require, require_known
 
@@ -29,7 +29,7 @@ LEAST = {"generated": 20, "train": 2, "heldout": 20}
 def compare(
     generated: ImagesOrFolder,
     *,
-    train: ImagesOrFolder,
+    train: ImagesOrFolder | None = None,
     heldout: ImagesOrFolder | None = None,
     features: str | Encoder = "pixels_l2",
     false_positive_rate: float = 0.001,
@@ -52,7 +52,8 @@ def compare(
         generated: uint8 ``(n, h, w, c)`` with ``c`` of 1 or 3, or a folder of images; at least 20.
             ``(255 * x).round().astype(numpy.uint8)`` converts floats in [0, 1], and
             ``(127.5 * (x + 1)).round().astype(numpy.uint8)`` those in [-1, 1].
-        train: the images that the model was trained on, in the same form; at least 2.
+        train: the images that the model was trained on, in the same form, which are required; at
+            least 2.
         heldout: images of the same kind that the model never saw, which are required; at least 20.
             As many as ``train`` or more make the best control: disjoint sets of ``len(train)`` are
             taken in their order.
@@ -105,7 +106,7 @@ def compare(
     fits = folder is None or folder.is_dir() or not folder.exists()
     require(fits, "cache", "a folder, or a new name", str(folder))
     how = Reading(size, resize, channels, on_bad_file)
-    given = {"generated": generated, "train": train, "heldout": required(heldout)}
+    given = {"generated": generated, "train": train, "heldout": heldout}
     sets = read_sets(given, LEAST, how, groups, folder)
     log.info("%s", ", ".join(f"{len(one.images):,} {name}" for name, one in sets.items()))
 

@@ -12,7 +12,7 @@ from sidepipe.api.decoding import joined
 from sidepipe.api.images import Images, ImageSet, require_count
 from sidepipe.api.naming import as_arguments
 from sidepipe.base.settings import require
-from sidepipe.features.image_duplicates import Duplicates, duplicates_across
+from sidepipe.features.image_duplicates import Duplicates, duplicates_across, repeats
 from sidepipe.features.search import Metric
 from sidepipe.memorization.excess import swapped
 from sidepipe.memorization.real import (
@@ -60,8 +60,9 @@ def calibrated(
     data, names, groups = _data(sets), _full_names(sets), _numbers(sets)
     trained = np.arange(len(sets["train"].images))
     unseen = len(trained) + _in_groups(sets["heldout"])
-    _, found = duplicates_across(data, trained, unseen)
+    limit, found = duplicates_across(data, trained, unseen)
     unseen = _without_duplicates(unseen, found, names, on_duplicates, said)
+    unseen = _without_repeats(data, unseen, limit if groups is None else None, names, said)
     with as_arguments():
         seen, held = (
             Encoded(rows, encode(data, rows), None if groups is None else groups[rows])
@@ -139,6 +140,31 @@ def _without_duplicates(
         return unseen
     left = unseen[~found.found]
     name = f"the number of held-out images that on_duplicates='drop' leaves of {len(unseen)}"
+    require(len(left) >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", len(left), "pass other images")
+    return left
+
+
+def _without_repeats(
+    data: Images, unseen: np.ndarray, limit: float | None, names: Sequence[str], said: list[str]
+) -> np.ndarray:
+    """The held-out images that repeat no other one, so that each counts once.
+
+    limit: the largest distance of a near duplicate; None with groups, whose images are alike.
+    """
+    stands = repeats(data, unseen, limit)
+    places = np.flatnonzero(stands >= 0)
+    if len(places) == 0:
+        return unseen
+    pairs = [f"{names[int(unseen[i])]} = {names[int(stands[i])]}" for i in places[:NAMED]]
+    more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
+    warn(
+        f"{len(places)} of {len(unseen)} held-out images repeat{_s(len(places))} other held-out "
+        f"images and {'is' if len(places) == 1 else 'are'} left out, so that each picture counts "
+        f"once: {', '.join(pairs)}{more}",
+        said,
+    )
+    left = unseen[stands < 0]
+    name = f"the number of different held-out images among {len(unseen)}"
     require(len(left) >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", len(left), "pass other images")
     return left
 

@@ -18,6 +18,7 @@ from sidepipe.api.groups import Groups, read_groups
 from sidepipe.api.naming import as_arguments
 from sidepipe.base.image_files import in_words, is_array_file
 from sidepipe.base.image_reading import Entry, require_readable, sizes_of
+from sidepipe.base.images import digests
 from sidepipe.base.settings import require
 from sidepipe.stages.data.layouts import partition_of
 from sidepipe.stages.data.sources import ImageFolder
@@ -28,6 +29,19 @@ ImagesOrFolder = np.ndarray | str | Path
 NAMED = 3  # files in a note
 # The partitions whose images an argument can mean, the best first.
 FITTING = {"train": ("train",), "heldout": ("test", "val")}
+
+NEEDED = {
+    "train": (
+        "the images that the model was trained on",
+        "pass train=..., a folder or an array; without them, sidepipe evaluate.truth=none ranks "
+        "generated images by how often they repeat",
+    ),
+    "heldout": (
+        "images of the same kind that the model never saw",
+        "no count can be trusted without them, as they set the threshold of a hit; split images "
+        "into train/ and heldout/ before the training, and pass heldout=... (docs/heldout.md)",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -45,10 +59,9 @@ class ImageSet:
     groups: list[str] | None = None
 
     @cached_property
-    def digests(self) -> list[str]:
+    def hashes(self) -> list[str]:
         """The SHA-256 of each image's pixels."""
-        pixels = (np.ascontiguousarray(image).data for image in self.images)
-        return [hashlib.sha256(some).hexdigest() for some in pixels]
+        return digests(self.images)
 
     def summary(self) -> dict[str, object]:
         """Number, shape and origin, with the SHA-256 of the list of names and of their pixels.
@@ -56,7 +69,7 @@ class ImageSet:
         The list has a line `<SHA-256 of the pixels>  <name>` for each image.
         """
         listed = hashlib.sha256()
-        for name, pixels in zip(self.names, self.digests, strict=True):
+        for name, pixels in zip(self.names, self.hashes, strict=True):
             listed.update(f"{pixels}  {name}\n".encode())
         shape = list(self.images.shape[1:])
         about: dict[str, object] = {
@@ -111,20 +124,15 @@ def require_count(name: str, count: int, least: int) -> None:
     require(count >= least, name, f">= {least} images", count, "pass more images")
 
 
-def required(heldout: ImagesOrFolder | None) -> ImagesOrFolder:
-    """The held-out images; ValueError where none are given."""
-    rule = "images of the same kind that the model never saw"
-    remedy = (
-        "no count can be trusted without them, as they set the threshold of a hit; split images "
-        "into train/ and heldout/ before the training, and pass heldout=... (docs/heldout.md)"
-    )
-    require(heldout is not None, "heldout", rule, None, remedy)
-    assert heldout is not None
-    return heldout
+def _all_of(sets: Mapping[str, ImagesOrFolder | None]) -> dict[str, ImagesOrFolder]:
+    """The images of every argument; ValueError where training or held-out images are missing."""
+    for name, (rule, remedy) in NEEDED.items():
+        require(sets[name] is not None, name, rule, None, remedy)
+    return {name: images for name, images in sets.items() if images is not None}
 
 
 def read_sets(
-    sets: Mapping[str, ImagesOrFolder],
+    given: Mapping[str, ImagesOrFolder | None],
     least: Mapping[str, int],
     how: Reading,
     groups: Groups | None = None,
@@ -137,17 +145,13 @@ def read_sets(
     image is decoded.
     """
     how.check()
-    found = {name: _listed(name, images) for name, images in sets.items()}
-    for name, one in found.items():
-        readable = sum(not entry.problem for entry in one.entries)
-        if how.on_bad_file == "error" or readable == 0:
-            with as_arguments(name):
-                require_readable(one.entries)  # first: an array of a wrong layout has no count
-        require_count(name, readable, least[name])
+    sets = _all_of(given)
+    found = {name: _listed(name, some) for name, some in sets.items()}
+    _require_enough(found, least, how)
     grouped = None
     if groups is not None:
         names = {name: [entry.id for entry in one.entries] for name, one in found.items()}
-        sources = {name: _source(images) for name, images in sets.items()}
+        sources = {name: _source(some) for name, some in sets.items()}
         grouped = read_groups(groups, names, sources)
         count, remedy = len(set(grouped["heldout"].values())), "add images of other groups"
         require(
@@ -169,6 +173,16 @@ def read_sets(
     for name, group in (grouped or {}).items():
         read[name] = replace(read[name], groups=[group[image] for image in read[name].names])
     return read
+
+
+def _require_enough(found: Mapping[str, Listed], least: Mapping[str, int], how: Reading) -> None:
+    """Raises ValueError where too few images of an argument can be read."""
+    for name, one in found.items():
+        readable = sum(not entry.problem for entry in one.entries)
+        if how.on_bad_file == "error" or readable == 0:
+            with as_arguments(name):
+                require_readable(one.entries)  # first: an array of a wrong layout has no count
+        require_count(name, readable, least[name])
 
 
 def _source(images: ImagesOrFolder) -> str:

@@ -18,7 +18,7 @@ from sidepipe.engine.stage import Runtime
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import Encoder, Pixels, PixelsL2
 from sidepipe.features.image_duplicates import RATIO
-from sidepipe.memorization.collapse import collapse, exact_copies, real_in_words
+from sidepipe.memorization.collapse import collapse, exact_copies, real_in_words, with_pictures
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
 from sidepipe.memorization.real import encode_rows, other_kind
@@ -60,6 +60,9 @@ def measured(
         c = search(queries, None, known.real, encoder.metric, counts_only=True)
     else:
         c = searched(queries, known.real, encoder.metric, cache, runtime)
+    c, text = with_pictures(c, sets["generated"].hashes, sets["generated"].names)
+    if text:
+        warn(text, said)
     about = {"truth": "train", "metric": c.metric, "transform": encoder.transform}
     counts, center = counted(c, [known.rate])
     counts = {**about, **_within(c, counts, sets["generated"].images, known.near, said), **counts}

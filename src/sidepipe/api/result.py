@@ -13,7 +13,8 @@ from jaxtyping import Bool
 from sidepipe.api.images import Images, counted
 from sidepipe.api.naming import as_new_file, as_path
 from sidepipe.base.files import whole_file
-from sidepipe.stages.report.words import COLLAPSED
+from sidepipe.stages.report.attack import Attack
+from sidepipe.stages.report.words import COLLAPSED, finding
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,21 @@ class Result:
     _inputs: Mapping[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
+        excess = COLLAPSED if self.excess is None else self.excess
         one = "group" if self._counts["num_groups"] else "one"
         lines = [
+            finding(self._attack("generated")),
+            f"excess of hits over held-out hits: {excess}",
             f"{self.hits:,} of {self.num_images:,} generated images "
             f"{'hits' if self.hits == 1 else 'hit'} a training image "
             f"({counted(self.unique, f'different {one}')}); {self.heldout_hits:.3g} held-out "
             f"hit{'' if self.heldout_hits == 1 else 's'}",
-            f"excess: {COLLAPSED if self.excess is None else self.excess}",
         ]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+    def _attack(self, name: str) -> Attack:
+        """The counts as the report reads them."""
+        return Attack(name, Path(), dict(self._counts), {})
 
     def report(self, path: str | Path = "report.html", *, title: str = "Comparison") -> Path:
         """Write one page: the answer, the numbers with their intervals and the closest pairs.
@@ -153,13 +160,13 @@ class Result:
         source = self._inputs["generated"]["source"]
         compared = "generated images" if source == "array" else Path(source).name
         triples = [pair.images for pair in self.pairs]
-        text = page(title, compared, self._counts, triples, rows, self.warnings)
+        text = page(title, self._attack(compared), triples, rows, self.warnings)
         with whole_file(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return file
 
     def table(self) -> str:
-        """The numbers with their intervals as a table in plain text, and what a hit is.
+        """The finding, the numbers with their intervals in plain text, and what a hit is.
 
         Returns:
             Lines of at most 110 characters, warnings excepted.
@@ -167,8 +174,8 @@ class Result:
         Example:
             >>> import sidepipe
             >>> result = sidepipe.compare(generated, train=train, heldout=heldout)
-            >>> print(result.table().splitlines()[1])
-            hits on 40 training images                10     50 %  30 to 70 %
+            >>> print(result.table().splitlines()[0])
+            10 of 40 training images are reproduced; 0 of 40 held-out ones.
         """
         from sidepipe.api.saving import table
 

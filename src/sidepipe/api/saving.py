@@ -56,9 +56,10 @@ def _described(result: Result) -> dict[str, Any]:
 
 
 def table(result: Result) -> str:
-    """Hits, held-out hits, excess, different images and near duplicates, and what a hit is."""
-    attack = Attack("generated", Path(), dict(result._counts), {})
-    lines = [_row("", ("count", "share", "95 % interval")), *_rows(attack)]
+    """The finding, excess, hits, held-out hits, different images, and what a hit is."""
+    attack = result._attack("generated")
+    lines = [words.finding(attack), "", _row("", ("count", "share", "95 % interval"))]
+    lines += _rows(attack)
     legend = (
         f"A hit has {words.hit_rule(attack)} ({attack.transform}) to its nearest training image; "
         f"{words.rate(result.false_positive_rate)} of the held-out {attack.unit}s reach it."
@@ -81,8 +82,8 @@ def _rows(attack: Attack) -> list[str]:
     shown = (f"{words.excess_share(attack)} %", f"{words.excess_interval(attack)} %")
     excess = (words.COLLAPSED, "", "") if attack.collapse else (words.signed_excess(attack), *shown)
     return [
-        *rows,
         _row("excess of hits over held-out hits", excess),
+        *rows,
         _row(f"different training {attack.unit}s", (words.count(attack.unique), "", "")),
         _row("generated images", (words.count(n), "", "")),
         _row("  of them near duplicates of others", (words.count(near["generated"]), "", "")),

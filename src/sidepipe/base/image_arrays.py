@@ -26,10 +26,16 @@ def images_of_array(file: str) -> list[tuple[str, Reader]]:
     """(place, reader) of each image of a .npy or .npz file; place is "" where there is one.
 
     Arrays of one dimension in a .npz file, such as labels, are no images. Raises ValueError for
-    other numbers than unsigned integers of 8 or 16 bits and bool, and for other shapes.
+    other numbers than unsigned integers of 8 or 16 bits and bool, for other shapes, and for several
+    arrays that are not of one image each, such as train_images and test_images.
     """
     arrays = {name: x for name, x in _arrays(file).items() if x.ndim != 1}
     require(len(arrays) > 0, "the arrays", f"images {LAYOUTS}", "none")
+    several = {name: len(x) for name, x in arrays.items() if not _holds_one(x)}
+    sizes = ", ".join(f"{name} ({several.get(name, 1):,})" for name in arrays)
+    remedy = "save the array that you mean by numpy.save: they may be training and test images"
+    rule = "one array of many images, or arrays of one image each"
+    require(len(arrays) == 1 or not several, "a .npz file", rule, sizes, remedy)
     found: list[tuple[str, Reader]] = []
     for name, array in arrays.items():
         where = f"[{name}]" if len(arrays) > 1 else ""

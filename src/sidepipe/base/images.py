@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,3 +74,8 @@ def save_grid(path: Path, images: UInt8[np.ndarray, "n h w c"], columns: int | N
     picture = grid(np.asarray(images), columns)
     with whole_file(path) as temporary, temporary.open("wb") as file:
         picture.save(file, format="png")
+
+
+def digests(images: UInt8[np.ndarray, "n h w c"]) -> list[str]:
+    """The SHA-256 of each image's pixels."""
+    return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in images]

@@ -130,17 +130,41 @@ def duplicates_across(
     return limit, duplicates(images, heldout, train, limit, progress)
 
 
+def repeats(images: Images, rows: Rows, limit: float | None) -> Rows:
+    """For each of `rows` the one that it duplicates and that stays; -1 for those that stay.
+
+    The first row of each picture stays, and no two that stay are duplicates. limit: as in
+    `duplicates`.
+    """
+    from scipy.sparse import coo_array  # slow to import
+    from scipy.sparse.csgraph import connected_components
+
+    stands, left = np.full(len(rows), -1), np.arange(len(rows))
+    while True:
+        found = duplicates(images, rows[left], rows[left], limit)
+        if not found.found.any():
+            return stands
+        place = dict(zip(rows[left].tolist(), range(len(left)), strict=True))
+        links = np.array([[i, place[int(found.row[i])]] for i in np.flatnonzero(found.found)]).T
+        graph = coo_array((np.ones(links.shape[1]), tuple(links)), (len(left), len(left)))
+        label = connected_components(graph, directed=False)[1]
+        first = np.unique(label, return_index=True)[1]
+        again = np.setdiff1d(np.arange(len(left)), first)
+        stands[left[again]] = rows[left[first[label[again]]]]
+        left = left[np.sort(first)]
+
+
 def duplicates(
     images: Images,
     queries: Rows,
     database: Rows,
-    limit: float,
+    limit: float | None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Duplicates:
     """For each row of `queries` a duplicate in another row, among `database`, exact ones first.
 
-    limit: the largest RMS distance of a near duplicate. progress: called with the number of
-    finished queries.
+    limit: the largest RMS distance of a near duplicate; None for exact duplicates alone. progress:
+    called with the number of finished queries.
     """
     found = Duplicates(
         np.full(len(queries), -1), np.full(len(queries), np.nan), np.zeros(len(queries), bool)
@@ -149,6 +173,8 @@ def duplicates(
         return found
     for mirrored in (False, True):
         _note_exact(found, images, queries, database, mirrored)
+    if limit is None:
+        return found
     every = np.concatenate([small(part, SEARCH_SIDE) for part in _read(images, database)])
     for some in blocks(len(queries), TILE_QUERIES):
         for mirrored in (False, True):

@@ -1,6 +1,11 @@
-"""Generated images of which no count is a finding: one image again and again, or real images."""
+"""Generated images of which no count is a finding: one image again and again, or real images.
 
-from collections.abc import Mapping
+Also repeated files of one picture, which are no independent images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -51,6 +56,43 @@ def exact_copies(
                 equal[i] |= np.array_equal(generated[i], data[rows[i]])
         found[name] = int(equal.sum())
     return found
+
+
+def pictures(hashes: Sequence[str], names: Sequence[str]) -> Int64[np.ndarray, "n"]:
+    """The number of the picture that each image shows: one for equal pixels, and for one name.
+
+    hashes: `digests` of the images. names: files, of which `a.png` and `a.jpg` have one name.
+    """
+    from scipy.sparse import coo_array  # slow to import
+    from scipy.sparse.csgraph import connected_components
+
+    stems = [f"file {name.removesuffix(PurePath(name).suffix)}" for name in names]
+    # A place in a file of several images, such as [3], is part of the name.
+    files = [n if n.endswith("]") else stem for n, stem in zip(names, stems, strict=True)]
+    known, nodes = np.unique([*hashes, *files], return_inverse=True)
+    pixels, file = nodes.reshape(2, -1)
+    links = coo_array((np.ones(len(names)), (pixels, file)), (len(known), len(known)))
+    return connected_components(links, directed=False)[1].astype(np.int64)[pixels]
+
+
+def with_pictures(
+    c: Comparison, hashes: Sequence[str], names: Sequence[str] | None
+) -> tuple[Comparison, str]:
+    """The comparison, in which repeated images are one draw; a sentence on them, "" for none.
+
+    hashes, names: as in `pictures`; None for images that the model made from independent noise.
+    """
+    if names is None:
+        return c, ""
+    numbers = pictures(hashes, names)
+    different = len(np.unique(numbers))
+    if different == len(numbers):
+        return c, ""
+    return replace(c, draws=numbers), (
+        f"the {len(numbers):,} generated images are {different:,} different pictures; the others "
+        "repeat them (equal pixels, or one file name with two endings): hits count them all, and "
+        "the intervals count each picture once, so they are wider"
+    )
 
 
 def real_in_words(copies: Mapping[str, int], num_images: int) -> str:

@@ -78,7 +78,8 @@ class Comparison:
     synthetic_*: of every synthetic image, which the attacker had before the attack, to its nearest
     training image; empty where there are none. per_start: images that follow each other and come
     from one start of the attack. Starts are independent, their images are not: a start hits where
-    any of its images hits, a training image or a held-out one alike.
+    any of its images hits, a training image or a held-out one alike. draws: of starts, as in
+    `HeldoutHits`.
     """
 
     metric: Metric
@@ -89,6 +90,7 @@ class Comparison:
     synthetic_gamma: Float32[np.ndarray, "s"]
     synthetic_index: Int64[np.ndarray, "s"]
     per_start: int = 1
+    draws: Int64[np.ndarray, "k"] | None = None
 
     @property
     def num_starts(self) -> int:
@@ -126,17 +128,20 @@ class Comparison:
     def heldout_hits(self, inside: Callable[[Gamma], Bool[np.ndarray, "n"]]) -> HeldoutHits:
         """Starts that hit held-out sets. inside: which of gamma to the nearest image are hits."""
         hits = [inside(control.gamma) for control in self.controls]
-        counts = np.concatenate(
-            [
-                np.bincount(self.sightings(hit, one.hit_units(hit))[1])
-                for one, hit in zip(self.controls, hits, strict=True)
-            ]
-        )
+        draws = np.arange(self.num_starts) if self.draws is None else self.draws
+        repeats = 0
+        for one, hit in zip(self.controls, hits, strict=True):
+            start, unit = self.sightings(hit, one.hit_units(hit))
+            # Pairs of hits on one image, less those of one picture with itself.
+            repeats += int(np.square(np.bincount(unit)).sum())
+            same = np.unique(np.stack([unit, draws[start]]), axis=1, return_counts=True)[1]
+            repeats -= int(np.square(same).sum())
         return HeldoutHits(
             share=np.mean([self.of_starts(hit).astype(np.float64) for hit in hits], axis=0),
-            repeats=int((counts * (counts - 1)).sum()),
+            repeats=repeats,
             num_sets=len(self.controls),
             scale=self.scale,
+            draws=self.draws,
         )
 
 

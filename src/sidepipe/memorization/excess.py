@@ -1,5 +1,7 @@
 """The excess of hits over held-out hits, with an interval, for images that are independent.
 
+Repeated files of one generated picture are one draw: they widen the interval (Kish, 1965).
+
 A hit is a generated image whose distance to a training image is within a threshold that almost no
 real held-out image reaches. The claim is the excess: the share of images that hit a training image
 minus the share that would hit one of equally many held-out images. It is about one model and one
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from scipy.special import ndtri
 
 from sidepipe.memorization.thresholds import LEVEL
@@ -30,14 +32,16 @@ class HeldoutHits:
     """Hits of generated images on disjoint held-out sets.
 
     share: each image's share of the sets that it hits. repeats: sum of h (h - 1) over held-out
-    images that are hit h times. num_sets: K. scale: how many times as many images the training set
-    has as one of these sets, >= 1.
+    images that are hit h times, less the pairs of hits of one picture. num_sets: K. scale: how many
+    times as many images the training set has as one of these sets, >= 1. draws: the number of the
+    picture that each image shows; None where each is a picture of its own.
     """
 
     share: Float64[np.ndarray, "n"]
     repeats: int
     num_sets: int
     scale: float
+    draws: Int64[np.ndarray, "n"] | None = None
 
     @property
     def mean(self) -> float:
@@ -56,7 +60,8 @@ class HeldoutHits:
 
     def interval_at(self, z: float) -> tuple[float, float]:
         """`interval` of z standard deviations to each side."""
-        low, high = wilson(self.mean, effective_count(self.share), z)
+        count = effective_count(self.share) / design_effect(self.share, self.draws)
+        low, high = wilson(self.mean, count, z)
         return at_scale(low, self.scale), at_scale(high, self.scale)
 
     @property
@@ -100,6 +105,29 @@ def effective_count(share: Float64[np.ndarray, "n"]) -> float:
     return len(share) * (mean * (1 - mean) / variance if variance > 0 else 1.0)
 
 
+def share_interval(
+    hit: Bool[np.ndarray, "n"], draws: Int64[np.ndarray, "n"] | None, z: float = Z
+) -> tuple[float, float]:
+    """The interval of the share of hits, by default of 95 %. draws: as in `HeldoutHits`."""
+    count = len(hit) / design_effect(hit.astype(np.float64), draws)
+    return wilson(float(hit.mean()), count, z)
+
+
+def design_effect(share: Float64[np.ndarray, "n"], draws: Int64[np.ndarray, "n"] | None) -> float:
+    """How many times as much the mean of `share` varies as that of n pictures; 1 without repeats.
+
+    The larger one of two: the variance of sums over pictures divided by that of images, which few
+    hits hardly show, and Kish's `sum m^2 / n` of pictures with m images each.
+    """
+    if draws is None:
+        return 1.0
+    number = np.unique(draws, return_inverse=True)[1]
+    sizes, rest = np.bincount(number), share - share.mean()
+    square = float(np.square(rest).sum())
+    clustered = float(np.square(np.bincount(number, rest)).sum())
+    return max(float(np.square(sizes).sum()) / len(share), clustered / square if square else 1.0)
+
+
 def at_scale(share: float, scale: float) -> float:
     """An upper bound of the share of images that hit a set `scale` >= 1 times as large.
 
@@ -133,7 +161,7 @@ def excess(
     a, b = float(train.mean()), heldout.scaled
     varies = train.any() and not train.all() and heldout.share.std() > 0
     correlation = float(np.corrcoef(train, heldout.share)[0, 1]) if varies else 0.0
-    ends = wilson(a, len(train), z), heldout.interval_at(z)
+    ends = share_interval(train, heldout.draws, z), heldout.interval_at(z)
     return difference(a, ends[0], b, ends[1], correlation, heldout.luck, z)
 
 

@@ -16,7 +16,7 @@ from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.search import Metric, covered, nearest
 from sidepipe.memorization import scores as m
 from sidepipe.memorization.comparison import AROUND, Compared, Comparison, Control
-from sidepipe.memorization.excess import HeldoutHits, excess, wilson
+from sidepipe.memorization.excess import HeldoutHits, excess, share_interval
 from sidepipe.memorization.rarefaction import rarefaction
 from sidepipe.memorization.thresholds import rate_interval, threshold_at_false_positive_rate
 
@@ -150,7 +150,7 @@ def _at_rate(
         "train": {
             **_counted(c, hit, group[c.train.index]),
             "ams": float(start_hits.mean()),
-            "interval": list(wilson(float(start_hits.mean()), len(start_hits))),
+            "interval": list(share_interval(start_hits, c.draws)),
         },
         "heldout": _heldout(c, heldout, threshold, duplicate),
         "excess": _excess(start_hits, heldout),

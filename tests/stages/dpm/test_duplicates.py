@@ -104,6 +104,7 @@ def test_dropped_ones_leave_the_held_out_images_and_nothing_else(tmp_path, data,
     found = summary["duplicates"]
     assert (found["across"], found["across_exact"], found["dropped"]) == (4, 2, 4)
     assert (found["within"], found["within_exact"]) == (2, 2)
+    assert found["repeated"] == 0
     assert found["limit"] < 0.15
     json.dumps(summary)
 

@@ -88,6 +88,21 @@ def test_a_folder_alone_has_the_numbers_of_compare_and_no_cost(planned, tmp_path
     )
 
 
+def test_repeated_files_are_named_and_widen_the_interval(planned, tmp_path):
+    intervals = []
+    for times in range(2):
+        the_plan = planned()
+        pipeline.run(the_plan, "all")
+        results = json.loads((folder_of(the_plan, "evaluate") / "results.json").read_text())
+        intervals.append(results["calibrated"][0]["excess"]["interval"])
+        assert ("51 different pictures" in results.get("repeated", "")) == (times > 0)
+        page = page_path(folder_of(the_plan, "report")).read_text()
+        assert ("generated images are 51 different pictures" in page) == (times > 0)
+        for i, image in enumerate(GENERATED):
+            Image.fromarray(image).save(tmp_path / f"generated/{i:03d} copy.png")
+    assert intervals[1] == pytest.approx(intervals[0])
+
+
 def test_the_report_says_that_the_cost_is_not_known(planned):
     the_plan = planned()
     pipeline.run(the_plan, "all")

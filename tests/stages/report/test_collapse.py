@@ -60,6 +60,8 @@ def test_where_every_attack_has_collapsed_nothing_is_found(tmp_path):
     _, page = report(tmp_path / "report", made)
     assert "No finding: nearly all images are alike." in page.text
     assert "are reproduced" not in page.text
+    assert not list((tmp_path / "report" / "figures").glob("*.svg"))
+    assert "At every threshold" not in page.text
 
 
 def test_few_images_are_said_to_say_nothing(tmp_path):

@@ -41,6 +41,13 @@ def test_a_panel_shows_training_solid_and_held_out_dashed_at_every_threshold(att
     assert axis.get_title(loc="left") == "side"
 
 
+def test_a_share_of_images_ends_at_all_of_them_and_ums_names_its_unit(attacks):
+    axis = scores_figure(attacks, "ams").axes[0]
+    assert axis.get_ylim()[1] <= 100
+    assert "% of generated images" in axis.get_ylabel()
+    assert scores_figure(attacks, "ums").axes[0].get_ylabel().endswith("per 100 generated")
+
+
 def test_the_threshold_of_a_hit_stands_in_every_panel(attacks):
     for figure in (scores_figure(attacks, "ums"), excess_figure(attacks)):
         for axis in figure.axes:

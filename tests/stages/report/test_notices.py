@@ -21,7 +21,8 @@ def dpm(**found: int) -> dict[str, Any]:
 def attack(asked=(0.001, 0.01), used=(0.001, 0.01), num_real=1403, near=0, passing=1) -> Any:
     rows = [{"false_positive_rate": r, "num_real": num_real, "real_passing": passing} for r in used]
     results = {"asked_false_positive_rates": list(asked), "calibrated": rows}
-    results |= {"near_duplicates": {"count": near}, "transform": "sscd-320-v1"}
+    results |= {"near_duplicates": {"count": near, "train_distance": 0.1, "unseen_distance": 0.1}}
+    results |= {"transform": "sscd-320-v1"}
     facts = {"num_images": 200, "excess_interval": (0.01, 0.03), "inconclusive": False}
     return SimpleNamespace(name="flux", has_truth=True, results=results, collapse=None, **facts)
 
@@ -46,6 +47,10 @@ def test_without_limits_nothing_is_said():
         ),
         ({"across": 1}, "1 of 1,403 held-out images duplicates training images and was kept: "),
         ({"across": 1, "dropped": 1}, "1 held-out image duplicates training images and is left "),
+        (
+            {"repeated": 2},
+            "2 held-out images have the pixels of another held-out image: they count twice in ",
+        ),
         ({"within": 1}, "1 of 60 training images duplicates other training images; they "),
     ],
 )
@@ -136,6 +141,12 @@ def test_generated_images_that_are_real_ones_are_named():
     assert sentence.startswith("flux: 150 of 200 generated images are exact copies of training")
     fewer = attack().results | {"exact_copies": {"train": 150, "heldout": 20}}
     assert said(dpm(), [results(results=fewer)]) == []
+
+
+def test_a_reference_of_before_distances_is_named():
+    old = attack().results | {"near_duplicates": {"count": 0}}
+    [sentence] = said(dpm(), [results(results=old)])
+    assert sentence.endswith("images of another kind are not noticed: re-run the command.")
 
 
 def test_an_attack_without_truth_has_no_thresholds():

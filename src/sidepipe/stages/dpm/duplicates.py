@@ -1,4 +1,4 @@
-"""Duplicates between training and held-out images, and within the training images.
+"""Duplicates between training and held-out images, and within each of them.
 
 Held-out images set the threshold of a hit, because they show how close an image comes to a training
 image by chance. A few duplicates of training images among them move this threshold so far that
@@ -19,7 +19,12 @@ from jaxtyping import Int64
 from sidepipe.base.settings import require
 from sidepipe.engine.logs import counting
 from sidepipe.engine.stage import Runtime
-from sidepipe.features.image_duplicates import Duplicates, duplicates, duplicates_across
+from sidepipe.features.image_duplicates import (
+    Duplicates,
+    duplicates,
+    duplicates_across,
+    repeats,
+)
 from sidepipe.memorization.thresholds import MIN_UNSEEN, allowed, usable_rates
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
@@ -38,8 +43,9 @@ class Counts:
 
     across, across_exact: held-out images with a duplicate among the training images, and those with
     equal pixels. dropped: held-out images that were left out for it. within, within_exact: training
-    images with a duplicate among the others. limit: the largest RMS distance of a near duplicate.
-    named: the first pairs in words.
+    images with a duplicate among the others. repeated: held-out images with the pixels of an
+    earlier one. limit: the largest RMS distance of a near duplicate. named: the first pairs in
+    words.
     """
 
     across: int
@@ -47,6 +53,7 @@ class Counts:
     dropped: int
     within: int
     within_exact: int
+    repeated: int
     limit: float
     named: list[str]
 
@@ -79,6 +86,7 @@ def without_duplicates(
         dropped=len(heldout) - len(left),
         within=int(within.found.sum()),
         within_exact=int(within.exact.sum()),
+        repeated=int((repeats(images, left, None) >= 0).sum()),
         limit=limit,
         named=[_in_words(row) for row in rows if row[0] == "held-out"][:NAMED],
     )
@@ -102,6 +110,12 @@ def _warn(counts: Counts, num_train: int, num_heldout: int) -> None:
         log.warning(
             "%d of %d training images duplicate other training images (%d exactly); they are kept",
             *(counts.within, num_train, counts.within_exact),
+        )
+    if counts.repeated:
+        log.warning(
+            "%d held-out images have the pixels of another held-out image: they count twice in "
+            "thresholds and held-out hits; remove one of each pair",
+            counts.repeated,
         )
 
 

@@ -15,6 +15,13 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
         return {"candidates": results["blind"]["num_candidates"], **results["blind"]}
     at, sizes, count = results["calibrated"][0], results["num_reference"], results["num_images"]
     hits, heldout = at["train"], at["heldout"]
+    share, ends = at["excess"]["share"], at["excess"]["interval"]
+    low, high = (100 * end for end in ends)
+    log.info(
+        "excess at %g %% held-out false positives: %.0f of %d images, %.2f %% (95 %% interval %.2f "
+        "to %.2f %%)",
+        *(100 * at["false_positive_rate"], count * share, count, 100 * share, low, high),
+    )
     log.info(
         "hits: %d of %d generated images hit one of %d training images, %d different ones",
         *(hits["count"], count, sizes["train"], hits["unique"]),
@@ -25,20 +32,13 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
         *(heldout["count"], count, sizes["heldout"], len(heldout["sets"])),
         *(min(heldout["sets"]), max(heldout["sets"]), _scaled_in_words(results)),
     )
-    share, ends = at["excess"]["share"], at["excess"]["interval"]
-    low, high = (100 * end for end in ends)
-    log.info(
-        "excess at %g %% held-out false positives: %.0f of %d images, %.2f %% (95 %% interval %.2f "
-        "to %.2f %%)",
-        *(100 * at["false_positive_rate"], count * share, count, 100 * share, low, high),
-    )
     return {
+        "excess": share,
+        "excess_low": ends[0],
+        "excess_high": ends[1],
         "hits": hits["count"],
         "heldout_hits": heldout["count"],
         "unique": hits["unique"],
-        "excess": at["excess"]["share"],
-        "excess_low": at["excess"]["interval"][0],
-        "excess_high": at["excess"]["interval"][1],
         "threshold": at["threshold"],
         "ams_high": results["bands"]["high"]["train"]["ams"],
         "ums_high": results["bands"]["high"]["train"]["ums"],

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sidepipe.base.files import write_json, write_table
-from sidepipe.base.images import grid
+from sidepipe.base.images import digests, grid
 from sidepipe.base.settings import build, require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -32,7 +32,13 @@ from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.evaluate import charts
 from sidepipe.stages.evaluate.cost import cost, original_of
 from sidepipe.stages.evaluate.headline import headline
-from sidepipe.stages.extract.stage import Extract, load_cohesion, load_per_start, load_targets
+from sidepipe.stages.extract.stage import (
+    Extract,
+    load_cohesion,
+    load_names,
+    load_per_start,
+    load_targets,
+)
 from sidepipe.stages.extract.stage import load as load_extracted
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.original.stage import load_rows as load_original_rows
@@ -75,7 +81,7 @@ class Evaluate(Stage):
     """
 
     name: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     needed_by: ClassVar[str] = "attacks=compare"
     reported: ClassVar[bool] = True
     rows: ClassVar[str | None] = "attacks"
@@ -176,7 +182,7 @@ class Evaluate(Stage):
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.memorization import results as r
         from sidepipe.memorization.blind import ranking_quality
-        from sidepipe.memorization.collapse import exact_copies
+        from sidepipe.memorization.collapse import exact_copies, with_pictures
         from sidepipe.memorization.comparison import compare
         from sidepipe.stages.evaluate import tables
 
@@ -196,8 +202,8 @@ class Evaluate(Stage):
             synthetic = None if plain is None else encode(load_synthetic(plain))
             rows = _attacker_rows(extract)
             c = compare(queries, synthetic, real, encoder.metric, rows, per_start=each)
+            c, results["repeated"] = with_pictures(c, digests(generated), load_names(extract))
             measured, hits = self._measured(c, rates)
-            measured["asked_false_positive_rates"] = self.false_positive_rates
             threshold = measured["calibrated"][0]["threshold"]
             measured |= load_limits(job.inputs["reference"], threshold, encoder.metric)
             trial = partial(r.trial, c, threshold=threshold, group=hits.group)
@@ -252,6 +258,7 @@ class Evaluate(Stage):
         start, stop, count = self.curve
         thresholds = np.linspace(start, stop, int(count)).round(6).tolist()
         measured, hits = r.measured(c, rates, self.bands_of_gamma(), thresholds)
+        measured["asked_false_positive_rates"] = self.false_positive_rates
         for name, band in measured["bands"].items():
             band["band"] = list(self.bands[name])
         return measured, hits

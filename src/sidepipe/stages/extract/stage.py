@@ -209,6 +209,15 @@ def load_per_start(folder: Path) -> int:
     return Artifact(folder).summary.get("candidates", 1)
 
 
+def load_names(folder: Path) -> list[str] | None:
+    """The file of each image of another tool, in index order; None for images of the model."""
+    import pandas as pd
+
+    if not (folder / "files.csv").exists():
+        return None
+    return pd.read_csv(folder / "files.csv", dtype=str, keep_default_na=False)["file"].tolist()
+
+
 def load_targets(folder: Path) -> Int64[np.ndarray, "n"]:
     """Each start's target label, -1 without a surrogate; later rounds have higher labels."""
     return np.load(folder / "targets.npy")

@@ -63,6 +63,7 @@ class Reference(Stage):
     """
 
     name: ClassVar[str] = "reference"
+    version: ClassVar[int] = 2  # 2: near_duplicates.json has distances
     needed_by: ClassVar[str] = "evaluate.truth=train"
     takes: ClassVar[Mapping[str, str]] = {
         "features": "evaluate.features",

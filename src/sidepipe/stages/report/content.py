@@ -49,8 +49,9 @@ def tables(attacks: Sequence[Attack]) -> list[t.Table]:
 
 
 def drawings(attacks: Sequence[Attack]) -> dict[str, dict[str, bytes]]:
-    """The figures by name, each as SVG and PDF."""
-    if not attacks[0].has_truth:
+    """The figures by name, each as SVG and PDF; none of attacks that have collapsed."""
+    attacks = [attack for attack in attacks if attack.has_truth and not attack.collapse]
+    if not attacks:
         return {}
     draw: dict[str, Any] = {
         "ams": partial(curves.scores_figure, attacks, "ams"),

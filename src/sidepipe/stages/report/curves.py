@@ -13,6 +13,8 @@ from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.figures import DASHES, GRAY, HELDOUT, TRAIN, panels
 
 COLUMNS = 3
+# UMS counts training images, of which there may be more than 100 % of the generated ones.
+LABELS = {"ams": "AMS, % of generated images", "ums": "UMS, training images per 100 generated"}
 
 
 def scores_figure(attacks: Sequence[Attack], score: str) -> Figure:
@@ -23,7 +25,7 @@ def scores_figure(attacks: Sequence[Attack], score: str) -> Figure:
     figure, axes = panels(len(attacks), COLUMNS)
     for axis, attack in zip(axes, attacks, strict=True):
         _scores(axis, attack, attacks[0], score)
-    _label(axes, attacks, f"{score.upper()}, % of images")
+    _label(axes, attacks, LABELS[score])
     _limits(axes[0], attacks, score)  # shared by all panels
     handles = _score_handles(attacks)
     wide = len(handles) if len(attacks) >= COLUMNS else 2
@@ -55,11 +57,12 @@ def _values(attack: Attack, which: str, score: str) -> np.ndarray:
 
 
 def _limits(axis: Any, attacks: Sequence[Attack], score: str) -> None:
-    """From less than one image to more than the highest share."""
+    """From less than one image to more than the highest share, but at most to all images."""
     sets = ("train", "heldout")
     highest = max(_values(attack, which, score).max() for attack in attacks for which in sets)
     one_image = 1 / max(attack.num_images for attack in attacks)
-    axis.set_ylim(70 * one_image, 130 * max(highest, one_image))
+    top = 130 * max(highest, one_image)
+    axis.set_ylim(70 * one_image, min(100, top) if score == "ams" else top)
 
 
 def excess_figure(attacks: Sequence[Attack]) -> Figure:
@@ -73,7 +76,7 @@ def excess_figure(attacks: Sequence[Attack]) -> Figure:
             curve["thresholds"], low, high, facecolor="#c9d8ea", edgecolor=TRAIN, linewidth=0.4
         )
         axis.plot(curve["thresholds"], share, color=TRAIN, linewidth=1.6)
-    _label(axes, attacks, "excess, % of images")
+    _label(axes, attacks, "excess, % of generated images")
     handles = [
         Line2D([], [], color=TRAIN, linewidth=1.6, label="training minus held-out"),
         Patch(facecolor="#c9d8ea", edgecolor=TRAIN, linewidth=0.4, label="95 % interval"),

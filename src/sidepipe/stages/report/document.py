@@ -62,7 +62,7 @@ def template_of(name: str) -> Any:
         lstrip_blocks=True,
     )
     known = (words.count, words.percent, words.rate, words.rate_interval, words.parameters)
-    known += (words.share, words.decimals, words.with_interval, words.reproduced)
+    known += (words.finding, words.share, words.decimals, words.with_interval, words.reproduced)
     known += (words.epochs, words.excess_interval, words.excess_images, words.threshold_rule)
     known += (words.evaluations, words.average, words.signed_excess, words.heldout_sets)
     environment.filters |= {function.__name__: function for function in known}

@@ -76,7 +76,7 @@ def _of_model(summary: Mapping[str, Any]) -> list[str]:
     if found is None:
         return []
     kept = found["across"] - found["dropped"]
-    dropped, within = found["dropped"], found["within"]
+    dropped, within, repeated = (found.get(name, 0) for name in ("dropped", "within", "repeated"))
     numbers = count(summary["num_heldout_images"]), count(summary["num_train_images"])
     sentences = {
         f"{count(kept)} of {numbers[0]} held-out images {_duplicate(kept)} training images and "
@@ -86,6 +86,8 @@ def _of_model(summary: Mapping[str, Any]) -> list[str]:
         f"{'is' if dropped == 1 else 'are'} left out.": dropped,
         f"{count(within)} of {numbers[1]} training images {_duplicate(within)} other training "
         "images; they are counted once where they are as close as a hit.": within,
+        f"{_many(repeated, 'held-out image')} {'has' if repeated == 1 else 'have'} the pixels of "
+        "another held-out image: they count twice in thresholds and held-out hits.": repeated,
     }
     return [sentence for sentence, number in sentences.items() if number]
 
@@ -107,11 +109,12 @@ def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
         for a in attacks
         if a.has_truth and not a.collapse and a.inconclusive
     ]
+    pictures = [f"{a.name}: {a.results['repeated']}." for a in attacks if a.results.get("repeated")]
     real = [f"{a.name}: {text}" for a in attacks if a.has_truth and (text := _doubtful(a))]
     with_truth = [attack for attack in attacks if attack.has_truth]
     found = [sentence for a in with_truth for sentence in _of_calibration(a.results)]
     found += [_of_floor(a, a.results["floor"]) for a in with_truth if "floor" in a.results]
-    return [*collapsed, *real, *dict.fromkeys(found), *vague]
+    return [*collapsed, *real, *pictures, *dict.fromkeys(found), *vague]
 
 
 def _doubtful(attack: Attack) -> str:
@@ -155,6 +158,11 @@ def _of_calibration(results: Mapping[str, Any]) -> list[str]:
     distances = results.get("near_duplicates", {"count": 0})
     if text := other_kind(distances):
         found.append(f"{text[0].upper()}{text[1:]}.")
+    elif "train_distance" not in distances:
+        found.append(
+            "The artifact of reference was made before distances were measured, so that held-out "
+            "images of another kind are not noticed: re-run the command."
+        )
     near = distances["count"]
     if near > at[0]["real_passing"]:
         are, sets = ("is a near duplicate", "sets") if near == 1 else ("are near duplicates", "set")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,16 @@ from sidepipe.stages.report.tables import hits_table
 
 def page(
     title: str,
-    compared: str,
-    counts: Mapping[str, Any],
+    attack: Attack,
     triples: Sequence[np.ndarray],
     rows: Sequence[Mapping[str, Any]],
     notices: Sequence[str],
 ) -> str:
     """The page as HTML.
 
-    compared: the name of the generated images. counts: the part of results.json about hits.
-    triples: uint8 (3, h, w, c) of each pair; rows: their rows as in gallery.csv.
+    attack: with the part of results.json about hits. triples: uint8 (3, h, w, c) of each pair;
+    rows: their rows as in gallery.csv.
     """
-    attack = Attack(compared, Path(), dict(counts), {})
     found = zip(triples, rows, strict=True)
     pairs = [gallery.pair(0, attack, rank, triple, row) for rank, (triple, row) in enumerate(found)]
     sound = [] if attack.collapse else [attack]

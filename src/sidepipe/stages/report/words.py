@@ -213,6 +213,23 @@ def targets(attack: Attack) -> str:
     return f"{count(number)} most cohesive, {rate(attack.settings['target_fraction'])}"
 
 
+def finding(attack: Attack) -> str:
+    """The finding in a sentence: what the interval of the excess shows, and never hits alone."""
+    if attack.collapse:
+        return "No finding: nearly all images are alike."
+    if attack.hits() == 0 and attack.heldout_hits == 0:
+        return "No training image is reproduced."
+    if attack.excess_interval[0] > 0:
+        are = "is" if attack.unique == 1 else "are"
+        return (
+            f"{reproduced(attack)} training {attack.unit}s {are} reproduced; "
+            f"{reproduced(attack, 'heldout')} held-out ones."
+        )
+    if attack.inconclusive:
+        return "Too few images for a conclusion."
+    return "No evidence that training images are reproduced."
+
+
 def reproduced(attack: Attack, which: str = "train") -> str:
     """The number of different real images hit, out of all: `214 of 256`."""
     most = attack.num_different if which == "train" else attack.num_units(which)
