@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from sidepipe.api.comparing import LEAST, check_features
 from sidepipe.api.control import Calibrated, calibrated, warn_of_swapped
 from sidepipe.api.decoding import Reading
 from sidepipe.api.images import Images, ImagesOrFolder, read_sets
-from sidepipe.api.measuring import encoder_of
+from sidepipe.api.measuring import encoder_of, real_names
 from sidepipe.api.model import Model
 from sidepipe.api.naming import as_arguments, as_new_file, require_numbers, require_whole
 from sidepipe.api.result import Estimate
@@ -27,6 +27,7 @@ from sidepipe.features.pairs import blocks
 from sidepipe.memorization.audit import Move, Probe, closeness, returns
 from sidepipe.memorization.real import encode_rows
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate
+from sidepipe.models.contrast import log_loss_ratio
 from sidepipe.stages.audit import tables
 from sidepipe.stages.audit.stage import PART, mover
 
@@ -113,6 +114,7 @@ def audit(
     steps: int = 8,
     levels: Sequence[int] = (60, 150, 300),
     draws: int = 4,
+    contrast_t: int = 300,
     features: str | Encoder = "pixels_l2",
     false_positive_rate: float = 0.001,
     on_duplicates: Literal["error", "drop", "keep"] = "error",
@@ -120,6 +122,8 @@ def audit(
     precision: Precision = "bf16-mixed",
 ) -> Audit:
     """Find the training images that a model returns to, without sampling.
+
+    A class-conditional model with a null class is evaluated without a class.
 
     Each image is refined. Where the model has memorized it, the refined image is the image itself.
     The same number of held-out images is the control: a model also returns to images that it never
@@ -134,6 +138,8 @@ def audit(
         steps: evaluations of refinement per image, >= 1.
         levels: timesteps of the noise that copies of an image get, ascending; ``()`` for none.
         draws: copies per level, >= 1.
+        contrast_t: timestep at which the losses of a model with a base are compared, for the
+            column ``contrast``, log(loss of the base / loss of the model).
         features: as in ``compare``.
         false_positive_rate: as in ``compare``.
         on_duplicates: as in ``compare``.
@@ -158,13 +164,13 @@ def audit(
         (40, 40, 6)
     """
     require(isinstance(model, Model), "model", "a Model of sidepipe.load", type(model).__name__)
-    require_whole(t=t, steps=steps, draws=draws, seed=seed)
+    require_whole(t=t, steps=steps, draws=draws, contrast_t=contrast_t, seed=seed)
     is_list = isinstance(levels, Sequence | np.ndarray) and not isinstance(levels, str)
     require(is_list, "levels", "a list of timesteps", levels)
     for level in levels:
         require_whole(levels=level)
     probe = Probe(t, steps, list(levels), draws)
-    _check(model, probe)
+    _check(model, probe, contrast_t)
     require_numbers(false_positive_rate=false_positive_rate)
     require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
     require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
@@ -176,19 +182,37 @@ def audit(
     remedy = "audit images of the size that the model makes"
     require(shape[1:] == model.image_shape, "train", f"of shape (n, {rule})", shape, remedy)
     encoder = encoder_of(features)
-    encode = partial(encode_rows, encoder, device=model._runtime.torch_device())
+    device = model._runtime.torch_device()
+    encode = partial(encode_rows, encoder, device=device)
     known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
     move = mover(model._denoiser, probe, seed, precision, model._runtime)
-    names = [*sets["train"].names, *sets["heldout"].names]
-    return _audited(known, encoder, probe, move, names, model._runtime.torch_device())
+    contrast = _contrast(model, contrast_t, draws, seed)
+    return _audited(known, encoder, probe, move, real_names(sets), device, contrast)
 
 
-def _check(model: Model, probe: Probe) -> None:
-    """Raises ValueError where the model cannot be probed so."""
+def _contrast(
+    model: Model, t: int, draws: int, seed: int
+) -> Callable[..., Float32[np.ndarray, "n"]] | None:
+    """`log_loss_ratio` of images, the `first` of which has a number; None without a base."""
+    if model._base is None:
+        return None
+    device = model._runtime.torch_device()
+    of_model, of_base = model._denoiser.to(device), model._base.to(device)
+    return partial(log_loss_ratio, of_model, of_base, t=t, draws=draws, seed=seed)
+
+
+def _check(model: Model, probe: Probe, contrast_t: int) -> None:
+    """Raises ValueError where the model cannot be probed so; has it evaluated without a class."""
     most, levels, classes = model.num_train_timesteps, list(probe.levels), model.num_classes
-    require(classes is None, "model", "one without classes", f"one of {classes} classes")
+    rule, remedy = "one without classes, or with a null class", "pass null_class to sidepipe.load"
+    without = classes is None or model.null_class is not None
+    require(without, "model", rule, f"one of {classes} classes", remedy)
+    for one in (model._denoiser, model._base):
+        if classes is not None and one is not None:
+            one.guide_by_class(0.0)
     rule = f"in [0, {most}), the timesteps of the model"
     require(0 <= probe.t < most, "t", rule, probe.t)
+    require(0 <= contrast_t < most, "contrast_t", rule, contrast_t)
     require(probe.steps >= 1, "steps", ">= 1", probe.steps)
     require(probe.draws >= 1, "draws", ">= 1", probe.draws)
     require(sorted(set(levels)) == levels, "levels", "ascending timesteps", levels)
@@ -204,6 +228,7 @@ def _audited(
     move: Move,
     names: list[str],
     device: Device,
+    contrast: Callable[..., Float32[np.ndarray, "n"]] | None,
 ) -> Audit:
     real, metric = known.real, encoder.metric
     threshold = threshold_at_false_positive_rate(real.real_gamma, known.rate, metric)
@@ -220,11 +245,14 @@ def _audited(
             device=device,
         )
         found[name] = _in_parts(scored, known.data, images.rows, first)
+        if contrast is not None:
+            found[name]["contrast"] = contrast(known.data[images.rows], first=first)
         first += len(images.rows)
     table = tables.scores(sets, found, metric, threshold, probe.levels, np.array(names))
     table.loc[table["kind"] == "heldout", "index"] -= len(real.train.rows)
     order = np.argsort(-closeness(found["train"]["gamma"], metric), kind="stable")
-    return _result(table, order, threshold, known, encoder, probe)
+    evaluations = probe.evaluations + (0 if contrast is None else 2 * probe.draws)
+    return _result(table, order, threshold, known, encoder, evaluations)
 
 
 def _result(
@@ -233,7 +261,7 @@ def _result(
     threshold: float,
     known: Calibrated,
     encoder: Encoder,
-    probe: Probe,
+    evaluations: int,
 ) -> Audit:
     """order: the training images, the closest first."""
     counts = tables.counts(table)
@@ -251,7 +279,7 @@ def _result(
         false_positive_rate=known.rate,
         metric=encoder.metric,
         features=encoder.transform,
-        evaluations_per_image=probe.evaluations,
+        evaluations_per_image=evaluations,
         warnings=tuple(known.warnings),
     )
 

@@ -150,7 +150,7 @@ def _pairs(
     sets: Mapping[str, ImageSet],
     data: Images,
 ) -> tuple[Pair, ...]:
-    generated, names = sets["generated"], _real_names(sets)
+    generated, names = sets["generated"], real_names(sets)
     found = []
     for i in closest_pairs(c, group, NUM_PAIRS).tolist():
         train = int(c.train.rows[c.train.index[i]])
@@ -170,7 +170,7 @@ def _pairs(
     return tuple(found)
 
 
-def _real_names(sets: Mapping[str, ImageSet]) -> list[str]:
+def real_names(sets: Mapping[str, ImageSet]) -> list[str]:
     """The names of the rows of `_data`."""
     return [*sets["train"].names, *sets["heldout"].names]
 
@@ -182,7 +182,7 @@ def _hits(
 
     The group of the nearest image comes last where there are groups.
     """
-    generated, names = sets["generated"].names, _real_names(sets)
+    generated, names = sets["generated"].names, real_names(sets)
     groups = [*(sets["train"].groups or []), *(sets["heldout"].groups or [])]
     found = []
     for of, some in [("train", c.train), *(("heldout", control) for control in c.controls)]:

@@ -14,7 +14,7 @@ from sidepipe.base.settings import PRECISIONS, Precision, require, require_known
 from sidepipe.diffusion.cycles import cyclic
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import require_x_0
-from sidepipe.diffusion.timesteps import SPACINGS
+from sidepipe.diffusion.timesteps import SPACINGS, Guidance
 from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.engine.sampling import sample_to_array
 from sidepipe.engine.stage import Runtime
@@ -32,13 +32,16 @@ class Model:
         image_shape: ``(height, width, channels)`` of its images.
         num_classes: classes of a class-conditional model; ``None`` for an unconditional one.
         num_train_timesteps: noise levels of its schedule; ``t`` is in ``[0, num_train_timesteps)``.
+        null_class: the class that stands for no class; ``None`` where there is none.
     """
 
     path: str
     image_shape: tuple[int, int, int]
     num_train_timesteps: int
     num_classes: int | None
+    null_class: int | None
     _denoiser: Denoiser = field(repr=False)
+    _base: Denoiser | None = field(repr=False)
     _runtime: Runtime = field(repr=False)
 
     def sample(
@@ -52,6 +55,8 @@ class Model:
         timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None,
         precision: Precision = "bf16-mixed",
         classes: Sequence[int] | None = None,
+        condition_guidance_scale: float = 1.0,
+        base_guidance_scale: float = 0.0,
     ) -> Images:
         """Sample images, as the unconditional baseline of the pipeline does.
 
@@ -71,6 +76,11 @@ class Model:
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
             classes: of a class-conditional model, the numbers of classes that the images get in
                 turn; ``None`` for all classes.
+            condition_guidance_scale: s of classifier-free guidance, ``eps_null + s (eps_class -
+                eps_null)``: 1 for the class alone, 0 for no class; others take two evaluations per
+                step. Anything but 1 needs a null class.
+            base_guidance_scale: w of ``eps + w (eps - eps_base)``, >= 0, which leads away from the
+                base of a fine-tuned model with two evaluations per step; 0 for none.
 
         Returns:
             uint8 images ``(num_images, height, width, channels)``.
@@ -80,7 +90,8 @@ class Model:
             RuntimeError: where the model predicts nan or infinity.
 
         Source:
-            Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502.
+            Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502. The base as a
+            contrast: FineXtract (Wu et al., arXiv 2410.03039), whose scale is w + 1.
 
         Example:
             >>> import sidepipe
@@ -101,6 +112,8 @@ class Model:
         rule = "in [0, 1]" if sampler == "ddim" else f"0 for {sampler}"
         require(0 <= eta <= (sampler == "ddim"), "eta", rule, eta)
         require_known("precision", precision, PRECISIONS)
+        guidance = self._away_from_base(base_guidance_scale)
+        self._guide(condition_guidance_scale)
         with as_arguments():
             image_sampler = ImageSampler(
                 self._denoiser,
@@ -109,6 +122,8 @@ class Model:
                 sampler=sampler,
                 timesteps=self._denoiser.timesteps(steps, timestep_spacing),
                 eta=eta,
+                surrogate=None if guidance is None else self._base,
+                guidance=guidance,
             )
             return self._made(image_sampler, num_images, precision, classes)
 
@@ -124,6 +139,7 @@ class Model:
         seed: int = 0,
         precision: Precision = "bf16-mixed",
         classes: Sequence[int] | None = None,
+        condition_guidance_scale: float = 1.0,
     ) -> Images:
         """Move images toward a mode of the model, which brings out what it has memorized.
 
@@ -145,6 +161,7 @@ class Model:
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
             classes: of a class-conditional model, the numbers of classes that the images get in
                 turn; ``None`` for all classes, as images of ``sample`` have them.
+            condition_guidance_scale: as of ``sample``; 0 for no class.
 
         Returns:
             uint8 images of the same shape.
@@ -180,6 +197,7 @@ class Model:
         require(0 <= eta <= 1, "eta", "in [0, 1]", eta)
         require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
         require_known("precision", precision, PRECISIONS)
+        self._guide(condition_guidance_scale)
         require_x_0(self._denoiser.prediction_type, self._denoiser.alphas_cumprod, [t])
         refiner = ImageSampler(
             self._denoiser,
@@ -206,10 +224,31 @@ class Model:
                 sampler, count, SHARD_SIZE, precision, self._runtime, images, targets=targets
             )
 
+    def _guide(self, scale: float) -> None:
+        """Sets classifier-free guidance by classes; ValueError where the model forbids it."""
+        require_numbers(condition_guidance_scale=scale)
+        require(scale >= 0, "condition_guidance_scale", ">= 0", scale)
+        with as_arguments():
+            self._denoiser.guide_by_class(scale)
+
+    def _away_from_base(self, scale: float) -> Guidance | None:
+        """Guidance by the base; None for none. ValueError for a model whose base is not known."""
+        require_numbers(base_guidance_scale=scale)
+        require(scale >= 0, "base_guidance_scale", ">= 0", scale)
+        if scale == 0:
+            return None
+        rule, remedy = "0 for a model without a base", "pass base=... to sidepipe.load"
+        require(self._base is not None, "base_guidance_scale", rule, scale, remedy)
+        assert self._base is not None
+        self._base.guide_by_class(1.0)
+        return Guidance(guidance_scale=-scale, t_min=0, t_max=None)
+
     def _targets(self, classes: Sequence[int] | None, count: int) -> Images | None:
         """The class of each image; None for a model without classes."""
-        known = range(self.num_classes or 0)
+        known = self._denoiser.classes
         rule = f"numbers in [0, {self.num_classes})" if known else "None, as the model has none"
+        if known and self.null_class is not None:
+            rule += f", without the null class {self.null_class}"
         if classes is not None:
             require(
                 isinstance(classes, Sequence | np.ndarray), "classes", "a list or None", classes

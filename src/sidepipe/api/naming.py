@@ -22,6 +22,10 @@ ARGUMENTS = {
     ),
     "dpm.variant": "variant",
     "dpm.adapter": "adapter",
+    "dpm.base": "base",
+    "set dpm.null_class if one of its classes stands for none; or surrogate=none": (
+        "pass null_class to sidepipe.load if one of its classes stands for none"
+    ),
     "precision=32-true": "precision='32-true'",
 }
 
