@@ -167,8 +167,6 @@ def audit(
     require_whole(t=t, steps=steps, draws=draws, contrast_t=contrast_t, seed=seed)
     is_list = isinstance(levels, Sequence | np.ndarray) and not isinstance(levels, str)
     require(is_list, "levels", "a list of timesteps", levels)
-    for level in levels:
-        require_whole(levels=level)
     probe = Probe(t, steps, list(levels), draws)
     _check(model, probe, contrast_t)
     require_numbers(false_positive_rate=false_positive_rate)
@@ -203,6 +201,8 @@ def _contrast(
 
 def _check(model: Model, probe: Probe, contrast_t: int) -> None:
     """Raises ValueError where the model cannot be probed so; has it evaluated without a class."""
+    for level in probe.levels:
+        require_whole(levels=level)
     most, levels, classes = model.num_train_timesteps, list(probe.levels), model.num_classes
     rule, remedy = "one without classes, or with a null class", "pass null_class to sidepipe.load"
     without = classes is None or model.null_class is not None
