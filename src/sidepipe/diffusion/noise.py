@@ -22,6 +22,7 @@ STREAMS = {
     "verdict": 7,
     "clock": 8,
     "alarm": 9,
+    "ambient": 10,
 }
 
 

@@ -20,7 +20,7 @@ from sidepipe.engine.training import (
     validation_batches,
     weights,
 )
-from sidepipe.stages.dpm.module import DenoisingModule
+from sidepipe.stages.dpm.module import AmbientModule, DenoisingModule
 
 ALPHAS_CUMPROD = DDPMScheduler(20).alphas_cumprod
 TYPES = ["epsilon", "v_prediction", "sample"]
@@ -287,3 +287,70 @@ def test_the_fused_optimizer_lets_gradients_be_clipped_at_half_precision(tmp_pat
         atol=0.05,
         rtol=0,
     )
+
+
+# mitigations
+
+
+def test_shifts_and_weights_change_training_alone():
+    images = torch.zeros(6, 4, 4, 1, dtype=torch.uint8)
+    images[:, 0, 0] = 255
+    module = denoising(lambda x_t, t: 0 * x_t, random_shift=2)
+    generator = step_generator(0, 0, torch.device("cpu"))
+    moved = module.train().noised(images, generator, (0, 1)).x_0
+    assert len({tuple(x.flatten().tolist()) for x in moved}) > 1
+    generator = step_generator(0, 0, torch.device("cpu"))
+    assert module.eval().noised(images, generator, (0, 1)).x_0.equal(to_model(images))
+    weighting = {"t_min": 0, "t_max": 19, "weight": 0.25}
+    plain, weighted = (
+        denoising(lambda x_t, t: 0 * x_t, loss_weighting=w) for w in (None, weighting)
+    )
+    losses = [
+        [
+            m.train(mode).loss(images, step_generator(0, 0, torch.device("cpu")))
+            for m in (plain, weighted)
+        ]
+        for mode in (True, False)
+    ]
+    torch.testing.assert_close(losses[0][1], 0.25 * losses[0][0])
+    assert losses[1][1].equal(losses[1][0])
+
+
+def test_each_device_moves_its_part_of_the_batch_as_one_device_would():
+    images = random_images(8)
+    module = denoising(lambda x_t, t: 0 * x_t, random_shift=2).train()
+    whole = module.noised(images, step_generator(0, 3, torch.device("cpu")), (0, 1)).x_0
+    parts = [
+        module.noised(part, step_generator(0, 3, torch.device("cpu")), (rank, 2)).x_0
+        for rank, part in enumerate(images.split(4))
+    ]
+    assert torch.cat(parts).equal(whole)
+
+
+@pytest.mark.parametrize("prediction_type", TYPES)
+def test_a_network_that_knows_the_noisy_image_has_no_ambient_loss(prediction_type):
+    """Where all images have one noisy version, eps_fn(x_t, t) / factor is known."""
+    image, t_n = random_images(1), 5
+    fixed = torch.randn(1, 1, 4, 4)
+    ab = ALPHAS_CUMPROD
+    x_n = ab[t_n].sqrt() * to_model(image) + (1 - ab[t_n]).sqrt() * fixed
+
+    def function(x_t, t):
+        shape = (-1, 1, 1, 1)
+        kept, noise = (ab[t] / ab[t_n]).reshape(shape), (1 - ab[t]).sqrt().reshape(shape)
+        noisy = (t > t_n).reshape(shape)
+        known = (x_t - kept.clamp(max=1).sqrt() * x_n) / (1 - kept).clamp_min(1e-9) * noise
+        usual = (x_t - ab[t].sqrt().reshape(shape) * to_model(image)) / noise
+        eps = torch.where(noisy, known, usual)
+        signal = ab[t].sqrt().reshape(shape)
+        x_0 = (x_t - noise * eps) / signal
+        return {"epsilon": eps, "v_prediction": signal * eps - noise * x_0, "sample": x_0}[
+            prediction_type
+        ]
+
+    settings = {"lr": 1.0, "weight_decay": 0.0, "lr_warmup_steps": 0, "random_flip": False}
+    settings |= {"seed": 0, "preview_folder": None, "image_shape": (1, 4, 4)}
+    module = AmbientModule(Network(function), ab, prediction_type, ambient_t=t_n, **settings)
+    generator = step_generator(0, 0, torch.device("cpu"))
+    loss = module.train().loss(image.repeat(64, 1, 1, 1), fixed.repeat(64, 1, 1, 1), generator)
+    assert loss.max() < 1e-6

@@ -41,6 +41,8 @@ class ClassDPM(TrainDPM):
         require(count >= 2, "dpm.num_class_labels", ">= 2", count)
         rule = "in (0, 1), or the null class is not trained"
         require(0 < share < 1, "dpm.class_dropout", rule, share)
+        t = self.ambient_t
+        require(t is None, "dpm.ambient_t", "null for a model with classes", t)
 
     def num_classes(self) -> int | None:
         return self.num_class_labels + 1
@@ -82,6 +84,7 @@ class ClassDPM(TrainDPM):
             ClassModule,
             null_class=len(names),
             class_dropout=self.class_dropout,
+            **self.shaping,
         )
         rows = [load_images(job.inputs["data"]), classes]
         fitted = self._fitted(job, module, rows, (train, heldout))

@@ -41,6 +41,9 @@ class TrainLatentDPM(TrainDPM):
         super().__post_init__()
         remedy = "codes of mirrored images are not mirrored codes"
         require(not self.random_flip, "dpm.random_flip", "false for codes", True, remedy)
+        shift, t = self.random_shift, self.ambient_t
+        require(shift == 0, "dpm.random_shift", "0 for codes", shift)
+        require(t is None, "dpm.ambient_t", "null for codes", t)
 
     def inputs(self) -> tuple[str, ...]:
         return ("data", "autoencoder")
@@ -97,7 +100,9 @@ class TrainLatentDPM(TrainDPM):
         L.seed_everything(self.seed, verbose=False)
         unet = build(self._network_of(*codes.shape[1:3]))
         scheduler = build(self.noise_schedule)
-        module = self._module(unet, scheduler, job.folder, decode=partial(decoded, vae))
+        module = self._module(
+            unet, scheduler, job.folder, decode=partial(decoded, vae), **self.shaping
+        )
         fitted = self._fitted(job, module, [codes], (train, heldout))
         spread = {"code_deviation": float(codes[train].std())}
         spread["sampled_code_deviation"] = float(module.sampled().std())

@@ -1,6 +1,6 @@
 """The Lightning module of a diffusion model: its loss, validation and averaged weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,20 @@ from torch.nn import functional as F
 
 from sidepipe.base.images import save_grid, to_uint8
 from sidepipe.diffusion.finite import Seen, require_finite_eps, watched
+from sidepipe.diffusion.mitigation import ambient, noise_weights, shifted
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim, sampling_timesteps
-from sidepipe.diffusion.schedule import EpsFn, clip_x_0, eps_of, training_target
+from sidepipe.diffusion.schedule import (
+    EpsFn,
+    clip_x_0,
+    eps_from_prediction,
+    eps_of,
+    training_target,
+)
 from sidepipe.engine.training import (
     Noised,
     adamw_with_warmup,
+    as_x_0,
     noised,
     require_finite,
     step_generator,
@@ -36,6 +44,8 @@ class DenoisingModule(L.LightningModule):
     unet: a diffusers UNet2DModel. alphas_cumprod: (T,). prediction_type: "epsilon",
     "v_prediction" or "sample". lr_warmup_steps: linear from 0. clip_range: of pred_x_0 in previews,
     which `decode` turns into uint8 images. Batches are of uint8 images, or of x_0 itself.
+    random_shift: most pixels by which images move at random. loss_weighting: arguments of
+    `noise_weights`, None for none. Both in training alone.
     Raises RuntimeError naming the step when a loss is not finite.
     """
 
@@ -56,6 +66,8 @@ class DenoisingModule(L.LightningModule):
         image_shape: tuple[int, int, int],
         clip_range: float | None = 1.0,
         decode: Callable[[Tensor], Tensor] = to_uint8,
+        random_shift: int = 0,
+        loss_weighting: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.unet, self.prediction_type = unet, prediction_type
@@ -63,6 +75,7 @@ class DenoisingModule(L.LightningModule):
         self.random_flip, self.seed = random_flip, seed
         self.preview_folder, self.image_shape = preview_folder, image_shape
         self.clip_range, self.decode = clip_range, decode
+        self.random_shift, self.loss_weighting = random_shift, loss_weighting
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
 
     def loss(
@@ -76,14 +89,26 @@ class DenoisingModule(L.LightningModule):
         return self.squared_error(x, self.unet(x.x_t, x.t).sample)
 
     def noised(self, images: Batch, generator: torch.Generator, share: tuple[int, int]) -> Noised:
-        """The images at uniform t; in training, mirrored at random if `random_flip`."""
+        """The images at uniform t; in training, mirrored and moved at random."""
+        if self.random_shift and self.training:
+            images = self._moved(as_x_0(images), generator, share)
         flip = self.random_flip and self.training
         return noised(images, self.alphas_cumprod, generator, share, flip)
+
+    def _moved(self, x_0: Tensor, generator: torch.Generator, share: tuple[int, int]) -> Tensor:
+        (rank, world), n, most = share, len(x_0), self.random_shift
+        shape, device = (n * world, 2), x_0.device
+        drawn = torch.randint(-most, most + 1, shape, generator=generator, device=device)
+        down, right = drawn[rank * n : (rank + 1) * n].T
+        return shifted(x_0, down, right)
 
     def squared_error(self, x: Noised, prediction: Tensor) -> Float[Tensor, "n"]:
         """|target - prediction|^2 of each image, its mean over pixels."""
         target = training_target(self.prediction_type, x.x_0, x.eps, x.t, self.alphas_cumprod)
-        return F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+        error = F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+        if self.loss_weighting is None or not self.training:
+            return error
+        return noise_weights(x.t, **self.loss_weighting) * error
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step, self.device)
@@ -173,6 +198,33 @@ class ClassModule(DenoisingModule):
         """The classes in turn."""
         numbers = torch.arange(count, device=self.device)
         return {"class_labels": numbers % self.null_class}
+
+
+class AmbientModule(DenoisingModule):
+    """Minimizes the loss of ambient training. Batches have the fixed noise of each image too.
+
+    ambient_t: timestep above which training uses one noisy version of each image alone.
+    """
+
+    def __init__(self, *args: Any, ambient_t: int, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.ambient_t = ambient_t
+
+    def loss(
+        self,
+        images: Batch,
+        fixed: Float[Tensor, "n c h w"],
+        generator: torch.Generator,
+        share: tuple[int, int] = (0, 1),
+    ) -> Float[Tensor, "n"]:
+        """The squared error of each image, in training by `ambient`."""
+        if not self.training:
+            return super().loss(images, generator, share)
+        x, ab = self.noised(images, generator, share), self.alphas_cumprod
+        x_t, factor = ambient(x.x_0, fixed, x.eps, x.t, self.ambient_t, ab)
+        prediction = self.unet(x_t, x.t).sample.float()
+        eps = eps_from_prediction(self.prediction_type, prediction, x_t, x.t, ab)
+        return (x.eps - factor * eps).square().flatten(1).mean(1).float()
 
 
 class EMA(WeightAveraging):

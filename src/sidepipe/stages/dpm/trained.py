@@ -16,6 +16,7 @@ from sidepipe.models.pixels import check_network
 from sidepipe.models.schedules import check_alphas, check_scheduler, schedule_from
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.dpm.mitigations import Mitigations, fixed_noise
 from sidepipe.stages.dpm.stage import DPM
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def check_levels(config: Mapping[str, Any], size: int, name: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDPM(TrainedDPM):
+class TrainDPM(Mitigations, TrainedDPM):
     """An unconditional UNet2DModel trained on the subset.
 
     keep_every_steps: steps between checkpoints that are kept as models of their own, or the steps;
@@ -223,6 +224,8 @@ class TrainDPM(TrainedDPM):
             steps, t = alarm.num_inference_steps, {"dpm.alarm.refine_t": alarm.refine_t}
             self.check_timesteps("dpm.alarm", steps, "trailing", t)
             alarm.features.check()
+        if self.ambient_t is not None:
+            self.check_timesteps("dpm", 1, None, {"dpm.ambient_t": self.ambient_t})
 
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check_data(data, upstream, runtime)
@@ -266,13 +269,19 @@ class TrainDPM(TrainedDPM):
         from diffusers import DDPMPipeline
 
         from sidepipe.stages.dpm.kept import complete
+        from sidepipe.stages.dpm.module import AmbientModule
 
         images = load_images(job.inputs["data"])
         train, heldout, about = self._write_split(job)
         L.seed_everything(self.seed, verbose=False)
         unet, scheduler = build(self.unet), build(self.noise_schedule)
-        module = self._module(unet, scheduler, job.folder)
-        fitted = self._fitted(job, module, [images], (train, heldout))
+        if self.ambient_t is None:
+            module, rows = self._module(unet, scheduler, job.folder, **self.shaping), [images]
+        else:
+            kind, t = AmbientModule, self.ambient_t
+            module = self._module(unet, scheduler, job.folder, kind, ambient_t=t)
+            rows = [images, fixed_noise(len(images), train, module.image_shape, self.seed)]
+        fitted = self._fitted(job, module, rows, (train, heldout))
         DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
         complete(job.folder)
         return {**about, "num_parameters": unet.num_parameters(), **fitted}
