@@ -53,6 +53,11 @@ class Refine:
                 fits = value >= least and (most is None or value <= most)
                 require(fits, f"{where}.{field.name}", rule, value)
 
+    @staticmethod
+    def known_settings() -> set[str]:
+        """The settings that any strategy has."""
+        return {field.name for kind in Refine.__subclasses__() for field in fields(kind)} - {"name"}
+
     def require_single(self, where: str, why: str) -> None:
         """Raises ValueError for a strategy with several candidates per start."""
         rule, count = "a strategy with one candidate per sample", self.candidates

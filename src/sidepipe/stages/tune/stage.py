@@ -69,7 +69,7 @@ class Tune(Stage):
     def __post_init__(self) -> None:
         require(self.num_images >= 2, "tune.num_images", ">= 2", self.num_images)
         require(bool(self.grid), "tune.grid", "settings with values to try", self.grid)
-        known = self._attack.tried_settings()
+        known = [*GUIDANCE, *(f"{REFINE}{name}" for name in self._attack.refine.known_settings())]
         for name, values in self._grid.items():
             require_known("tune.grid", name, known)
             several = isinstance(values, list | tuple) and len(values) > 0
@@ -86,9 +86,10 @@ class Tune(Stage):
 
     @property
     def _tried(self) -> dict[str, list[Any]]:
-        """The grid, for plain samples without the settings of guidance."""
-        guides = self._attack.surrogate.guides
-        return {name: v for name, v in self._grid.items() if name.startswith(REFINE) or guides}
+        """The grid without the settings of guidance for plain samples, and of other strategies."""
+        own = self._attack.tried_settings()
+        names = own if self._attack.surrogate.guides else [n for n in own if n not in GUIDANCE]
+        return {name: values for name, values in self._grid.items() if name in names}
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -141,6 +142,9 @@ class Tune(Stage):
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if self._is_needed:
+            own = self._attack.tried_settings()
+            for name in (name for name in self._grid if name.startswith(REFINE)):
+                require_known("tune.grid", name, own)
             rule = "with settings of refine where extract.surrogate is 'none'"
             remedy = "+tune.grid.refine.t=[30,60,100], or extract.tuned=false"
             require(bool(self._tried), "tune.grid", rule, list(self.grid), remedy)
