@@ -13,6 +13,8 @@ ROWS = (
     "+attacks.classified={extract: {surrogate: classifier}}",
     "+attacks.cut={extract: {surrogate: {name: posterior, neighbors: 20}}}",
     "+attacks.tuned={extract: {surrogate: none, refine: fixed_point, tuned: true}}",
+    "+attacks.union={extract: {surrogate: none, refine: {name: union, levels: [60], kept: 2}}}",
+    "+attacks.settled={extract: {surrogate: none, refine: {name: fixed_point, settle: 0.1}}}",
     "+attacks.rounds={extract: {surrogate: posterior, rounds: 2}}",
     "+tune.grid.refine.t=[30,60]",
     "audit=returns",
@@ -42,10 +44,20 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_every_row_has_a_result_and_the_report_states_the_floor(ran: tuple[Path, str]) -> None:
     outputs, printed = ran
-    for row in ("unconditional", "refined", "side", "classified", "cut", "tuned", "rounds"):
+    for row in (
+        "unconditional",
+        "refined",
+        "side",
+        "classified",
+        "cut",
+        "tuned",
+        "rounds",
+        "union",
+    ):
         assert row in printed
     results = [json.loads(path.read_text()) for path in outputs.glob("evaluate/*/results.json")]
-    assert len(results) == 7
+    assert len(results) == 9
+    assert {found["per_start"] for found in results} == {1, 2}
     floors = {json.dumps(found["floor"]) for found in results}
     assert len(floors) == 1
     floor = json.loads(floors.pop())

@@ -196,6 +196,7 @@ def test_no_manifest_over_an_array_that_is_cut_short(folder):
 @pytest.mark.parametrize("change", [lambda p: p.unlink(), lambda p: np.save(p, np.load(p)[:20])])
 def test_no_manifest_over_fewer_images_than_were_to_be_made(folder, change):
     integrity.require_complete(folder, {"num_images": 120})
+    integrity.require_complete(folder, {"num_images": 40, "candidates": 3})
     change(folder / "shards/000001.npy")
     with pytest.raises(ValueError, match=r"shards must hold 120 images, got (80|100)"):
         integrity.require_complete(folder, {"num_images": 120})

@@ -100,7 +100,7 @@ def require_unchanged(folder: Path, patterns: Sequence[str] = ("*",)) -> None:
 
 
 def require_complete(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Raises ValueError where a .npy file is truncated, or shards do not hold `num_images` images.
+    """Raises ValueError where a .npy file is truncated, or shards lack images.
 
     The engine calls it before it writes the manifest.
     """
@@ -112,9 +112,12 @@ def require_complete(folder: Path, summary: Mapping[str, Any]) -> None:
             remedy = "delete it and run the same command again"
             raise ValueError(f"{path} is truncated: {error}; remedy: {remedy}") from None
         count += len(array) if path.parent == folder / "shards" else 0
-    if (folder / "shards").is_dir() and count != summary["num_images"]:
+    if not (folder / "shards").is_dir():
+        return
+    wanted = summary["num_images"] * summary.get("candidates", 1)
+    if count != wanted:
         raise ValueError(
-            f"{folder / 'shards'} must hold {summary['num_images']} images, got {count}; remedy: "
+            f"{folder / 'shards'} must hold {wanted} images, got {count}; remedy: "
             "delete it and run the same command again"
         )
 
