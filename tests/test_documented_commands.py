@@ -27,7 +27,7 @@ BRINGS = {
     "audit.": ["audit=returns"],
     "detect.": ["detect=prompts"],
     "explain.": ["detect=prompts", "explain=tokens"],
-    "mitigate.": ["detect=prompts", "mitigations=compare"],
+    "mitigate.": ["detect=prompts", "mitigate=inference", "mitigations=compare"],
 }
 # A value for the reader to choose, or a word in its place.
 OPEN = re.compile(r"[^=]*=(\.\.\.|<\w+>)|\.\.\.|[A-Z]+")

@@ -48,7 +48,7 @@ def halves_of_images(memorized: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, 
             "pruning needs memorized prompts of two images: one half makes the mask, and the other "
             "tests it; remedy: train longer, or bring more memorized prompts"
         )
-    ours = image.isin(images[: -(-len(images) // 2)])
+    ours = image.isin(images[: -(-len(images) // 2)].tolist())
     return memorized.loc[ours], memorized.loc[~ours]
 
 
