@@ -16,7 +16,7 @@ from sidepipe.stages import STAGES
 GROUPS = (
     *("data", "diffusion", "autoencoder", "dpm", "generate", "shadow", "original", "label"),
     *("classifier", "lora", "tune", "extract", "descriptor", "reference", "evaluate", "detect"),
-    *("explain", "mitigate"),
+    *("explain", "mitigate", "search"),
     "mitigations",
 )
 # What a user must choose, so that options with ??? can be composed.
@@ -50,6 +50,8 @@ CHOSEN = {
     "mitigations=compare": MITIGATED,
     "mitigations=prune": MITIGATED,
     "mitigations=trained": MITIGATED,
+    "search=gibbs": [*PLANTED, "detect=prompts"],
+    "search=genetic": [*PLANTED, "detect=prompts"],
     "attacks=none": ["experiment=demo_text"],
     "attacks=conditional": PLANTED,
     "attacks=classes": ["dpm=tiny_classes"],
@@ -66,6 +68,7 @@ ABSENT = {
     "detect": ["detect=labels"],
     "explain": [*PLANTED, "detect=prompts", "explain=tokens"],
     "mitigate": [*MITIGATED, "mitigations=single"],
+    "search": [*PLANTED, "detect=prompts", "search=gibbs"],
 }
 
 
@@ -75,7 +78,7 @@ NEEDS_WEIGHTS = {
     ("detect", "stable_diffusion"),
     ("autoencoder", "pretrained"),
 }
-BASES = {("dpm", "base"), ("dpm", "image_base"), ("dpm", "text_base")}
+BASES = {("dpm", "base"), ("dpm", "image_base"), ("dpm", "text_base"), ("search", "base")}
 # Without a model there are only images of a folder: tests/stages/extract/test_images.py.
 OTHER_IMAGES = {("dpm", "none"), ("extract", "images")}
 

@@ -26,6 +26,7 @@ BRINGS = {
     "dpm.adapter": ["dpm=pretrained"],
     "audit.": ["audit=returns"],
     "detect.": ["detect=prompts"],
+    "search.": ["detect=prompts", "search=gibbs"],
     "explain.": ["detect=prompts", "explain=tokens"],
     "mitigate.": ["detect=prompts", "mitigate=inference", "mitigations=compare"],
 }

@@ -3,7 +3,7 @@
     data -> dpm -> generate -> label -> classifier -> tune -> extract -> evaluate -> report
              |`-> original ----^  `---> lora ----^                      ^          |
              |`-> descriptor -> reference -------------------------------'          |
-             `-> detect -> explain, mitigate ---------------------------------------'
+             `-> detect -> explain, mitigate, search -------------------------------'
 
 With `dpm=latent` a node `autoencoder` stands between data and dpm.
 `plan` builds all nodes from one composed config, so that users type no paths.

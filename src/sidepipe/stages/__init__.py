@@ -28,5 +28,6 @@ STAGES: dict[str, str] = {
     "detect": "sidepipe.stages.detect.base.Detect",
     "explain": "sidepipe.stages.explain.stage.Explain",
     "mitigate": "sidepipe.stages.mitigate.stage.Mitigate",
+    "search": "sidepipe.stages.search.stage.Search",
     "report": "sidepipe.stages.report.stage.Report",
 }

@@ -1,7 +1,7 @@
 """Stage `report`: the findings as one page, a table for the terminal, and files.
 
-It reads the artifacts of evaluate, audit, verdict, detect, explain and mitigate, and those that
-they were made from.
+It reads the artifacts of evaluate, audit, verdict, detect, explain, mitigate and search, and those
+that they were made from.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Report(Stage):
     """A section for each kind of input; their order is that of the rows.
 
     Inputs: evaluate artifacts by attack, `audit`, verdict artifacts by attack, `detect`, `explain`,
-    and mitigate artifacts by row. title: the page's heading.
+    mitigate artifacts by row, and `search`. title: the page's heading.
     """
 
     name: ClassVar[str] = "report"
@@ -82,6 +82,7 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
         explanation,
         labels,
         mitigation,
+        search,
         verdict,
     )
     from sidepipe.stages.report.comparison import read_attacks
@@ -107,6 +108,8 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
         found["explain"] = explanation.section(folder)
     if "mitigate" in of:
         found["mitigate"] = mitigation.section(of["mitigate"])
+    for folder in of.get("search", {}).values():
+        found["search"] = search.section(folder)
     return found
 
 

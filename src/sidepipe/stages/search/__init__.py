@@ -1,0 +1,1 @@
+"""Stage `search`: prompts that trigger memorized images, found without a list of candidates."""
