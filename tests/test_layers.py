@@ -47,6 +47,8 @@ SHARED = (
     "dpm.trained",
     "detect.labels",
     "detect.groups",
+    "detect.replays",
+    "detect.signals",
     "evaluate.tables",
     "data.celeba_files",
     "data.subset",

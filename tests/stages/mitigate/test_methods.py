@@ -9,9 +9,9 @@ from tests.stages.mitigate.replaying import CAPTIONS, Replaying
 from sidepipe.models.text.guidance import noise_difference, norms
 from sidepipe.models.text.pipeline import load_model
 from sidepipe.models.text.trajectory import prompt_noise
+from sidepipe.models.text.words import ordinary_words
 from sidepipe.stages.mitigate.methods import (
     lowered,
-    ordinary_words,
     with_random_words,
     without_word,
 )

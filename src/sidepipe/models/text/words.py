@@ -1,4 +1,4 @@
-"""A word-level tokenizer made from captions, for small models trained here."""
+"""A word-level tokenizer made from captions, and the words of any tokenizer."""
 
 import re
 from collections.abc import Iterable
@@ -39,3 +39,16 @@ def word_tokenizer(captions: Iterable[str], max_tokens: int) -> Any:
         pad_token=PAD,
         model_max_length=max_tokens,
     )
+
+
+def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
+    """Words of one token and of ASCII letters, without the unwanted ones, in order.
+
+    unwanted: for example planted words, which would bring memorized images back.
+    """
+    special, unwanted = set(tokenizer.all_special_tokens), set(unwanted)
+    tokens = [token for token in tokenizer.get_vocab() if token not in special]
+    # In byte-pair encodings such as CLIP's these tokens end a word; others may be parts of one.
+    ends = [token.removesuffix("</w>") for token in tokens if token.endswith("</w>")]
+    words = sorted(word for word in (ends or tokens) if word.isascii() and word.isalpha())
+    return [word for word in words if word not in unwanted]

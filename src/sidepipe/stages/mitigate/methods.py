@@ -4,7 +4,7 @@ Each image is mitigated by itself. Attention scaling changes the network and not
 `attention.py`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,19 +53,6 @@ def lowered(
         e.data.copy_(torch.where(still, before, e.data))
         evaluations += 2 * left
     return e.detach(), evaluations
-
-
-def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
-    """Words of one token and of ASCII letters, without the unwanted ones, in order.
-
-    unwanted: for example planted words, which would bring memorized images back.
-    """
-    special, unwanted = set(tokenizer.all_special_tokens), set(unwanted)
-    tokens = [token for token in tokenizer.get_vocab() if token not in special]
-    # In byte-pair encodings such as CLIP's these tokens end a word; others may be parts of one.
-    ends = [token.removesuffix("</w>") for token in tokens if token.endswith("</w>")]
-    words = sorted(word for word in (ends or tokens) if word.isascii() and word.isalpha())
-    return [word for word in words if word not in unwanted]
 
 
 def with_random_words(

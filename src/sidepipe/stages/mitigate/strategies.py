@@ -125,7 +125,7 @@ class RandomTokens(Method):
         require(self.num_tokens >= 1, "mitigate.method.num_tokens", ">= 1", self.num_tokens)
 
     def build(self, mitigated: Mitigated, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
-        from sidepipe.stages.mitigate.methods import ordinary_words
+        from sidepipe.models.text.words import ordinary_words
 
         planted = [] if known.captions is None else known.captions["word"].unique().tolist()
         return replace(mitigated, words=ordinary_words(mitigated.model.tokenizer, planted))

@@ -59,7 +59,7 @@ class GibbsSearch(Search):
         return tokenizer
 
     def words(self, model: TextModel) -> list[str]:
-        from sidepipe.stages.mitigate.methods import ordinary_words
+        from sidepipe.models.text.words import ordinary_words
 
         if self.masked_language_model is None:
             return super().words(model)

@@ -110,7 +110,7 @@ class Search(Stage):
 
     def words(self, model: TextModel) -> list[str]:
         """The words of which prompts are made."""
-        from sidepipe.stages.mitigate.methods import ordinary_words
+        from sidepipe.models.text.words import ordinary_words
 
         return ordinary_words(model.tokenizer, [])
 
@@ -173,9 +173,15 @@ class Search(Stage):
             numbers = [IMAGES + i for i in some]
             x_T = prompt_noise(model, self.seed, numbers, each)
             e = model.encode([prompts[i] for i in some]).repeat_interleave(each, 0)
-            options = (self.guidance_scale, self.num_inference_steps)
-            made = sample(model, x_T, e, e_0, *options).unflatten(0, (len(some), each))
-            return {"images": made.cpu().numpy()}
+            made = sample(
+                model,
+                x_T,
+                e,
+                e_0,
+                guidance_scale=self.guidance_scale,
+                num_inference_steps=self.num_inference_steps,
+            )
+            return {"images": made.unflatten(0, (len(some), each)).cpu().numpy()}
 
         at_once, every = max(1, size // each), runtime.progress_seconds
         return in_parts(folder, len(prompts), at_once, make, "prompt", every)["images"]
