@@ -13,9 +13,8 @@ Panel = tuple[str, list[Row]]
 
 def by_size(name: str, attacks: Sequence[str]) -> list[Panel]:
     """A panel for each number of training images of a CSV file of faces."""
-    return [
-        (f"{size:,} faces", rows_of(name, attacks, train_images=size)) for size in (250, 500, 1000)
-    ]
+    sizes = sorted({int(row["train_images"]) for row in rows_of(name)})
+    return [(f"{size:,} faces", rows_of(name, attacks, train_images=size)) for size in sizes]
 
 
 def panels() -> dict[str, list[Panel]]:
@@ -53,7 +52,7 @@ def panels() -> dict[str, list[Panel]]:
             (f"{steps:,} training steps", rows_of("refined_faces32", train_steps=steps))
             for steps in (2000, 4500)
         ],
-        "latent": [("codes of 256 faces", rows_of("latent_faces"))],
+        "latent": by_size("latent_faces", ["unconditional", "refined", "side"]),
         "exact": [
             (model, rows_of("exact", model=model))
             for model in dict.fromkeys(row["model"] for row in rows_of("exact"))

@@ -56,6 +56,8 @@ HEADS = {
     "speed_per_plain": "speed per plain",
     "cost_per_unguided": "cost per unguided",
 }
+# Next to an excess, of one model and of several.
+SHOWN = {False: "95 % interval", True: "range over models"}
 Row = dict[str, str]
 
 
@@ -100,8 +102,9 @@ def table(rows: list[Row]) -> str:
     """The rows as Markdown, one line per attack."""
     columns = [key for key in rows[0] if key not in (*KEYS, "seed", "excess_low", "excess_high")]
     groups = grouped(rows)
-    several = any(len(group) > 1 for group in groups.values())
-    excess = f"excess, % ({'range over models' if several else '95 % interval'})"
+    several = {len(group) > 1 for group in groups.values()}
+    said = [SHOWN[each] for each in sorted(several)]
+    excess = f"excess, % ({' or '.join(said)})"
     heads = {**HEADS, "excess": excess}
     names = [key for key in KEYS if key in rows[0]]
     lines = [[heads.get(head, head) for head in (*names, *columns)]]
