@@ -21,7 +21,13 @@ TABLES = [
 ]
 CELL = re.compile(r"(-?[\d,.]+)(?: \((-?[\d,.]+) to (-?[\d,.]+)\))?")
 # Images per attack, where they are not 2,000.
-IMAGES = {"classes_digits": 1000, "exact": 500, "finetuned_digits": 1000, "latent_faces": 1000}
+IMAGES = {
+    "classes_digits": 1000,
+    "exact": 500,
+    "finetuned_digits": 1000,
+    "latent_faces": 1000,
+    "latent_faces_copydet": 1000,
+}
 COLUMN = {head: column for column, head in pages.HEADS.items()}
 
 
