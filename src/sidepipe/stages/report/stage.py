@@ -92,7 +92,7 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
         of.setdefault(folder.parent.name, {})[name] = folder
     found: dict[str, Section] = {}
     attacks = read_attacks(of["evaluate"]) if "evaluate" in of else []
-    _require_one_model(inputs)
+    require_one_model(inputs)
     if attacks:
         found["attacks"] = content.section(attacks)
     for folder in of.get("audit", {}).values():
@@ -113,7 +113,7 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
     return found
 
 
-def _require_one_model(inputs: Mapping[str, Path]) -> None:
+def require_one_model(inputs: Mapping[str, Path]) -> None:
     """Raises ValueError unless attacks and prompts share one model; mitigation may change it."""
     models = {
         name: dpm.key

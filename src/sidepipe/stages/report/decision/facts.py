@@ -1,0 +1,175 @@
+"""The facts of the report for people who decide, as they stand in audit.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sidepipe.engine.artifacts import Artifact
+from sidepipe.memorization.rates import rate
+from sidepipe.stages.report.attack import Attack
+from sidepipe.stages.report.decision.sentences import answer, limitations, not_tested, remedies
+from sidepipe.stages.report.decision.sources import Sources, training_images
+from sidepipe.stages.report.notices import notices
+from sidepipe.stages.report.rows import described
+
+WORST, SUBJECTS = 12, 8  # rows that fit on the two pages
+CONFIDENCE = 0.95
+
+
+def facts(sources: Sources, title: str, author: str | None) -> dict[str, Any]:
+    """All facts of the report, by the names of schema.json."""
+    images = training_images(sources)
+    found: dict[str, Any] = {
+        "schema_version": 1,
+        "title": title,
+        "author": author,
+        **_tested(sources),
+        "attacks": [_attack(attack) for attack in sources.known],
+        "audit": _audit(sources.audit),
+        "verdicts": [_verdict(*one) for one in sources.verdicts.items()],
+        "extractable": _extractable(sources),
+        "not_found": _not_found(sources),
+        "worst": images.head(WORST).replace({np.nan: None}).to_dict("records"),
+        "subjects": _subjects(images),
+        "warnings": notices(sources.data.manifest, sources.dpm.manifest, sources.attacks),
+    }
+    found["answer"] = answer(found)
+    found["remedies"] = remedies(sources.mitigations)
+    found["not_tested"] = not_tested(sources, found)
+    found["limitations"] = limitations(found)
+    return found
+
+
+def _tested(sources: Sources) -> dict[str, Any]:
+    """The model, the data and the software, with their hashes; the date is that of the last run."""
+    made = list(sources.inputs.values())
+    last = max(made, key=lambda one: one.manifest["finished"]).manifest
+    dpm, data = sources.dpm, sources.data
+    return {
+        "date": last["finished"],
+        "software": {
+            "version": last["packages"].get("sidepipe"),
+            "commit": last["git"]["commit"] if last["git"] else None,
+        },
+        "model": {
+            "key": dpm.key,
+            "source": str(dpm.settings.get("path", "trained by this program")),
+            "weights_sha256": _hashes(dpm, (".safetensors",)),
+        },
+        "data": {
+            "key": data.key,
+            "images_sha256": _hashes(data, ("images.npy",)),
+            "num_training_images": dpm.summary.get("num_train_images"),
+            "num_heldout_images": dpm.summary.get("num_heldout_images"),
+        },
+        "budget": {
+            "generated_images": sum(attack.num_images for attack in sources.attacks),
+            "network_evaluations": _evaluations(sources),
+        },
+    }
+
+
+def _hashes(made: Artifact, endings: tuple[str, ...]) -> dict[str, str]:
+    files = made.manifest["files"].items()
+    return {name: about["sha256"] for name, about in files if name.endswith(endings)}
+
+
+def _evaluations(sources: Sources) -> int | None:
+    """Network evaluations of all attacks and of the audit; None for images of another tool."""
+    costs = [attack.network_evaluations for attack in sources.attacks]
+    if (audit := sources.audit) is not None:
+        costs.append(audit["evaluations_per_image"] * (audit["num_train"] + audit["num_heldout"]))
+    return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+
+def _attack(attack: Attack) -> dict[str, Any]:
+    return {
+        "name": attack.name,
+        "description": described(attack),
+        "generated_images": attack.num_images,
+        "network_evaluations": attack.network_evaluations,
+        "copies": attack.hits(),
+        "copies_by_chance": attack.heldout_hits,
+        "excess_share": attack.excess_share,
+        "excess_interval": list(attack.excess_interval),
+        "different_images": attack.unique,
+        "training_images": attack.num_different,
+        "at_least": attack.results["rarefaction"]["at_least"],
+    }
+
+
+def _audit(results: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if results is None:
+        return None
+    names = ("num_train", "num_heldout", "flagged", "heldout_flagged", "evaluations_per_image")
+    excess = {f"excess_{name}": results["excess"][name] for name in ("share", "interval")}
+    return {**{name: results[name] for name in names}, **excess}
+
+
+def _verdict(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("num_images", "num_candidates", "expected_hits")
+    listed = [{"promised_precision": float(p), **row} for p, row in results["listed"].items()]
+    return {"attack": name, **{name: results[name] for name in names}, "listed": listed}
+
+
+def _extractable(sources: Sources) -> list[dict[str, Any]]:
+    """How many training images come out, each with its 95 % interval and what it rests on.
+
+    By attacks: after as many generated images as were made, and after four times as many. By the
+    audit: those that the model returns to, less those that chance explains.
+    """
+    found = []
+    if (best := sources.best) is not None and best.unique:
+        curve = best.results["rarefaction"]
+        for images in (best.num_images, curve["num_images"][-1]):
+            at = curve["num_images"].index(images)
+            interval = [curve["low"][at], curve["high"][at]]
+            row = {"basis": best.name, "generated_images": images, "expected": curve["unique"][at]}
+            found.append({**row, "interval": interval})
+    if (audit := sources.audit) is not None:
+        count, excess = audit["num_train"], audit["excess"]
+        low, high = (max(0.0, count * end) for end in excess["interval"])
+        expected = max(0.0, count * excess["share"])
+        row = {"basis": "audit", "generated_images": None, "expected": expected}
+        found.append({**row, "interval": [low, high]})
+    return found
+
+
+def _not_found(sources: Sources) -> dict[str, Any] | None:
+    """What the attacks did not find, and how often it may come out all the same.
+
+    upper_bound: of the chance that one generated image copies a given training image that none of
+    the generated images copies, with 95 % confidence, 1 - 0.05^(1 / n), about 3 / n (Hanley and
+    Lippman-Hand, 1983). next_new_share: the chance that the next generated image copies a training
+    image that was not found before (Good and Turing), with its 95 % interval. None without attacks.
+    """
+    if (best := sources.best) is None:
+        return None
+    seen = set().union(*(attack.hit_images for attack in sources.known))
+    number, once = best.num_images, best.results["rarefaction"]["observed"]["singletons"]
+    new = rate(np.arange(number) < once)
+    return {
+        "attack": best.name,
+        "generated_images": number,
+        "training_images": best.num_different - len(seen),
+        "upper_bound": 1 - (1 - CONFIDENCE) ** (1 / number),
+        "next_new_share": new["share"],
+        "next_new_interval": new["interval"],
+    }
+
+
+def _subjects(images: pd.DataFrame) -> dict[str, Any] | None:
+    """Subjects by their worst image; None without groups of images."""
+    known = images.loc[images["subject"].notna()]
+    if not len(known):
+        return None
+    of = known.groupby("subject", sort=False)
+    table = of.agg(images=("id", "size"), hits=("hits", "sum"), flagged=("flagged", "sum"))
+    table = table.reset_index().sort_values(["hits", "flagged"], ascending=False, kind="stable")
+    at_risk = (table["hits"] > 0) | (table["flagged"] > 0)
+    rows: Any = table.head(SUBJECTS).astype({"flagged": int}).to_dict("records")
+    return {"number": len(table), "at_risk": int(at_risk.sum()), "worst": rows}

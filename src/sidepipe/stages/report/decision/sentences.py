@@ -1,0 +1,119 @@
+"""The sentences of the report for people who decide: the answer, what is missing, what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sidepipe.stages.report.words import count
+
+if TYPE_CHECKING:
+    from sidepipe.stages.report.decision.sources import Sources
+
+ALWAYS = (
+    "A test shows what was found with the stated effort. "
+    "A result of zero is no proof that nothing can be extracted.",
+    "Another kind of attack, or more computing, may find more.",
+    "A copy is defined by one measure of likeness. "
+    "Parts of an image, or an image in other colors, are not counted.",
+)
+
+
+def answer(found: Mapping[str, Any]) -> str:
+    """The finding in one or two sentences, the attacks before the audit."""
+    if found["attacks"]:
+        best = max(found["attacks"], key=lambda one: one["different_images"])
+        return _of_attack(best)
+    if (audit := found["audit"]) is not None:
+        return _of_audit(audit)
+    if found["verdicts"]:
+        return _of_verdicts(found["verdicts"])
+    return "No test of this run compares generated images with the training images."
+
+
+def _of_attack(best: Mapping[str, Any]) -> str:
+    size = f"{count(best['generated_images'])} generated images"
+    leaks = best["excess_interval"][0] > 0
+    if not best["copies"]:
+        return f"No copy of a training image was found among {size}."
+    if not leaks:
+        return (
+            f"{count(best['copies'])} of {size} are as close to a training image as a copy is, "
+            f"and about {count(best['copies_by_chance'])} are as close to images that the model "
+            "never saw: this is no evidence of copying."
+        )
+    return (
+        f"Training images can be extracted from this model. Among {size} there are copies of "
+        f"{count(best['different_images'])} of {count(best['training_images'])} training images."
+    )
+
+
+def _of_audit(audit: Mapping[str, Any]) -> str:
+    train = f"{count(audit['flagged'])} of {count(audit['num_train'])} training images"
+    heldout = f"{count(audit['heldout_flagged'])} of {count(audit['num_heldout'])} images that it"
+    if audit["excess_interval"][0] > 0:
+        return (
+            f"The model has stored training images: it reproduces {train}, and {heldout} never "
+            "saw. No images were generated, so it was not tested which of them an attacker obtains."
+        )
+    return (
+        f"There is no evidence that the model has stored training images: it reproduces {train}, "
+        f"and {heldout} never saw."
+    )
+
+
+def _of_verdicts(verdicts: list[Mapping[str, Any]]) -> str:
+    best = max(verdicts, key=lambda one: one["expected_hits"])
+    first = max(best["listed"], key=lambda one: one["promised_precision"])
+    share = f"{100 * first['promised_precision']:g} %"
+    return (
+        f"The training images were not available. Of {count(best['num_candidates'])} different "
+        f"generated images, {count(first['count'])} are probably training images; at least {share} "
+        "of this list are expected to be."
+    )
+
+
+def remedies(mitigations: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What would reduce the risk: measured on this model first, then in general."""
+    measured = [
+        f"{name.removeprefix('mitigate ')}: {100 * found['memorized']:.0f} % of the memorized "
+        "prompts still give copies, measured on this model."
+        for name, found in mitigations.items()
+        if found.get("memorized") is not None
+    ]
+    general = [
+        "Train on more images for as many steps, or for fewer steps: images that are seen less "
+        "often are stored less often.",
+        "Remove the images at most risk, and their duplicates, from the training set, train the "
+        "model again, and repeat this test.",
+        "Compare each output with the training images before it is released, and hold back copies.",
+    ]
+    return [*measured, *general]
+
+
+def not_tested(sources: Sources, found: Mapping[str, Any]) -> list[str]:
+    """The questions that this run leaves open."""
+    missing = {
+        "No generated images were compared with the training images.": found["attacks"],
+        "The training images were not examined one by one (audit=returns).": found["audit"],
+        "The view of an attacker without the training images (verdict=shadow).": found["verdicts"],
+        "The risk per person: no table of persons, or of patients, was given.": found["subjects"],
+        "Methods that reduce the risk.": sources.mitigations,
+    }
+    return [sentence for sentence, present in missing.items() if not present]
+
+
+def limitations(found: Mapping[str, Any]) -> list[str]:
+    """The limitations of what was tested."""
+    own = []
+    if found["audit"] is not None:
+        own.append(
+            "An image that the model reproduces from itself is at risk; it is not certain that an "
+            "attacker obtains it."
+        )
+    if found["verdicts"]:
+        own.append(
+            "The list of outputs that are probably training images rests on a second model, which "
+            "must store images as the tested one does."
+        )
+    return [*ALWAYS, *own]

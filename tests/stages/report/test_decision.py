@@ -1,0 +1,160 @@
+"""`report=audit`: two pages for people who decide, whose facts are counted here."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.stages.report.conftest import CHROMIUM
+from tests.stages.report.pages import Page, hit_images, rows_of
+from tests.stages.report.planted import RUNTIME
+from tests.stages.report.test_audit import audited
+
+from sidepipe.engine.stage import Job
+from sidepipe.stages.report.decision import stage
+from sidepipe.stages.report.decision.stage import FACTS, AuditReport
+from sidepipe.stages.report.stage import page_path
+
+SCHEMA = Path(stage.__file__).with_name("schema.json")
+KINDS = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
+KINDS |= {"number": (int, float), "null": type(None)}
+
+
+def require_valid(value, schema, where="audit.json"):
+    """Raises AssertionError unless a value has the structure of a JSON schema."""
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    fits = [kind for kind in kinds if isinstance(value, KINDS[kind])]
+    # In Python, True is a whole number.
+    assert fits, where
+    assert not isinstance(value, bool) or "boolean" in kinds, where
+    assert value == schema.get("const", value), where
+    if isinstance(value, dict):
+        own = schema.get("properties", {})
+        assert set(schema.get("required", [])) <= set(value), where
+        for name, inner in value.items():
+            further = own.get(name, schema.get("additionalProperties", {}))
+            assert further is not False, f"{where}.{name}"
+            require_valid(inner, further, f"{where}.{name}")
+    if isinstance(value, list):
+        assert schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)), where
+        for inner in value:
+            require_valid(inner, schema["items"], f"{where}[]")
+
+
+def made(folder, inputs, **settings):
+    own = {"title": "Audit of a model", "author": "A. Person", "pictures": 0} | settings
+    AuditReport(**own).run(Job(folder, inputs, RUNTIME))
+    found = json.loads((folder / FACTS).read_text())
+    require_valid(found, json.loads(SCHEMA.read_text()))
+    return found, Page(page_path(folder).read_text())
+
+
+@pytest.fixture(scope="module")
+def audit(outputs):
+    """The first 20 training images of 60 come back, and one held-out image."""
+    gamma = {kind: np.full(60, 0.2, np.float32) for kind in ("train", "heldout")}
+    gamma["train"][:20], gamma["heldout"][0] = 0.01, 0.01
+    return audited(outputs, "decided", 60, gamma)
+
+
+def test_the_schema_is_published():
+    published = Path(__file__).parents[3] / "docs" / "audit-schema.json"
+    assert published.read_bytes() == SCHEMA.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [("date", 3, "date"), ("extra", 1, "extra"), ("schema_version", 2, "schema_version")],
+)
+def test_facts_that_are_not_of_the_schema_are_found(outputs, audit, tmp_path, name, value, fault):
+    found, _ = made(tmp_path, {"audit": audit})
+    with pytest.raises(AssertionError, match=fault):
+        require_valid({**found, name: value}, json.loads(SCHEMA.read_text()))
+
+
+def test_attacks_are_counted_and_the_rest_is_named_as_not_tested(outputs, tmp_path):
+    found, page = made(tmp_path, outputs.inputs)
+    by_name = {one["name"]: one for one in found["attacks"]}
+    rows = rows_of(outputs, "early", "nearest.csv")
+    hits, different = sum(row["hit"] == "1" for row in rows), len(hit_images(outputs, "early"))
+    assert by_name["early"]["copies"] == hits
+    assert by_name["early"]["different_images"] == different
+    assert f"copies of {different} of 256 training images" in found["answer"]
+    assert found["answer"] in page.text
+    assert found["budget"]["generated_images"] == sum(
+        a["generated_images"] for a in by_name.values()
+    )
+    seen = set().union(*(set(hit_images(outputs, name)) for name in outputs.inputs))
+    assert found["not_found"]["training_images"] == 256 - len(seen)
+    # The rule of three.
+    number = by_name["early"]["generated_images"]
+    assert found["not_found"]["upper_bound"] == pytest.approx(3 / number, rel=0.02)
+    assert found["audit"] is None
+    assert found["subjects"] is None
+    for text in ("one by one", "risk per person", "without the training images"):
+        assert text in " ".join(found["not_tested"])
+    most = max(found["worst"], key=lambda row: row["hits"])
+    assert found["worst"][0]["hits"] == most["hits"]
+    of_image = [row for n in outputs.inputs for row in rows_of(outputs, n, "nearest.csv")]
+    own = [r for r in of_image if r["hit"] == "1" and r["train_id"] == found["worst"][0]["id"]]
+    assert found["worst"][0]["hits"] == len(own)
+
+
+def test_an_audit_alone_says_that_nothing_was_generated(audit, tmp_path):
+    found, page = made(tmp_path, {"audit": audit})
+    assert "reproduces 20 of 60 training images" in found["answer"]
+    assert "1 of 60 images that it never saw" in found["answer"]
+    assert found["attacks"] == []
+    assert found["not_found"] is None
+    assert found["budget"] == {"generated_images": 0, "network_evaluations": 120 * 120}
+    (estimate,) = found["extractable"]
+    assert estimate["expected"] == pytest.approx(20 - 1)
+    low, high = estimate["interval"]
+    assert 0 < low < 19 < high < 60
+    assert "No generated images were compared" in page.text
+    assert [row["flagged"] for row in found["worst"]] == [True] * 12
+
+
+def test_both_together_rank_the_images_by_copies_and_then_by_the_audit(outputs, audit, tmp_path):
+    found, page = made(tmp_path, {**outputs.inputs, "audit": audit})
+    hits = [row["hits"] for row in found["worst"]]
+    assert hits == sorted(hits, reverse=True)
+    assert {"early", "audit"} <= {row["basis"] for row in found["extractable"]}
+    assert "audit by A. Person" in page.text
+
+
+def test_no_evidence_is_not_called_safe(outputs, tmp_path):
+    gamma = {kind: np.full(30, 0.2, np.float32) for kind in ("train", "heldout")}
+    found, page = made(tmp_path, {"audit": audited(outputs, "nothing", 30, gamma)}, author=None)
+    assert found["answer"].startswith("There is no evidence")
+    assert "no proof" in page.text
+    assert "audit by" not in page.text
+    assert found["extractable"][0]["interval"][1] > 0
+
+
+def test_without_the_training_images_the_answer_says_so(blind, tmp_path):
+    found, _ = made(tmp_path, blind[0].inputs)
+    assert found["answer"].startswith("No test of this run compares")
+    assert found["attacks"] == []
+
+
+def test_pictures_are_off_unless_asked_for(audit, tmp_path):
+    assert not made(tmp_path, {"audit": audit})[1].all("img")
+    (tmp_path / "shown").mkdir()
+    assert len(made(tmp_path / "shown", {"audit": audit}, pictures=5)[1].all("img")) == 5
+    with pytest.raises(ValueError, match=r"report\.pictures must be in \[0, 12\], got 13"):
+        AuditReport(title="a", author=None, pictures=13)
+
+
+@pytest.mark.browser
+def test_it_prints_on_two_pages(outputs, audit, tmp_path):
+    if shutil.which(CHROMIUM) is None:
+        pytest.skip(f"needs {CHROMIUM}")
+    made(tmp_path, {**outputs.inputs, "audit": audit}, pictures=12)
+    file = tmp_path / "printed.pdf"
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--print-to-pdf={file}"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}"]
+    subprocess.run([CHROMIUM, *options, page_path(tmp_path).as_uri()], check=True, timeout=120)
+    assert file.read_bytes().count(b"/Type /Page\n") == 2
