@@ -73,7 +73,9 @@ def test_memorized_images_are_listed_and_no_others(inputs, tmp_path):
     assert summary["expected_hits"] == pytest.approx(MEMORIZED, abs=1)
     table = load_verdicts(tmp_path / "verdict")
     assert sorted(table["index"][:MEMORIZED]) == list(range(MEMORIZED))
-    assert table["listed_0.9"].sum() == pytest.approx(MEMORIZED, abs=1)
+    listed = table["listed_0.9"].sum()
+    assert listed >= MEMORIZED
+    assert 0.9 * listed <= MEMORIZED + 0.5
     assert (table["score"].diff().dropna() <= 0).all()
     assert (table["probability"].diff().dropna() <= 0).all()
     assert summary["uncorrected_hits"] == pytest.approx((1 / (1 + np.exp(-table["score"]))).sum())

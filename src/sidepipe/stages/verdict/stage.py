@@ -56,6 +56,7 @@ class Verdict(Stage):
     """
 
     name: ClassVar[str] = "verdict"
+    version: ClassVar[int] = 2
     needed_by: ClassVar[str] = "verdict=shadow"
     reported: ClassVar[bool] = True
     rows: ClassVar[str | None] = "attacks"

@@ -140,7 +140,7 @@ def _extractable(sources: Sources) -> list[dict[str, Any]]:
 
 
 def _not_found(sources: Sources) -> dict[str, Any] | None:
-    """What the attacks did not find, and how often it may come out all the same.
+    """The training images that no attack found, and the chance that one comes out all the same.
 
     upper_bound: of the chance that one generated image copies a given training image that none of
     the generated images copies, with 95 % confidence, 1 - 0.05^(1 / n), about 3 / n (Hanley and

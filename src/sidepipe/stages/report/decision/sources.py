@@ -91,7 +91,7 @@ def training_images(sources: Sources) -> pd.DataFrame:
         if not len(hits):
             return pd.DataFrame(columns=["index", "id", "subject", "hits", "flagged"])
         ids = hit.drop_duplicates("train_index").set_index("train_index")["train_id"]
-        found = pd.DataFrame({"index": hits.index, "id": ids[hits.index].to_numpy()})
+        found = pd.DataFrame({"index": hits.index, "id": np.array(ids[hits.index])})
         return found.assign(subject=None, hits=hits.to_numpy(), flagged=None)
     assert sources.audit is not None
     train = sources.scores.loc[sources.scores["kind"] == "train"].reset_index(drop=True)
