@@ -67,14 +67,14 @@ def _of_verdicts(verdicts: list[Mapping[str, Any]]) -> str:
     first = max(best["listed"], key=lambda one: one["promised_precision"])
     share = f"{100 * first['promised_precision']:g} %"
     return (
-        f"The training images were not available. Of {count(best['num_candidates'])} different "
-        f"generated images, {count(first['count'])} are probably training images; at least {share} "
-        "of this list are expected to be."
+        f"The training images were not available. {count(first['count'])} of "
+        f"{count(best['num_candidates'])} different generated images are probably training images; "
+        f"at least {share} of this list are expected to be."
     )
 
 
 def remedies(mitigations: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What would reduce the risk: measured on this model first, then in general."""
+    """Ways to reduce the risk: those measured on this model first, then general ones."""
     measured = [
         f"{name.removeprefix('mitigate ')}: {100 * found['memorized']:.0f} % of the memorized "
         "prompts still give copies, measured on this model."

@@ -1,4 +1,4 @@
-"""`report=audit`: what was tested, what came out, who is at risk, and what was not tested.
+"""`report=audit`: the tests of a model, their findings, images and subjects at risk, and limits.
 
 Two printable pages in plain words, and audit.json with the same facts, whose schema is schema.json.
 """
@@ -28,7 +28,7 @@ MOST_PICTURES = 12  # that fit on the second page
 class AuditReport(Report):
     """The report on one model for people who decide about it.
 
-    author: who ran the audit, None where nobody is named. pictures: training images that the page
+    author: the person or team that ran the audit, None where nobody is named. pictures: training images that the page
     shows, those at most risk; 0 for none, because they may show real people.
     """
 
