@@ -771,7 +771,13 @@ def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
         (
             "audit",
             AuditStage(
-                refine_t=60, contrast_t=300, refine_steps=2, precision="32-true", **both, **settings
+                refine_t=60,
+                contrast_t=300,
+                refine_steps=2,
+                groups=None,
+                precision="32-true",
+                **both,
+                **settings,
             ),
         ),
     ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,13 @@ from jaxtyping import Float32, Int64
 from sidepipe.api.comparing import LEAST, check_features
 from sidepipe.api.control import Calibrated, calibrated, warn_of_swapped
 from sidepipe.api.decoding import Reading
-from sidepipe.api.images import Images, ImagesOrFolder, read_sets
+from sidepipe.api.images import Images, ImageSet, ImagesOrFolder, read_sets
 from sidepipe.api.measuring import encoder_of, real_names
 from sidepipe.api.model import Model
 from sidepipe.api.naming import as_arguments, as_new_file, require_numbers, require_whole
 from sidepipe.api.result import Estimate
 from sidepipe.base.files import whole_file, write_table
+from sidepipe.base.groups import Groups
 from sidepipe.base.settings import PRECISIONS, Precision, require, require_known
 from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.features.encoders import Device, Encoder
@@ -30,6 +31,7 @@ from sidepipe.memorization.thresholds import threshold_at_false_positive_rate
 from sidepipe.models.contrast import log_loss_ratio
 from sidepipe.stages.audit import tables
 from sidepipe.stages.audit.stage import PART, mover
+from sidepipe.stages.audit.subjects import by_subject
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +52,7 @@ class Audit:
         heldout_flagged: number of held-out images that the model returns to.
         excess: the share of training images less the share of held-out images.
         scores: a pandas DataFrame with a row per image; docs/audit.md has the columns.
+        subjects: a DataFrame with a row per subject of ``groups``, ``None`` without.
         threshold: a distance (``metric`` ``"l2"``) or a similarity (``"cosine"``).
         false_positive_rate: the share of held-out images that may reach the threshold.
         metric: ``"l2"``, where smaller is closer, or ``"cosine"``, where larger is closer.
@@ -64,6 +67,7 @@ class Audit:
     heldout_flagged: int
     excess: Estimate
     scores: pd.DataFrame = field(repr=False)
+    subjects: pd.DataFrame | None = field(repr=False)
     threshold: float
     false_positive_rate: float
     metric: str
@@ -115,6 +119,7 @@ def audit(
     levels: Sequence[int] = (60, 150, 300),
     draws: int = 4,
     contrast_t: int = 300,
+    groups: Groups | None = None,
     features: str | Encoder = "pixels_l2",
     false_positive_rate: float = 0.001,
     on_duplicates: Literal["error", "drop", "keep"] = "error",
@@ -140,6 +145,7 @@ def audit(
         draws: copies per level, >= 1.
         contrast_t: timestep at which the losses of a model with a base are compared, for the
             column ``contrast``, log(loss of the base / loss of the model).
+        groups: as in ``compare``: all images of one subject are one finding, in ``subjects``.
         features: as in ``compare``.
         false_positive_rate: as in ``compare``.
         on_duplicates: as in ``compare``.
@@ -175,7 +181,7 @@ def audit(
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
     require_known("precision", precision, PRECISIONS)
     check_features(features)
-    sets = read_sets({"train": train, "heldout": heldout}, LEAST, Reading())
+    sets = read_sets({"train": train, "heldout": heldout}, LEAST, Reading(), groups)
     shape, rule = sets["train"].images.shape, ", ".join(map(str, model.image_shape))
     remedy = "audit images of the size that the model makes"
     require(shape[1:] == model.image_shape, "train", f"of shape (n, {rule})", shape, remedy)
@@ -185,7 +191,13 @@ def audit(
     known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
     move = mover(model._denoiser, probe, seed, precision, model._runtime)
     contrast = _contrast(model, contrast_t, draws, seed)
-    return _audited(known, encoder, probe, move, real_names(sets), device, contrast)
+    return _audited(known, encoder, probe, move, sets, device, contrast)
+
+
+def _subjects(sets: Mapping[str, ImageSet]) -> np.ndarray | None:
+    """The subject of each image, training images first; None without groups."""
+    train, heldout = sets["train"].groups, sets["heldout"].groups
+    return None if train is None or heldout is None else np.array([*train, *heldout])
 
 
 def _contrast(
@@ -226,7 +238,7 @@ def _audited(
     encoder: Encoder,
     probe: Probe,
     move: Move,
-    names: list[str],
+    images: Mapping[str, ImageSet],
     device: Device,
     contrast: Callable[..., Float32[np.ndarray, "n"]] | None,
 ) -> Audit:
@@ -234,21 +246,22 @@ def _audited(
     threshold = threshold_at_false_positive_rate(real.real_gamma, known.rate, metric)
     sets = {"train": real.train, "heldout": real.unseen.part(slice(len(real.train.rows)))}
     found, first = {}, 0
-    for name, images in sets.items():
+    for name, of in sets.items():
         scored = partial(
             returns,
-            features=images.features,
+            features=of.features,
             move=move,
             encoder=encoder,
             probe=probe,
             threshold=threshold,
             device=device,
         )
-        found[name] = _in_parts(scored, known.data, images.rows, first)
+        found[name] = _in_parts(scored, known.data, of.rows, first)
         if contrast is not None:
-            found[name]["contrast"] = contrast(known.data[images.rows], first=first)
-        first += len(images.rows)
-    table = tables.scores(sets, found, metric, threshold, probe.levels, np.array(names))
+            found[name]["contrast"] = contrast(known.data[of.rows], first=first)
+        first += len(of.rows)
+    names = np.array(real_names(images))
+    table = tables.scores(sets, found, metric, threshold, probe.levels, names, _subjects(images))
     table.loc[table["kind"] == "heldout", "index"] -= len(real.train.rows)
     order = np.argsort(-closeness(found["train"]["gamma"], metric), kind="stable")
     evaluations = probe.evaluations + (0 if contrast is None else 2 * probe.draws)
@@ -275,6 +288,7 @@ def _result(
         heldout_flagged=counts["heldout_flagged"],
         excess=Estimate(counts["excess"]["share"], (low, high)),
         scores=table,
+        subjects=by_subject(table, encoder.metric) if "subject" in table else None,
         threshold=threshold,
         false_positive_rate=known.rate,
         metric=encoder.metric,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sidepipe.api.decoding import Reading
-from sidepipe.api.groups import Groups
 from sidepipe.api.images import ImagesOrFolder, read_sets
 from sidepipe.api.naming import as_arguments, as_path, require_numbers
+from sidepipe.base.groups import Groups
 from sidepipe.base.settings import require, require_known
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sidepipe.api.decoding import RESIZES, Decoding, Reading, decoded, files_of
-from sidepipe.api.groups import Groups, read_groups
 from sidepipe.api.naming import as_arguments
+from sidepipe.base.groups import Groups, read_groups
 from sidepipe.base.image_files import in_words, is_array_file
 from sidepipe.base.image_reading import Entry, require_readable, sizes_of
 from sidepipe.base.images import digests

@@ -1,6 +1,7 @@
 """The audit of a model in closed form, whose memorized images are known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from tests.composing import composed
 from tests.memory import ALPHAS, Memory
@@ -8,6 +9,7 @@ from tests.models.tiny_pipelines import dit, latent, of_images
 from tests.tiny import RUNTIME
 
 from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.audit import stage as module
@@ -26,6 +28,7 @@ SETTINGS = {
     "levels": [10, 90],
     "draws": 2,
     "contrast_t": 40,
+    "groups": None,
     "gallery_images": 7,
     "precision": "32-true",
     "seed": 0,
@@ -206,3 +209,53 @@ def test_the_contrast_with_a_base_is_higher_for_images_that_fine_tuning_added(in
     assert summary["contrast"]["auc"] == pytest.approx((12 * 19 + 8 * 19 / 2) / 400, abs=0.2)
     assert summary["evaluations_per_image"] == 3 + 4 + 2 * 4 * 4 + 2 * 4
     assert "contrast" in load_risk(tmp_path / "audit")
+
+
+def grouped(inputs, folder, rows):
+    """A table of files: `rows` are the subjects of the images in the order of the data."""
+    count = len(rows)
+    ids = "".join(f"{i},{i}.png,train,\n" for i in range(count))
+    (inputs["data"] / "ids.csv").write_text(f"index,id,partition,identity\n{ids}")
+    manifest = {"stage": "data", "key": "d", "settings": {"source": {}}, "inputs": {}}
+    write_manifest(inputs["data"], manifest)
+    table = folder / "groups.csv"
+    table.write_text("file,group\n" + "".join(f"{i}.png,{rows[i]}\n" for i in range(count)))
+    return str(table)
+
+
+def test_ten_slices_of_one_patient_are_one_finding(inputs, tmp_path):
+    """Ten of the 12 memorized images are of one patient; held-out images have one each."""
+    train = np.load(inputs["dpm"] / "subset.npy")
+    rows = [f"other {i}" for i in range(NUM_TRAIN + NUM_UNSEEN)]
+    for row in train[:10]:
+        rows[row] = "patient"
+    summary = run(inputs, tmp_path / "audit", groups=grouped(inputs, tmp_path, rows))
+    assert summary["flagged"] == 12
+    found = summary["subjects"]
+    assert (found["num_train"], found["flagged"]) == (NUM_TRAIN - 9, 3)
+    assert (found["num_heldout"], found["heldout_flagged"]) == (20, 1)
+    table = pd.read_csv(tmp_path / "audit" / "subjects.csv").set_index("subject")
+    assert table.loc["patient", ["images", "flagged"]].tolist() == [10, 10]
+    # Conformal: one held-out subject comes back as closely.
+    assert table.loc["patient", "p_value"] == pytest.approx(2 / 21)
+    assert table.loc[table["kind"] == "heldout", "p_value"].isna().all()
+    assert "patient" in set(load_scores(tmp_path / "audit")["subject"])
+
+
+def test_a_patient_on_both_sides_is_refused_and_a_changed_table_is_found(inputs, tmp_path):
+    rows = [str(i) for i in range(NUM_TRAIN + NUM_UNSEEN)]
+    groups = grouped(inputs, tmp_path, rows)
+    summary = run(inputs, tmp_path / "audit", groups=groups, levels=[])
+    stage = Audit(**SETTINGS | {"groups": groups})
+    assert stage.source_changed(summary, RUNTIME) is None
+    grouped(inputs, tmp_path, ["one"] * len(rows))
+    assert "groups.csv changed" in (stage.source_changed(summary, RUNTIME) or "")
+    with pytest.raises(ValueError, match="groups must be in train or in heldout, got 1 in both"):
+        run(inputs, tmp_path / "both", groups=groups)
+
+
+def test_an_identity_is_required_of_every_image(inputs, tmp_path):
+    with pytest.raises(ValueError, match="images without an identity must be 0, got 60"):
+        run(inputs, tmp_path / "audit", groups="identity")
+    with pytest.raises(ValueError, match=r"audit\.groups must be null, identity or a table"):
+        Audit(**SETTINGS | {"groups": "missing.csv"})

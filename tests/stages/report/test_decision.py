@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tests.stages.report.conftest import CHROMIUM
 from tests.stages.report.pages import Page, hit_images, rows_of
@@ -14,6 +15,7 @@ from tests.stages.report.test_audit import audited
 
 from sidepipe.engine.stage import Job
 from sidepipe.stages.report.decision import stage
+from sidepipe.stages.report.decision.facts import _subjects
 from sidepipe.stages.report.decision.stage import FACTS, AuditReport
 from sidepipe.stages.report.stage import page_path
 
@@ -158,3 +160,13 @@ def test_it_prints_on_two_pages(outputs, audit, tmp_path):
     options += [f"--user-data-dir={tmp_path / 'profile'}"]
     subprocess.run([CHROMIUM, *options, page_path(tmp_path).as_uri()], check=True, timeout=120)
     assert file.read_bytes().count(b"/Type /Page\n") == 2
+
+
+def test_the_images_of_one_subject_are_one_row_of_the_subjects():
+    rows = [("a", 0, True), ("b", 2, True), ("a", 0, False), ("b", 1, False), ("c", 0, False)]
+    images = pd.DataFrame(rows, columns=["subject", "hits", "flagged"]).assign(id="x")
+    found = _subjects(images)
+    assert found is not None
+    assert (found["number"], found["at_risk"]) == (3, 2)
+    assert found["worst"][0] == {"subject": "b", "images": 2, "hits": 3, "flagged": 1}
+    assert [row["subject"] for row in found["worst"]] == ["b", "a", "c"]

@@ -26,6 +26,7 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
 from sidepipe.models.contrast import log_loss_ratio
+from sidepipe.stages.audit.groups import IDENTITY, sha256_of_groups, subjects_of, table_of
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
@@ -55,7 +56,9 @@ class Audit(Stage):
     image has come back. num_images: training images, the first of the subset; None for all.
     refine_t, refine_steps: those of the attack that it foresees. levels: timesteps of the noise
     that copies of an image get. draws: of noise, per level. contrast_t: timestep at which a
-    fine-tuned model is compared with its base, if any. gallery_images: shown in the report.
+    fine-tuned model is compared with its base, if any. gallery_images: shown in the report. groups:
+    the subject of each image, such as a patient: a table with the columns file and group,
+    "identity" for that of the data, or None where each image is its own subject.
     """
 
     name: ClassVar[str] = "audit"
@@ -74,6 +77,7 @@ class Audit(Stage):
     draws: int
     contrast_t: int
     gallery_images: int
+    groups: str | None
     precision: Precision
     seed: int
 
@@ -87,6 +91,9 @@ class Audit(Stage):
         increasing = sorted(set(self.levels)) == list(self.levels)
         require(increasing, "audit.levels", "increasing timesteps", self.levels)
         require(all(t >= 0 for t in self.levels), "audit.levels", ">= 0", self.levels)
+        if (file := table_of(self.groups)) is not None:
+            rule = f"null, {IDENTITY} or a table of groups"
+            require(file.is_file(), "audit.groups", rule, self.groups)
         require_known("audit.precision", self.precision, PRECISIONS)
         require(0 <= self.seed < 2**32, "audit.seed", "in [0, 2**32)", self.seed)
 
@@ -122,9 +129,16 @@ class Audit(Stage):
         levels = {f"audit.levels[{i}]": t for i, t in enumerate(self.levels)}
         dpm.check_timesteps(self.name, 1, None, {**single, **levels})
 
+    def source_changed(self, summary: Mapping[str, Any], runtime: Runtime) -> str | None:
+        if sha256_of_groups(self.groups) == summary["groups"]:
+            return None
+        return f"{self.groups} changed; remedy: restore it, or delete the artifact's folder"
+
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.audit import tables
+        from sidepipe.stages.audit.subjects import save_subjects
 
+        subjects = subjects_of(self.groups, job.inputs["data"], job.inputs["dpm"])
         descriptor = job.inputs.get("descriptor")
         encoder = load_descriptor(descriptor) if descriptor else self._encoder
         real = load_reference(job.inputs["reference"])
@@ -143,8 +157,9 @@ class Audit(Stage):
                 found[name]["contrast"] = self._contrast(job, denoiser, data[images.rows], start)
             start += len(images.rows)
         ids = load_ids(job.inputs["data"])
-        table = tables.scores(sets, found, encoder.metric, threshold, self.levels, ids)
+        table = tables.scores(sets, found, encoder.metric, threshold, self.levels, ids, subjects)
         write_table(job.folder / "audit.csv", table)
+        about = None if subjects is None else save_subjects(job.folder, table, encoder.metric)
         refined = found["train"]["refined"]
         tables.save_gallery(job.folder, table, data, refined, encoder.metric, self.gallery_images)
         results = {
@@ -154,6 +169,8 @@ class Audit(Stage):
             "transform": encoder.transform,
             "evaluations_per_image": self._probe.evaluations + 2 * self.draws * has_base,
             **tables.counts(table),
+            "subjects": about,
+            "groups": sha256_of_groups(self.groups),
         }
         write_json(job.folder / "results.json", results)
         shutil.rmtree(job.folder / "parts")

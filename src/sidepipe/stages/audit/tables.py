@@ -21,7 +21,7 @@ FDR = (0.01, 0.05)  # false discovery rates of the lists of members
 
 def read(path: Path) -> pd.DataFrame:
     """A table as `write_table` wrote it; ids stay text, and an image may be called "NA"."""
-    ids: Any = {"id": str}
+    ids: Any = {"id": str, "subject": str}
     return pd.read_csv(path, dtype=ids, keep_default_na=False, na_values={"p_value": [""]})
 
 
@@ -32,10 +32,12 @@ def scores(
     threshold: float,
     levels: Sequence[int],
     ids: np.ndarray,
+    subjects: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """A row per image of `train` and of `heldout`, in the order of the sets.
 
-    found: what `returns` gave for each set, and `contrast` where the model has a base. p_value,
+    found: what `returns` gave for each set, and `contrast` where the model has a base. subjects: of
+    each image of the data, such as its patient, where several images show one. p_value,
     listed_*: of training images alone, by gamma; they tell that an image was trained on, not that
     it can be extracted.
     """
@@ -50,6 +52,8 @@ def scores(
             "gamma": of["gamma"],
             "error": of["error"],
         }
+        if subjects is not None:
+            columns["subject"] = subjects[images.rows]
         if "contrast" in of:
             columns["contrast"] = of["contrast"]
         reached = arrivals(of["ends"], len(images.rows))

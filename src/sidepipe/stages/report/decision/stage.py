@@ -28,8 +28,8 @@ MOST_PICTURES = 12  # that fit on the second page
 class AuditReport(Report):
     """The report on one model for people who decide about it.
 
-    author: the person or team that ran the audit, None where nobody is named. pictures: training images that the page
-    shows, those at most risk; 0 for none, because they may show real people.
+    author: the person or team that ran the audit, None where nobody is named. pictures: training
+    images that the page shows, those at most risk; 0 for none, as they may show real people.
     """
 
     author: str | None
