@@ -30,7 +30,8 @@ from sidepipe.memorization.real import encode_rows
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate
 from sidepipe.models.contrast import log_loss_ratio
 from sidepipe.stages.audit import tables
-from sidepipe.stages.audit.stage import PART, mover
+from sidepipe.stages.audit.move import mover
+from sidepipe.stages.audit.stage import PART
 from sidepipe.stages.audit.subjects import by_subject
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from jaxtyping import Float32, Float64
 from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import grid
 from sidepipe.base.settings import PRECISIONS, Precision, build, require, require_known
-from sidepipe.diffusion.cycles import fixed_point
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import is_of_this_run
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
 from sidepipe.models.contrast import log_loss_ratio
 from sidepipe.stages.audit.groups import IDENTITY, sha256_of_groups, subjects_of, table_of
+from sidepipe.stages.audit.move import mover
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load as load_descriptor
@@ -144,18 +144,8 @@ class Audit(Stage):
         real = load_reference(job.inputs["reference"])
         rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
         threshold = threshold_at_false_positive_rate(real.real_gamma, rate, encoder.metric)
-        sets = self._sets(real)
-        denoiser = load_denoiser(job.inputs["dpm"], self.precision)
-        move = mover(denoiser, self._probe, self.seed, self.precision, job.runtime)
-        data, found, start = load_images(job.inputs["data"]), {}, 0
-        has_base = (job.inputs["dpm"] / BASE).is_dir()
-        for name, images in sets.items():
-            one = partial(self._part, data, images, move, encoder, threshold, start, job.runtime)
-            parts = job.folder / "parts" / name
-            found[name] = in_parts(parts, len(images.rows), PART, one, f"{name} image")
-            if has_base:
-                found[name]["contrast"] = self._contrast(job, denoiser, data[images.rows], start)
-            start += len(images.rows)
+        sets, data = self._sets(real), load_images(job.inputs["data"])
+        found = self._found(job, data, sets, encoder, threshold)
         ids = load_ids(job.inputs["data"])
         table = tables.scores(sets, found, encoder.metric, threshold, self.levels, ids, subjects)
         write_table(job.folder / "audit.csv", table)
@@ -167,7 +157,7 @@ class Audit(Stage):
             "false_positive_rate": rate,
             "metric": encoder.metric,
             "transform": encoder.transform,
-            "evaluations_per_image": self._probe.evaluations + 2 * self.draws * has_base,
+            "evaluations_per_image": self._evaluations(job),
             **tables.counts(table),
             "subjects": about,
             "groups": sha256_of_groups(self.groups),
@@ -175,6 +165,31 @@ class Audit(Stage):
         write_json(job.folder / "results.json", results)
         shutil.rmtree(job.folder / "parts")
         return results
+
+    def _found(
+        self,
+        job: Job,
+        data: Images,
+        sets: Mapping[str, Encoded],
+        encoder: Encoder,
+        threshold: float,
+    ) -> dict[str, Arrays]:
+        """The scores of the images of each set."""
+        denoiser, found, start = load_denoiser(job.inputs["dpm"], self.precision), {}, 0
+        move = mover(denoiser, self._probe, self.seed, self.precision, job.runtime)
+        for name, images in sets.items():
+            one = partial(self._part, data, images, move, encoder, threshold, start, job.runtime)
+            parts = job.folder / "parts" / name
+            found[name] = in_parts(parts, len(images.rows), PART, one, f"{name} image")
+            if (job.inputs["dpm"] / BASE).is_dir():
+                found[name]["contrast"] = self._contrast(job, denoiser, data[images.rows], start)
+            start += len(images.rows)
+        return found
+
+    def _evaluations(self, job: Job) -> int:
+        """Network evaluations per image."""
+        has_base = (job.inputs["dpm"] / BASE).is_dir()
+        return self._probe.evaluations + 2 * self.draws * has_base
 
     def _contrast(
         self, job: Job, denoiser: Denoiser, images: Images, first: int
@@ -248,29 +263,6 @@ class Audit(Stage):
     def shown(cls, folder: Path) -> dict[str, list[Any]]:
         """Each training image of the gallery with its refined image."""
         return {"audit/returns": [grid(pair, columns=2) for pair in load_gallery(folder)[0]]}
-
-
-def mover(
-    denoiser: Denoiser, probe: Probe, seed: int, precision: Precision, runtime: Runtime
-) -> Move:
-    """The `Move` of a model: noise, one denoising step, refinement, as `returns` calls them."""
-    from sidepipe.engine.image_sampler import ImageSampler
-    from sidepipe.engine.sampling import sample_to_array
-
-    def move(images: Images, t: int | None, refine: bool, first: int) -> Images:
-        sampler = ImageSampler(
-            denoiser,
-            seed=seed,
-            stream="audit",
-            timesteps=[] if t is None else [t],
-            eta=0.0,
-            chains=[fixed_point(probe.t, probe.steps)] if refine else [],
-        )
-        return sample_to_array(
-            sampler, len(images), len(images), precision, runtime, images, first=first
-        )
-
-    return move
 
 
 def load(folder: Path) -> dict[str, Any]:
