@@ -159,6 +159,7 @@ class Audit(Stage):
             "transform": encoder.transform,
             "evaluations_per_image": self._evaluations(job),
             **tables.counts(table),
+            "inference": tables.inference(table, self.seed),
             "subjects": about,
             "groups": sha256_of_groups(self.groups),
         }

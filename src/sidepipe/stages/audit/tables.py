@@ -12,6 +12,7 @@ from sidepipe.base.files import write_table
 from sidepipe.features.search import Metric, closer
 from sidepipe.memorization.audit import arrivals, closeness, flagged_excess
 from sidepipe.memorization.conformal import discoveries, p_values
+from sidepipe.memorization.inference import FEWEST, dataset_inference
 from sidepipe.memorization.real import Encoded
 from sidepipe.memorization.roc import measured
 
@@ -88,6 +89,19 @@ def counts(table: pd.DataFrame) -> dict[str, Any]:
         "contrast": members,
         "listed": {f"{rate:g}": int(np.sum(table[f"listed_{rate:g}"])) for rate in FDR},
     }
+
+
+def inference(table: pd.DataFrame, seed: int) -> dict[str, Any] | None:
+    """Dataset inference on the training images as suspects; None of too few images.
+
+    The features are the scores that an image has by itself: arrivals depend on the other images.
+    """
+    names = [n for n in table if n in ("gamma", "error", "contrast") or n.startswith("recall_")]
+    kinds = [table.loc[table["kind"] == kind] for kind in ("train", "heldout")]
+    if min(map(len, kinds)) < FEWEST:
+        return None
+    suspects, control = ({n: of[n].to_numpy(np.float64) for n in names} for of in kinds)
+    return dataset_inference(suspects, control, seed)
 
 
 def risk(table: pd.DataFrame, metric: Metric) -> dict[str, Float64[np.ndarray, "n"]]:
