@@ -105,6 +105,21 @@ def test_a_sentence_names_the_method_that_leaves_the_fewest(helped):
     assert "against 100.0 (39.8 to 100.0) % with none" in text
 
 
+def test_a_method_made_with_prompts_shows_those_that_did_not_make_it(prompted, tmp_path):
+    def change(found):
+        for part, number in (("used", 0), ("heldout", 2)):
+            rate = {"count": number, "of": 2, "share": number / 2, "interval": [0.1, 0.9]}
+            found["memorized"][f"memorized_{part}"] = {"prompts": rate}
+
+    pruned = changed(prompted[0], "none", change, "mi-pruned")
+    cells = page_of(tmp_path, prompted[0], pruned=pruned).cells(LEFT)
+    assert [cell.replace("\xa0", " ") for cell in cells["pruned"][-2:]] == [
+        "0.0 (10.0 to 90.0)",
+        "100.0 (10.0 to 90.0)",
+    ]
+    assert len(cells["none"]) == len(cells["pruned"])
+
+
 def test_a_method_that_changes_nothing_is_not_said_to_help(prompted, tmp_path):
     same = changed(prompted[0], "none", lambda found: None, "mi-same")
     text = page_of(tmp_path, prompted[0], same=same).text

@@ -46,6 +46,12 @@ class Mitigation:
         found = self.results["memorized"]
         return None if found is None else found["memorized"]["prompts"]
 
+    def by_use(self) -> list[dict[str, Any]]:
+        """The counts for prompts that made the method, and for others; [] without such prompts."""
+        found = self.results["memorized"] or {}
+        parts = ("memorized_used", "memorized_heldout")
+        return [found[part]["prompts"] for part in parts if part in found]
+
     def recovered(self, group: str) -> dict[str, Any] | None:
         """The count of prompts of `group` whose target image the adversary's embedding recovers."""
         found = self.results["adversary"]
@@ -102,6 +108,11 @@ def left_table(methods: Sequence[Mitigation]) -> Table:
     columns += ["images of memorized prompts", "images never trained on"]
     before = baseline(methods)
     rows = [(method.name, _left_row(method, before)) for method in methods]
+    if any(method.by_use() for method in methods):
+        groups.append(("still memorized, % (95 % interval)", 2))
+        columns += ["prompts that made the method", "other memorized prompts"]
+        for method, (_, cells) in zip(methods, rows, strict=True):
+            cells += [words.share(of) for of in method.by_use()] or [DASH] * 2
     return Table(
         "mitigations_left", "Memorization left by each method", groups, columns, rows, "method"
     )
