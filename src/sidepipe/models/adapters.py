@@ -49,6 +49,12 @@ OUTSIDE_OF_BLOCKS = {
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
 }
+# Blocks of transformers by the names of their own code, which Kohya and others keep.
+OF_TRANSFORMERS = {
+    "double_blocks": ("Flux", "FluxPipeline"),
+    "single_blocks": ("Flux", "FluxPipeline"),
+    "joint_blocks": ("Stable Diffusion 3", "StableDiffusion3Pipeline"),
+}
 
 _MATRIX = re.compile(
     r"(?P<layer>.+?)\.(lora_linear_layer\.|lora\.|lora_)(?P<side>A|B|down|up)"
@@ -120,6 +126,13 @@ def fuse_adapter(networks: Mapping[str, nn.Module], path: Path) -> None:
     layers, modules = read_adapter(path), _modules_of(networks)
     unknown = [name for name in layers if name not in modules]
     remedy = f"it is of another model, or of parts other than {', '.join(networks)}"
+    for part, (family, pipeline) in OF_TRANSFORMERS.items():
+        if any(part in name for name in unknown):
+            remedy = (
+                f"they have other names than those of diffusers for {family}, where one matrix is "
+                f"several layers; {pipeline}.lora_state_dict translates them, and "
+                f"{pipeline}.save_lora_weights saves them under the names that are read here"
+            )
     rule = f"layers of the model ({len(layers)} are in the file)"
     require(not unknown, f"the layers of {path}", rule, unknown[:SHOWN], remedy)
     for name, layer in layers.items():

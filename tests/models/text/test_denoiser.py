@@ -63,3 +63,12 @@ def test_images_are_their_own_latents(model):
     assert denoiser.image_shape == denoiser.shape == (1, 8, 8)
     assert denoiser.has_range
     assert denoiser.decode(torch.full((1, 1, 8, 8), 9.0)).unique().tolist() == [255]
+
+
+def test_prompts_that_are_longer_than_the_encoder_are_counted_once(model, caplog):
+    long = " ".join(["seven"] * 60)
+    denoiser = PromptedDenoiser(model, [*CAPTIONS, long])
+    denoiser.eps_fn(Y)(x_t(model), 40)
+    [record] = [r for r in caplog.records if r.levelname == "WARNING"]
+    start = f"1 of {len(CAPTIONS) + 1} prompts are longer than the {model.max_tokens} tokens"
+    assert record.getMessage().startswith(start)

@@ -8,7 +8,8 @@ import pytest
 from tests.stages.detect.fakes import Fake
 
 from sidepipe.models.text.prompts import Prompt
-from sidepipe.stages.detect.prompts import cut_off, of_data, of_files
+from sidepipe.models.text.words import cut_off
+from sidepipe.stages.detect.prompts import of_data, of_files
 
 
 def captions(count=60, planted=4):

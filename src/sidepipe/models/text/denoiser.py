@@ -10,6 +10,7 @@ from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.schedule import EpsFn
 from sidepipe.models.text.guidance import prompt_guided
 from sidepipe.models.text.model import TextModel
+from sidepipe.models.text.words import cut_off
 
 # Images per decoding: an autoencoder needs more memory per image than a UNet.
 DECODED = 8
@@ -34,6 +35,7 @@ class PromptedDenoiser(Denoiser):
             model.guidance_scale, guidance_scale = guidance_scale, 1.0
         self.model, self.guidance_scale = model, guidance_scale
         self.prompts = None if prompts is None else list(prompts)
+        cut_off(model, self.prompts or [])
         self.has_range, self.clip_range = model.vae is None, model.clip_range
         self.step_rule = model.step_rule
         self.evaluations = 1 if prompts is None or guidance_scale == 1 else 2

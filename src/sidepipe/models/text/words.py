@@ -1,11 +1,20 @@
-"""A word-level tokenizer made from captions, and the words of any tokenizer."""
+"""A word-level tokenizer made from captions, the words of any, and what does not fit."""
 
+from __future__ import annotations
+
+import logging
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sidepipe.base.settings import require
 
+if TYPE_CHECKING:
+    from sidepipe.models.text.model import TextModel
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3  # prompts in a warning
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
 
 
@@ -52,3 +61,16 @@ def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
     ends = [token.removesuffix("</w>") for token in tokens if token.endswith("</w>")]
     words = sorted(word for word in (ends or tokens) if word.isascii() and word.isalpha())
     return [word for word in words if word not in unwanted]
+
+
+def cut_off(model: TextModel, captions: Sequence[str]) -> list[str]:
+    """The end of each caption that the encoder truncates, "" for none; a warning names some."""
+    cut = [model.tokens(caption).cut for caption in captions]
+    long = [(caption, lost) for caption, lost in zip(captions, cut, strict=True) if lost]
+    if long:
+        shown = "; ".join(f"{caption!r} loses {lost!r}" for caption, lost in long[:SHOWN])
+        log.warning(
+            "%d of %d prompts are longer than the %d tokens that the encoder takes: %s%s",
+            *(len(long), len(captions), model.max_tokens, shown, "; ..." * (len(long) > SHOWN)),
+        )
+    return cut

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
-from sidepipe.models.text.model import TextModel
 from sidepipe.models.text.prompts import Prompt, count_images, present_images
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,6 @@ log = logging.getLogger(__name__)
 Rows = Int64[np.ndarray, "n"]
 
 ROLES = ("planted", "train", "test", "calibration")
-SHOWN = 3  # prompts named in a warning
 
 
 def of_data(
@@ -95,16 +93,3 @@ def own_files(table: pd.DataFrame, prompts: Sequence[Prompt], folder: Path) -> l
         [folder / file for file in files[key]] if role == "test" else []
         for key, role in zip(table["id"], table["role"], strict=True)
     ]
-
-
-def cut_off(model: TextModel, captions: Sequence[str]) -> list[str]:
-    """The end of each caption that the encoder truncates, "" for none; a warning names some."""
-    cut = [model.tokens(caption).cut for caption in captions]
-    long = [(caption, lost) for caption, lost in zip(captions, cut, strict=True) if lost]
-    if long:
-        shown = "; ".join(f"{caption!r} loses {lost!r}" for caption, lost in long[:SHOWN])
-        log.warning(
-            "%d of %d prompts are longer than the %d tokens that the encoder takes: %s%s",
-            *(len(long), len(captions), model.max_tokens, shown, "; ..." * (len(long) > SHOWN)),
-        )
-    return cut

@@ -134,9 +134,9 @@ class DetectPrompts(PromptSource):
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.text.trajectory import prompt_timesteps
+        from sidepipe.models.text.words import cut_off
         from sidepipe.stages.detect import results as r
         from sidepipe.stages.detect import tables
-        from sidepipe.stages.detect.prompts import cut_off
 
         files = {name: sha256_of(path) for name, path in self.files(job.runtime).items()}
         table = self.table(job)

@@ -100,6 +100,7 @@ class TrainTextDPM(TrainedDPM):
         import lightning as L
 
         from sidepipe.models.text.pipeline import save_model
+        from sidepipe.models.text.words import cut_off
         from sidepipe.stages.dpm.captioned import token_ids
 
         images, table = load_images(job.inputs["data"]), load_captions(job.inputs["data"])
@@ -109,6 +110,7 @@ class TrainTextDPM(TrainedDPM):
         L.seed_everything(self.seed, verbose=False)
         scheduler = build(self.noise_schedule)
         model = self._model(captions[train], scheduler)
+        cut_off(model, list(dict.fromkeys(captions[train])))
         ids = token_ids(model, list(captions)).numpy()
         rows = np.repeat(kept, repeats)
         module = self._module(model, job.folder, captions[kept], images[heldout], ids[heldout])

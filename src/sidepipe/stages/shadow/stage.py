@@ -42,7 +42,7 @@ class Shadow(DenoiserTraining):
 
     name: ClassVar[str] = "shadow"
     needed_by: ClassVar[str] = "verdict=shadow"
-    checkpoints: ClassVar[str] = "model/**/*"
+    checkpoints: ClassVar[str] = "model/*"
     pictures: ClassVar[str] = "previews/*.png"
     num_images: int
 
