@@ -110,7 +110,7 @@ class TrainTextDPM(TrainedDPM):
         L.seed_everything(self.seed, verbose=False)
         scheduler = build(self.noise_schedule)
         model = self._model(captions[train], scheduler)
-        cut_off(model, list(dict.fromkeys(captions[train])))
+        cut_off(model, list(dict.fromkeys(captions[train].tolist())))
         ids = token_ids(model, list(captions)).numpy()
         rows = np.repeat(kept, repeats)
         module = self._module(model, job.folder, captions[kept], images[heldout], ids[heldout])
