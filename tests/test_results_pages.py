@@ -13,6 +13,8 @@ sys.path.insert(0, str(RESULTS))
 import figures  # noqa: E402
 import pages  # noqa: E402
 
+from sidepipe.memorization.clock import slope  # noqa: E402
+
 MARK = re.compile(r"<!-- begin table: (\w+)([ \w]*) -->\n(.*?)<!-- end table -->", re.DOTALL)
 TABLES = [
     pytest.param(page, found[1], found[3], id=f"{page.stem}-{found[1]}")
@@ -118,6 +120,28 @@ def test_the_claims_of_the_pages_follow_from_the_csv_files():
     gain = sums.xs("refined", level=1) / sums.xs("unconditional", level=1)
     assert gain["hits"].round(1).tolist() == [8.2, 14.3, 8.0, 11.5]
     assert gain["different"].round(1).tolist() == [2.6, 3.4, 3.3, 5.6]
+
+
+def test_the_claims_of_the_clock_follow_from_its_csv_files():
+    onsets = pd.read_csv(RESULTS / "data" / "clock_onsets.csv")
+    text = (RESULTS / "clock.md").read_text()
+    for measure in ("plain", "refined"):
+        some = onsets.dropna(subset=[f"onset_{measure}"])
+        b, (low, high) = slope(some["train_images"], some[f"onset_{measure}"], 2**0.5)
+        assert f"| {measure} samples | {len(some)} | {b:.2f} | {low:.2f} to {high:.2f} |" in text
+        assert low < 1 < high, "the published exponent"
+    earlier = onsets["onset_plain"] / onsets["onset_refined"]
+    assert earlier.min() == 2
+    assert f"{earlier.min():.1f} to {earlier.max():.1f} times as many steps" in text
+    assert (onsets["onset_loss"] < onsets["onset_refined"]).all()
+    curves = pd.read_csv(RESULTS / "data" / "clock_curves.csv").set_index("train_images")
+    lowest = curves.groupby(level=0).apply(
+        lambda c: c["train_steps"].iloc[c["loss_heldout"].argmin()]
+    )
+    assert lowest.to_dict() == {16: 200, 32: 280, 64: 560}
+    at_loss = onsets[onsets["model"] == "seed 0"].set_index("train_images")["onset_loss"]
+    early = curves[curves["train_steps"] <= curves.index.map(at_loss)]
+    assert (early["refined_hits"] == 0).all()
 
 
 def test_every_page_is_linked_from_the_index_and_every_link_leads_somewhere():

@@ -237,6 +237,39 @@ def draw_linear(path: Path) -> None:
     save(figure, path)
 
 
+def draw_clock(path: Path) -> None:
+    """The onset of memorization by training images, and hits and loss by training steps."""
+    figure = Figure(figsize=(10.0, 3.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    marks = {"loss": "o", "refined": "s", "plain": "D"}
+    for name, mark in marks.items():
+        rows = [row for row in rows_of("clock_onsets") if row[f"onset_{name}"]]
+        n, steps = ([float(row[key]) for row in rows] for key in ("train_images", f"onset_{name}"))
+        fill = "black" if name == "refined" else "white"
+        left.plot(n, steps, mark, color="black", markerfacecolor=fill, label=name)
+    ends = [16, 64]
+    left.plot(ends, [9 * end for end in ends], color="0.6", lw=1, ls="--", label="slope 1")
+    left.set(xscale="log", yscale="log", xlabel="training images", ylabel="onset, step")
+    left.set_xticks([16, 32, 64], ["16", "32", "64"])
+    left.set_xticks([], minor=True)
+    left.legend(frameon=False)
+    for size, style in (("16", ":"), ("32", "--"), ("64", "-")):
+        rows = rows_of("clock_curves", train_images=size)
+        steps = [int(row["train_steps"]) / int(size) for row in rows]
+        for column, color in (("refined_hits", "black"), ("plain_hits", "0.6")):
+            label = f"{column.removesuffix('_hits')}, {size} images"
+            hits = [100 * int(row[column]) / 250 for row in rows]
+            middle.plot(steps, hits, ls=style, color=color, label=label)
+        loss = [float(row["loss_heldout"]) for row in rows]
+        right.plot(steps, loss, ls=style, color="black", label=f"{size} images")
+    middle.set(xlabel="steps per training image", ylabel="hits, % of samples", xscale="log")
+    right.set(xlabel="steps per training image", ylabel="held-out loss", xscale="log")
+    middle.legend(frameon=False, fontsize="small")
+    right.set(ylim=(0.08, 0.27))
+    right.legend(frameon=False)
+    save(figure, path)
+
+
 def draw(folder: Path) -> None:
     """Every figure of the pages."""
     folder.mkdir(exist_ok=True)
@@ -248,3 +281,4 @@ def draw(folder: Path) -> None:
     draw_mitigation(folder / "mitigation.svg")
     draw_speed(folder / "speed.svg")
     draw_linear(folder / "linear.svg")
+    draw_clock(folder / "clock.svg")

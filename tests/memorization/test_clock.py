@@ -106,3 +106,17 @@ def test_the_slope_of_a_power_law_is_its_exponent():
     assert b == pytest.approx(expected.slope)
     assert (high - low) / 2 == pytest.approx(2.1604 * expected.stderr, rel=1e-3)  # t of 13
     assert low < 1.2 < high
+    assert clock.slope(sizes, onsets, factor=1.4)[1][1] > high
+
+
+def test_onsets_that_lie_on_a_line_by_the_steps_of_looks_have_an_interval():
+    """Onsets are rounded up to the next look, so that a perfect line is luck."""
+    rng, sizes, factor = np.random.default_rng(5), np.repeat([16.0, 32.0, 64.0], 2), 2**0.5
+    inside = 0
+    for _ in range(400):
+        true = 9 * sizes * np.exp(rng.uniform(0, np.log(factor), len(sizes)))
+        seen = factor ** np.ceil(np.log(true) / np.log(factor))
+        low, high = clock.slope(sizes, seen, factor)[1]
+        inside += low <= 1 <= high
+    assert inside / 400 >= 0.95
+    assert clock.slope(sizes, 9 * sizes, factor)[1][1] > 1.1

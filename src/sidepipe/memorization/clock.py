@@ -124,17 +124,18 @@ def onset(steps: Sequence[int], certain: Sequence[bool]) -> int | None:
 
 
 def slope(
-    num_images: Sequence[float], onsets: Sequence[float]
+    num_images: Sequence[float], onsets: Sequence[float], factor: float = 1.0
 ) -> tuple[float, tuple[float, float]]:
     """The exponent b of onset = a n^b, and its 95 % interval, by least squares of the logarithms.
 
-    One training is one observation; at least three, of two sizes. The published exponent is 1
-    (Bonnaire et al., arXiv 2505.17638; Favero et al., arXiv 2505.16959).
+    One training is one observation; at least three, of two sizes. factor: between the steps of two
+    looks. An onset lies anywhere between two looks, which adds log(factor)^2 / 12 to the variance
+    of its logarithm, however well the looks lie on a line. The published exponent is 1 (Bonnaire et
+    al., arXiv 2505.17638; Favero et al., arXiv 2505.16959).
     """
     x, y = np.log(num_images), np.log(onsets)
     x, y = x - x.mean(), y - y.mean()
-    b = float(x @ y / (x @ x))
-    freedom = len(x) - 2
-    error = math.sqrt(float(((y - b * x) ** 2).sum()) / freedom / float(x @ x))
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    b, freedom = float(x @ y / (x @ x)), len(x) - 2
+    variance = float(((y - b * x) ** 2).sum()) / freedom + math.log(factor) ** 2 / 12
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance / float(x @ x))
     return b, (b - half, b + half)
