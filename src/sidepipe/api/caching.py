@@ -54,7 +54,11 @@ def searched(
     All features must be files of `cached`: their names stand for their content.
     """
     features = (queries, real.train.features, real.unseen.features)
-    described = [metric, *(Path(str(getattr(some, "filename", ""))).name for some in features)]
+    described = [
+        "nearest",
+        metric,
+        *(Path(str(getattr(some, "filename", ""))).name for some in features),
+    ]
     key = hashlib.sha256(" ".join(described).encode())
     if real.unseen.groups is not None:
         key.update(real.unseen.groups.tobytes())
@@ -75,7 +79,7 @@ def _found(c: Comparison) -> dict[str, np.ndarray]:
     """The nearest images of each generated image, as arrays by name."""
     found = {}
     for name, some in c.sets.items():
-        found |= {f"{name}_gamma": some.around, f"{name}_index": some.around_index}
+        found |= {f"{name}_gamma": some.around, f"{name}_index": some.index}
     for i, some in enumerate(c.controls):
         found |= {f"{i}_gamma": some.gamma, f"{i}_index": some.index}
     return found
@@ -86,7 +90,7 @@ def _with(
 ) -> Comparison:
     """The comparison with other generated images, of which `found` is known."""
     sets = {
-        name: replace(some, around=found[f"{name}_gamma"], around_index=found[f"{name}_index"])
+        name: replace(some, around=found[f"{name}_gamma"], index=found[f"{name}_index"])
         for name, some in c.sets.items()
     }
     controls = [

@@ -28,27 +28,22 @@ Gamma = Float32[np.ndarray, "n"]
 class Compared:
     """Encoded real images, and the nearest ones to each generated image.
 
-    other_gamma: of each to the nearest other one; None where it was not measured. around,
-    around_index: each generated image's nearest real images, closest first, up to 50; indices
-    within the m of `rows`. groups: those of `Encoded`.
+    other_gamma: of each to the nearest other one; None where it was not measured. around: gamma of
+    each generated image's nearest real images, closest first, up to 50. index: the nearest one, an
+    index within the m of `rows`. groups: those of `Encoded`.
     """
 
     rows: Int64[np.ndarray, "m"]
     features: Float32[np.ndarray, "m d"]
     other_gamma: Float32[np.ndarray, "m"] | None
     around: Float32[np.ndarray, "n k"]
-    around_index: Int64[np.ndarray, "n k"]
+    index: Int64[np.ndarray, "n"]
     groups: Groups
 
     @property
     def gamma(self) -> Float32[np.ndarray, "n"]:
         """gamma to the nearest real image."""
         return self.around[:, 0]
-
-    @property
-    def index(self) -> Int64[np.ndarray, "n"]:
-        """The nearest real image."""
-        return self.around_index[:, 0]
 
 
 @dataclass(frozen=True)
@@ -205,7 +200,7 @@ def _compared(
         features=images.features,
         other_gamma=other_gamma,
         around=around,
-        around_index=index,
+        index=index[:, 0].copy(),  # without the other columns, which take 400 bytes per image
         groups=images.groups,
     )
 
