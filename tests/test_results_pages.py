@@ -101,6 +101,7 @@ def test_the_excess_of_a_row_is_its_hits_less_its_held_out_hits():
         images = data["attack"].map(
             lambda attack, each=each: 6000 if attack.endswith("_6000") else each
         )
+        images = data.get("starts", images)
         share = 100 * (data["hits"] - data["heldout_hits"]) / images
         assert (share - data["excess"]).abs().max() <= 0.005 + 1e-9, file.name
         assert (

@@ -132,6 +132,23 @@ def draw_trials(path: Path) -> None:
     save(figure, path)
 
 
+def draw_coverage(path: Path) -> None:
+    """Different training images by network evaluations; a curve per attack, its end with 95 %."""
+    rows = rows_of("coverage_digits")
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for row, style in zip(rows, ["-", "--", ":", "-.", (0, (1, 3))], strict=False):
+        x = [0, 9000, 18000, int(row["evaluations"])]
+        y = [0, *(int(row[name]) for name in ("different_9000", "different_18000", "different"))]
+        axes.plot(x, y, linestyle=style, color="black", lw=1, label=row["attack"])
+        ends = [y[-1] - int(row["different_low"]), int(row["different_high"]) - y[-1]]
+        axes.errorbar(x[-1], y[-1], yerr=[[ends[0]], [ends[1]]], color="black", lw=1, capsize=2)
+    axes.set(xlabel="network evaluations", ylabel="different training images", ylim=(0, None))
+    axes.grid(color="0.9")
+    axes.legend(frameon=False, loc="lower right")
+    save(figure, path)
+
+
 def draw_samplers(path: Path) -> None:
     """Hits per 1,000 network evaluations of each sampler, unguided and guided."""
     rows = rows_of("steps_digits_cost")
@@ -276,6 +293,7 @@ def draw(folder: Path) -> None:
     for name, shown in panels().items():
         draw_attacks(shown, folder / f"{name}.svg")
     draw_trials(folder / "noise.svg")
+    draw_coverage(folder / "coverage.svg")
     draw_samplers(folder / "sampler.svg")
     draw_precision(folder / "descriptor.svg")
     draw_mitigation(folder / "mitigation.svg")
