@@ -134,10 +134,12 @@ def draw_trials(path: Path) -> None:
 
 def draw_coverage(path: Path) -> None:
     """Different training images by network evaluations; a curve per attack, its end with 95 %."""
-    rows = rows_of("coverage_digits")
+    shown = {"union": "-", "annealed": "--", "refined_cheap": "-.", "cyclic": ":"}
+    shown |= {"cyclic_20": (0, (6, 3)), "cyclic_100": (0, (1, 3))}
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for row, style in zip(rows, ["-", "--", ":", "-.", (0, (1, 3))], strict=False):
+    rows = rows_of("coverage_digits", list(shown))
+    for row, style in zip(rows, shown.values(), strict=True):
         x = [0, 9000, 18000, int(row["evaluations"])]
         y = [0, *(int(row[name]) for name in ("different_9000", "different_18000", "different"))]
         axes.plot(x, y, linestyle=style, color="black", lw=1, label=row["attack"])
@@ -145,7 +147,7 @@ def draw_coverage(path: Path) -> None:
         axes.errorbar(x[-1], y[-1], yerr=[[ends[0]], [ends[1]]], color="black", lw=1, capsize=2)
     axes.set(xlabel="network evaluations", ylabel="different training images", ylim=(0, None))
     axes.grid(color="0.9")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
 
 
