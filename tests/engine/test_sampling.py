@@ -222,6 +222,10 @@ def test_images_that_settle_cost_only_the_steps_that_they_took(tmp_path, dpm):
             r"generate.refine.levels must be one or more timesteps >= 0, got \[4, 2.5\]",
         ),
         (
+            {"refine": Union(levels=[4, 4])},
+            r"generate.refine.levels must be different timesteps, got \[4, 4\]",
+        ),
+        (
             {"refine": Union(levels=[4], steps=2, kept=3)},
             "generate.refine.kept must be <= generate.refine.steps = 2, got 3",
         ),

@@ -101,17 +101,35 @@ def test_a_killed_clock_measures_the_missing_checkpoints_alone(inputs, tmp_path,
     assert tables[0] == tables[1]
 
 
-def test_the_onsets_in_words():
-    results = {
-        "num_train_images": 1024,
-        "looks": 12,
-        "last_step": 9050,
-        "onsets": {"loss": 1600, "plain": None, "refined": 800},
-    }
-    assert in_words(results) == (
-        "Memorization of 1,024 training images sets in at step 1,600 by the loss gap, not by plain "
-        "sampling, step 800 by refinement (12 looks up to step 9,050)."
-    )
+@pytest.mark.parametrize(
+    ("loss", "plain", "refined", "told"),
+    [
+        (
+            *(1600, None, 800),
+            "Memorization of 1,024 training images sets in at step 1,600 by the loss gap and at "
+            "step 800 by refinement, and is not found by plain sampling",
+        ),
+        (
+            *(None, None, 800),
+            "Memorization of 1,024 training images sets in at step 800 by refinement, and is not "
+            "found by the loss gap or plain sampling",
+        ),
+        (
+            *(1600, 1600, 800),
+            "Memorization of 1,024 training images sets in at step 1,600 by the loss gap, at step "
+            "1,600 by plain sampling and at step 800 by refinement",
+        ),
+        (
+            *(None, None, None),
+            "No memorization of 1,024 training images was found by the loss gap, plain sampling or "
+            "refinement",
+        ),
+    ],
+)
+def test_the_onsets_in_words(loss, plain, refined, told):
+    onsets = {"loss": loss, "plain": plain, "refined": refined}
+    results = {"num_train_images": 1024, "looks": 12, "last_step": 9050, "onsets": onsets}
+    assert in_words(results) == f"{told} (12 looks up to step 9,050)."
 
 
 def test_a_training_without_kept_checkpoints_is_refused():

@@ -128,6 +128,14 @@ def test_a_setting_out_of_range_is_named(name, value):
         data(**{name: value})
 
 
+def test_a_setting_of_the_source_out_of_range_is_named():
+    source = yaml.safe_load((CONF / "mixture.yaml").read_text())["source"]
+    with pytest.raises(
+        ValueError, match=r"^data\.source cannot be built: data\.source\.components"
+    ):
+        data({**source, "size": 8, "components": 0}).check_sources(Runtime())
+
+
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_data_config_names_arguments_that_exist(file):
     bind_nested("data", yaml.safe_load(file.read_text()))

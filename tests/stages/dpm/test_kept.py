@@ -35,6 +35,11 @@ def test_checkpoints_at_equal_distances(tmp_path, data, train_dpm):
     assert list(kept(tmp_path)) == [6, 12, 18]
 
 
+def test_multiples_before_averaging_are_not_kept(train_dpm):
+    assert train_dpm(keep_every_steps=2).kept_steps == [4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert train_dpm(keep_every_steps=None).kept_steps == []
+
+
 def test_an_interrupted_run_keeps_the_same_checkpoints(tmp_path, data, train_dpm, monkeypatch):
     stage = train_dpm(keep_every_steps=[5, 8, 15], checkpoint_every_steps=6)
     (whole := tmp_path / "whole").mkdir()
@@ -77,7 +82,9 @@ def test_a_kept_checkpoint_is_attacked_like_any_model(tmp_path, data, train_dpm)
     assert sidepipe.load(str(path)).sample(2, num_inference_steps=2).shape == (2, 8, 8, 1)
 
 
-@pytest.mark.parametrize("steps", [0, 3, 21, [4, 4], [8, 6], [2, 8]])
+@pytest.mark.parametrize("steps", [0, -1, 21, [4, 4], [8, 6], [2, 8], []])
 def test_steps_before_averaging_or_after_training_are_refused(train_dpm, steps):
-    with pytest.raises(ValueError, match=r"dpm\.keep_every_steps must be null, a number in \[4,"):
+    with pytest.raises(
+        ValueError, match=r"dpm\.keep_every_steps must be null, a number in \[1, 20\]"
+    ):
         train_dpm(keep_every_steps=steps)

@@ -277,10 +277,10 @@ class Attack(Sampling):
         surrogate.cpu()
         denoiser.cpu()
         log.info(
-            "a surrogate gradient counts as %.3g evaluations of the UNet, by FLOPs; on this "
-            "device it takes the time of %.2g",
+            "a surrogate gradient counts as %.3g evaluations of the network, by FLOPs; on this "
+            "device it takes the time of %s",
             cost,
-            seconds,
+            f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}",
         )
         return {"gradient_cost": cost, "gradient_seconds": seconds}
 

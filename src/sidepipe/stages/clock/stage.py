@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,11 +187,21 @@ class Clock(Stage):
 def in_words(results: Mapping[str, Any]) -> str:
     """The onsets of results.json in one sentence."""
     onsets = {MEASURES[name]: step for name, step in results["onsets"].items()}
-    told = [f"step {at:,} by {n}" if at else f"not by {n}" for n, at in onsets.items()]
-    return (
-        f"Memorization of {results['num_train_images']:,} training images sets in at "
-        f"{', '.join(told)} ({results['looks']} looks up to step {results['last_step']:,})."
-    )
+    at = [f"at step {step:,} by {name}" for name, step in onsets.items() if step]
+    missed = [name for name, step in onsets.items() if not step]
+    images = f"{results['num_train_images']:,} training images"
+    absent = f"found by {_listed(missed, 'or')}" if missed else ""
+    if at:
+        found = f"Memorization of {images} sets in {_listed(at, 'and')}"
+        found += f", and is not {absent}" if missed else ""
+    else:
+        found = f"No memorization of {images} was {absent}"
+    return f"{found} ({results['looks']} looks up to step {results['last_step']:,})."
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    *first, final = words
+    return f"{', '.join(first)} {last} {final}" if first else final
 
 
 def load(folder: Path) -> dict[str, Any]:

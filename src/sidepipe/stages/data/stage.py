@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from sidepipe.base.image_files import in_words
 from sidepipe.base.image_reading import Entry, read_images
 from sidepipe.base.images import save_grid
-from sidepipe.base.settings import build, require
+from sidepipe.base.settings import require, tried
 from sidepipe.engine.shards import check_disk
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.data.captioned import Captioned
@@ -89,7 +89,7 @@ class Data(Stage):
         return self.source["_target_"] in {f"{k.__module__}.{k.__qualname__}" for k in kinds}
 
     def _source(self, runtime: Runtime) -> Source:
-        return build(_placed(self.source, Path(runtime.data_root).expanduser()))
+        return tried("data.source", _placed(self.source, Path(runtime.data_root).expanduser()))
 
     def check_sources(self, runtime: Runtime) -> None:
         self._source(runtime).listing()

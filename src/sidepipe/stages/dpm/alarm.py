@@ -21,7 +21,6 @@ from jaxtyping import UInt8
 from lightning.pytorch.callbacks import Callback
 
 from sidepipe.base.files import write_json
-from sidepipe.base.settings import require
 from sidepipe.diffusion.finite import Seen, require_finite_eps
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
@@ -56,12 +55,6 @@ class Alarm:
     refine_t: int
     false_positive_rate: float
     features: Encoder
-
-    def __post_init__(self) -> None:
-        for field in ("num_images", "num_inference_steps", "refine_steps"):
-            require(getattr(self, field) >= 1, f"dpm.alarm.{field}", ">= 1", getattr(self, field))
-        rate = self.false_positive_rate
-        require(0 < rate < 1, "dpm.alarm.false_positive_rate", "in (0, 1)", rate)
 
     @property
     def evaluations(self) -> int:

@@ -173,6 +173,14 @@ class TrainedDPM(DenoiserTraining, DPM):
         raise NotImplementedError
 
 
+def _check_alarm(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting of the alarm out of its range, without torch."""
+    for field in ("num_images", "num_inference_steps", "refine_steps"):
+        require(settings[field] >= 1, f"dpm.alarm.{field}", ">= 1", settings[field])
+    rate = settings["false_positive_rate"]
+    require(0 < rate < 1, "dpm.alarm.false_positive_rate", "in (0, 1)", rate)
+
+
 def check_levels(config: Mapping[str, Any], size: int, name: str) -> None:
     """Raises ValueError unless the levels of this UNet can halve what it denoises.
 
@@ -206,13 +214,25 @@ class TrainDPM(Mitigations, TrainedDPM):
         rule = "set, to stop when the model memorizes"
         able = self.alarm is not None or not self.stop_when_memorizing
         require(able, f"{self.name}.alarm", rule, self.alarm)
-        first, name = self.ema_start_step + 1, f"{self.name}.keep_every_steps"
-        every = self.keep_every_steps
-        steps = [every] if isinstance(every, int) else list(every or [])
-        rule = f"null, a number in [{first}, {self.max_steps}], or such numbers, ascending: "
+        if self.stop_when_memorizing:
+            _check_alarm(self.alarm or {})
+        first, every = self.ema_start_step + 1, self.keep_every_steps
+        name, rule = f"{self.name}.keep_every_steps", f"null, a number in [1, {self.max_steps}] "
+        rule += f"with a multiple in [{first}, {self.max_steps}], or such steps, ascending: "
         rule += f"averaging starts at step {self.ema_start_step}"
+        steps = self.kept_steps
         within = all(first <= step <= self.max_steps for step in steps)
-        require(within and sorted(set(steps)) == steps, name, rule, every)
+        fits = within and sorted(set(steps)) == steps and (every is None or len(steps) > 0)
+        require(fits, name, rule, every)
+
+    @property
+    def kept_steps(self) -> list[int]:
+        """The steps whose averaged weights are kept; of a number its multiples."""
+        every = self.keep_every_steps
+        if not isinstance(every, int):
+            return list(every or [])
+        steps = range(every, self.max_steps + 1, every) if every >= 1 else ()
+        return [step for step in steps if step > self.ema_start_step]
 
     def unused(self) -> tuple[str, ...]:
         return (*super().unused(), *(() if self.stop_when_memorizing else ("alarm",)))
@@ -241,11 +261,9 @@ class TrainDPM(Mitigations, TrainedDPM):
         from sidepipe.stages.dpm.alarm import stopping
         from sidepipe.stages.dpm.kept import KeepWeights
 
-        every, found = self.keep_every_steps, []
-        if isinstance(every, int):
-            every = list(range(every, self.max_steps + 1, every))
-        if every is not None:
-            found.append(KeepWeights(job.folder, every, ema))
+        found: list[Any] = []
+        if steps := self.kept_steps:
+            found.append(KeepWeights(job.folder, steps, ema))
         if self.stop_when_memorizing:
             data, device = job.inputs["data"], job.runtime.torch_device()
             found.append(stopping(build(self.alarm), job.folder, data, self._num_looks, device))

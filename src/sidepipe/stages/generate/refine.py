@@ -171,6 +171,8 @@ class Union(Refine):
     def check(self, where: str) -> None:
         super().check(where)
         _check_levels(f"{where}.levels", self.levels)
+        once = len(set(self.levels)) == len(self.levels)
+        require(once, f"{where}.levels", "different timesteps", self.levels)
         rule = f"<= {where}.steps = {self.steps}"
         require(self.kept <= self.steps, f"{where}.kept", rule, self.kept)
 
