@@ -3,7 +3,9 @@
 No image is judged by itself. Features of the suspects and of control images, which the model never
 saw, are weighted by a regression on one half of both, and the scores of the other half are compared
 by a t-test (CDI: Dubinski et al., arXiv 2411.12858). The two sets must be alike but for training:
-any other difference, such as another camera, is found as well.
+any other difference, such as another camera, is found as well. Images must be independent: with
+several images per subject, such as a patient, p is far too small, and the features of a subject
+are the means of those of its images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +30,10 @@ def dataset_inference(suspects: Features, control: Features, seed: int = 0) -> d
 
     suspects, control: features by name, the same names for both; their order does not count. A half
     of each, drawn at random, fits the weights of the features; the other half is tested by Welch's
-    t-test, one-sided: where suspects and control are exchangeable, p is uniform. num_suspects,
-    num_control: tested. power: the share of sets of `size` suspects, drawn from the
-    tested half, with a p-value below LEVEL next to as many control images. ValueError: fewer
-    than FEWEST images of a kind.
+    t-test, one-sided: where all images are independent and those of both kinds exchangeable, p is
+    uniform. num_suspects, num_control: tested. power: the share of sets of `size` suspects, drawn
+    from the tested half, with a p-value below LEVEL next to as many control images. ValueError:
+    fewer than FEWEST images of a kind.
     """
     names = sorted(suspects)
     require(names == sorted(control), "control", f"features {names}", sorted(control))

@@ -62,6 +62,7 @@ class Audit(Stage):
     """
 
     name: ClassVar[str] = "audit"
+    version: ClassVar[int] = 2
     needed_by: ClassVar[str] = "audit=returns"
     reported: ClassVar[bool] = True
     takes: ClassVar[Mapping[str, str]] = {

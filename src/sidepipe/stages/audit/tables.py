@@ -92,16 +92,21 @@ def counts(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def inference(table: pd.DataFrame, seed: int) -> dict[str, Any] | None:
-    """Dataset inference on the training images as suspects; None of too few images.
+    """Dataset inference on the training images as suspects; None where there are too few.
 
     The features are the scores that an image has by itself: arrivals depend on the other images.
+    Images of one subject are not independent. Where `table` has subjects, each counts once, with
+    the mean of its images, whose score is also the mean of their scores, for these are linear.
     """
     names = [n for n in table if n in ("gamma", "error", "contrast") or n.startswith("recall_")]
+    unit = "subject" if "subject" in table else "image"
+    if unit == "subject":
+        table = table.groupby(["kind", "subject"], as_index=False)[names].mean()
     kinds = [table.loc[table["kind"] == kind] for kind in ("train", "heldout")]
     if min(map(len, kinds)) < FEWEST:
         return None
     suspects, control = ({n: of[n].to_numpy(np.float64) for n in names} for of in kinds)
-    return dataset_inference(suspects, control, seed)
+    return {"unit": unit, **dataset_inference(suspects, control, seed)}
 
 
 def risk(table: pd.DataFrame, metric: Metric) -> dict[str, Float64[np.ndarray, "n"]]:
