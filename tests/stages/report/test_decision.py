@@ -14,6 +14,7 @@ from tests.stages.report.planted import RUNTIME
 from tests.stages.report.test_audit import audited
 
 from sidepipe.engine.stage import Job
+from sidepipe.memorization.rarefaction import rarefaction
 from sidepipe.stages.report.decision import stage
 from sidepipe.stages.report.decision.facts import _subjects
 from sidepipe.stages.report.decision.stage import FACTS, AuditReport
@@ -32,6 +33,7 @@ def require_valid(value, schema, where="audit.json"):
     assert fits, where
     assert not isinstance(value, bool) or "boolean" in kinds, where
     assert value == schema.get("const", value), where
+    assert value in schema.get("enum", [value]), where
     if isinstance(value, dict):
         own = schema.get("properties", {})
         assert set(schema.get("required", [])) <= set(value), where
@@ -148,6 +150,97 @@ def test_pictures_are_off_unless_asked_for(audit, tmp_path):
     assert len(made(tmp_path / "shown", {"audit": audit}, pictures=5)[1].all("img")) == 5
     with pytest.raises(ValueError, match=r"report\.pictures must be in \[0, 12\], got 13"):
         AuditReport(title="a", author=None, pictures=13)
+
+
+@pytest.fixture(scope="module")
+def attacks(outputs, tmp_path_factory):
+    """Attacks whose hits are written here: generated images, hits by image, held-out hits."""
+    folder = tmp_path_factory.mktemp("hits")
+    source = outputs.inputs["early"]
+
+    def planted(name, interval, num_images, unique, chance):
+        """An attack of `unique` different images, one hit each, and `chance` held-out ones."""
+        made = outputs.start("evaluate", f"{folder.name}-{name}")
+        shutil.copytree(source, made, dirs_exist_ok=True)
+        results = json.loads((made / "results.json").read_text())
+        first = results["calibrated"][0]
+        first["train"] |= {"count": unique, "unique": unique}
+        first["heldout"] |= {"scaled": chance, "unique": chance}
+        share = (unique - chance) / num_images
+        first["excess"] = {"share": share, "interval": interval}
+        hits = np.arange(unique)
+        curve = rarefaction(hits, num_images, hits[: unique // 4], 256)
+        results |= {"num_images": num_images, "rarefaction": curve}
+        (made / "results.json").write_text(json.dumps(results))
+        return made
+
+    return planted
+
+
+def test_the_finding_is_that_of_the_best_evidence_and_not_of_the_most_images(attacks, tmp_path):
+    inputs = {
+        "refined": attacks("refined", [-0.12, 0.07], 200, 50, 52.0),
+        "unconditional": attacks("unconditional", [0.05, 0.11], 400, 36, 4.0),
+    }
+    found, page = made(tmp_path, inputs)
+    assert [one["finding"] for one in found["attacks"]] == ["copies", "inconclusive"]
+    assert "copies of 36 of 256 training images" in found["answer"]
+    assert "never saw, 4 would be matched" in found["answer"]
+    assert {row["basis"] for row in found["extractable"]} == {"unconditional"}
+    assert [row["by_chance"] for row in found["extractable"]] == [4, None]
+    assert found["not_found"]["attack"] == "unconditional"
+    assert "too few images for a conclusion" in page.text
+
+
+@pytest.mark.parametrize(
+    ("interval", "images", "finding", "words"),
+    [
+        ([-0.04, 0.02], 2000, "chance", "this is no evidence of copying"),
+        ([-0.1, 0.12], 150, "inconclusive", "too few images for a conclusion"),
+    ],
+)
+def test_hits_by_chance_give_no_number_of_images(
+    attacks, tmp_path, interval, images, finding, words
+):
+    found, page = made(tmp_path, {"refined": attacks(finding, interval, images, 26, 24.0)})
+    (attack,) = found["attacks"]
+    assert (attack["finding"], attack["at_least"]) == (finding, None)
+    assert found["answer"].startswith("26 of")
+    assert words in found["answer"]
+    assert ("no evidence" in found["answer"]) == (finding == "chance")
+    assert found["extractable"] == []
+    assert found["not_found"]["next_new_share"] is None
+    assert "at least" not in page.text
+    assert "can be extracted from" not in page.text
+    assert found["worst"] == []
+    assert "None was found." in page.text
+
+
+def test_no_copy_among_few_images_is_not_a_conclusion(attacks, tmp_path):
+    found, _ = made(tmp_path, {"few": attacks("few", [-0.25, 0.25], 12, 0, 0.0)})
+    assert found["answer"].startswith("No copy of a training image was found among 12")
+    assert found["answer"].endswith("too few images for a conclusion.")
+
+
+def test_a_lower_bound_never_exceeds_its_estimate(outputs, tmp_path):
+    found, _ = made(tmp_path, outputs.inputs)
+    best, estimate = found["attacks"][0], found["extractable"][-1]
+    assert best["name"] == estimate["basis"]
+    assert best["at_least"] <= estimate["expected"]
+
+
+def test_the_audit_leads_where_no_attack_finds_a_copy(outputs, attacks, tmp_path):
+    gamma = {kind: np.full(64, 0.2, np.float32) for kind in ("train", "heldout")}
+    gamma["train"][:60] = 0.01
+    inputs = {"none": attacks("none", [-0.002, 0.002], 2000, 0, 0.0)}
+    inputs["audit"] = audited(outputs, "leads", 64, gamma)
+    found, page = made(tmp_path, inputs)
+    assert found["answer"].startswith(
+        "The model has stored training images: it reproduces 60 of 64"
+    )
+    assert "No copy of a training image was found among 2,000" in found["answer"]
+    assert found["answer"] in page.text
+    assert [row["flagged"] for row in found["worst"]] == [True] * 12
 
 
 @pytest.mark.browser

@@ -12,7 +12,12 @@ from sidepipe.engine.artifacts import Artifact
 from sidepipe.memorization.rates import rate
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.decision.sentences import answer, limitations, not_tested, remedies
-from sidepipe.stages.report.decision.sources import Sources, training_images
+from sidepipe.stages.report.decision.sources import (
+    Sources,
+    different_by_chance,
+    finding,
+    training_images,
+)
 from sidepipe.stages.report.notices import notices
 from sidepipe.stages.report.rows import described
 
@@ -33,7 +38,7 @@ def facts(sources: Sources, title: str, author: str | None) -> dict[str, Any]:
         "verdicts": [_verdict(*one) for one in sources.verdicts.items()],
         "extractable": _extractable(sources),
         "not_found": _not_found(sources),
-        "worst": images.head(WORST).replace({np.nan: None}).to_dict("records"),
+        "worst": _worst(images),
         "subjects": _subjects(images),
         "warnings": notices(sources.data.manifest, sources.dpm.manifest, sources.attacks),
     }
@@ -92,14 +97,26 @@ def _attack(attack: Attack) -> dict[str, Any]:
         "description": described(attack),
         "generated_images": attack.num_images,
         "network_evaluations": attack.network_evaluations,
+        "finding": finding(attack),
         "copies": attack.hits(),
         "copies_by_chance": attack.heldout_hits,
         "excess_share": attack.excess_share,
         "excess_interval": list(attack.excess_interval),
         "different_images": attack.unique,
+        "different_by_chance": different_by_chance(attack),
         "training_images": attack.num_different,
-        "at_least": attack.results["rarefaction"]["at_least"],
+        "at_least": _at_least(attack),
     }
+
+
+def _at_least(attack: Attack) -> int | None:
+    """The lower bound of the images that can be extracted, None unless copies exceed chance.
+
+    The estimate for the most generated images limits it.
+    """
+    curve = attack.results["rarefaction"]
+    copies = finding(attack) == "copies"
+    return min(curve["at_least"], int(curve["unique"][-1])) if copies else None
 
 
 def _audit(results: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -119,47 +136,56 @@ def _verdict(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
 def _extractable(sources: Sources) -> list[dict[str, Any]]:
     """How many training images come out, each with its 95 % interval and what it rests on.
 
-    By attacks: after as many generated images as were made, and after four times as many. By the
-    audit: those that the model returns to, less those that chance explains.
+    By the best attack if its copies exceed chance: after as many generated images as were made, and
+    after four times as many. By the audit: those that the model returns to, less those that chance
+    explains.
     """
     found = []
-    if (best := sources.best) is not None and best.unique:
-        curve = best.results["rarefaction"]
-        for images in (best.num_images, curve["num_images"][-1]):
+    if (best := sources.best) is not None and finding(best) == "copies":
+        curve, chance = best.results["rarefaction"], different_by_chance(best)
+        for images, by_chance in ((best.num_images, chance), (curve["num_images"][-1], None)):
             at = curve["num_images"].index(images)
             interval = [curve["low"][at], curve["high"][at]]
             row = {"basis": best.name, "generated_images": images, "expected": curve["unique"][at]}
-            found.append({**row, "interval": interval})
+            found.append({**row, "interval": interval, "by_chance": by_chance})
     if (audit := sources.audit) is not None:
         count, excess = audit["num_train"], audit["excess"]
         low, high = (max(0.0, count * end) for end in excess["interval"])
         expected = max(0.0, count * excess["share"])
         row = {"basis": "audit", "generated_images": None, "expected": expected}
-        found.append({**row, "interval": [low, high]})
+        found.append({**row, "interval": [low, high], "by_chance": None})
     return found
 
 
 def _not_found(sources: Sources) -> dict[str, Any] | None:
-    """The training images that no attack found, and the chance that one comes out all the same.
+    """The training images that no attack hit, and the chance that one comes out all the same.
 
     upper_bound: of the chance that one generated image copies a given training image that none of
     the generated images copies, with 95 % confidence, 1 - 0.05^(1 / n), about 3 / n (Hanley and
     Lippman-Hand, 1983). next_new_share: the chance that the next generated image copies a training
-    image that was not found before (Good and Turing), with its 95 % interval. None without attacks.
+    image that was not found before (Good and Turing), with its 95 % interval; None unless copies
+    exceed chance. None without attacks.
     """
     if (best := sources.best) is None:
         return None
     seen = set().union(*(attack.hit_images for attack in sources.known))
     number, once = best.num_images, best.results["rarefaction"]["observed"]["singletons"]
-    new = rate(np.arange(number) < once)
+    new = rate(np.arange(number) < once) if finding(best) == "copies" else {}
     return {
         "attack": best.name,
         "generated_images": number,
         "training_images": best.num_different - len(seen),
         "upper_bound": 1 - (1 - CONFIDENCE) ** (1 / number),
-        "next_new_share": new["share"],
-        "next_new_interval": new["interval"],
+        "next_new_share": new.get("share"),
+        "next_new_interval": new.get("interval"),
     }
+
+
+def _worst(images: pd.DataFrame) -> list[dict[str, Any]]:
+    """The first images that the audit flags, or that attacks copy beyond chance."""
+    at_risk = images.loc[(images["hits"] > 0) | images["flagged"].eq(True)]
+    rows: Any = at_risk.head(WORST).replace({np.nan: None}).to_dict("records")
+    return rows
 
 
 def _subjects(images: pd.DataFrame) -> dict[str, Any] | None:

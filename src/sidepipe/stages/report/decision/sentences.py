@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sidepipe.stages.report.words import count
+from sidepipe.stages.report.words import average, count
 
 if TYPE_CHECKING:
     from sidepipe.stages.report.decision.sources import Sources
@@ -17,15 +17,22 @@ ALWAYS = (
     "A copy is defined by one measure of likeness. "
     "Parts of an image, or an image in other colors, are not counted.",
 )
+NOT_GENERATED = (
+    "No generated images were compared with them, so it was not tested which of them an attacker "
+    "obtains."
+)
 
 
 def answer(found: Mapping[str, Any]) -> str:
-    """The finding in one or two sentences, the attacks before the audit."""
+    """The finding in a few sentences: the test with the best evidence comes first."""
+    audit, texts = found["audit"], []
+    if audit is not None and audit["excess_interval"][0] > 0:
+        texts.append(_of_audit(audit))
     if found["attacks"]:
-        best = max(found["attacks"], key=lambda one: one["different_images"])
-        return _of_attack(best)
-    if (audit := found["audit"]) is not None:
-        return _of_audit(audit)
+        best = found["attacks"][0]
+        return " ".join([*([] if best["finding"] == "copies" else texts), _of_attack(best)])
+    if audit is not None:
+        return f"{texts[0]} {NOT_GENERATED}" if texts else _of_audit(audit)
     if found["verdicts"]:
         return _of_verdicts(found["verdicts"])
     return "No test of this run compares generated images with the training images."
@@ -33,18 +40,22 @@ def answer(found: Mapping[str, Any]) -> str:
 
 def _of_attack(best: Mapping[str, Any]) -> str:
     size = f"{count(best['generated_images'])} generated images"
-    leaks = best["excess_interval"][0] > 0
-    if not best["copies"]:
-        return f"No copy of a training image was found among {size}."
-    if not leaks:
+    if best["finding"] == "copies":
         return (
-            f"{count(best['copies'])} of {size} are as close to a training image as a copy is, "
-            f"and about {count(best['copies_by_chance'])} are as close to images that the model "
-            "never saw: this is no evidence of copying."
+            f"Training images can be extracted from this model. Among {size} there are copies of "
+            f"{count(best['different_images'])} of {count(best['training_images'])} training "
+            f"images; among as many images that the model never saw, "
+            f"{average(best['different_by_chance'])} would be matched as closely by chance."
         )
+    few = best["finding"] == "inconclusive"
+    if not best["copies"]:
+        end = ": too few images for a conclusion." if few else "."
+        return f"No copy of a training image was found among {size}{end}"
+    end = "too few images for a conclusion" if few else "this is no evidence of copying"
     return (
-        f"Training images can be extracted from this model. Among {size} there are copies of "
-        f"{count(best['different_images'])} of {count(best['training_images'])} training images."
+        f"{count(best['copies'])} of {size} are as close to a training image as a copy is, and "
+        f"about {average(best['copies_by_chance'])} are as close to images that the model never "
+        f"saw: {end}."
     )
 
 
@@ -53,8 +64,7 @@ def _of_audit(audit: Mapping[str, Any]) -> str:
     heldout = f"{count(audit['heldout_flagged'])} of {count(audit['num_heldout'])} images that it"
     if audit["excess_interval"][0] > 0:
         return (
-            f"The model has stored training images: it reproduces {train}, and {heldout} never "
-            "saw. No images were generated, so it was not tested which of them an attacker obtains."
+            f"The model has stored training images: it reproduces {train}, and {heldout} never saw."
         )
     return (
         f"There is no evidence that the model has stored training images: it reproduces {train}, "

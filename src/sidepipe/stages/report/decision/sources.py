@@ -36,13 +36,14 @@ class Sources:
 
     @property
     def known(self) -> list[Attack]:
-        """Attacks that were compared with the training images, collapsed models aside."""
-        return [attack for attack in self.attacks if attack.has_truth and not attack.collapse]
+        """Attacks compared with the training images, without collapsed models, by `evidence`."""
+        usable = [attack for attack in self.attacks if attack.has_truth and not attack.collapse]
+        return sorted(usable, key=evidence, reverse=True)
 
     @property
     def best(self) -> Attack | None:
-        """The attack that found most different training images."""
-        return max(self.known, key=lambda attack: attack.unique, default=None)
+        """The attack with the best evidence."""
+        return next(iter(self.known), None)
 
     @property
     def data(self) -> Artifact:
@@ -56,6 +57,27 @@ class Sources:
         found = next(iter(self.inputs.values())).ancestor(stage)
         assert found is not None
         return found
+
+
+def finding(attack: Attack) -> str:
+    """The finding of an attack in one word, as schema.json has it."""
+    if attack.excess_interval[0] > 0:
+        return "copies"
+    if attack.inconclusive:
+        return "inconclusive"
+    return "chance" if attack.hits() else "none"
+
+
+def different_by_chance(attack: Attack) -> float:
+    """Different held-out images that are hit, of as many as there are training images."""
+    return attack.headline["heldout"]["unique"] * attack.scale
+
+
+def evidence(attack: Attack) -> tuple[bool, float, int]:
+    """A rank: copies beyond chance first, by different images; then attacks with enough images."""
+    copies = finding(attack) == "copies"
+    beyond = attack.unique - different_by_chance(attack)
+    return copies, beyond if copies else not attack.inconclusive, attack.num_images
 
 
 def read(inputs: Mapping[str, Path]) -> Sources:
@@ -81,10 +103,12 @@ def read(inputs: Mapping[str, Path]) -> Sources:
 def training_images(sources: Sources) -> pd.DataFrame:
     """A row per training image that an attack found or the audit scored, at most risk first.
 
-    Columns: index, id, subject (None without), hits over all attacks, flagged (None without an
-    audit). The order is by hits, then by how closely the model returns to the image.
+    Columns: index, id, subject (None without), hits over the attacks that copy beyond chance,
+    flagged (None without an audit). The order is by hits, then by how closely the model returns to
+    the image.
     """
-    nearest = [load_nearest(attack.folder) for attack in sources.known]
+    copying = [attack for attack in sources.known if finding(attack) == "copies"]
+    nearest = [load_nearest(attack.folder) for attack in copying]
     hit = pd.concat([n.loc[n["hit"] == 1] for n in nearest]) if nearest else pd.DataFrame()
     hits = hit["train_index"].value_counts() if len(hit) else pd.Series(dtype=int)
     if sources.scores is None:
