@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from tests.stages.report.test_audit import audited
 from sidepipe.engine.stage import Job
 from sidepipe.memorization.rarefaction import rarefaction
 from sidepipe.stages.report.decision import stage
-from sidepipe.stages.report.decision.facts import _subjects
+from sidepipe.stages.report.decision.facts import _origin, _subjects
 from sidepipe.stages.report.decision.stage import FACTS, AuditReport
 from sidepipe.stages.report.stage import page_path
 
@@ -241,6 +243,46 @@ def test_the_audit_leads_where_no_attack_finds_a_copy(outputs, attacks, tmp_path
     assert "No copy of a training image was found among 2,000" in found["answer"]
     assert found["answer"] in page.text
     assert [row["flagged"] for row in found["worst"]] == [True] * 12
+
+
+def test_dataset_inference_is_told_with_its_condition_or_named_as_not_tested(outputs, tmp_path):
+    gamma = {kind: np.full(30, 0.2, np.float32) for kind in ("train", "heldout")}
+    power = [{"size": 5, "power": 0.2}, {"size": 10, "power": 0.75}]
+    inference = {"p_value": 0.00042, "statistic": 3.9, "num_suspects": 15, "num_control": 15}
+    inference |= {"level": 0.01, "power": power}
+    found, page = made(tmp_path, {"audit": audited(outputs, "set", 30, gamma, inference)})
+    assert found["audit"]["inference"] == {k: v for k, v in inference.items() if k != "statistic"}
+    assert "p = 0.00042 (15 against 15" in page.text
+    assert "if the images are independent" in page.text
+    assert "dataset inference" not in " ".join(found["not_tested"])
+    without, page = made(tmp_path, {"audit": audited(outputs, "no-set", 30, gamma)})
+    assert "dataset inference" in " ".join(without["not_tested"])
+    assert "p = " not in page.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"score": "population"},
+            "in closed form of the distribution of the images, without training",
+        ),
+        ({"path": "my/model"}, "my/model"),
+        ({"path": "my/model", "max_steps": 9}, "my/model, fine-tuned by this program"),
+        ({"max_steps": 9}, "trained by this program"),
+        ({}, "images of another tool"),
+    ],
+)
+def test_the_origin_of_the_model_is_true(settings, words):
+    assert _origin(cast("Any", SimpleNamespace(settings=settings))).endswith(words)
+
+
+def test_attacks_have_descriptions_and_no_page_claims_every_test(outputs, tmp_path):
+    found, page = made(tmp_path, outputs.inputs)
+    for attack in found["attacks"]:
+        assert " ".join(f"{attack['description']} ({attack['name']})".split()) in page.text
+    assert "Other attacks" in found["not_tested"][-1]
+    assert ", key" not in page.text
 
 
 @pytest.mark.browser

@@ -62,7 +62,7 @@ def _tested(sources: Sources) -> dict[str, Any]:
         },
         "model": {
             "key": dpm.key,
-            "source": str(dpm.settings.get("path", "trained by this program")),
+            "source": _origin(dpm),
             "weights_sha256": _hashes(dpm, (".safetensors",)),
         },
         "data": {
@@ -76,6 +76,19 @@ def _tested(sources: Sources) -> dict[str, Any]:
             "network_evaluations": _evaluations(sources),
         },
     }
+
+
+def _origin(dpm: Artifact) -> str:
+    """Where the model comes from, in words."""
+    settings = dpm.settings
+    if "score" in settings:
+        training = settings["score"] == "training"
+        of = "the training images" if training else "the distribution of the images"
+        return f"a model in closed form of {of}, without training"
+    if "path" in settings:
+        tuned = ", fine-tuned by this program" if "max_steps" in settings else ""
+        return f"{settings['path']}{tuned}"
+    return "trained by this program" if "max_steps" in settings else "images of another tool"
 
 
 def _hashes(made: Artifact, endings: tuple[str, ...]) -> dict[str, str]:
@@ -124,7 +137,11 @@ def _audit(results: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     names = ("num_train", "num_heldout", "flagged", "heldout_flagged", "evaluations_per_image")
     excess = {f"excess_{name}": results["excess"][name] for name in ("share", "interval")}
-    return {**{name: results[name] for name in names}, **excess}
+    inference = results.get("inference")
+    if inference is not None:
+        kept = ("p_value", "level", "num_suspects", "num_control", "power")
+        inference = {name: inference[name] for name in kept}
+    return {**{name: results[name] for name in names}, **excess, "inference": inference}
 
 
 def _verdict(name: str, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,11 +106,15 @@ def not_tested(sources: Sources, found: Mapping[str, Any]) -> list[str]:
     missing = {
         "No generated images were compared with the training images.": found["attacks"],
         "The training images were not examined one by one (audit=returns).": found["audit"],
+        "Whether the set was used to train the model (dataset inference).": (
+            found["audit"] and found["audit"]["inference"]
+        ),
         "The view of an attacker without the training images (verdict=shadow).": found["verdicts"],
         "The risk per person: no table of persons, or of patients, was given.": found["subjects"],
         "Methods that reduce the risk.": sources.mitigations,
     }
-    return [sentence for sentence, present in missing.items() if not present]
+    open_questions = [sentence for sentence, present in missing.items() if not present]
+    return [*open_questions, "Other attacks, and other settings of the tests above."]
 
 
 def limitations(found: Mapping[str, Any]) -> list[str]:
