@@ -440,7 +440,7 @@ def test_the_report_is_one_page_with_the_answer_the_numbers_and_the_pairs(tmp_pa
 @pytest.mark.parametrize(
     ("generated", "kind", "said"),
     [
-        (np.repeat(TRAIN[:1], 30, axis=0), "alike", "gives the same image 30 of 30 times"),
+        (np.repeat(TRAIN[:1] ^ 1, 30, axis=0), "alike", "gives the same image 30 of 30 times"),
         (
             np.full((30, 8, 8, 1), 128, np.uint8),
             "constant",
@@ -461,6 +461,44 @@ def test_a_collapsed_model_is_no_finding_in_any_form(generated, kind, said, tmp_
     saved = json.loads((tmp_path / "found" / "result.json").read_text())
     assert saved["excess"] is None
     assert saved["counts"]["collapse"]["kind"] == kind
+
+
+@pytest.mark.parametrize("number", [1, 150, 200])
+def test_exact_copies_of_one_image_are_the_first_line(number, tmp_path):
+    others = random_images(200 - number, seed=5)
+    generated = np.concatenate([np.repeat(TRAIN[:1], number, axis=0), others])
+    found = sidepipe.compare(generated, train=TRAIN, heldout=HELDOUT)
+    finding = f"1 training image is reproduced exactly ({number} of 200 generated images)."
+    assert str(found).splitlines()[0] == finding
+    assert finding in found.report(tmp_path / "report.html").read_text()
+    assert not any("no finding" in text for text in found.warnings)
+    assert any("are the generated images real ones?" in t for t in found.warnings) == (number > 180)
+
+
+def test_exact_copies_do_not_count_where_they_are_blank_or_heldout_images_too():
+    blank = np.full((1, 8, 8, 1), 128, np.uint8)
+    train = np.concatenate([TRAIN, blank, HELDOUT[:1]])
+    others = random_images(100, seed=5)
+    for copied in (blank, HELDOUT[:1]):
+        found = sidepipe.compare(
+            np.concatenate([copied, others]), train=train, heldout=HELDOUT, on_duplicates="keep"
+        )
+        assert "exactly" not in str(found).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "finding"),
+    [
+        (20, "Too few images for a conclusion: 0 of 20 generated images match a training image."),
+        (300, "No copy of a training image was found among 300 images."),
+    ],
+)
+def test_no_hit_is_no_absence(number, finding):
+    # Black and white pixels are further from real images than these are from each other.
+    others = np.where(random_images(number, seed=7) > 127, 255, 0).astype(np.uint8)
+    found = sidepipe.compare(others, train=TRAIN, heldout=HELDOUT, features="pixels_l2")
+    assert (found.hits, found.heldout_hits) == (0, 0)
+    assert str(found).splitlines()[0] == finding
 
 
 @pytest.mark.parametrize("features", ["pixels_l2", "pixels"])

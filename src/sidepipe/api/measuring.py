@@ -18,7 +18,13 @@ from sidepipe.engine.stage import Runtime
 from sidepipe.features.duplicates import near_duplicate_groups
 from sidepipe.features.encoders import Encoder, Pixels, PixelsL2
 from sidepipe.features.image_duplicates import RATIO
-from sidepipe.memorization.collapse import collapse, exact_copies, real_in_words, with_pictures
+from sidepipe.memorization.collapse import (
+    collapse,
+    exact_copies,
+    real_in_words,
+    with_pictures,
+    without_verdict,
+)
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
 from sidepipe.memorization.real import encode_rows, other_kind
@@ -65,10 +71,11 @@ def measured(
         warn(text, said)
     about = {"truth": "train", "metric": c.metric, "transform": encoder.transform}
     counts, center = counted(c, [known.rate])
-    counts = {**about, **_within(c, counts, sets["generated"].images, known.near, said), **counts}
+    copies = exact_copies(c, sets["generated"].images, known.data)
+    within = _within(c, counts, sets["generated"].images, known.near, copies, said)
+    counts = {**about, **within, **counts}
     interval = counts["calibrated"][0]["excess"]["interval"]
     warn_of_swapped(interval, "there are more held-out hits than hits", said)
-    copies = exact_copies(c, sets["generated"].images, known.data)
     if text := real_in_words(copies, len(queries)):
         warn(text, said)
     return _result(c, counts, center, sets, known.data, said)
@@ -79,6 +86,7 @@ def _within(
     counts: Mapping[str, Any],
     generated: Images,
     near: Mapping[str, float],
+    copies: Mapping[str, int],
     said: list[str],
 ) -> dict[str, Any]:
     """Near duplicates within and between the sets, and the number of groups."""
@@ -88,12 +96,13 @@ def _within(
         threshold = limit if c.metric == "l2" else 1 - limit**2 / 2
     center = near_duplicate_groups(c.queries[:BLIND_IMAGES], c.metric, threshold)
     sizes = np.sort(np.unique(center, return_counts=True)[1])[::-1]
-    alike = collapse(generated, sizes)
+    alike = without_verdict(collapse(generated, sizes), copies)
     if alike is not None:
         warn(f"the model {alike['said']}", said)
     return {
         "num_images": len(generated),
         "collapse": alike,
+        "exact_copies": dict(copies),
         "near_duplicates": {
             "generated": int(sizes[sizes > 1].sum()),
             "generated_groups": int((sizes > 1).sum()),

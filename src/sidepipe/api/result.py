@@ -75,8 +75,8 @@ class Result:
             fewer held-out images than training images.
         excess: the share of hits less the share of held-out hits. It is near 0 for a model that
             copies nothing. ``None`` where the generated images have collapsed: nearly all are one
-            image, a few images again and again, or of a single color each. Then no count is a
-            finding, and ``warnings`` has the reason.
+            image, a few images again and again, or of a single color each. Then only
+            exact copies are a finding, and ``warnings`` has the reason.
         unique: number of different training images, or of their groups, that are hit; near
             duplicates count once.
         pairs: the closest pairs, each of a different training image, the closest first.

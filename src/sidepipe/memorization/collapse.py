@@ -17,6 +17,7 @@ from sidepipe.memorization.comparison import Comparison
 NEARLY_ALL = 0.9  # of the images
 HANDFUL = 5  # different images at most, and each at least `REPEATS` times on average
 REPEATS = 20
+NO_FINDING = ": no finding"
 NEARLY_EQUAL: dict[Metric, float] = {"cosine": 0.999, "l2": 0.001}  # gamma
 
 
@@ -29,7 +30,7 @@ def collapse(
     fewest groups that hold nearly all images; `images`: how many these hold, `of` how many.
     `said`: the same after "the model", such as `gives the same image 60 of 60 times: no finding`.
     """
-    constant = sum(bool((image == image[:1, :1]).all()) for image in images)
+    constant = sum(map(_one_color, images))
     if constant >= NEARLY_ALL * len(images):
         return _named("constant", constant, len(images), None, "an image of a single color")
     held, total = np.cumsum(sizes), int(sizes.sum())
@@ -46,16 +47,38 @@ def exact_copies(
     """How many generated images are equal, pixel by pixel, to a training or a held-out image.
 
     data: the images that the rows of `c` are of. Only the nearest image of each set is compared.
+    `train_alone`: those equal to a training image and to no held-out image, without images of a
+    single color; `different`: the training images that these are.
     """
-    found = {}
+    masks = {}
     for name, sets in (("train", [c.train]), ("heldout", c.controls)):
         equal = np.zeros(len(generated), bool)
         for some in sets:
             rows = some.rows[some.index]
             for i in np.flatnonzero(closer(some.gamma, NEARLY_EQUAL[c.metric], c.metric)):
                 equal[i] |= np.array_equal(generated[i], data[rows[i]])
-        found[name] = int(equal.sum())
-    return found
+        masks[name] = equal
+    alone = [generated[i] for i in np.flatnonzero(masks["train"] & ~masks["heldout"])]
+    alone = [image.tobytes() for image in alone if not _one_color(image)]
+    found = {name: int(equal.sum()) for name, equal in masks.items()}
+    return {**found, "train_alone": len(alone), "different": len(set(alone))}
+
+
+def are_finding(copies: Mapping[str, int]) -> bool:
+    """Whether exact copies of training images alone outnumber those of held-out images.
+
+    Results of before version 7 of evaluate do not have the numbers.
+    """
+    return copies.get("train_alone", 0) > copies.get("heldout", 0)
+
+
+def without_verdict(
+    found: dict[str, Any] | None, copies: Mapping[str, int]
+) -> dict[str, Any] | None:
+    """The `collapse`, which does not say "no finding" of images whose exact copies are one."""
+    if found is None or not are_finding(copies):
+        return found
+    return {**found, "said": found["said"].removesuffix(NO_FINDING)}
 
 
 def pictures(hashes: Sequence[str], names: Sequence[str]) -> Int64[np.ndarray, "n"]:
@@ -106,6 +129,10 @@ def real_in_words(copies: Mapping[str, int], num_images: int) -> str:
     )
 
 
+def _one_color(image: UInt8[np.ndarray, "h w c"]) -> bool:
+    return bool((image == image[:1, :1]).all())
+
+
 def _named(kind: str, images: int, of: int, different: int | None, said: str) -> dict[str, Any]:
     found = {"kind": kind, "images": images, "of": of, "different": different}
-    return {**found, "said": f"gives {said} {images:,} of {of:,} times: no finding"}
+    return {**found, "said": f"gives {said} {images:,} of {of:,} times{NO_FINDING}"}

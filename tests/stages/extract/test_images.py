@@ -76,7 +76,12 @@ def test_a_folder_alone_has_the_numbers_of_compare_and_no_cost(planned, tmp_path
     assert found.hits >= 10
     assert (at["train"]["count"], at["train"]["unique"]) == (found.hits, found.unique)
     assert (at["heldout"]["scaled"], at["threshold"]) == (found.heldout_hits, found.threshold)
-    assert results["exact_copies"] == {"train": 10, "heldout": 1}
+    assert results["exact_copies"] == {
+        "train": 10,
+        "heldout": 1,
+        "train_alone": 10,
+        "different": 10,
+    }
     assert set(results["cost"].values()) == {None}
     assert (
         EVALUATIONS

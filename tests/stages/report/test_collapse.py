@@ -11,12 +11,23 @@ from sidepipe.stages.report.sweep.points import Point
 
 
 class Collapsed(Outputs):
-    """An attack without planted copies has made one training image again and again."""
+    """An attack without planted copies has made one image again and again.
+
+    change: of one pixel of a training image; without it, all images are exact copies.
+    """
+
+    change = 1
 
     def samples(self, copied, number):
         if copied > 0:
             return super().samples(copied, number)
-        return np.repeat(self.images[self.train[:1]], number, axis=0)
+        images = np.repeat(self.images[self.train[:1]], number, axis=0)
+        images[:, 0, 0] ^= self.change
+        return images
+
+
+class Exact(Collapsed):
+    change = 0
 
 
 @pytest.fixture(scope="module", params=["train", "none"])
@@ -64,6 +75,15 @@ def test_where_every_attack_has_collapsed_nothing_is_found(tmp_path):
     assert "At every threshold" not in page.text
 
 
+def test_exact_copies_of_one_image_are_a_finding_although_all_images_are_alike(tmp_path):
+    made = Exact(tmp_path, {"dead": ("none", 0.0, {})}, num_images=60)
+    summary, page = report(tmp_path / "report", made)
+    finding = "1 training image is reproduced exactly (60 of 60 generated images)."
+    assert finding in page.text
+    assert "no finding" not in page.text.lower()
+    assert summary["attacks"]["dead"]["collapse"] == "gives the same image 60 of 60 times"
+
+
 def test_few_images_are_said_to_say_nothing(tmp_path):
     """Of twenty images an interval may reach from below 0 to a large share."""
     attacks = {"plain": ("none", 0.05, {})}
@@ -75,4 +95,4 @@ def test_few_images_are_said_to_say_nothing(tmp_path):
     expected = "plain: 20 images are too few for a conclusion"
     assert expected in page.text
     assert load_table(tmp_path / "report").startswith(f"warning: {expected}")
-    assert "Too few images for a conclusion." in page.text
+    assert "Too few images for a conclusion: " in page.text

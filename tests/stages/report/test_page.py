@@ -143,8 +143,8 @@ def nothing(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("nothing")
     one = {"one": ("none", 0, {})}
-    made = Noise(folder, one, num_train=32, num_heldout=1000, num_images=20)
-    made.num_images = 30
+    made = Noise(folder, one, num_train=32, num_heldout=1000, num_images=100)
+    made.num_images = 150
     made.inputs["other"] = made.attack(1, "posterior", 0, {})
     return report(folder / "report", made)
 
@@ -152,7 +152,7 @@ def nothing(tmp_path_factory):
 def test_a_comparison_without_any_hit_says_so(nothing):
     summary, page = nothing
     assert summary["attacks"]["other"]["hits"] == 0
-    assert "No training image is reproduced." in page.text
+    assert "No copy of a training image was found among 150 images." in page.text
     assert "do not prove that nothing is memorized" in page.text
     assert [cell.split()[0] for cell in page.cells(HITS)["other"][1:4]] == ["0", "0", "+0"]
     assert page.cell_of(BLIND, "other", "area under the ROC") == DASH

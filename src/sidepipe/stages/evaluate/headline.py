@@ -26,6 +26,11 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
         "hits: %d of %d generated images hit one of %d training images, %d different ones",
         *(hits["count"], count, sizes["train"], hits["unique"]),
     )
+    if (copies := results.get("exact_copies", {})).get("train_alone"):
+        log.info(
+            "exact copies: %d of %d generated images, of %d different training images",
+            *(copies["train_alone"], count, copies["different"]),
+        )
     log.info(
         "held-out hits: %.3g of %d generated images hit one of %d held-out images "
         "(held-out sets: %d, with %d to %d hits)%s",

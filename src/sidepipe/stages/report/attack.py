@@ -114,6 +114,14 @@ class Attack:
         return found["said"] if found else None
 
     @property
+    def exact(self) -> dict[str, int] | None:
+        """Exact copies, where training images alone have more of them than held-out images have."""
+        from sidepipe.memorization.collapse import are_finding
+
+        copies = self.results.get("exact_copies") or {}
+        return copies if are_finding(copies) else None
+
+    @property
     def headline(self) -> dict[str, Any]:
         """Results at the first calibrated threshold, which defines a hit."""
         return self.results["calibrated"][0]

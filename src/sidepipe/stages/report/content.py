@@ -88,11 +88,16 @@ def sections(attacks: Sequence[Attack]) -> dict[str, Any]:
 def _truth(attacks: Sequence[Attack]) -> dict[str, Any]:
     first, pairs = attacks[0], gallery.pairs(attacks)
     sound = [attack for attack in attacks if not attack.collapse]
-    best = max(sound or attacks, key=lambda attack: attack.excess_share)
+    best = max(sound or attacks, key=lambda attack: (attack.excess_share, attack.num_images))
+    copied = [attack for attack in attacks if attack.exact]
+    if copied and (best.collapse or best.excess_interval[0] <= 0):
+        best = max(copied, key=lambda attack: attack.results["exact_copies"]["different"])
     return {
         "best": best,
         "sound": sound,
-        "first_pairs": gallery.first_pairs(pairs, attacks, best) if sound else [],
+        "first_pairs": gallery.first_pairs(pairs, attacks, best)
+        if best in sound or best.exact
+        else [],
         "hit_rule": words.hit_rule(first),
         "widest": max(a.share(which) for a in attacks for which in ("train", "heldout")),
         "pairs": pairs,

@@ -12,7 +12,7 @@ from typing import Any
 from sidepipe.base.image_files import in_words
 from sidepipe.stages.dpm.latent import drift
 from sidepipe.stages.report.attack import Attack
-from sidepipe.stages.report.words import count, excess_interval, rate
+from sidepipe.stages.report.words import count, exact, excess_interval, rate
 
 Manifest = Mapping[str, Any]
 
@@ -102,6 +102,7 @@ def _many(number: int, noun: str) -> str:
 
 def _of_attacks(attacks: Sequence[Attack]) -> list[str]:
     collapsed = [f"{a.name}: the model {a.collapse}." for a in attacks if a.collapse]
+    collapsed += [f"{a.name}: {exact(a)}" for a in attacks if a.collapse and a.exact]
     vague = [
         f"{a.name}: {_many(a.num_images, 'image')} {'is' if a.num_images == 1 else 'are'} too few "
         "for a conclusion: the 95 % "

@@ -40,7 +40,7 @@ def page(
         synthetic=[],
         notices=notices,
         pairs=pairs,
-        first_pairs=gallery.first_pairs(pairs, [attack], attack) if sound else [],
+        first_pairs=gallery.first_pairs(pairs, [attack], attack) if sound or attack.exact else [],
         pair_data=gallery.data([attack], pairs),
         slider=gallery.slider([attack], pairs) if pairs else None,
         sides=gallery.sides(triples[0].shape[1]) if pairs else None,

@@ -214,20 +214,38 @@ def targets(attack: Attack) -> str:
 
 
 def finding(attack: Attack) -> str:
-    """The finding in a sentence: what the interval of the excess shows, and never hits alone."""
-    if attack.collapse:
-        return "No finding: nearly all images are alike."
-    if attack.hits() == 0 and attack.heldout_hits == 0:
-        return "No training image is reproduced."
-    if attack.excess_interval[0] > 0:
+    """The finding in a sentence: the interval of the excess, or exact copies; never hits alone."""
+    if attack.excess_interval[0] > 0 and not attack.collapse:
         are = "is" if attack.unique == 1 else "are"
         return (
             f"{reproduced(attack)} training {attack.unit}s {are} reproduced; "
             f"{reproduced(attack, 'heldout')} held-out ones."
         )
+    number = count(attack.num_images)
+    if attack.exact:
+        return exact(attack)
+    if attack.collapse:
+        return "No finding: nearly all images are alike."
     if attack.inconclusive:
-        return "Too few images for a conclusion."
+        return (
+            f"Too few images for a conclusion: {count(attack.hits())} of {number} generated images "
+            f"{'matches' if attack.hits() == 1 else 'match'} a training image."
+        )
+    if attack.hits() == 0 and attack.heldout_hits == 0:
+        return f"No copy of a training image was found among {number} images."
     return "No evidence that training images are reproduced."
+
+
+def exact(attack: Attack) -> str:
+    """The exact copies in a sentence: the training images, and the generated ones."""
+    copies = attack.exact
+    assert copies is not None
+    images = "image is" if copies["different"] == 1 else "images are"
+    also = f"; {count(copies['heldout'])} copy held-out images" if copies["heldout"] else ""
+    return (
+        f"{count(copies['different'])} training {images} reproduced exactly "
+        f"({count(copies['train_alone'])} of {count(attack.num_images)} generated images{also})."
+    )
 
 
 def reproduced(attack: Attack, which: str = "train") -> str:
