@@ -693,13 +693,20 @@ def test_a_collapsed_model_is_named_and_warned_about(planted, caplog, settings, 
     planted.targets = planted.targets[:60]
     if what == "a single color":
         planted.generated = np.broadcast_to(planted.random(60)[:, :1, :1], (60, 8, 8, 1))
+    caplog.set_level("INFO", logger="sidepipe")
     folder, _ = run(planted, settings, truth=truth)
     found = load(folder)["collapse"]
     assert (found["images"], found["of"]) == (60, 60)
     # By brightness they may be alike too; what is constant is named first.
     assert found["kind"] == ("constant" if what == "a single color" else "alike")
     assert found["different"] == (None if what == "a single color" else different)
-    assert [r.levelname for r in caplog.records if "no finding" in r.message] == ["WARNING"]
+    [warning] = [r for r in caplog.records if r.message.startswith("the model gives")]
+    assert warning.levelname == "WARNING"
+    # Exact copies of a training image are a finding, which only the truth can tell.
+    exact = what == "copies" and truth == "train"
+    assert warning.message.endswith(": no finding") != exact
+    copies = "exact copies: 60 of 60 generated images, of 1 different training images"
+    assert any(copies == r.message for r in caplog.records) == exact
 
 
 @SETTINGS
