@@ -22,8 +22,8 @@ from sidepipe.memorization.collapse import (
     collapse,
     exact_copies,
     real_in_words,
+    with_copies,
     with_pictures,
-    without_verdict,
 )
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
@@ -96,13 +96,12 @@ def _within(
         threshold = limit if c.metric == "l2" else 1 - limit**2 / 2
     center = near_duplicate_groups(c.queries[:BLIND_IMAGES], c.metric, threshold)
     sizes = np.sort(np.unique(center, return_counts=True)[1])[::-1]
-    alike = without_verdict(collapse(generated, sizes), copies)
-    if alike is not None:
+    found = with_copies(collapse(generated, sizes), copies)
+    if (alike := found["collapse"]) is not None:
         warn(f"the model {alike['said']}", said)
     return {
         "num_images": len(generated),
-        "collapse": alike,
-        "exact_copies": dict(copies),
+        **found,
         "near_duplicates": {
             "generated": int(sizes[sizes > 1].sum()),
             "generated_groups": int((sizes > 1).sum()),

@@ -72,13 +72,11 @@ def are_finding(copies: Mapping[str, int]) -> bool:
     return copies.get("train_alone", 0) > copies.get("heldout", 0)
 
 
-def without_verdict(
-    found: dict[str, Any] | None, copies: Mapping[str, int]
-) -> dict[str, Any] | None:
-    """The `collapse`, which does not say "no finding" of images whose exact copies are one."""
-    if found is None or not are_finding(copies):
-        return found
-    return {**found, "said": found["said"].removesuffix(NO_FINDING)}
+def with_copies(found: dict[str, Any] | None, copies: Mapping[str, int]) -> dict[str, Any]:
+    """`collapse` and `exact_copies`; it does not say "no finding" where the copies are one."""
+    if found is not None and are_finding(copies):
+        found = {**found, "said": found["said"].removesuffix(NO_FINDING)}
+    return {"collapse": found, "exact_copies": dict(copies)}
 
 
 def pictures(hashes: Sequence[str], names: Sequence[str]) -> Int64[np.ndarray, "n"]:

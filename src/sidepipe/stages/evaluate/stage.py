@@ -182,7 +182,7 @@ class Evaluate(Stage):
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.memorization import results as r
         from sidepipe.memorization.blind import ranking_quality
-        from sidepipe.memorization.collapse import exact_copies, with_pictures, without_verdict
+        from sidepipe.memorization.collapse import exact_copies, with_copies, with_pictures
         from sidepipe.memorization.comparison import compare
         from sidepipe.stages.evaluate import tables
 
@@ -210,8 +210,7 @@ class Evaluate(Stage):
             results |= {**measured, "trials": _trials(trial, extract, encode)}
             results["blind"] |= ranking_quality(hits.hit[ranking.index])
             ids, data = load_ids(job.inputs["data"]), load_images(job.inputs["data"])
-            results["exact_copies"] = copies = exact_copies(c, generated, data)
-            results["collapse"] = without_verdict(results["collapse"], copies)
+            results |= with_copies(results["collapse"], exact_copies(c, generated, data))
             table = tables.nearest_table(c, ids, np.repeat(load_targets(extract), each), hits)
             write_table(job.folder / "nearest.csv", table)
             closest = r.closest_pairs(c, hits.group, self.gallery_pairs)
