@@ -245,15 +245,24 @@ def test_the_audit_leads_where_no_attack_finds_a_copy(outputs, attacks, tmp_path
     assert [row["flagged"] for row in found["worst"]] == [True] * 12
 
 
+def test_flags_of_an_audit_that_flags_held_out_images_as_often_list_no_image(outputs, tmp_path):
+    gamma = {kind: np.full(64, 0.2, np.float32) for kind in ("train", "heldout")}
+    for kind in gamma:
+        gamma[kind][:60] = 0.01
+    found, page = made(tmp_path, {"audit": audited(outputs, "alike", 64, gamma)})
+    assert found["worst"] == []
+    assert "None was found." in page.text
+
+
 def test_dataset_inference_is_told_with_its_condition_or_named_as_not_tested(outputs, tmp_path):
     gamma = {kind: np.full(30, 0.2, np.float32) for kind in ("train", "heldout")}
     power = [{"size": 5, "power": 0.2}, {"size": 10, "power": 0.75}]
     inference = {"p_value": 0.00042, "statistic": 3.9, "num_suspects": 15, "num_control": 15}
-    inference |= {"level": 0.01, "power": power}
+    inference |= {"level": 0.01, "power": power, "unit": "subject"}
     found, page = made(tmp_path, {"audit": audited(outputs, "set", 30, gamma, inference)})
     assert found["audit"]["inference"] == {k: v for k, v in inference.items() if k != "statistic"}
-    assert "p = 0.00042 (15 against 15" in page.text
-    assert "if the images are independent" in page.text
+    assert "p = 0.00042 (15 subjects against 15" in page.text
+    assert "if the subjects are independent" in page.text
     assert "dataset inference" not in " ".join(found["not_tested"])
     without, page = made(tmp_path, {"audit": audited(outputs, "no-set", 30, gamma)})
     assert "dataset inference" in " ".join(without["not_tested"])

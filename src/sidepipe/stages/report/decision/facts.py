@@ -139,7 +139,7 @@ def _audit(results: Mapping[str, Any] | None) -> dict[str, Any] | None:
     excess = {f"excess_{name}": results["excess"][name] for name in ("share", "interval")}
     inference = results.get("inference")
     if inference is not None:
-        kept = ("p_value", "level", "num_suspects", "num_control", "power")
+        kept = ("p_value", "level", "unit", "num_suspects", "num_control", "power")
         inference = {name: inference[name] for name in kept}
     return {**{name: results[name] for name in names}, **excess, "inference": inference}
 

@@ -104,8 +104,8 @@ def training_images(sources: Sources) -> pd.DataFrame:
     """A row per training image that an attack found or the audit scored, at most risk first.
 
     Columns: index, id, subject (None without), hits over the attacks that copy beyond chance,
-    flagged (None without an audit). The order is by hits, then by how closely the model returns to
-    the image.
+    flagged (None without an audit; none where the audit flags held-out images about as often). The
+    order is by hits, then by how closely the model returns to the image.
     """
     copying = [attack for attack in sources.known if finding(attack) == "copies"]
     nearest = [load_nearest(attack.folder) for attack in copying]
@@ -119,10 +119,11 @@ def training_images(sources: Sources) -> pd.DataFrame:
         return found.assign(subject=None, hits=hits.to_numpy(), flagged=None)
     assert sources.audit is not None
     train = sources.scores.loc[sources.scores["kind"] == "train"].reset_index(drop=True)
+    tells = sources.audit["excess"]["interval"][0] > 0
     found = train[["index", "id"]].assign(
         subject=train.get("subject"),
         hits=train["index"].map(hits).fillna(0).astype(int),
-        flagged=train["flagged"] == 1,
+        flagged=(train["flagged"] == 1) & tells,
     )
     close = closeness(np.array(train["gamma"]), sources.audit["metric"])
     return found.iloc[np.lexsort((-close, -np.array(found["hits"])))].reset_index(drop=True)
