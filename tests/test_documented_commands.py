@@ -25,6 +25,8 @@ BRINGS = {
     "data.source.folder": ["data=imagefolder"],
     "dpm.adapter": ["dpm=pretrained"],
     "audit.": ["audit=returns"],
+    "extract.refine.": ["extract/refine=fixed_point"],
+    "report.pictures": ["report=audit"],
     "detect.": ["detect=prompts"],
     "search.": ["detect=prompts", "search=gibbs"],
     "explain.": ["detect=prompts", "explain=tokens"],

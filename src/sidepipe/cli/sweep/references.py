@@ -60,6 +60,6 @@ def _selected(path: str, default: str, root: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if isinstance(value, bool) or not isinstance(value, str | int):
         raise Unsupported(value)
-    return value
+    return str(value)
