@@ -101,7 +101,8 @@ def inference(table: pd.DataFrame, seed: int) -> dict[str, Any] | None:
     names = [n for n in table if n in ("gamma", "error", "contrast") or n.startswith("recall_")]
     unit = "subject" if "subject" in table else "image"
     if unit == "subject":
-        table = table.groupby(["kind", "subject"], as_index=False)[names].mean()
+        means: Any = table.groupby(["kind", "subject"], as_index=False)[names].mean()
+        table = means
     kinds = [table.loc[table["kind"] == kind] for kind in ("train", "heldout")]
     if min(map(len, kinds)) < FEWEST:
         return None
