@@ -108,9 +108,10 @@ def test_the_audit_of_a_latent_model_refines_latents_and_compares_decoded_images
     np.testing.assert_allclose(own["gamma"], gap, atol=1e-4)
 
 
-def test_the_audit_refuses_a_model_of_classes_before_it_reads_images(tmp_path):
+def test_the_audit_takes_a_dit_by_its_own_null_class(tmp_path):
     model = sidepipe.load(dit(tmp_path), device="cpu")
-    with pytest.raises(ValueError, match="model must be one without classes, got 'one of 5 clas"):
+    assert model.null_class is not None
+    with pytest.raises(ValueError, match=r"t must be in \[0, 50\), .* got 60"):
         sidepipe.audit(model, train="nowhere", heldout="nowhere")
 
 

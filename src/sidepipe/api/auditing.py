@@ -225,7 +225,8 @@ def _check(model: Model, probe: Probe, contrast_t: int) -> None:
             one.guide_by_class(0.0)
     rule = f"in [0, {most}), the timesteps of the model"
     require(0 <= probe.t < most, "t", rule, probe.t)
-    require(0 <= contrast_t < most, "contrast_t", rule, contrast_t)
+    fits = model._base is None or 0 <= contrast_t < most
+    require(fits, "contrast_t", rule, contrast_t)
     require(probe.steps >= 1, "steps", ">= 1", probe.steps)
     require(probe.draws >= 1, "draws", ">= 1", probe.draws)
     require(sorted(set(levels)) == levels, "levels", "ascending timesteps", levels)

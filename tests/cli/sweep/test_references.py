@@ -36,7 +36,7 @@ def test_values_keep_their_type(raw: dict) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        {"a": 1, "b": "${a}/y"},  # OmegaConf has rules for numbers within text
+        {"a": 1.5, "b": "${a}/y"},  # OmegaConf has rules for such numbers within text
         {"a": 1, "b": {"c": "${.a}"}},
         {"a": "${expanded:~}"},
         {"a": "${b}"},
