@@ -52,7 +52,7 @@ def test_at_more_noise_x_t_depends_on_the_noisy_image_alone():
 
 @pytest.mark.parametrize("t", [21, 35, 49])
 def test_x_t_has_the_usual_distribution_and_the_best_eps_is_the_usual_one(t):
-    """Of images N(0, 4) the best eps is sqrt(1 - ab) x_t / (4 ab + 1 - ab)."""
+    """For images from N(0, 4) the best eps is sqrt(1 - ab) x_t / (4 ab + 1 - ab)."""
     generator = torch.Generator().manual_seed(1)
     x_0, fixed, eps = (torch.randn(400_000, 1, generator=generator) for _ in range(3))
     x_t, factor = ambient(2 * x_0, fixed, eps, torch.full((400_000,), t), 20, ALPHAS)

@@ -9,3 +9,8 @@ COPYDET = "sidepipe.features.copydet.CopyDet"
 def is_of_this_run(features: Mapping[str, Any]) -> bool:
     """Whether the encoder is the descriptor that this run trains, an input then."""
     return features["_target_"] == COPYDET and features.get("path") is None
+
+
+def descriptor_input(features: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stage whose artifact has the encoder, for `inputs`; none where it is not of this run."""
+    return ("descriptor",) if is_of_this_run(features) else ()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sidepipe.base.pretrained import one_line
-from sidepipe.base.settings import require, require_known
+from sidepipe.base.settings import require, require_known, tried
 from sidepipe.diffusion.timesteps import SPACINGS, StepRule
 from sidepipe.models.continuous import (
     CONTINUOUS,
@@ -122,6 +122,13 @@ def check_scheduler(
     limit = config.get("clip_sample_range", 1.0)
     fits = isinstance(limit, int | float) and limit > 0
     require(fits, f"clip_sample_range of {where}", "a number above 0", limit)
+
+
+def check_noise_schedule(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a scheduler of the config group `diffusion` that is not supported."""
+    scheduler = tried("diffusion", config)
+    check_scheduler(scheduler.config, type(scheduler).__name__, "diffusion")
+    check_alphas(scheduler, "diffusion")
 
 
 def read_schedule(config: Mapping[str, Any], where: str, learned_variance: bool = False) -> Any:

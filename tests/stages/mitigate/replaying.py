@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import DDIMScheduler
+from tests.models.text.tiny import PIPELINES
 
 from sidepipe.base.images import to_model, to_uint8
 from sidepipe.diffusion.timesteps import StepRule
@@ -107,3 +108,12 @@ def _detect(folder, captions):
         "labels": {"threshold": 0.05, "metric": "l2"},
     }
     (folder / "results.json").write_text(json.dumps(results))
+
+
+def artifacts_of_pipeline(kind, folder):
+    """Inputs of a random model of color images of 8 x 8 pixels. kind: a key of `PIPELINES`."""
+    inputs, _ = artifacts(folder)
+    rng = np.random.default_rng(0)
+    np.save(folder / "data" / "images.npy", rng.integers(256, size=(60, 8, 8, 3)).astype(np.uint8))
+    PIPELINES[kind](folder / "dpm" / "model")
+    return inputs

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.models.text.tiny import PIPELINES, tiny_text_model
-from tests.stages.mitigate.replaying import artifacts
+from tests.stages.mitigate.replaying import artifacts_of_pipeline
 from tests.stages.mitigate.test_stage import mitigate
 from tests.tiny import RUNTIME
 from torch import nn
@@ -109,11 +108,7 @@ def test_prompts_of_one_image_are_in_one_half() -> None:
 @pytest.fixture(scope="module", params=PIPELINES)
 def stable_diffusion(request, tmp_path_factory):
     """Inputs of a random model, in which detect found two memorized prompts."""
-    folder = tmp_path_factory.mktemp("sd")
-    inputs, _ = artifacts(folder)
-    rng = np.random.default_rng(0)
-    np.save(folder / "data" / "images.npy", rng.integers(256, size=(60, 8, 8, 3)).astype(np.uint8))
-    PIPELINES[request.param](folder / "dpm" / "model")
+    inputs = artifacts_of_pipeline(request.param, tmp_path_factory.mktemp("sd"))
     table = pd.read_csv(inputs["detect"] / PROMPTS, index_col="number", keep_default_na=False)
     table["memorized"] = [True, True, False, False, False]
     table.to_csv(inputs["detect"] / PROMPTS)

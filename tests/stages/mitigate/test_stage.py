@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tests.models.text.tiny import PIPELINES
-from tests.stages.mitigate.replaying import Replaying, artifacts
+from tests.stages.mitigate.replaying import Replaying, artifacts, artifacts_of_pipeline
 from tests.tiny import RUNTIME
 
 from sidepipe.base.settings import check_field_types
@@ -146,12 +146,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(run, planted, tmp_path, monke
 @pytest.fixture(scope="module", params=PIPELINES)
 def stable_diffusion(request, tmp_path_factory):
     """Inputs of a random model of color images of 8 x 8 pixels, and 20 others."""
-    folder = tmp_path_factory.mktemp("sd")
-    inputs, _ = artifacts(folder)
-    rng = np.random.default_rng(0)
-    np.save(folder / "data" / "images.npy", rng.integers(256, size=(60, 8, 8, 3)).astype(np.uint8))
-    PIPELINES[request.param](folder / "dpm" / "model")
-    return inputs
+    return artifacts_of_pipeline(request.param, tmp_path_factory.mktemp("sd"))
 
 
 METHODS = {

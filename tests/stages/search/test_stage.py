@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.models.text.tiny import PIPELINES
-from tests.stages.mitigate.replaying import Replaying, artifacts
+from tests.stages.mitigate.replaying import Replaying, artifacts, artifacts_of_pipeline
 from tests.tiny import RUNTIME
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, GPT2Tokenizer
 
@@ -115,12 +114,7 @@ def test_a_prompt_that_does_not_fit_is_refused(planted) -> None:
 
 @pytest.fixture(scope="module", params=PIPELINES)
 def stable_diffusion(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sd")
-    inputs, _ = artifacts(folder)
-    rng = np.random.default_rng(0)
-    np.save(folder / "data" / "images.npy", rng.integers(256, size=(60, 8, 8, 3)).astype(np.uint8))
-    PIPELINES[request.param](folder / "dpm" / "model")
-    return inputs
+    return artifacts_of_pipeline(request.param, tmp_path_factory.mktemp("sd"))
 
 
 @pytest.mark.parametrize("make", [gibbs, genetic])

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,14 +22,14 @@ from sidepipe.base.images import grid
 from sidepipe.base.settings import PRECISIONS, Precision, build, require, require_known
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.features.choice import is_of_this_run
+from sidepipe.features.choice import descriptor_input
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
 from sidepipe.models.contrast import log_loss_ratio
 from sidepipe.stages.audit.groups import IDENTITY, sha256_of_groups, subjects_of, table_of
 from sidepipe.stages.audit.move import mover
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
-from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.descriptor.stage import load_encoder
 from sidepipe.stages.dpm.exact import ExactDPM
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.dpm.stage import BASE, DPM
@@ -98,13 +98,8 @@ class Audit(Stage):
         require_known("audit.precision", self.precision, PRECISIONS)
         require(0 <= self.seed < 2**32, "audit.seed", "in [0, 2**32)", self.seed)
 
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return build(self.features)
-
     def inputs(self) -> tuple[str, ...]:
-        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
-        return ("data", "dpm", *descriptor, "reference")
+        return ("data", "dpm", *descriptor_input(self.features), "reference")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
@@ -140,8 +135,7 @@ class Audit(Stage):
         from sidepipe.stages.audit.subjects import save_subjects
 
         subjects = subjects_of(self.groups, job.inputs["data"], job.inputs["dpm"])
-        descriptor = job.inputs.get("descriptor")
-        encoder = load_descriptor(descriptor) if descriptor else self._encoder
+        encoder = load_encoder(job.inputs, build(self.features))
         real = load_reference(job.inputs["reference"])
         rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
         threshold = threshold_at_false_positive_rate(real.real_gamma, rate, encoder.metric)

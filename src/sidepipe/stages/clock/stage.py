@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,10 +20,10 @@ from sidepipe.base.settings import PRECISIONS, Precision, build, require, requir
 from sidepipe.diffusion.cycles import fixed_point
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.features.choice import is_of_this_run
+from sidepipe.features.choice import descriptor_input
 from sidepipe.memorization.thresholds import usable_rates
 from sidepipe.stages.data.stage import load as load_images
-from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.descriptor.stage import load_encoder
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.trained import TrainDPM
 from sidepipe.stages.generate.stage import load_denoiser
@@ -75,13 +74,8 @@ class Clock(Stage):
         require_known("clock.precision", self.precision, PRECISIONS)
         require(0 <= self.seed < 2**32, "clock.seed", "in [0, 2**32)", self.seed)
 
-    @cached_property
-    def _encoder(self) -> Encoder:
-        return build(self.features)
-
     def inputs(self) -> tuple[str, ...]:
-        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
-        return ("data", "dpm", *descriptor, "reference")
+        return ("data", "dpm", *descriptor_input(self.features), "reference")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm = upstream["dpm"]
@@ -103,8 +97,7 @@ class Clock(Stage):
 
         found = kept(job.inputs["dpm"])
         steps, parts = list(found), [f"{p.parent.name}/{p.name}" for p in found.values()]
-        descriptor = job.inputs.get("descriptor")
-        encoder = load_descriptor(descriptor) if descriptor else self._encoder
+        encoder = load_encoder(job.inputs, build(self.features))
         real = load_reference(job.inputs["reference"])
 
         def one(rows: range) -> Arrays:

@@ -202,6 +202,12 @@ def load(folder: Path) -> CopyDet:
     return CopyDet(str(folder))
 
 
+def load_encoder(inputs: Mapping[str, Path], own: Encoder) -> Encoder:
+    """The descriptor where it is among a stage's inputs, else the encoder of its settings."""
+    descriptor = inputs.get("descriptor")
+    return load(descriptor) if descriptor else own
+
+
 def load_rows(folder: Path) -> Int64[np.ndarray, "n"]:
     """Indices in the data's array of all images of its training and validation."""
     return np.load(folder / "rows.npy")

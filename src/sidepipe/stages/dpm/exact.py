@@ -54,11 +54,9 @@ class ExactDPM(DPM):
         require(known, "dpm.score", f"training unless {POPULATION}", self.score)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
-        from sidepipe.models.schedules import check_alphas, check_scheduler
+        from sidepipe.models.schedules import check_noise_schedule
 
-        scheduler = tried("diffusion", self.noise_schedule)
-        check_scheduler(scheduler.config, type(scheduler).__name__, "diffusion")
-        check_alphas(scheduler, "diffusion")
+        check_noise_schedule(self.noise_schedule)
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.checkpoint import save_parts

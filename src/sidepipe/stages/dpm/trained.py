@@ -13,7 +13,7 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.memorization.thresholds import usable_rates
 from sidepipe.models.pixels import check_network
-from sidepipe.models.schedules import check_alphas, check_scheduler, schedule_from
+from sidepipe.models.schedules import check_noise_schedule, schedule_from
 from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.mitigations import Mitigations, fixed_noise
@@ -164,9 +164,7 @@ class TrainedDPM(DenoiserTraining, DPM):
         check_levels(unet.config, data.size, "data.size")
 
     def _check_schedule(self) -> None:
-        scheduler = tried("diffusion", self.noise_schedule)
-        check_scheduler(scheduler.config, type(scheduler).__name__, "diffusion")
-        check_alphas(scheduler, "diffusion")
+        check_noise_schedule(self.noise_schedule)
 
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
         """Raises ValueError unless this is the config of a UNet for the stage and its data."""

@@ -22,12 +22,12 @@ from sidepipe.base.images import digests, grid
 from sidepipe.base.settings import build, require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.features.choice import is_of_this_run
+from sidepipe.features.choice import descriptor_input, is_of_this_run
 from sidepipe.memorization.thresholds import warn_of_rates
 from sidepipe.stages.attack.strategies import MIN_IMAGES, OtherImages
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
-from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.descriptor.stage import load_encoder
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.evaluate import charts
 from sidepipe.stages.evaluate.cost import cost, original_of
@@ -130,12 +130,11 @@ class Evaluate(Stage):
         return build(self.features)
 
     def inputs(self) -> tuple[str, ...]:
-        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
         if self.truth == "none":
-            return (*descriptor, "extract")
+            return (*descriptor_input(self.features), "extract")
         # In this order: too few unseen images are an error before an attack is sampled.
         generate = () if self._name_of_surrogate() == OtherImages.name else ("generate",)
-        return ("data", *generate, *descriptor, "reference", "extract")
+        return ("data", *generate, *descriptor_input(self.features), "reference", "extract")
 
     def _name_of_surrogate(self) -> str | None:
         return self.surrogate["name"] if isinstance(self.surrogate, Mapping) else self.surrogate
@@ -187,8 +186,7 @@ class Evaluate(Stage):
         from sidepipe.stages.evaluate import tables
 
         # Before anything is encoded: too few unseen images are an error.
-        descriptor = job.inputs.get("descriptor")
-        encoder = load_descriptor(descriptor) if descriptor else self._encoder
+        encoder = load_encoder(job.inputs, self._encoder)
         real = load_reference(job.inputs["reference"]) if self.truth == "train" else None
         rates = [] if real is None else self._rates(real, encoder.metric, job.inputs["data"])
         encode = partial(encoder.encode, device=job.runtime.torch_device())

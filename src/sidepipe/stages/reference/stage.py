@@ -22,7 +22,7 @@ from jaxtyping import Int64
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import build
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.features.choice import is_of_this_run
+from sidepipe.features.choice import descriptor_input
 from sidepipe.memorization.thresholds import (
     allowed,
     usable_rates,
@@ -30,8 +30,7 @@ from sidepipe.memorization.thresholds import (
 )
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids, load_partitions
-from sidepipe.stages.descriptor.stage import Descriptor, load_rows
-from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.descriptor.stage import Descriptor, load_encoder, load_rows
 from sidepipe.stages.dpm.stage import DPM, load_subset
 from sidepipe.stages.generate.stage import load_denoiser
 
@@ -77,8 +76,7 @@ class Reference(Stage):
         return build(self.features)
 
     def inputs(self) -> tuple[str, ...]:
-        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
-        return ("data", "dpm", *descriptor)
+        return ("data", "dpm", *descriptor_input(self.features))
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {"features": settings["features"]}
@@ -100,8 +98,7 @@ class Reference(Stage):
         from sidepipe.stages.reference.encoding import encode_into
 
         rows = self._rows(job.inputs)
-        descriptor = job.inputs.get("descriptor")
-        encoder = load_descriptor(descriptor) if descriptor else self._encoder
+        encoder = load_encoder(job.inputs, self._encoder)
         data = load_images(job.inputs["data"])
         for name, some in rows.items():
             np.save(job.folder / ROWS.format(name), some)

@@ -22,10 +22,10 @@ from sidepipe.base.files import write_json, write_table
 from sidepipe.base.settings import build, check_field_types, require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
-from sidepipe.features.choice import is_of_this_run
+from sidepipe.features.choice import descriptor_input
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import refine_of
-from sidepipe.stages.descriptor.stage import load as load_descriptor
+from sidepipe.stages.descriptor.stage import load_encoder
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.extract.stage import load as load_extracted
 from sidepipe.stages.extract.stage import load_per_start
@@ -88,8 +88,7 @@ class Verdict(Stage):
         return build(self.features)
 
     def inputs(self) -> tuple[str, ...]:
-        descriptor = ("descriptor",) if is_of_this_run(self.features) else ()
-        return ("dpm", "shadow", *descriptor, "extract")
+        return ("dpm", "shadow", *descriptor_input(self.features), "extract")
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         shadow = upstream["shadow"]
@@ -189,8 +188,8 @@ class Verdict(Stage):
             usable_rates,
         )
 
-        descriptor, device = job.inputs.get("descriptor"), job.runtime.torch_device()
-        encoder = load_descriptor(descriptor) if descriptor else self._encoder
+        device = job.runtime.torch_device()
+        encoder = load_encoder(job.inputs, self._encoder)
         train, unseen = (encoder.encode(some, device) for some in load_split(job.inputs["shadow"]))
         rate = usable_rates(self.false_positive_rates, len(unseen))[0]
         gamma = nearest(unseen, train, encoder.metric)[0][:, 0]
