@@ -1,4 +1,7 @@
-"""Conversion between images on disk (uint8, NHWC) and in models (float32, NCHW, in [-1, 1])."""
+"""Conversion between images on disk (uint8, NHWC) and in models (float32, NCHW, in [-1, 1]).
+
+A row of a table is an image of one pixel with a channel per entry, float32 in both places.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from PIL import Image
 
 from sidepipe.base.files import whole_file
@@ -17,15 +20,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# As the stages keep and compare them: uint8 images, or float32 rows of a table (n, 1, 1, d).
+Images = UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"]
+
+
 def to_model(
-    images: UInt8[np.ndarray, "n h w c"] | UInt8[Tensor, "n h w c"],
+    images: Images | UInt8[Tensor, "n h w c"] | Float32[Tensor, "n h w c"],
 ) -> Float[Tensor, "n c h w"]:
-    """Float images in [-1, 1] from uint8 ones."""
+    """Float images in [-1, 1] from uint8 ones; the entries of rows as they are."""
     import torch
 
     # A copy: torch warns about memory-mapped arrays, which are read-only.
     tensor = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
-    return tensor.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+    x_0 = tensor.permute(0, 3, 1, 2).contiguous()
+    return x_0 if x_0.is_floating_point() else x_0.float().div_(127.5).sub_(1.0)
 
 
 def finite_images(x: Float[Tensor, "n ..."]) -> Bool[Tensor, "n"]:
@@ -51,11 +59,15 @@ def to_uint8(x_0: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n h w c"]:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def grid(
-    images: UInt8[np.ndarray, "n h w c"], columns: int | None = None, side: int = 64
-) -> Image.Image:
-    """A picture of images in rows, each enlarged by a whole factor to about `side` pixels."""
+def grid(images: Images, columns: int | None = None, side: int = 64) -> Image.Image:
+    """A picture of images in rows, each enlarged by a whole factor to about `side` pixels.
+
+    A row of a table is a strip with a gray level per entry.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
+    if images.dtype != np.uint8:
+        gray = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+        images = gray.reshape(len(gray), 1, -1, 1)
     rows = math.ceil(len(images) / columns)
     _, height, width, channels = images.shape
     factor = max(1, round(side / max(height, width)))
@@ -69,13 +81,13 @@ def grid(
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
 
 
-def save_grid(path: Path, images: UInt8[np.ndarray, "n h w c"], columns: int | None = None) -> None:
+def save_grid(path: Path, images: Images, columns: int | None = None) -> None:
     """Writes `grid(images)` as PNG, by rename."""
     picture = grid(np.asarray(images), columns)
     with whole_file(path) as temporary, temporary.open("wb") as file:
         picture.save(file, format="png")
 
 
-def digests(images: UInt8[np.ndarray, "n h w c"]) -> list[str]:
+def digests(images: Images) -> list[str]:
     """The SHA-256 of each image's pixels."""
     return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in images]

@@ -6,6 +6,7 @@ labels derive from it.
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
@@ -29,11 +30,13 @@ class Denoiser(nn.Module):
     null_class: the number that stands for no class, None where the network has none.
     guidance_scale: s of classifier-free guidance by classes, 0 for the null class alone, 1 for the
     class alone.
+    image_dtype: of what `decode` gives.
     first_batch: images that fit into the memory of any GPU.
     """
 
     alphas_cumprod: Tensor
     evaluations, has_range, first_batch = 1, True, 64
+    image_dtype: type[np.generic] = np.uint8
     clip_range: float | None = 1.0
     step_rule = StepRule()
     num_classes: int | None = None

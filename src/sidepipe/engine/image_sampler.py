@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from sidepipe.diffusion.cycles import Cycle
@@ -42,7 +42,7 @@ SETTLING_PAYS = 1000  # steps above which timing takes less than 1 % of the run
 
 
 class ImageSampler(L.LightningModule):
-    """Predicts uint8 NHWC images for batches of start indices and their targets.
+    """Predicts images, as the denoiser decodes them, for batches of starts and their targets.
 
     A start has one image, or several `candidates` of refinement.
 
@@ -120,7 +120,7 @@ class ImageSampler(L.LightningModule):
         keep_freed_memory()
 
     @torch.no_grad()
-    def predict_step(self, batch: dict[str, Tensor]) -> UInt8[Tensor, "n h w c"]:
+    def predict_step(self, batch: dict[str, Tensor]) -> Tensor:
         numbers, targets = batch["indices"].tolist(), batch["targets"]
         seen: Seen = []
         plain = watched(self.denoiser.eps_fn(targets), "the model's prediction", seen)

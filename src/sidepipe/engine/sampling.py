@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
+from sidepipe.base.images import Images
 from sidepipe.base.settings import Precision
 from sidepipe.engine import ranks
 from sidepipe.engine.image_sampler import ImageSampler
@@ -41,7 +41,7 @@ class _ShardBatches:
         shard_size: int,
         targets: np.ndarray,
         runtime: Runtime,
-        images: UInt8[np.ndarray, "n h w c"] | None = None,
+        images: Images | None = None,
         first: int = 0,
     ) -> None:
         self.module, self.shards, self.shard_size = module, shards, shard_size
@@ -84,17 +84,17 @@ def sample_to_shards(
     Preempted after a signal, with the whole shards written.
     """
     channels, height, width = sampler.denoiser.image_shape
-    shape = (height, width, channels)
+    shape, dtype = (height, width, channels), sampler.denoiser.image_dtype
     ranges = shard_ranges(num_images, shard_size)
     each = sampler.candidates
-    shards = missing_shards(folder, each * num_images, each * shard_size, shape)
+    shards = missing_shards(folder, each * num_images, each * shard_size, shape, dtype)
     missing = [(shard, ranges[shard]) for shard in shards]
     left = sum(len(indices) for _, indices in missing)
     if left == 0:
         return
     if left < num_images:
         log.info("%d of %d images exist; making the rest", num_images - left, num_images)
-    check_disk(folder, each * left * math.prod(shape))
+    check_disk(folder, each * left * math.prod(shape) * np.dtype(dtype).itemsize)
     if targets is None:
         targets = np.zeros(num_images, np.int64)
     batches = _ShardBatches(sampler, missing, len(ranges[0]), targets, runtime)
@@ -118,10 +118,10 @@ def sample_to_array(
     shard_size: int,
     precision: Precision,
     runtime: Runtime,
-    images: UInt8[np.ndarray, "n h w c"] | None = None,
+    images: Images | None = None,
     first: int = 0,
     targets: np.ndarray | None = None,
-) -> UInt8[np.ndarray, "n h w c"]:
+) -> Images:
     """The images that `sample_to_shards` writes, in memory and on one device.
 
     images: to start from. first: the number of the first image, which decides its noise. targets:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
@@ -62,7 +61,7 @@ class ShardWriter(BasePredictionWriter):
             self.shards.thread.shutdown(wait=True)
 
 
-def _on_host(images: UInt8[Tensor, "n h w c"]) -> Callable[[], np.ndarray]:
+def _on_host(images: Tensor) -> Callable[[], np.ndarray]:
     """A function that waits for the images, while a GPU computes the next batch."""
     if not images.is_cuda:
         return images.cpu().numpy

@@ -1,4 +1,4 @@
-"""Images as numbered uint8 files, each written whole or not at all.
+"""Images as numbered files, each written whole or not at all.
 
 `shards/000000.npy` holds images 0 to shard_size - 1, and so on. The same command resumes a killed
 run with the shards that it left (`sidepipe.engine.resuming`).
@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from sidepipe.base.files import existing, gigabytes, whole_file
+from sidepipe.base.images import Images
 from sidepipe.engine.resuming import keep
 
 
@@ -29,7 +30,11 @@ def shard_ranges(num_images: int, shard_size: int) -> list[range]:
 
 
 def missing_shards(
-    folder: Path, num_images: int, shard_size: int, image_shape: Sequence[int | None]
+    folder: Path,
+    num_images: int,
+    shard_size: int,
+    image_shape: Sequence[int | None],
+    dtype: type[np.generic] = np.uint8,
 ) -> list[int]:
     """Numbers of the missing shards.
 
@@ -39,11 +44,11 @@ def missing_shards(
     return [
         shard
         for shard, indices in enumerate(shard_ranges(num_images, shard_size))
-        if not keep(shard_path(folder, shard), (len(indices), *image_shape), np.uint8)
+        if not keep(shard_path(folder, shard), (len(indices), *image_shape), dtype)
     ]
 
 
-def write_shard(folder: Path, shard: int, images: UInt8[np.ndarray, "n h w c"]) -> None:
+def write_shard(folder: Path, shard: int, images: Images) -> None:
     """Writes one shard under a temporary name, flushes it to disk, then renames."""
     path = shard_path(folder, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +99,7 @@ class BackgroundShards:
             self.pending.popleft().result()
 
 
-def load_shards(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+def load_shards(folder: Path) -> Images:
     """All images of a finished artifact, in index order."""
     paths = sorted((folder / "shards").glob("*.npy"))
     if not paths:
@@ -104,7 +109,7 @@ def load_shards(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
     return np.concatenate([np.load(path, mmap_mode="r") for path in paths])
 
 
-def load_first(folder: Path, count: int) -> UInt8[np.ndarray, "n h w c"]:
+def load_first(folder: Path, count: int) -> Images:
     """The first `count` images, or all where there are fewer."""
     parts: list[np.ndarray] = []
     for path in sorted((folder / "shards").glob("*.npy")):

@@ -1,4 +1,4 @@
-"""Encoders: vectors from uint8 images, to compare images by.
+"""Encoders: vectors from uint8 images, or from rows of a table, to compare them by.
 
 Each has a metric, for `search`, and a preprocessing with a version, for the results. Weights are
 never downloaded for SSCD, and are safetensors for other networks. Networks get 3 channels (gray is
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from sidepipe.base.images import Images
 from sidepipe.base.pretrained import fetching, folder_or_hub_id, one_line, read_object
 from sidepipe.base.settings import require
 from sidepipe.base.weights import require_finite
@@ -34,18 +35,19 @@ class Encoder(ABC):
     """Base of encoders: `metric`, `transform`, `check` and `encode`.
 
     metric: how to compare its vectors; for "cosine" they are unit vectors, or zero. transform: name
-    and version of its preprocessing.
+    and version of its preprocessing. dtype: of the images that it takes.
     """
 
     metric: Metric
     transform: str
+    dtype: type[np.generic] = np.uint8
 
     def check(self) -> None:  # noqa: B027 - most often nothing can be missing
         """Raises if `encode` could not work (files, hashes, packages); stages call it first."""
 
     def encode(
         self,
-        images: UInt8[np.ndarray, "n h w c"],
+        images: Images,
         device: Device = "cpu",
         batch_size: int = 64,
     ) -> Float32[np.ndarray, "n d"]:
@@ -53,7 +55,8 @@ class Encoder(ABC):
 
         Raises ValueError where a vector is not finite.
         """
-        require(images.dtype == np.uint8, "images", "uint8", str(images.dtype))
+        dtype, remedy = np.dtype(self.dtype).name, "rows of a table have features=rows"
+        require(images.dtype == self.dtype, "images", dtype, str(images.dtype), remedy)
         require(images.ndim == 4 and images.size > 0, "images", "NHWC, not empty", images.shape)
         require(batch_size >= 1, "batch_size", ">= 1", batch_size)
         # np.array copies: torch warns of memory that cannot be written, as of a mapped file's.
@@ -100,6 +103,34 @@ class PixelsL2(Encoder):
     def _encode_batch(self, images: Batch, device: Device) -> Vectors:
         x = images.reshape(len(images), -1)
         return x / (255 * np.sqrt(x.shape[1]))
+
+
+class Rows(Encoder):
+    """Encoded rows of a table, scaled so that a column that differs adds at most 1.
+
+    The squared distance is the sum over columns: 1 for another category, and for a numeric column
+    the square of the difference of ranks, whose range is 1 (`base.table_encoding`).
+    """
+
+    metric = "l2"
+    transform = "rows-v1"
+    dtype = np.float32
+
+    def _encode_batch(self, images: Batch, device: Device) -> Vectors:
+        return images.reshape(len(images), -1) / 2
+
+
+class RowDirections(Encoder):
+    """Unit vectors of encoded rows of a table, for clusters by cosine."""
+
+    metric = "cosine"
+    transform = "row-directions-v1"
+    dtype = np.float32
+
+    def _encode_batch(self, images: Batch, device: Device) -> Vectors:
+        x = images.reshape(len(images), -1).astype(np.float64)
+        norm = np.linalg.norm(x, axis=1, keepdims=True)
+        return x / np.where(norm > 0, norm, 1)
 
 
 class Network(Encoder):

@@ -1,6 +1,7 @@
-"""Exact and near duplicates among uint8 images, by their pixels.
+"""Exact and near duplicates among images by their pixels, and among rows of a table.
 
-The distance is the root mean square (RMS) pixel difference, where black to white is 1. Two images
+The distance is the root mean square (RMS) pixel difference, where black to white is 1; of rows that
+of their entries, which differ by at most 2. Two images
 are exact duplicates if all pixels are equal, and near duplicates if they are at least `RATIO` times
 closer than an image of the data typically is to the nearest other one. Mirrored copies count as
 well, because many models are trained on flipped images.
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 
+from sidepipe.base.images import Images
 from sidepipe.features.pairs import TILE_QUERIES, blocks, candidates, distance, rounding
 from sidepipe.features.search import Metric, nearest
 
@@ -31,7 +33,6 @@ READ_IMAGES = 2048  # read from the data at once
 VERIFIED_PIXELS = 20_000_000  # compared at once
 SEED = 0  # of the choice of images that the typical distance is measured on
 
-Images = UInt8[np.ndarray, "n h w c"]
 Rows = Int64[np.ndarray, "m"]
 
 
@@ -118,7 +119,7 @@ def small(images: Images, side: int) -> Float32[np.ndarray, "n d"]:
         edges = np.round(np.linspace(0, length, min(side, length) + 1)).astype(np.int64)
         sums = np.add.reduceat(sums, edges[:-1], axis=axis)
         sizes = np.multiply.outer(sizes, np.diff(edges))
-    scale = 255 * np.sqrt(sizes[0] * images[0].size)
+    scale = _white(images) * np.sqrt(sizes[0] * images[0].size)
     return (sums / scale[..., None]).reshape(len(images), -1).astype(np.float32)
 
 
@@ -249,6 +250,11 @@ def _distances(
     turn = slice(None, None, -1 if mirrored else 1)
     means = np.empty(len(rows))
     for some in blocks(len(rows), max(1, VERIFIED_PIXELS // images[0].size)):
-        difference = images[rows[some]][:, :, turn].astype(np.int32) - images[others[some]]
+        difference = images[rows[some]][:, :, turn].astype(np.float64) - images[others[some]]
         means[some] = np.square(difference).mean(axis=(1, 2, 3))
-    return np.sqrt(means) / 255
+    return np.sqrt(means) / _white(images)
+
+
+def _white(images: Images) -> int:
+    """The value from which distances are counted as 1: that of white, or 1 for rows."""
+    return 255 if images.dtype == np.uint8 else 1

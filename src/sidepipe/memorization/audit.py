@@ -13,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64
 
+from sidepipe.base.images import Images
 from sidepipe.features.pairs import distance, exact_losses, gamma_of
 from sidepipe.features.search import Metric, closer, nearest
 from sidepipe.memorization.excess import difference, wilson
@@ -24,7 +25,6 @@ from sidepipe.memorization.roc import measured
 if TYPE_CHECKING:
     from sidepipe.features.encoders import Device, Encoder
 
-Images = UInt8[np.ndarray, "n h w c"]
 # (images, the timestep of the noise they get or None for none, whether they are refined, the number
 # of the first one, which decides its noise) -> the images that the model makes of them.
 Move = Callable[[Images, int | None, bool, int], Images]

@@ -9,8 +9,9 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
+from sidepipe.base.images import Images
 from sidepipe.features.search import Metric, closer
 from sidepipe.memorization.comparison import Comparison
 
@@ -21,9 +22,7 @@ NO_FINDING = ": no finding"
 NEARLY_EQUAL: dict[Metric, float] = {"cosine": 0.999, "l2": 0.001}  # gamma
 
 
-def collapse(
-    images: UInt8[np.ndarray, "n h w c"], sizes: Int64[np.ndarray, "g"]
-) -> dict[str, Any] | None:
+def collapse(images: Images, sizes: Int64[np.ndarray, "g"]) -> dict[str, Any] | None:
     """How nearly all images are alike, or of a single color each; None if they are not.
 
     sizes: of the groups of near duplicates among the images, the largest first. `different`: the
@@ -41,9 +40,7 @@ def collapse(
     return _named("alike", int(held[different - 1]), total, different, said)
 
 
-def exact_copies(
-    c: Comparison, generated: UInt8[np.ndarray, "n h w c"], data: UInt8[np.ndarray, "m h w c"]
-) -> dict[str, int]:
+def exact_copies(c: Comparison, generated: Images, data: Images) -> dict[str, int]:
     """How many generated images are equal, pixel by pixel, to a training or a held-out image.
 
     data: the images that the rows of `c` are of. Only the nearest image of each set is compared.
@@ -127,8 +124,9 @@ def real_in_words(copies: Mapping[str, int], num_images: int) -> str:
     )
 
 
-def _one_color(image: UInt8[np.ndarray, "h w c"]) -> bool:
-    return bool((image == image[:1, :1]).all())
+def _one_color(image: np.ndarray) -> bool:
+    """Whether all pixels are equal; a row of a table is one pixel alone."""
+    return image[..., 0].size > 1 and bool((image == image[:1, :1]).all())
 
 
 def _named(kind: str, images: int, of: int, different: int | None, said: str) -> dict[str, Any]:

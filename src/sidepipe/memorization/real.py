@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64
 
+from sidepipe.base.images import Images
 from sidepipe.features.duplicates import nearest_other
 from sidepipe.features.encoders import Device, Encoder
 from sidepipe.features.image_duplicates import RATIO, typical
@@ -198,7 +199,7 @@ def other_kind(near: Mapping[str, float]) -> str:
 
 def encode_rows(
     encoder: Encoder,
-    data: UInt8[np.ndarray, "n h w c"],
+    data: Images,
     rows: Int64[np.ndarray, "m"],
     device: Device,
 ) -> Float32[np.ndarray, "m d"]:

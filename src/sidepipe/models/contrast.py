@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
+from sidepipe.base.images import Images
 from sidepipe.base.settings import require
 from sidepipe.models.pixels import side_of
 
@@ -59,7 +60,7 @@ def require_comparable(
 def log_loss_ratio(
     model: Denoiser,
     base: Denoiser,
-    images: UInt8[np.ndarray, "n h w c"],
+    images: Images,
     t: int,
     draws: int,
     seed: int,

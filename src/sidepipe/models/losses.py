@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64
 
+from sidepipe.base.images import Images
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.schedule import add_noise
@@ -13,7 +14,7 @@ AT_ONCE = 256  # images
 
 @torch.no_grad()
 def image_losses(
-    denoiser: Denoiser, images: UInt8[np.ndarray, "n h w c"], *, draws: int, seed: int
+    denoiser: Denoiser, images: Images, *, draws: int, seed: int
 ) -> Float64[np.ndarray, "n"]:
     """|eps - eps_fn(x_t, t)|^2 of each image, its mean over `draws` timesteps at equal distances.
 

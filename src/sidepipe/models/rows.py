@@ -1,11 +1,12 @@
-"""Images in the space of a model, as surrogates take them: uint8, or latents of a latent model."""
+"""Images in the space of a model, as surrogates take them: uint8, or x_0 of another kind."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt8
+
+from sidepipe.base.images import Images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 ENCODED = 64  # images on the device at once
 
 
-def rows_of(denoiser: Denoiser, images: UInt8[np.ndarray, "n h w c"], device: str) -> np.ndarray:
-    """The images as surrogates of the model take them: uint8 ones, or latents for a latent model.
+def rows_of(denoiser: Denoiser, images: Images, device: str) -> np.ndarray:
+    """The images as surrogates of the model take them: uint8 ones, or the x_0 of another model.
 
-    Latents are float32 (n, c, h, w), encoded on `device`; the model is on the CPU afterwards.
+    Latents, and rows of a table, are float32 (n, c, h, w), encoded on `device`; the model is on the
+    CPU afterwards.
     """
     import torch
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from sidepipe.base.files import write_json
+from sidepipe.base.images import Images
 from sidepipe.base.settings import require
 from sidepipe.diffusion.timesteps import StepRule
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -55,7 +56,7 @@ class Aim:
     are None, and 0, for a surrogate without labels.
     """
 
-    images: UInt8[np.ndarray, "m h w c"] | None = None
+    images: Images | None = None
     label: Path | None = None
     targets: Int64[np.ndarray, "n"] | None = None
     num_targets: int = 0

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
 from sidepipe.base.image_reading import Entry
+from sidepipe.base.images import Images
 from sidepipe.base.settings import Precision, require
 from sidepipe.engine.stage import Stage
 from sidepipe.models.rows import channels_first, rows_of
@@ -55,7 +55,7 @@ class Material:
     inputs: Mapping[str, Path]
     denoiser: Denoiser
     precision: Precision
-    images: UInt8[np.ndarray, "m h w c"] | None
+    images: Images | None
     label: Path | None
     device: str
 

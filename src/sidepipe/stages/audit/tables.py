@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64
 
 from sidepipe.base.files import write_table
+from sidepipe.base.images import Images
 from sidepipe.features.search import Metric, closer
 from sidepipe.memorization.audit import arrivals, closeness, flagged_excess
 from sidepipe.memorization.conformal import discoveries, p_values
@@ -122,8 +123,8 @@ def risk(table: pd.DataFrame, metric: Metric) -> dict[str, Float64[np.ndarray, "
 def save_gallery(
     folder: Path,
     table: pd.DataFrame,
-    data: UInt8[np.ndarray, "m h w c"],
-    refined: UInt8[np.ndarray, "n h w c"],
+    data: Images,
+    refined: Images,
     metric: Metric,
     count: int,
 ) -> None:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
 from sidepipe.base.image_files import in_words
 from sidepipe.base.image_reading import Entry, read_images
-from sidepipe.base.images import save_grid
+from sidepipe.base.images import Images, save_grid
 from sidepipe.base.settings import require, tried
 from sidepipe.engine.shards import check_disk
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -178,7 +177,7 @@ def _write_captions(path: Path, entries: Sequence[Entry]) -> None:
         csv.writer(file).writerows([["index", "caption", "repeats", "word", "attributes"], *rows])
 
 
-def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+def load(folder: Path) -> Images:
     """The images, memory-mapped."""
     return np.load(folder / "images.npy", mmap_mode="r")
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from lightning.pytorch.callbacks import Callback
 
 from sidepipe.base.files import write_json
+from sidepipe.base.images import Images
 from sidepipe.diffusion.finite import Seen, require_finite_eps
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 LOOKS = "looks.json"
 AT_ONCE = 256  # samples
-Judge = Callable[[UInt8[np.ndarray, "n h w c"]], Look]
+Judge = Callable[[Images], Look]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Alarm:
         return self.num_images * (self.num_inference_steps + self.refine_steps)
 
     @torch.no_grad()
-    def refined(self, module: DenoisingModule, first: int) -> UInt8[np.ndarray, "n h w c"]:
+    def refined(self, module: DenoisingModule, first: int) -> Images:
         """Refined samples of the module. first: the number of the first one, for its noise."""
         numbers, parts = range(first, first + self.num_images), []
         for start in range(0, self.num_images, AT_ONCE):
@@ -91,7 +91,7 @@ def stopping(alarm: Alarm, folder: Path, data: Path, looks: int, device: str) ->
 
 
 def _judge(
-    images: UInt8[np.ndarray, "n h w c"],
+    images: Images,
     *,
     encoder: Encoder,
     real: RealImages,

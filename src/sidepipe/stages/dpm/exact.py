@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
+from sidepipe.base.images import Images
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -75,7 +75,7 @@ class ExactDPM(DPM):
         return {**about, "num_parameters": 0}
 
 
-def smoothed(images: UInt8[np.ndarray, "n h w c"], bandwidth: float) -> Mixture:
+def smoothed(images: Images, bandwidth: float) -> Mixture:
     """The kernel density estimate of images, with a normal kernel: their means and variances."""
     import torch
 

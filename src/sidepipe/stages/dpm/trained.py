@@ -118,7 +118,8 @@ class DenoiserTraining(Training):
         """kind: None for DenoisingModule. settings: of the kind, besides those of this stage."""
         from sidepipe.stages.dpm.module import DenoisingModule
 
-        size, schedule = unet.config["sample_size"], schedule_from(scheduler)
+        # A row of a table is one pixel.
+        size, schedule = unet.config.get("sample_size", 1), schedule_from(scheduler)
         return (kind or DenoisingModule)(
             schedule.called(unet),
             schedule.alphas_cumprod,

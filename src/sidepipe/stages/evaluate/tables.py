@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 
 from sidepipe.base.files import write_table
+from sidepipe.base.images import Images
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +61,8 @@ def save_gallery(
     folder: Path,
     table: pd.DataFrame,
     closest: Int64[np.ndarray, "p"],
-    generated: UInt8[np.ndarray, "n h w c"],
-    data: UInt8[np.ndarray, "m h w c"],
+    generated: Images,
+    data: Images,
 ) -> None:
     """Saves the rows of `closest_pairs` with the three pictures of each."""
     best = table.iloc[closest]
@@ -74,7 +75,7 @@ def save_gallery(
 def save_candidates(
     folder: Path,
     ranking: Candidates,
-    generated: UInt8[np.ndarray, "n h w c"],
+    generated: Images,
     count: int,
     table: pd.DataFrame | None,
 ) -> None:

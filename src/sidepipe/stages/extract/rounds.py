@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
+from sidepipe.base.images import Images
 from sidepipe.features.duplicates import new_groups
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import SPENT
@@ -26,9 +27,7 @@ class Seen:
     round aims at any of these again.
     """
 
-    def __init__(
-        self, near_duplicates: NearDuplicates, device: str, images: UInt8[np.ndarray, "m h w c"]
-    ) -> None:
+    def __init__(self, near_duplicates: NearDuplicates, device: str, images: Images) -> None:
         self.encoder, self.threshold = near_duplicates.encoder, near_duplicates.threshold
         self.device = device
         self.images, self.num_synthetic = images, len(images)
@@ -43,7 +42,7 @@ class Seen:
         """The labels of reached images."""
         return np.unique(labels[self.reached & (labels >= 0)])
 
-    def add(self, images: UInt8[np.ndarray, "n h w c"]) -> int:
+    def add(self, images: Images) -> int:
         """Adds reached images; returns the number of their new groups of near duplicates."""
         added = self.encoder.encode(images, device=self.device)
         found = new_groups(self.features, added, self.encoder.metric, self.threshold)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, Int64
 
+from sidepipe.base.images import Images
 from sidepipe.base.settings import require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.shards import load_shards
@@ -199,7 +200,7 @@ class Extract(Attack):
         return {"guided": True, "targets": aim.num_targets, **spent}
 
 
-def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+def load(folder: Path) -> Images:
     """The extracted images, in index order."""
     return load_shards(folder)
 

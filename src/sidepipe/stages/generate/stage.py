@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
-from sidepipe.base.images import save_grid
+from sidepipe.base.images import Images, save_grid
 from sidepipe.base.settings import PRECISIONS, Precision, require
 from sidepipe.engine.shards import load_first, load_shards, load_steps
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -263,7 +262,7 @@ class Generate(Sampling):
         return self.sample(job)
 
 
-def load(folder: Path) -> UInt8[np.ndarray, "n h w c"]:
+def load(folder: Path) -> Images:
     """The synthetic images, in index order."""
     return load_shards(folder)
 

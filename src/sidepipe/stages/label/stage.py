@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
-from sidepipe.base.images import save_grid
+from sidepipe.base.images import Images, save_grid
 from sidepipe.base.settings import build, check_field_types, require
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
@@ -118,7 +118,7 @@ class Label(Stage):
 
     def label(
         self,
-        images: UInt8[np.ndarray, "n h w c"],
+        images: Images,
         folder: Path,
         runtime: Runtime,
         classes: Int64[np.ndarray, "n"] | None = None,
@@ -164,7 +164,7 @@ class Label(Stage):
         centroids = kmeans(features, self.num_clusters, self.num_iterations, self.seed)
         return centroids, nearest_centroid(features, centroids)
 
-    def _repeats(self, images: UInt8[np.ndarray, "n h w c"], device: str) -> Int64[np.ndarray, "n"]:
+    def _repeats(self, images: Images, device: str) -> Int64[np.ndarray, "n"]:
         """The group of near duplicates of each image, from 0 on."""
         from sidepipe.features.duplicates import near_duplicate_groups
 
@@ -236,7 +236,7 @@ def load(folder: Path) -> np.ndarray:
     return np.load(folder / "labels.npy")
 
 
-def load_images(folder: Path, generate: Path) -> UInt8[np.ndarray, "n h w c"]:
+def load_images(folder: Path, generate: Path) -> Images:
     """The labeled images: the synthetic ones, or those of the attacker."""
     path = folder / "images.npy"
     return np.load(path) if path.exists() else load_synthetic(generate)

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64
 
 from sidepipe.base.files import whole_file
+from sidepipe.base.images import Images
 from sidepipe.engine.logs import counting
 from sidepipe.engine.resuming import keep
 from sidepipe.engine.shards import check_disk
@@ -18,7 +19,7 @@ from sidepipe.memorization.real import ENCODE_IMAGES, encode_rows
 def encode_into(
     path: Path,
     encoder: Encoder,
-    data: UInt8[np.ndarray, "n h w c"],
+    data: Images,
     rows: Int64[np.ndarray, "m"],
     runtime: Runtime,
 ) -> Float32[np.ndarray, "m d"]:

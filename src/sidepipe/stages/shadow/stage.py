@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import UInt8
 
+from sidepipe.base.images import Images
 from sidepipe.base.settings import require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -111,7 +111,7 @@ def _require_plain(of_images: bool, scheduler: Any) -> None:
 
 def load_split(
     folder: Path,
-) -> tuple[UInt8[np.ndarray, "n h w c"], UInt8[np.ndarray, "m h w c"]]:
+) -> tuple[Images, Images]:
     """The samples that a finished shadow model is trained on, and its held-out ones."""
     made = Artifact(folder)
     images = load_synthetic(made.inputs["generate"].folder)

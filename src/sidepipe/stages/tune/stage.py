@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 
 from sidepipe.base.files import write_json
+from sidepipe.base.images import Images
 from sidepipe.base.settings import check_field_types, require, require_known
 from sidepipe.engine.shards import load_shards, missing_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -218,7 +218,7 @@ def load_choice(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "choice.json").read_text())
 
 
-def load_trials(folder: Path) -> list[tuple[dict[str, Any], UInt8[np.ndarray, "n h w c"]]]:
+def load_trials(folder: Path) -> list[tuple[dict[str, Any], Images]]:
     """The tried settings of each trial, with its score and cost, and its images."""
     places = sorted((folder / "trials").iterdir())
     return [(json.loads((p / "trial.json").read_text()), load_shards(p)) for p in places]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 from torch import Tensor
 
-from sidepipe.base.images import to_model
+from sidepipe.base.images import Images, to_model
 from sidepipe.diffusion import fixed_points
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.noise import image_noise
@@ -26,7 +26,7 @@ def evaluations(levels: Sequence[int], draws: int) -> int:
 
 def scores_of(
     denoiser: Denoiser,
-    images: UInt8[np.ndarray, "n h w c"],
+    images: Images,
     levels: Sequence[int],
     draws: int,
     seed: int,

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from sidepipe.base.files import write_json, write_table
+from sidepipe.base.images import Images
 from sidepipe.base.settings import build, check_field_types, require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
@@ -142,7 +143,7 @@ class Verdict(Stage):
             shutil.rmtree(job.folder / name)
         return results
 
-    def _sample_shadow(self, job: Job) -> UInt8[np.ndarray, "n h w c"]:
+    def _sample_shadow(self, job: Job) -> Images:
         """Plain samples of the shadow model, by the sampler and the refinement of the attack."""
         attack = Artifact(job.inputs["extract"])
         used = attack.settings
@@ -154,9 +155,7 @@ class Verdict(Stage):
         sampling.sample(Job(job.folder, {"dpm": job.inputs["shadow"]}, job.runtime))
         return load_synthetic(job.folder)
 
-    def _candidates(
-        self, images: UInt8[np.ndarray, "n h w c"], per_start: int, device: str
-    ) -> Candidates:
+    def _candidates(self, images: Images, per_start: int, device: str) -> Candidates:
         from sidepipe.memorization.blind import candidates
 
         encoder = self.near_duplicates.encoder
@@ -164,7 +163,7 @@ class Verdict(Stage):
         return candidates(features, encoder.metric, self.near_duplicates.threshold, per_start)
 
     def _scores(
-        self, job: Job, name: str, images: UInt8[np.ndarray, "n h w c"], found: Candidates
+        self, job: Job, name: str, images: Images, found: Candidates
     ) -> dict[str, np.ndarray]:
         """The scores of candidates under their own model, and the sizes of their groups."""
         from sidepipe.stages.verdict.scores import scores_of
@@ -180,7 +179,7 @@ class Verdict(Stage):
         )
         return {**scores, "size": found.size.astype(np.float32)}
 
-    def _shadow_hits(self, job: Job, images: UInt8[np.ndarray, "n h w c"]) -> Bool[np.ndarray, "n"]:
+    def _shadow_hits(self, job: Job, images: Images) -> Bool[np.ndarray, "n"]:
         """Whether each image is a hit on the shadow's training images."""
         from sidepipe.features.search import closer, nearest
         from sidepipe.memorization.thresholds import (
