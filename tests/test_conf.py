@@ -26,6 +26,7 @@ LATENT = ["data=celeba", "dpm=latent", TRAINED_ON]
 MITIGATED = [*PLANTED, "detect=prompts", "mitigate=inference"]
 CHOSEN = {
     "data=none": ["data.size=64", "dpm=pretrained", "dpm.path=a/model", "evaluate.truth=none"],
+    "data=table": ["dpm=pretrained", "dpm.path=someone/model", TRAINED_ON],
     "data=imagefolder": ["data.source.folder=/images", "dpm=unet64", TRAINED_ON],
     "data=celeba": ["dpm=unet64", TRAINED_ON],
     "data=celeba_hq_fi": ["dpm=unet64", TRAINED_ON],

@@ -116,29 +116,38 @@ def _named(where: str, names: Sequence[str]) -> list[str]:
     return known
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
+def csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and values of the header and of each row that is not empty.
+
+    Raises ValueError for a row whose number of values is not that of the header.
+    """
     header = text.lstrip("\n").partition("\n")[0]
     source = io.StringIO(text, newline="")
     # strict: otherwise an unclosed quote takes in the rest of the file.
     lines = csv.reader(source, delimiter=max(",;\t", key=header.count), strict=True)
-    names: list[str] = []
+    count = 0
     start = 1
     try:
         for values in lines:
-            where = f"{path} line {start}"
-            if not names:
-                names = _named(where, values)
-            elif values:
-                if len(values) != len(names):
-                    raise ValueError(
-                        f"{where} must have {len(names)} values, as the header, got {len(values)}; "
-                        "remedy: quote a value that holds a comma or another separator"
-                    )
-                yield start, dict(zip(names, values, strict=True))
+            count = count or len(values)
+            if values and len(values) != count:
+                raise ValueError(
+                    f"{path} line {start} must have {count} values, as the header, got "
+                    f"{len(values)}; remedy: quote a value that holds a comma or another separator"
+                )
+            if values:
+                yield start, values
             start = lines.line_num + 1
     except csv.Error as error:
         remedy = "close its quotes, and double those within a quoted value"
         raise ValueError(f"{path} line {start} cannot be read: {error}; remedy: {remedy}") from None
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
+    lines = csv_lines(path, text)
+    for start, header in lines:
+        names = _named(f"{path} line {start}", header)
+        yield from ((line, dict(zip(names, values, strict=True))) for line, values in lines)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:

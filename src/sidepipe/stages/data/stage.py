@@ -1,6 +1,6 @@
 """Stage `data`: any source of images becomes one memory-mapped uint8 array and a table of ids.
 
-A source of pairs adds a table of captions.
+A source of pairs adds a table of captions. A table of rows becomes float32 vectors (`tables.py`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,28 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.data.captioned import Captioned
 from sidepipe.stages.data.planted import Planted
 from sidepipe.stages.data.sources import Nothing, Source
+from sidepipe.stages.data.tables import Table
+from sidepipe.stages.data.tables import load_encoding as load_encoding
+from sidepipe.stages.data.tables import load_table as load_table
+from sidepipe.stages.data.tables import write as write_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
 
+PLACES = {"folder", "file", "heldout_file"}  # settings of sources below runtime.data_root
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Stage):
-    """Images of one source, square and of one size.
+    """Images of one source, square and of one size, or rows of a table.
 
     source: a `Source` config, see `sources.py`; relative folders and files, also in a nested
-    source, lie under `runtime.data_root`. size: side in pixels. channels: 1 gray, 3 RGB.
-    center_crop: side of the central square to which a larger image is cropped, None for the largest
-    square. on_duplicates: what the stage dpm does with held-out images that duplicate training
-    images; this stage does not use it.
+    source, lie under `runtime.data_root`. size: side in pixels; a row of a table is 1 high, and as
+    wide as the table needs. channels: 1 gray, 3 RGB. center_crop: side of the central square to
+    which a larger image is cropped, None for the largest square. on_duplicates: what the stage dpm
+    does with held-out images that duplicate training images; this stage does not use it.
     """
 
     name: ClassVar[str] = "data"
@@ -66,11 +72,12 @@ class Data(Stage):
 
     def __post_init__(self) -> None:
         require("_target_" in self.source, "data.source", "a source, see conf/data", self.source)
-        for name in self.source.keys() & {"folder", "file"}:
-            is_text = isinstance(self.source[name], str)
+        for name in self.source.keys() & PLACES:
+            is_text = isinstance(self.source[name], str) or (self.is_table and name != "folder")
             remedy = f"for a name in brackets write 'data.source.{name}=\"[...]\"'"
             require(is_text, f"data.source.{name}", "text", self.source[name], remedy)
-        require(self.size >= 4, "data.size", ">= 4 pixels", self.size)
+        fits = self.size == 1 if self.is_table else self.size >= 4
+        require(fits, "data.size", "1" if self.is_table else ">= 4 pixels", self.size)
         if self.center_crop is not None:
             require(self.center_crop >= 1, "data.center_crop", ">= 1 pixel", self.center_crop)
 
@@ -84,10 +91,15 @@ class Data(Stage):
         """Whether each image has a caption, for `load_captions`."""
         return self._is_of(Captioned, Planted)
 
+    @property
+    def is_table(self) -> bool:
+        """Whether there are rows of a table, float32 (n, 1, d, 1), in place of images."""
+        return self._is_of(Table)
+
     def _is_of(self, *kinds: type) -> bool:
         return self.source["_target_"] in {f"{k.__module__}.{k.__qualname__}" for k in kinds}
 
-    def _source(self, runtime: Runtime) -> Source:
+    def _source(self, runtime: Runtime) -> Any:
         return tried("data.source", _placed(self.source, Path(runtime.data_root).expanduser()))
 
     def check_sources(self, runtime: Runtime) -> None:
@@ -110,6 +122,8 @@ class Data(Stage):
     def run(self, job: Job) -> dict[str, Any]:
         source = self._source(job.runtime)
         listing = source.listing()  # before reading, so that a file changed meanwhile is noticed
+        if self.is_table:
+            return {**write_rows(job.folder, source), "listing": listing}
         images, kept, skipped, several = self._read(source, job.folder / "images.npy", job.runtime)
         with (job.folder / "ids.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -161,8 +175,9 @@ class Data(Stage):
 def _placed(source: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """A source's settings, its folders and files below `root`, also those of a nested source."""
     placed = dict(source)
-    for name in placed.keys() & {"folder", "file"}:
-        placed[name] = str(root / Path(placed[name]).expanduser())
+    for name in placed.keys() & PLACES:
+        if placed[name] is not None:
+            placed[name] = str(root / Path(placed[name]).expanduser())
     if "source" in placed:
         placed["source"] = _placed(placed["source"], root)
     return placed
