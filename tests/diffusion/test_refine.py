@@ -65,6 +65,40 @@ def test_a_model_of_a_gaussian_moves_images_toward_its_mean_alone(t, num_steps):
     torch.testing.assert_close(moved, mean + factor**num_steps * (x_0 - mean))
 
 
+@pytest.mark.parametrize("relaxation", [1.0, 1.5, 1.9])
+def test_relaxed_steps_toward_a_mean_shrink_by_their_own_factor(relaxation):
+    """x - mean shrinks by f in a step, and by 1 - r (1 - f) in a step that is r times as long."""
+    mean, variance, t = 0.4, 0.25, 7
+    alpha_bar = float(ALPHAS_CUMPROD[t])
+    spread = alpha_bar * variance + 1 - alpha_bar
+    x_0 = torch.tensor([[-0.9, 0.2], [0.8, 0.5]])
+
+    def eps_fn(x_t, t):
+        return (1 - alpha_bar) ** 0.5 * (x_t - alpha_bar**0.5 * mean) / spread
+
+    found = iterates(eps_fn, x_0, fixed_point(t, 4, relaxation), ALPHAS_CUMPROD)
+    step = alpha_bar * variance / spread
+    relaxed = 1 - relaxation * (1 - step)
+    for number, x in enumerate(found):
+        torch.testing.assert_close(x, mean + step * relaxed**number * (x_0 - mean))
+
+
+def test_relaxed_steps_arrive_sooner_at_the_same_memorized_images():
+    eps_fn, t = memorizing_eps_fn(TRAINING[:2]), 4
+    start = TRAINING[:2] * 0.53 + TRAINING[:2].flip(0) * 0.47
+
+    def chain(relaxation):
+        return torch.stack(
+            [*iterates(eps_fn, start, fixed_point(t, 30, relaxation), ALPHAS_CUMPROD)]
+        )
+
+    plain, relaxed = chain(1.0), chain(1.6)
+    torch.testing.assert_close(relaxed[-1], plain[-1], atol=1e-4, rtol=0)
+    assert (plain[-1] - TRAINING[:2]).norm(dim=1).max() < 0.05
+    arrived = [((x - plain[-1]).norm(dim=2).amax(1) < 0.1).tolist() for x in (plain, relaxed)]
+    assert arrived[1].index(True) < arrived[0].index(True)
+
+
 def test_no_steps_leave_images_as_they_are():
     x_0 = torch.randn(2, 3, generator=torch.manual_seed(1))
     assert seek_mode(memorizing_eps_fn(TRAINING), x_0, 3, 0, ALPHAS_CUMPROD) is x_0

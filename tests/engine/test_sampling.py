@@ -173,6 +173,22 @@ def test_the_last_iterates_of_each_level_are_candidates_of_their_start(tmp_path,
         assert_same_images(images[place::4], expected)
 
 
+def test_relaxation_keeps_the_first_result_and_leads_the_next_step_further(tmp_path, dpm):
+    def union(relaxation):
+        chains = Union(levels=[6], steps=2, kept=2, relaxation=relaxation)
+        return sampled(tmp_path / f"{relaxation}", dpm, num_images=20, refine=chains)
+
+    plain, relaxed = union(1.0), union(1.5)
+    np.testing.assert_array_equal(relaxed[::2], plain[::2])
+    assert (relaxed[1::2] != plain[1::2]).any()
+
+
+@pytest.mark.parametrize("relaxation", [0.5, 2.0])
+def test_a_relaxation_that_does_not_lead_to_fixed_points_is_refused(relaxation):
+    with pytest.raises(ValueError, match=r"extract\.refine\.relaxation must be in \[1, 2\), got"):
+        Union(levels=[6], relaxation=relaxation).check("extract.refine")
+
+
 def test_a_resumed_union_equals_an_uninterrupted_one_and_counts_its_evaluations(tmp_path, dpm):
     settings = {"refine": Union(levels=[6, 3], steps=3, kept=2)}
     folder, job = tmp_path / "a", Job(tmp_path / "a", {"dpm": dpm}, runtime())

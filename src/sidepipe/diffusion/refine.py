@@ -23,7 +23,7 @@ def iterates(
     alphas_cumprod: Float[Tensor, "T"],
     noise_fn: Callable[[], Float[Tensor, "n *shape"]] | None = None,
 ) -> Iterator[Float[Tensor, "n *shape"]]:
-    """x_0 after each of the cycles.
+    """The result of each of the cycles.
 
     noise_fn: fresh standard normal noise of x_0's shape; needed where a cycle has noise or eta.
     """
@@ -34,8 +34,9 @@ def iterates(
             if noise_fn is None:
                 raise ValueError(f"noise_fn is needed when noise > 0, got noise = {cycle.noise}")
             x_t = x_t + cycle.noise * (1 - alpha_bar) ** 0.5 * noise_fn()
-        x_0 = ddim(eps_fn, x_t, cycle.timesteps, alphas_cumprod, cycle.eta, noise_fn)
-        yield x_0
+        found = ddim(eps_fn, x_t, cycle.timesteps, alphas_cumprod, cycle.eta, noise_fn)
+        yield found
+        x_0 = found if cycle.relaxation == 1 else x_0 + cycle.relaxation * (found - x_0)
 
 
 def settled(

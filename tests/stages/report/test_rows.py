@@ -102,6 +102,12 @@ def test_refinement_is_explained_by_its_steps_and_noise_level():
             "8 times from each of t = 60, 30, and the last 5 results of each are candidates",
             "8 at t = 60, 30, 5 kept of each",
         ),
+        (
+            {"name": "union", "levels": [60], "steps": 6, "kept": 3, "relaxation": 1.5},
+            "6 times from each of t = 60, each time 1.5 times as far, and the last 3 results of "
+            "each are candidates",
+            "6 at t = 60, 3 kept of each",
+        ),
     ],
 )
 def test_each_strategy_of_refinement_is_told_in_words(refine, words, told):

@@ -157,16 +157,19 @@ class Union(Refine):
     """Fixed points of several `levels` from each start, with the last `kept` iterates of each.
 
     Iterates on the way cost no further evaluations, and chains pass by training images.
+    relaxation: each step starts so many times as far away as the last one led, so that fewer steps
+    arrive; 1 for the result of the last one itself.
     """
 
     name: Literal["union"] = "union"
     levels: list
     steps: int = 8
     kept: int = 5
+    relaxation: float = 1.0
 
     @property
     def chains(self) -> list[list[Cycle]]:
-        return [fixed_point(t, self.steps) for t in self.levels]
+        return [fixed_point(t, self.steps, self.relaxation) for t in self.levels]
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -175,6 +178,8 @@ class Union(Refine):
         require(once, f"{where}.levels", "different timesteps", self.levels)
         rule = f"<= {where}.steps = {self.steps}"
         require(self.kept <= self.steps, f"{where}.kept", rule, self.kept)
+        attracts = 1 <= self.relaxation < 2
+        require(attracts, f"{where}.relaxation", "in [1, 2)", self.relaxation)
 
 
 def _check_levels(where: str, levels: list[int]) -> None:

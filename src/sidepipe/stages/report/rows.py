@@ -110,6 +110,8 @@ def _levels(refine: Mapping[str, Any]) -> str:
 
 def _union(refine: Mapping[str, Any]) -> str:
     text = f"{refine['steps']} times from each of t = {_levels(refine)}"
+    if (relaxation := refine.get("relaxation", 1)) != 1:
+        text += f", each time {relaxation:g} times as far"
     return f"{text}, and the last {refine['kept']} results of each are candidates"
 
 
