@@ -29,7 +29,7 @@ def _frequencies(counts: Int64[np.ndarray, "s"]) -> tuple[int, int]:
     return int((counts == 1).sum()), int((counts == 2).sum())
 
 
-def unseen(counts: Int64[np.ndarray, "s"], num_images: int, most: int) -> float:
+def unseen(counts: Int64[np.ndarray, "s"], num_images: int, most: float) -> float:
     """Chao1's estimate of how many more can be hit, f1^2 / 2 f2, or all that are left."""
     f1, f2 = _frequencies(counts)
     share = (num_images - 1) / num_images
@@ -56,10 +56,10 @@ def at_least(counts: Int64[np.ndarray, "s"], num_images: int, most: int) -> int:
     return min(most, len(counts) + int(more / spread))
 
 
-def coverage(counts: Int64[np.ndarray, "s"], num_images: int, most: int) -> float:
+def coverage(counts: Int64[np.ndarray, "s"], num_images: int, most: float) -> float:
     """Share of all further hits that will be of training images already hit, in [0, 1].
 
-    Good and Turing's, as improved by Chao and Jost (2012).
+    Good and Turing's, as improved by Chao and Jost (2012). most: infinity where it is not known.
     """
     if len(counts) in (0, most):
         return float(len(counts) == most)

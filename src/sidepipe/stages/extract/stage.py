@@ -18,7 +18,7 @@ from sidepipe.engine.shards import load_shards
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import COST, SPENT, Aim, Attack
-from sidepipe.stages.attack.strategies import OtherImages
+from sidepipe.stages.attack.strategies import MIN_IMAGES, OtherImages
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.label.stage import Label, load_sizes, load_stage
 from sidepipe.stages.label.stage import load as load_labels
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ROUNDS = ("rounds", "stop_rounds", "near_duplicates")
+_COVERED = ("rounds", "covered", "near_duplicates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,9 @@ class Extract(Attack):
     refinement can be tuned. rounds: how many times the attack adds its images to the synthetic ones
     and labels all again; later rounds aim at clusters that no image has reached; 1 for all at once.
     stop_rounds: whether to sample plainly once a round makes fewer new groups of near duplicates
-    per network evaluation than plain sampling. near_duplicates: the images that rounds count as
-    duplicates.
+    per network evaluation than plain sampling. covered: for plain samples, which stop after the
+    first of `rounds` in which an estimated share of further starts would repeat a known image; None
+    for all images. near_duplicates: the images that rounds count as duplicates.
     """
 
     is_attack: ClassVar[bool] = True
@@ -52,6 +54,7 @@ class Extract(Attack):
     tuned: bool
     rounds: int
     stop_rounds: bool
+    covered: float | None = None
     near_duplicates: NearDuplicates
 
     def __post_init__(self) -> None:
@@ -62,8 +65,18 @@ class Extract(Attack):
         rule = f"1 for a trained {self.surrogate.name}"
         remedy = "surrogate=posterior needs no training"
         require(at_once, "extract.rounds", rule, self.rounds, remedy)
-        if self.rounds > 1 or self.tuned:
+        if self._in_rounds or self.tuned:
             self.refine.require_single("extract.refine", "rounds and trials count repeated images")
+        if self.covered is not None:
+            self._check_covered(self.covered)
+
+    def _check_covered(self, covered: float) -> None:
+        require(0 < covered < 1, "extract.covered", "in (0, 1), or null", covered)
+        rule, plain = "null for other images than plain samples", self.surrogate.name == "none"
+        require(plain, "extract.covered", rule, covered, "extract.surrogate=none")
+        most = self.num_images // MIN_IMAGES
+        rule = f"in [2, {most}] with extract.covered: sampling may stop after each, of >= 20 images"
+        require(2 <= self.rounds <= most, "extract.rounds", rule, self.rounds)
 
     @property
     def is_tuned(self) -> bool:
@@ -83,8 +96,9 @@ class Extract(Attack):
         # The key of tune covers the choice of the trials.
         if not self.surrogate.samples:
             return tuple(field.name for field in fields(self) if field.name != "surrogate")
-        unused = (*super().unused(), "tuned")
-        return unused if self._in_rounds else (*unused, *_ROUNDS)
+        used = _ROUNDS if self._in_rounds else () if self.covered is None else _COVERED
+        others = [name for name in (*_ROUNDS, "covered") if name not in used]
+        return (*super().unused(), "tuned", *others)
 
     def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         used = super().key_settings(settings)
@@ -115,7 +129,7 @@ class Extract(Attack):
             data: Any = upstream["data"]
             self.surrogate.require_sizes(data.size)
             return
-        if self._in_rounds:
+        if self._in_rounds or self.covered is not None:
             self.near_duplicates.encoder.check()
         if not self.is_tuned:
             super().check_parts(upstream, runtime)
@@ -127,6 +141,10 @@ class Extract(Attack):
             return self.surrogate.write(job.folder, data.summary["shape"], self.shard_size)
         if self.is_tuned:
             return self._run_as_chosen(job, load_choice(job.inputs["tune"]))
+        if self.covered is not None:
+            from sidepipe.stages.extract.covered import sample_until_covered
+
+            return sample_until_covered(self, self.covered, job)
         return self._run_in_rounds(job) if self._in_rounds else super().run(job)
 
     def _run_as_chosen(self, job: Job, choice: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,10 @@ def _afterwards(attack: Attack) -> list[str]:
     settings, parts = attack.settings, []
     if settings.get("tuned"):
         parts.append("trials choose its settings without the training images")
-    if settings.get("rounds", 1) > 1:
+    if (covered := settings.get("covered")) is not None:
+        repeat = f"{rate(covered)} of further images would repeat a known one"
+        parts.append(f"it stops after the first of {settings['rounds']} rounds when {repeat}")
+    elif settings.get("rounds", 1) > 1:
         parts.append(f"it works in {count(settings['rounds'])} rounds")
     if (refine := settings["refine"])["name"] != "none":
         how = _REFINE[refine["name"]](refine)
