@@ -32,6 +32,8 @@ PUBLIC = {
     "sidepipe.Result.report": sidepipe.Result.report,
     "sidepipe.Result.table": sidepipe.Result.table,
     "sidepipe.Result.save": sidepipe.Result.save,
+    "sidepipe.TableResult": sidepipe.TableResult,
+    "sidepipe.Ratio": sidepipe.Ratio,
     "sidepipe.audit": sidepipe.audit,
     "sidepipe.Audit": sidepipe.Audit,
     "sidepipe.Audit.save": sidepipe.Audit.save,
@@ -41,7 +43,10 @@ PUBLIC = {
 }
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Source", "Example")
 # Dataclasses that functions return: nobody calls their constructors.
-RETURNED = (sidepipe.Model, sidepipe.Result, sidepipe.Audit, sidepipe.Estimate, sidepipe.Pair)
+RETURNED = (
+    *(sidepipe.Model, sidepipe.Result, sidepipe.TableResult, sidepipe.Ratio, sidepipe.Audit),
+    *(sidepipe.Estimate, sidepipe.Pair),
+)
 
 
 def page() -> str:

@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from sidepipe.api import Estimate as Estimate
     from sidepipe.api import Model as Model
     from sidepipe.api import Pair as Pair
+    from sidepipe.api import Ratio as Ratio
     from sidepipe.api import Result as Result
+    from sidepipe.api import TableResult as TableResult
     from sidepipe.api import audit as audit
     from sidepipe.api import compare as compare
     from sidepipe.api import load as load
     from sidepipe.api import load_split as load_split
 
 # `__getattr__` imports these at their first use: the command line needs none of them.
-_PUBLIC = ("Audit", "Estimate", "Model", "Pair", "Result", "audit", "compare", "load", "load_split")
+_TYPES = ("Audit", "Estimate", "Model", "Pair", "Ratio", "Result", "TableResult")
+_PUBLIC = (*_TYPES, "audit", "compare", "load", "load_split")
 
 
 def __getattr__(name: str) -> Any:

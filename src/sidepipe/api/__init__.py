@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sidepipe.api.loading import load as load
     from sidepipe.api.loading import load_split as load_split
     from sidepipe.api.model import Model as Model
+    from sidepipe.api.table_result import Ratio as Ratio
+    from sidepipe.api.table_result import TableResult as TableResult
 
 
 def __getattr__(name: str) -> Any:
@@ -26,6 +28,8 @@ def __getattr__(name: str) -> Any:
         from sidepipe.api import loading as module
     elif name == "Model":
         from sidepipe.api import model as module
+    elif name in ("Ratio", "TableResult"):
+        from sidepipe.api import table_result as module
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(module, name)

@@ -1,22 +1,29 @@
 """Generated images compared with training images, and with held-out images as the control.
 
 The arguments are checked and the images are read here, without torch; `measuring` compares them.
+Rows of tables go to `tables`.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sidepipe.api.decoding import Reading
 from sidepipe.api.images import ImagesOrFolder, read_sets
 from sidepipe.api.naming import as_arguments, as_path, require_numbers
+from sidepipe.api.tables import compare_tables, is_table
 from sidepipe.base.groups import Groups
 from sidepipe.base.settings import require, require_known
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sidepipe.api.result import Result
+    from sidepipe.base.table_kinds import Kinds
     from sidepipe.features.encoders import Encoder
 
 log = logging.getLogger(__name__)
@@ -27,13 +34,13 @@ LEAST = {"generated": 20, "train": 2, "heldout": 20}
 
 
 def compare(
-    generated: ImagesOrFolder,
+    generated: ImagesOrFolder | pd.DataFrame,
     *,
-    train: ImagesOrFolder | None = None,
-    heldout: ImagesOrFolder | None = None,
+    train: ImagesOrFolder | pd.DataFrame | None = None,
+    heldout: ImagesOrFolder | pd.DataFrame | None = None,
     features: str | Encoder = "pixels_l2",
     false_positive_rate: float = 0.001,
-    on_duplicates: Literal["error", "drop", "keep"] = "error",
+    on_duplicates: Literal["error", "drop", "keep"] | None = None,
     on_bad_file: Literal["error", "skip"] = "error",
     size: int | None = None,
     resize: Literal["crop", "stretch"] = "crop",
@@ -41,12 +48,18 @@ def compare(
     groups: Groups | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     cache: str | Path | None = None,
+    on_unseen: Literal["error", "keep"] = "error",
+    target: str | None = None,
+    kinds: Kinds | None = None,
 ) -> Result:
     """Count the generated images that copy training images, beyond what held-out images explain.
 
     The threshold of a hit is the distance that a share ``false_positive_rate`` of the held-out
     images reach. Held-out hits are the control: the same count against images that the model never
     saw. The claim is the excess of hits over held-out hits.
+
+    Rows of tables are compared likewise where ``generated``, ``train`` and ``heldout`` are CSV or
+    Parquet files or data frames; the result is then a ``TableResult`` (docs/tables.md).
 
     Args:
         generated: uint8 ``(n, h, w, c)`` with ``c`` of 1 or 3, or a folder of images; at least 20.
@@ -61,8 +74,9 @@ def compare(
             ``"pixels_l2"``, the root-mean-square pixel difference, or ``"pixels"``, the correlation
             of pixels. For images of 64 pixels or more take ``SSCD(path, sha256)``.
         false_positive_rate: in ``(0, 1)``; with too few held-out images, ``1 / len(heldout)``.
-        on_duplicates: where held-out images duplicate training images: ``"error"``; ``"drop"``
-            leaves these held-out images out; ``"keep"`` continues with a warning.
+        on_duplicates: where held-out images duplicate training images: ``"error"``, the default
+            for images; ``"drop"`` leaves these held-out images out; ``"keep"``, the default for
+            tables, continues with a warning.
         on_bad_file: where a file cannot be read: ``"error"``; ``"skip"`` leaves it out and warns.
         size: pixels per side, to which all images are resized; ``None`` where they have one size.
         resize: how ``size`` changes images that are not square: ``"crop"`` keeps the central
@@ -76,6 +90,11 @@ def compare(
         cache: a folder that keeps the pixels of images in files, which are then not in memory, and
             the features by the content of the images. The same call resumes after it was killed,
             and calls with other settings or other generated images reuse the rest.
+        on_unseen: of tables: ``"error"`` where a generated row has a category that no real row has,
+            or a missing value in a column without any; ``"keep"`` compares it as a category.
+        target: of tables: the column that is predicted, whose few whole numbers are then classes.
+        kinds: of tables: ``"numeric"``, ``"categorical"`` or ``"ordinal"`` by column, where the
+            detected kind is wrong; a list of values is ordinal in this order.
 
     Returns:
         Hits, held-out hits, excess with its 95 % interval, different training images, pairs.
@@ -97,29 +116,47 @@ def compare(
         >>> result.excess.share
         0.5
     """
-    require_numbers(false_positive_rate=false_positive_rate)
-    require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
-    require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
+    given = {"generated": generated, "train": train, "heldout": heldout}
+    of_images = {"features": features, "size": size, "resize": resize, "channels": channels}
+    of_images |= {"groups": groups, "device": device, "cache": cache, "on_bad_file": on_bad_file}
+    of_tables = {"on_unseen": on_unseen, "target": target, "kinds": kinds}
+    rows = is_table(generated)
+    on_duplicates = on_duplicates or ("keep" if rows else "error")
+    _check(on_duplicates, false_positive_rate)
+    _require_defaults("tables" if rows else "images", of_images if rows else of_tables)
+    if rows:
+        return compare_tables(given, false_positive_rate, on_duplicates, **of_tables)
     require_known("device", device, ["auto", "cpu", "cuda", "mps"])
     check_features(features)
-    folder = None if cache is None else as_path("cache", cache)
-    fits = folder is None or folder.is_dir() or not folder.exists()
-    require(fits, "cache", "a folder, or a new name", str(folder))
-    how = Reading(size, resize, channels, on_bad_file)
-    given = {"generated": generated, "train": train, "heldout": heldout}
+    folder, how = _folder(cache), Reading(size, resize, channels, on_bad_file)
     sets = read_sets(given, LEAST, how, groups, folder)
     log.info("%s", ", ".join(f"{len(one.images):,} {name}" for name, one in sets.items()))
 
     from sidepipe.api.measuring import measured
 
-    return measured(
-        sets,
-        features=features,
-        false_positive_rate=false_positive_rate,
-        on_duplicates=on_duplicates,
-        device=device,
-        cache=folder,
-    )
+    rate: dict[str, Any] = {"false_positive_rate": false_positive_rate, "device": device}
+    return measured(sets, features=features, on_duplicates=on_duplicates, cache=folder, **rate)
+
+
+def _check(on_duplicates: str, false_positive_rate: float) -> None:
+    require_numbers(false_positive_rate=false_positive_rate)
+    require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
+    require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
+
+
+def _folder(cache: str | Path | None) -> Path | None:
+    """The folder of the cache; ValueError where it is a file."""
+    folder = None if cache is None else as_path("cache", cache)
+    fits = folder is None or folder.is_dir() or not folder.exists()
+    require(fits, "cache", "a folder, or a new name", str(folder))
+    return folder
+
+
+def _require_defaults(of: str, arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError where an argument that has no effect on images, or on tables, is given."""
+    for name, value in arguments.items():
+        default = inspect.signature(compare).parameters[name].default
+        require(value is default or value == default, name, f"left out for {of}", value)
 
 
 def check_features(features: str | Encoder) -> None:

@@ -109,11 +109,12 @@ class Result:
     def __str__(self) -> str:
         excess = COLLAPSED if self.excess is None else self.excess
         one = "group" if self._counts["num_groups"] else "one"
+        attack = self._attack("generated")
         lines = [
-            finding(self._attack("generated")),
+            finding(attack),
             f"excess of hits over held-out hits: {excess}",
-            f"{self.hits:,} of {self.num_images:,} generated images "
-            f"{'hits' if self.hits == 1 else 'hit'} a training image "
+            f"{self.hits:,} of {self.num_images:,} generated {attack.item}s "
+            f"{'hits' if self.hits == 1 else 'hit'} a training {attack.item} "
             f"({counted(self.unique, f'different {one}')}); {self.heldout_hits:.3g} held-out "
             f"hit{'' if self.heldout_hits == 1 else 's'}",
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,12 @@ def save(result: Result, folder: Path, arguments: Mapping[str, object]) -> Path:
     path = folder / "pairs.csv"
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *result._hits])
-    write_json(folder / "result.json", _described(result) | dict(arguments))
+    write_json(folder / "result.json", described(result) | dict(arguments))
     return folder
 
 
-def _described(result: Result) -> dict[str, Any]:
+def described(result: Result) -> dict[str, Any]:
+    """The numbers of result.json."""
     made, excess = provenance(), result.excess
     return {
         "num_images": result.num_images,
@@ -58,35 +59,43 @@ def _described(result: Result) -> dict[str, Any]:
 def table(result: Result) -> str:
     """The finding, excess, hits, held-out hits, different images, and what a hit is."""
     attack = result._attack("generated")
-    lines = [words.finding(attack), "", _row("", ("count", "share", "95 % interval"))]
-    lines += _rows(attack)
+    near = attack.results["near_duplicates"]["generated"]
+    lines = [*head(attack), row("  of them near duplicates of others", (words.count(near), "", ""))]
+    return "\n".join([*lines, "", *foot(attack, result.warnings)])
+
+
+def head(attack: Attack) -> list[str]:
+    """The finding and the lines of the table."""
+    return [words.finding(attack), "", row("", ("count", "share", "95 % interval")), *_rows(attack)]
+
+
+def foot(attack: Attack, warnings: Sequence[str]) -> list[str]:
+    """The lines that explain a hit, and the warnings."""
     legend = (
-        f"A hit has {words.hit_rule(attack)} ({attack.transform}) to its nearest training image; "
-        f"{words.rate(result.false_positive_rate)} of the held-out {attack.unit}s reach it."
+        f"A hit has {words.hit_rule(attack)} ({attack.transform}) to its nearest training "
+        f"{attack.item}; {words.rate(attack.headline['false_positive_rate'])} of the held-out "
+        f"{attack.unit}s reach it."
     )
-    warnings = [f"warning: {text}" for text in result.warnings]
-    return "\n".join([*lines, "", *wrapped(legend), *warnings])
+    return [*wrapped(legend), *(f"warning: {text}" for text in warnings)]
 
 
 def _rows(attack: Attack) -> list[str]:
-    sizes, near = attack.results["num_reference"], attack.results["near_duplicates"]
-    n = attack.num_images
+    sizes, n = attack.results["num_reference"], attack.num_images
     shares = {
-        f"hits on {words.count(sizes['train'])} training images": (attack.hits(), "train"),
+        f"hits on {words.count(sizes['train'])} training {attack.item}s": (attack.hits(), "train"),
         "held-out hits": (attack.heldout_hits, "heldout"),
     }
     rows = [
-        _row(title, (words.average(number), _percent(number / n, n), _interval(attack, which)))
+        row(title, (words.average(number), _percent(number / n, n), _interval(attack, which)))
         for title, (number, which) in shares.items()
     ]
     shown = (f"{words.excess_share(attack)} %", f"{words.excess_interval(attack)} %")
     excess = (words.COLLAPSED, "", "") if attack.collapse else (words.signed_excess(attack), *shown)
     return [
-        _row("excess of hits over held-out hits", excess),
+        row("excess of hits over held-out hits", excess),
         *rows,
-        _row(f"different training {attack.unit}s", (words.count(attack.unique), "", "")),
-        _row("generated images", (words.count(n), "", "")),
-        _row("  of them near duplicates of others", (words.count(near["generated"]), "", "")),
+        row(f"different training {attack.unit}s", (words.count(attack.unique), "", "")),
+        row(f"generated {attack.item}s", (words.count(n), "", "")),
     ]
 
 
@@ -101,6 +110,7 @@ def _interval(attack: Attack, which: str) -> str:
     return f"{low} to {high} %"
 
 
-def _row(title: str, cells: tuple[str, str, str]) -> str:
+def row(title: str, cells: tuple[str, str, str]) -> str:
+    """A line of the table: count, share and interval."""
     count, share, interval = cells
     return f"{title:<36}{count:>8}{share:>9}  {interval}".rstrip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,3 +140,33 @@ def _decimals(values: np.ndarray) -> int | None:
         if np.array_equal(np.round(present, decimals), present):
             return decimals
     return None
+
+
+def widened(schema: Schema, name: str, frame: pd.DataFrame) -> Schema:
+    """The schema with the categories and the missing values that a frame adds to it.
+
+    Numbers among the categories of an ordinal column stay in order. ValueError for text in one.
+    name: of the frame, in messages.
+    """
+    require_names(name, frame)
+    frame = frame.rename(columns=str)
+    require_columns(name, frame, "the other tables", schema.names)
+    return replace(
+        schema,
+        columns=tuple(_widened(column, name, frame[column.name]) for column in schema.columns),
+    )
+
+
+def _widened(column: Column, name: str, values: Any) -> Column:
+    texts = texts_of(values)
+    missing = column.missing or bool(texts.isna().any())
+    if column.kind == "numeric":
+        return replace(column, missing=missing)
+    added = sorted(set(texts.dropna()) - set(column.categories))
+    categories = [*column.categories, *added]
+    if column.kind == "ordinal" and added:
+        unordered = np.isnan(parsed(categories)).any()
+        rule, remedy = "values of the real rows, in their order", "correct them"
+        require(not unordered, f"column {column.name!r} of {name}", rule, added, remedy)
+        categories.sort(key=float)
+    return replace(column, categories=tuple(categories), missing=missing)

@@ -200,8 +200,8 @@ def _require_none(name: str, column: Column, wrong: np.ndarray, values: Any, rul
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         found = f"{values.iloc[row]} ({int(wrong.sum())} rows)"
-        some = ", ".join(column.categories[:5])
-        remedy = f"known: {some}" if column.categories else "fill it, or remove these rows"
+        known = f"known: {', '.join(column.categories[:5])}; " if column.categories else ""
+        remedy = f"{known}correct them, or on_unseen=keep compares them as they are"
         require(False, f"column {column.name!r} of {name}, row {row + 1}", rule, found, remedy)
 
 

@@ -16,11 +16,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sidepipe.api.comparing import WITHOUT_SETTINGS, compare
+from sidepipe.api.tables import is_table
 from sidepipe.base.files import require_free
 from sidepipe.base.settings import build, did_you_mean, require, require_known
 
 HELP = """\
 sidepipe compare GENERATED train=FOLDER heldout=FOLDER [name=value ...]
+sidepipe compare synthetic.csv train.csv heldout.csv [name=value ...]
 
 Counts the generated images that copy training images. Any generator will do: the command reads
 images alone. Each count stands next to the same count for held-out images, because images of one
@@ -29,7 +31,9 @@ interval.
 
   sidepipe compare generated/ train=train/ heldout=heldout/
 
-Folders (see docs/reading-images.md for layouts and formats):
+  sidepipe compare synthetic.csv train.csv heldout.csv
+
+Folders of images (see docs/reading-images.md for layouts and formats):
   generated            at least 20 images of the generator; also as generated=FOLDER
   train                the images that the generator was trained on
   heldout              at least 20 images of the same kind that it never saw, 1,000 or more for a
@@ -41,6 +45,15 @@ Folders (see docs/reading-images.md for layouts and formats):
                        group: ten slices of one patient are one finding
   out                  a new folder for report.html, pairs.csv and result.json; by default
                        comparison, then comparison-2, and so on
+
+Tables (see docs/tables.md): CSV or Parquet files with the same columns. The folder out has
+rows.csv, a line per generated row, in place of pairs.csv.
+  target=none          the column to predict, whose few whole numbers are then classes
+  kinds.COLUMN=KIND    where the detected kind of a column is wrong: numeric, categorical, or the
+                       values of an ordinal column in their order: kinds.size=small,medium,large
+  on_unseen=error      where a generated row has a category that no real row has: error or keep
+  on_duplicates=keep   where held-out rows are equal to training rows: error, drop or keep
+  false_positive_rate  as for images; the other settings below are of images alone
 
 Settings, with their defaults:
   features=pixels_l2   how images are compared: pixels_l2 (root-mean-square pixel difference),
@@ -83,11 +96,20 @@ def main(arguments: Sequence[str], conf: Path) -> None:
         print(HELP, end="")
         return
     logging.basicConfig(format="%(message)s")
-    for name in ("api.comparing", "base.image_reading", "engine.logs", "engine.resuming"):
+    for name in (
+        "api.comparing",
+        "api.tables",
+        "base.image_reading",
+        "engine.logs",
+        "engine.resuming",
+    ):
         logging.getLogger(f"sidepipe.{name}").setLevel(logging.INFO)
     logging.getLogger("sidepipe.api.control").setLevel(logging.ERROR)  # the table has warnings
     given = _given(arguments)
     out = _out(given.pop("out", None))
+    if is_table(given["generated"]):
+        _compare_tables(given, out, arguments)
+        return
     settings = {n.partition(".")[2]: given.pop(n) for n in list(given) if n.startswith("features.")}
     values: dict[str, Any] = {name: _value(name, text) for name, text in given.items()}
     if settings or given.get("features", "pixels") not in WITHOUT_SETTINGS:
@@ -100,6 +122,19 @@ def main(arguments: Sequence[str], conf: Path) -> None:
     print(f"{result.table()}\nReport: {out / 'report.html'} (pairs.csv and result.json next to it)")
 
 
+def _compare_tables(given: dict[str, str], out: Path, arguments: Sequence[str]) -> None:
+    kinds = {n.partition(".")[2]: given.pop(n) for n in list(given) if n.startswith("kinds.")}
+    kinds = {n: kind.split(",") if "," in kind else kind for n, kind in kinds.items()}
+    values: dict[str, Any] = {name: _value(name, text) for name, text in given.items()}
+    if values.get("target") in ("none", "null"):
+        values["target"] = None
+    if kinds:
+        values["kinds"] = kinds
+    result = compare(values.pop("generated"), **values)
+    result.save(out, command=f"sidepipe compare {shlex.join(arguments)}")
+    print(f"{result.table()}\nReport: {out / 'report.html'} (rows.csv and result.json next to it)")
+
+
 def _given(arguments: Sequence[str]) -> dict[str, str]:
     """The text of each argument by its name; ValueError for unknown, repeated or missing ones."""
     known = [*signature(compare).parameters, "out"]
@@ -108,13 +143,15 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
         name, is_named, value = argument.partition("=")
         if not is_named or "/" in name:
             name, value = "generated", argument
+            if is_table(argument) and is_table(given.get("generated")):
+                name = next(one for one in ("train", "heldout", "generated") if one not in given)
             if name in given:
                 raise ValueError(
                     f"{argument} needs a name: only the folder of generated images has none; "
                     f"remedy: train={argument} or heldout={argument}"
                 )
         name = name.lstrip("-+").replace("-", "_")
-        if name not in known and not name.startswith("features."):
+        if name not in known and not name.startswith(("features.", "kinds.")):
             raise ValueError(f"{name} is no argument of compare; {did_you_mean(name, known)}")
         if name in given:
             raise ValueError(f"{name} must be given once, got {given[name]} and {value}")

@@ -22,12 +22,15 @@ NO_FINDING = ": no finding"
 NEARLY_EQUAL: dict[Metric, float] = {"cosine": 0.999, "l2": 0.001}  # gamma
 
 
-def collapse(images: Images, sizes: Int64[np.ndarray, "g"]) -> dict[str, Any] | None:
+def collapse(
+    images: Images, sizes: Int64[np.ndarray, "g"], item: str = "image"
+) -> dict[str, Any] | None:
     """How nearly all images are alike, or of a single color each; None if they are not.
 
     sizes: of the groups of near duplicates among the images, the largest first. `different`: the
     fewest groups that hold nearly all images; `images`: how many these hold, `of` how many.
     `said`: the same after "the model", such as `gives the same image 60 of 60 times: no finding`.
+    item: what each is, in words.
     """
     constant = sum(map(_one_color, images))
     if constant >= NEARLY_ALL * len(images):
@@ -36,7 +39,7 @@ def collapse(images: Images, sizes: Int64[np.ndarray, "g"]) -> dict[str, Any] | 
     different = int(np.searchsorted(held, NEARLY_ALL * total)) + 1
     if different > max(1, min(HANDFUL, total // REPEATS)):
         return None
-    said = "the same image" if different == 1 else f"only {different} different images,"
+    said = f"the same {item}" if different == 1 else f"only {different} different {item}s,"
     return _named("alike", int(held[different - 1]), total, different, said)
 
 

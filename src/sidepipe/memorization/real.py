@@ -181,7 +181,7 @@ def near_duplicates(real: RealImages, metric: Metric) -> dict[str, float]:
     }
 
 
-def other_kind(near: Mapping[str, float]) -> str:
+def other_kind(near: Mapping[str, float], item: str = "image") -> str:
     """A sentence where unseen images seem to be of another kind than training images; or "".
 
     near: `near_duplicates`. Results of earlier versions have no such distances, and no sentence.
@@ -190,9 +190,9 @@ def other_kind(near: Mapping[str, float]) -> str:
     if train == 0 or unseen < OTHER_KIND * train:
         return ""
     return (
-        f"held-out images are {unseen / train:.1f} times as far from training images as training "
-        "images are from each other: are they of different kinds, or do several training images "
-        "show one subject? If held-out images are of another kind, the threshold of a hit is too "
+        f"held-out {item}s are {unseen / train:.1f} times as far from training {item}s as training "
+        f"{item}s are from each other: are they of different kinds, or do several training {item}s "
+        f"show one subject? If held-out {item}s are of another kind, the threshold of a hit is too "
         "loose, and hits are no evidence of memorization"
     )
 

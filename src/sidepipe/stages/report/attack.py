@@ -25,6 +25,7 @@ _GAMMA = {
     "copydet": "copy-descriptor similarity",
     "dinov2": "DINOv2 similarity",
     "clip": "CLIP similarity",
+    "rows": "distance of rows",
 }
 
 
@@ -151,9 +152,14 @@ class Attack:
         return low, high
 
     @property
+    def item(self) -> str:
+        """The word for a generated thing: image, or row of a table."""
+        return self.results.get("item", "image")
+
+    @property
     def unit(self) -> str:
-        """The unit of different images and of false positive rates: image, or group of images."""
-        return "group" if self.results.get("num_groups") else "image"
+        """The unit of different images and of false positive rates: image, row, or their group."""
+        return "group" if self.results.get("num_groups") else self.item
 
     def num_units(self, which: str) -> int:
         """Number of images, or of their groups, of `train` or `heldout`."""

@@ -221,30 +221,31 @@ def finding(attack: Attack) -> str:
             f"{reproduced(attack)} training {attack.unit}s {are} reproduced; "
             f"{reproduced(attack, 'heldout')} held-out ones."
         )
-    number = count(attack.num_images)
+    number, item = count(attack.num_images), attack.item
     if attack.exact:
         return exact(attack)
     if attack.collapse:
-        return "No finding: nearly all images are alike."
+        return f"No finding: nearly all {item}s are alike."
     if attack.inconclusive:
         return (
-            f"Too few images for a conclusion: {count(attack.hits())} of {number} generated images "
-            f"{'matches' if attack.hits() == 1 else 'match'} a training image."
+            f"Too few {item}s for a conclusion: {count(attack.hits())} of {number} generated "
+            f"{item}s {'matches' if attack.hits() == 1 else 'match'} a training {item}."
         )
     if attack.hits() == 0 and attack.heldout_hits == 0:
-        return f"No copy of a training image was found among {number} images."
-    return "No evidence that training images are reproduced."
+        return f"No copy of a training {item} was found among {number} {item}s."
+    return f"No evidence that training {item}s are reproduced."
 
 
 def exact(attack: Attack) -> str:
     """The exact copies in a sentence: the training images, and the generated ones."""
     copies = attack.exact
     assert copies is not None
-    images = "image is" if copies["different"] == 1 else "images are"
-    also = f"; {count(copies['heldout'])} copy held-out images" if copies["heldout"] else ""
+    item = attack.item
+    images = f"{item} is" if copies["different"] == 1 else f"{item}s are"
+    also = f"; {count(copies['heldout'])} copy held-out {item}s" if copies["heldout"] else ""
     return (
         f"{count(copies['different'])} training {images} reproduced exactly "
-        f"({count(copies['train_alone'])} of {count(attack.num_images)} generated images{also})."
+        f"({count(copies['train_alone'])} of {count(attack.num_images)} generated {item}s{also})."
     )
 
 
