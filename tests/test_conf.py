@@ -23,10 +23,14 @@ GROUPS = (
 TRAINED_ON = "dpm.train_partitions=[train]"
 PLANTED = ["data=planted", "dpm=words8"]
 LATENT = ["data=celeba", "dpm=latent", TRAINED_ON]
+TABLE = ["experiment=demo_table"]
 MITIGATED = [*PLANTED, "detect=prompts", "mitigate=inference"]
 CHOSEN = {
     "data=none": ["data.size=64", "dpm=pretrained", "dpm.path=a/model", "evaluate.truth=none"],
-    "data=table": ["dpm=pretrained", "dpm.path=someone/model", TRAINED_ON],
+    "data=table": TABLE,
+    "dpm=table": TABLE,
+    "evaluate=rows": TABLE,
+    "classifier=rows": TABLE,
     "data=imagefolder": ["data.source.folder=/images", "dpm=unet64", TRAINED_ON],
     "data=celeba": ["dpm=unet64", TRAINED_ON],
     "data=celeba_hq_fi": ["dpm=unet64", TRAINED_ON],
@@ -80,6 +84,7 @@ NEEDS_WEIGHTS = {
     ("autoencoder", "pretrained"),
 }
 BASES = {("dpm", "base"), ("dpm", "image_base"), ("dpm", "text_base"), ("search", "base")}
+BASES |= {("classifier", "base")}
 # Without a model there are only images of a folder: tests/stages/extract/test_images.py.
 OTHER_IMAGES = {("dpm", "none"), ("extract", "images")}
 
@@ -102,7 +107,8 @@ def test_targets_of_a_group_lie_in_the_package_of_that_name(path: Path) -> None:
             package = (
                 path.parent.name if path.parent.name == "features" else f"stages.{path.parent.name}"
             )
-            assert target.startswith(f"sidepipe.{package}.")
+            network = path.parent.name == "dpm" and target.startswith("sidepipe.models.")
+            assert network or target.startswith(f"sidepipe.{package}.")
 
 
 @pytest.mark.parametrize(

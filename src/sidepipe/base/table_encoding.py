@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MISMATCH = 2.0
 ONE_HOT = MISMATCH / 8**0.5  # entries are this or its negative
 EXACT = 1e-6  # in positions: what float32 rounds a fitted value to
+FILES = ("schema.json", "encoding.safetensors")
 Map = tuple[np.ndarray, np.ndarray]
 
 

@@ -113,8 +113,8 @@ def num_classes(folder: Path) -> int | None:
 
 def _module(family: Family | None) -> Any:
     """The module of the family: check, read, denoiser_of."""
-    from sidepipe.models import exact, latents  # they import torch
+    from sidepipe.models import exact, latents, tables  # they import torch
 
     assert family is not None
-    modules = {"image": pixels, "latent": latents, "DiT": latents, "exact": exact}
+    modules = {"image": pixels, "latent": latents, "DiT": latents, "exact": exact, "table": tables}
     return modules[family.name]

@@ -12,6 +12,7 @@ from sidepipe.base.settings import require
 from sidepipe.models.continuous import PIPELINES
 
 INDEX = "model_index.json"
+ENCODING = "encoding"  # the part that makes a model one of table rows
 MISSING = "dpm.path must name a folder written by save_pretrained of a diffusers pipeline"
 
 
@@ -59,6 +60,18 @@ FAMILIES = (
         "pretrained",
         ("ExactPipeline",),
         frozenset({"mixture", "scheduler"}),
+    ),
+    Family(
+        "table",
+        "pretrained",
+        ("TablePipeline",),
+        frozenset({"unet", ENCODING, "scheduler"}),
+    ),
+    Family(
+        "table",
+        "pretrained",
+        ("TablePipeline",),
+        frozenset({"mixture", ENCODING, "scheduler"}),
     ),
     Family(
         "text",

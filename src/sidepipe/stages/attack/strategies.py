@@ -29,6 +29,7 @@ from sidepipe.stages.attack.others import (
     write_images,
 )
 from sidepipe.stages.classifier.stage import load as load_classifier
+from sidepipe.stages.data.stage import check_kind
 from sidepipe.stages.dpm.stage import BASE, DPM
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
@@ -140,6 +141,7 @@ class OtherImages(Surrogate):
         return content_of(self.folder) if self.entries else ""
 
     def check(self, upstream: Mapping[str, Stage]) -> None:
+        check_kind(upstream, "images of another tool")
         count = sum(not entry.problem for entry in self.entries)
         require(count >= MIN_IMAGES, FOLDER, f">= {MIN_IMAGES} images", count, "make more images")
 
@@ -240,6 +242,7 @@ class AdaptedModel(Surrogate):
         self._require_only(guidance, "max_guidance_norm", None, "there is no gradient")
 
     def check(self, upstream: Mapping[str, Stage]) -> None:
+        check_kind(upstream, "LoRA")
         if isinstance(lora := upstream.get("lora"), Lora):
             lora.check_peft()
 

@@ -19,6 +19,7 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.models.rows import channels_first, rows_of
 from sidepipe.stages.classifier import charts
+from sidepipe.stages.data.stage import check_kind
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
 from sidepipe.stages.label.stage import load_images
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
+OF_ROWS = "TimeMLP"  # a network of rows of a table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,10 @@ class Classifier(Training):
 
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "generate", "label")
+
+    def check_needed(self, upstream: Mapping[str, Stage]) -> None:
+        if self.network["_target_"].endswith(OF_ROWS):
+            check_kind(upstream, f"classifier.network {OF_ROWS}", of_rows=True)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         import torch

@@ -100,7 +100,7 @@ def _embedded(name: str) -> tuple[pd.DataFrame, str]:
 def write(folder: Path, source: Table) -> dict[str, Any]:
     """Writes the rows of a table, and returns their part of the summary.
 
-    images.npy has the encoded rows, float32 (n, 1, d, 1); table.csv the rows as text.
+    images.npy has the encoded rows, float32 (n, 1, 1, d); table.csv the rows as text.
     """
     import pandas as pd
 
@@ -110,7 +110,7 @@ def write(folder: Path, source: Table) -> dict[str, Any]:
     encoding = Encoding.fit(parts["train"], schema)
     whole = pd.concat(parts.values(), ignore_index=True)
     rows = encoding.encode(whole)
-    np.save(folder / "images.npy", rows[:, None, :, None])
+    np.save(folder / "images.npy", rows[:, None, None, :])
     encoding.save(folder)
     write_csv(folder / "table.csv", whole, schema)
     _write_ids(folder / "ids.csv", parts, schema)
@@ -127,7 +127,7 @@ def write(folder: Path, source: Table) -> dict[str, Any]:
         log.info("%d rows are equal to an earlier row", found["duplicate_rows"])
     return {
         "num_images": len(whole),
-        "shape": [1, rows.shape[1], 1],
+        "shape": [1, 1, rows.shape[1]],
         "partitions": {partition: len(part) for partition, part in parts.items()},
         "table": found,
     }

@@ -18,6 +18,7 @@ from sidepipe.base.settings import Precision, require
 from sidepipe.engine.resuming import in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.attack.strategies import Material, Surrogate
+from sidepipe.stages.data.stage import check_kind
 from sidepipe.stages.detect.base import Detect
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.generate.stage import load_denoiser
@@ -62,6 +63,7 @@ class DetectLabels(Detect):
         return ("dpm", *self.surrogate.reads)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        check_kind(upstream, "detect=labels")
         self.surrogate.check(upstream)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:

@@ -12,7 +12,8 @@ from sidepipe.base.images import Images
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.stages.data.stage import Data
+from sidepipe.models.families import ENCODING
+from sidepipe.stages.data.stage import Data, load_encoding
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import DPM
 
@@ -61,6 +62,7 @@ class ExactDPM(DPM):
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.models.checkpoint import save_parts
         from sidepipe.models.exact import exact_parts
+        from sidepipe.models.tables import RowEncoding
 
         train, _, about = self._write_split(job)
         images = load_images(job.inputs["data"])
@@ -68,10 +70,10 @@ class ExactDPM(DPM):
             mixture = smoothed(images[train], self.bandwidth)
         else:
             mixture = build(Artifact(job.inputs["data"]).settings["source"]).mixture()
-        save_parts(
-            exact_parts(mixture, images.shape[1:], build(self.noise_schedule)),
-            job.folder / "model",
-        )
+        parts = exact_parts(mixture, images.shape[1:], build(self.noise_schedule))
+        if images.dtype != np.uint8:  # rows of a table
+            parts[ENCODING] = RowEncoding(load_encoding(job.inputs["data"]))
+        save_parts(parts, job.folder / "model")
         return {**about, "num_parameters": 0}
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sidepipe.base.files import sha256_of
-from sidepipe.base.pretrained import fingerprint, folder_or_hub_id
+from sidepipe.base.pretrained import fingerprint, folder_or_hub_id, parts_of, read_object
 from sidepipe.base.settings import require
+from sidepipe.base.table_encoding import FILES
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.adapters import NONE, adapter_file, read_adapter
 from sidepipe.models.checkpoint import (
@@ -22,10 +23,10 @@ from sidepipe.models.checkpoint import (
     save_parts,
 )
 from sidepipe.models.contrast import require_comparable
-from sidepipe.models.families import require_family
+from sidepipe.models.families import ENCODING, INDEX, require_family
 from sidepipe.models.pixels import schedule_of
 from sidepipe.models.schedules import schedule_from
-from sidepipe.stages.data.stage import Data
+from sidepipe.stages.data.stage import Data, check_kind
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import BASE, DPM, write_classes
 
@@ -117,6 +118,13 @@ class Pretrained(DPM):
         )
 
 
+def require_encoding(folder: Path, data: Path) -> None:
+    """Raises ValueError unless a model of rows encodes them as the data artifact does."""
+    own, theirs = ([sha256_of(place / name) for name in FILES] for place in (data, folder))
+    rule = f"the table that the model of {folder.parent} was trained on"
+    require(own == theirs, "data", rule, "another encoding of its columns")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainedDPM(Pretrained):
     """A diffusers checkpoint without text, attacked as it is.
@@ -136,6 +144,9 @@ class PretrainedDPM(Pretrained):
                 value = getattr(self, name)
                 require(value is None, f"dpm.{name}", "null", value, remedy)
         self._check_family(OPTION)
+        if not data.is_empty and (folder := self._local_folder()) is not None:
+            of_rows = ENCODING in parts_of(read_object(folder / INDEX))
+            check_kind(upstream, "this model", of_rows=of_rows)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         data = upstream["data"]
@@ -162,6 +173,12 @@ class PretrainedDPM(Pretrained):
 
     def num_classes(self) -> int | None:
         return None if (folder := self._local_folder()) is None else num_classes(folder)
+
+    def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check_data(data, upstream, runtime)
+        folder = self._local_folder()
+        if folder is not None and (folder / ENCODING).is_dir():
+            require_encoding(folder / ENCODING, data)
 
     def run(self, job: Job) -> dict[str, Any]:
         about = self._write_split(job)[2]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.stage import Job, Runtime, Stage
@@ -14,7 +14,7 @@ from sidepipe.engine.trained import Training
 from sidepipe.memorization.thresholds import usable_rates
 from sidepipe.models.pixels import check_network
 from sidepipe.models.schedules import check_noise_schedule, schedule_from
-from sidepipe.stages.data.stage import Data
+from sidepipe.stages.data.stage import Data, check_kind
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.mitigations import Mitigations, fixed_noise
 from sidepipe.stages.dpm.stage import DPM
@@ -138,8 +138,12 @@ class DenoiserTraining(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedDPM(DenoiserTraining, DPM):
-    """A model trained here: a diffusers UNet, a noise schedule, averaged weights."""
+    """A model trained here: a diffusers UNet, a noise schedule, averaged weights.
 
+    of_rows: whether it is a model of table rows, not of images.
+    """
+
+    of_rows: ClassVar[bool] = False
     unet: dict[str, Any]
     noise_schedule: dict[str, Any]
 
@@ -149,6 +153,7 @@ class TrainedDPM(DenoiserTraining, DPM):
         assert isinstance(data, Data)
         remedy = "choose another data=, or dpm=pretrained to attack a checkpoint without images"
         require(not data.is_empty, "data", "images to train on", "none", remedy)
+        check_kind(upstream, "this model", of_rows=self.of_rows)
 
     def scheduler(self) -> Any | None:
         return tried("diffusion", self.noise_schedule)

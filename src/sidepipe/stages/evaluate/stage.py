@@ -25,8 +25,8 @@ from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import descriptor_input, is_of_this_run
 from sidepipe.memorization.thresholds import warn_of_rates
 from sidepipe.stages.attack.strategies import MIN_IMAGES, OtherImages
+from sidepipe.stages.data.stage import check_features, load_ids
 from sidepipe.stages.data.stage import load as load_images
-from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load_encoder
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.evaluate import charts
@@ -148,6 +148,7 @@ class Evaluate(Stage):
         rule, few = f">= {MIN_IMAGES}, or evaluate has no percentiles", extract.num_images
         enough = not extract.surrogate.samples or few >= MIN_IMAGES
         require(enough, "extract.num_images", rule, few)
+        check_features(upstream, "evaluate.features", self.features)
         dpm = upstream["dpm"]
         assert isinstance(dpm, DPM)
         needs_heldout = self.truth == "train" or is_of_this_run(self.features)

@@ -19,6 +19,7 @@ from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import COST, SPENT, Aim, Attack
 from sidepipe.stages.attack.strategies import MIN_IMAGES, OtherImages
+from sidepipe.stages.data.stage import check_features
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.label.stage import Label, load_sizes, load_stage
 from sidepipe.stages.label.stage import load as load_labels
@@ -117,6 +118,7 @@ class Extract(Attack):
             self.surrogate.check(upstream)
             return
         if self._in_rounds:
+            check_features(upstream, "near_duplicates.features", self.near_duplicates.features)
             label = upstream["label"]
             assert isinstance(label, Label)
             rule, remedy = "1 where label.assign=original", "rounds add to synthetic images"

@@ -17,6 +17,7 @@ from sidepipe.base.images import Images, save_grid
 from sidepipe.base.settings import build, check_field_types, require
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
+from sidepipe.stages.data.stage import check_features
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.original.stage import load as load_original
@@ -74,6 +75,9 @@ class Label(Stage):
         return of_clusters if self.assign == "repeats" else (*of_clusters, "near_duplicates")
 
     def check_needed(self, upstream: Mapping[str, Stage]) -> None:
+        check_features(upstream, "label.features", self.features, "row_directions")
+        if self.assign == "repeats":
+            check_features(upstream, "near_duplicates.features", self.near_duplicates.features)
         if self._has_clusters:
             generate = upstream["generate"]
             assert isinstance(generate, Generate)
@@ -222,7 +226,7 @@ def _picture(
     order = np.flatnonzero(kept)[np.argsort(-cohesions[kept], kind="stable")]
     half = PICTURE_CLUSTERS // 2
     chosen = np.concatenate([order[:half], order[half:][-half:]])
-    rows = np.full((len(chosen), PICTURE_MEMBERS, *images.shape[1:]), 255, np.uint8)
+    rows = np.full((len(chosen), PICTURE_MEMBERS, *images.shape[1:]), 255, images.dtype)  # white
     for row, k in zip(rows, chosen, strict=True):
         inside = np.flatnonzero(members == k)
         distance = np.linalg.norm(features[inside] - centroids[k], axis=1)

@@ -15,10 +15,10 @@ from sidepipe.stages.evaluate.tables import load_nearest
 from sidepipe.stages.report import words
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.gallery import sides
-from sidepipe.stages.report.pictures import thumbnail_uri
 from sidepipe.stages.report.section import Rows, Section, rows_of
 from sidepipe.stages.report.tables import Table
 from sidepipe.stages.report.terminal import wrapped
+from sidepipe.stages.report.values import shots
 from sidepipe.stages.report.words import DASH, count
 
 FALSE_POSITIVE_RATE = 0.01  # of the true positive rate
@@ -114,8 +114,7 @@ def _of_level(name: str) -> str:
 
 def _gallery(folder: Path) -> dict[str, Any]:
     images, rows = load_gallery(folder)
-    shots: Rows = [
-        {**row, "shots": list(map(thumbnail_uri, pair))}
-        for pair, row in zip(images, rows, strict=True)
+    found: Rows = [
+        {**row, "shots": shots(folder, pair)} for pair, row in zip(images, rows, strict=True)
     ]
-    return {"gallery": shots, "open": OPEN_IMAGES, "sides": sides(images.shape[2])}
+    return {"gallery": found, "open": OPEN_IMAGES, "sides": sides(images.shape[2])}

@@ -5,6 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from sidepipe.stages.evaluate.tables import load_gallery, load_labels
 from sidepipe.stages.report import curves, gallery, plots, words
 from sidepipe.stages.report import measures as m
@@ -22,6 +24,7 @@ from sidepipe.stages.report.terminal import terminal_table
 def section(attacks: Sequence[Attack]) -> Section:
     """The report's section on the attacks."""
     galleries = [(a.name, load_gallery(a.folder)[0]) for a in attacks if a.has_truth]
+    pictures = [one for one in galleries if one[1].dtype == np.uint8]  # and not rows
     return Section(
         tables=tables(attacks),
         drawings=drawings(attacks),
@@ -29,7 +32,7 @@ def section(attacks: Sequence[Attack]) -> Section:
         numbers={"attacks": list(map(numbers, attacks))},
         text=terminal_table(attacks),
         summary={attack.name: _headline(attack) for attack in attacks},
-        pictures={"pairs": pairs_png(galleries)} if galleries else {},
+        pictures={"pairs": pairs_png(pictures)} if pictures else {},
     )
 
 
@@ -102,6 +105,7 @@ def _truth(attacks: Sequence[Attack]) -> dict[str, Any]:
         "widest": max(a.share(which) for a in attacks for which in ("train", "heldout")),
         "pairs": pairs,
         "pair_data": gallery.data(attacks, pairs),
+        "of_rows": bool(pairs) and not isinstance(pairs[0]["shots"], list),
         "slider": gallery.slider(attacks, pairs) if pairs else None,
         "sides": gallery.sides(first.summary("data")["shape"][0]),
     }

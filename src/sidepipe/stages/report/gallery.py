@@ -7,7 +7,8 @@ import numpy as np
 
 from sidepipe.stages.evaluate.tables import load_candidates, load_gallery
 from sidepipe.stages.report.attack import Attack
-from sidepipe.stages.report.pictures import shown_pixels, thumbnail_uri
+from sidepipe.stages.report.pictures import shown_pixels
+from sidepipe.stages.report.values import shots
 
 LARGE, SMALL = 96, 64
 SHOWN_FIRST = 3  # pairs next to the answer
@@ -45,7 +46,7 @@ def pair(
         "heldout_id": str(row["heldout_id"]),
         "heldout_gamma": heldout,
         "heldout_closer": heldout > train if attack.metric == "cosine" else heldout < train,
-        "shots": list(map(thumbnail_uri, triple)),
+        "shots": shots(attack.folder, triple),
     }
 
 
@@ -89,7 +90,8 @@ def candidates(attack: Attack) -> dict[str, Any]:
     return {
         "attack": attack,
         "found": [
-            {**row, "shot": thumbnail_uri(image)} for image, row in zip(images, rows, strict=True)
+            {**row, "shots": shots(attack.folder, image[None])}
+            for image, row in zip(images, rows, strict=True)
         ],
         "open": OPEN_CANDIDATES,
         "sides": sides(images.shape[1]),

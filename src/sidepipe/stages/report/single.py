@@ -42,6 +42,7 @@ def page(
         pairs=pairs,
         first_pairs=gallery.first_pairs(pairs, [attack], attack) if sound or attack.exact else [],
         pair_data=gallery.data([attack], pairs),
+        of_rows=False,
         slider=gallery.slider([attack], pairs) if pairs else None,
         sides=gallery.sides(triples[0].shape[1]) if pairs else None,
     )

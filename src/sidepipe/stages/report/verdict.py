@@ -17,10 +17,10 @@ from sidepipe.stages.evaluate.tables import load_nearest
 from sidepipe.stages.report import words
 from sidepipe.stages.report.attack import Attack
 from sidepipe.stages.report.gallery import OPEN_CANDIDATES, sides
-from sidepipe.stages.report.pictures import thumbnail_uri
 from sidepipe.stages.report.section import Section, rows_of
 from sidepipe.stages.report.tables import Table
 from sidepipe.stages.report.terminal import wrapped
+from sidepipe.stages.report.values import shots
 from sidepipe.stages.report.words import DASH, count
 from sidepipe.stages.verdict.stage import PRECISIONS, Verdict, load, load_verdicts
 
@@ -127,11 +127,14 @@ def different(judged: Judged, some: Bool[np.ndarray, "n"]) -> int:
 def _gallery(judged: Judged) -> dict[str, Any]:
     images = np.load(judged.folder / "gallery.npy")
     rows = rows_of(judged.table.head(len(images)))
-    shots = [{**row, "shot": thumbnail_uri(i)} for i, row in zip(images, rows, strict=True)]
+    found = [
+        {**row, "shots": shots(judged.folder, image[None])}
+        for image, row in zip(images, rows, strict=True)
+    ]
     return {
         "name": judged.name,
         "results": judged.results,
-        "found": shots,
+        "found": found,
         "open": OPEN_CANDIDATES,
         "sides": sides(images.shape[1]) if len(images) else None,
     }

@@ -18,8 +18,9 @@ from sidepipe.base.images import Images
 from sidepipe.base.settings import require
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.models.checkpoint import OPTION
-from sidepipe.models.families import require_family
+from sidepipe.models.checkpoint import OPTION, denoiser_of, save_parts
+from sidepipe.models.families import ENCODING, require_family
+from sidepipe.models.rows import rows_of
 from sidepipe.stages.dpm.pretrained import PretrainedDPM
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.dpm.stage import load as load_dpm
@@ -29,6 +30,7 @@ from sidepipe.stages.generate.stage import load as load_synthetic
 
 log = logging.getLogger(__name__)
 
+PLAIN = ("image", "table")  # families whose loss `dpm` has
 UNSEEN = 20  # samples that it is not trained on: they set the threshold of a hit
 
 
@@ -79,25 +81,26 @@ class Shadow(DenoiserTraining):
         assert isinstance(dpm, DPM)
         folder = Path(dpm.path).expanduser() if isinstance(dpm, PretrainedDPM) else Path()
         if isinstance(dpm, PretrainedDPM) and folder.is_dir():
-            _require_plain(require_family(folder, OPTION).name == "image", dpm.scheduler())
+            _require_plain(require_family(folder, OPTION).name in PLAIN, dpm.scheduler())
 
     def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
-        from diffusers import DDPMPipeline, UNet2DModel
 
         parts = load_dpm(job.inputs["dpm"])
-        _require_plain(set(parts) == {"unet", "scheduler"}, parts["scheduler"])
-        seed, scheduler = self._own_seed, parts["scheduler"]
+        plain = "unet" in parts and parts.keys() <= {"unet", "scheduler", ENCODING}
+        _require_plain(plain, parts["scheduler"])
+        seed, denoiser = self._own_seed, denoiser_of(parts)
+        images = rows_of(denoiser, load_synthetic(job.inputs["generate"]), "cpu")
         L.seed_everything(seed, verbose=False)
-        unet: Any = UNet2DModel.from_config(parts["unet"].config)
-        module = replace(self, seed=seed)._module(unet, scheduler, job.folder)
-        images = load_synthetic(job.inputs["generate"])
+        unet = type(parts["unet"]).from_config(parts["unet"].config)
+        own, scheduler = replace(self, seed=seed), parts["scheduler"]
+        module = own._module(unet, scheduler, job.folder, decode=denoiser.decode)
         train, unseen = np.split(np.arange(len(images)), [self.num_images])
         log.info(
             "training %.2f M parameters on %d samples", *(unet.num_parameters() / 1e6, len(train))
         )
         metrics = self._averaged(job, module, [images], train, (train, unseen))
-        DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(job.folder / "model")
+        save_parts({**parts, "unet": unet}, job.folder / "model")
         return {"num_train_images": len(train), "num_heldout_images": len(unseen), **metrics}
 
 
@@ -105,7 +108,7 @@ def _require_plain(of_images: bool, scheduler: Any) -> None:
     """Raises ValueError for a model that the loss of `dpm` does not train."""
     kind = type(scheduler).__name__
     fits = of_images and kind == "DDPMScheduler"
-    rule, remedy = "a model of images with discrete timesteps", "leave out verdict=shadow"
+    rule, remedy = "a model of images or rows, with discrete timesteps", "leave out verdict=shadow"
     require(fits, "dpm", rule, kind if of_images else "a latent model", remedy)
 
 

@@ -28,6 +28,7 @@ from sidepipe.features.near import NearDuplicates
 from sidepipe.models.rows import rows_of
 from sidepipe.stages.attack.attack import GUIDANCE, REFINE, SPENT, Attack
 from sidepipe.stages.attack.guidance import AttackGuidance
+from sidepipe.stages.data.stage import check_features
 from sidepipe.stages.generate.stage import load_denoiser
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ class Tune(Stage):
             require(has_level, "tune.score", rule, self.score, remedy)
             for trial in self._trials:
                 trial.check(upstream, runtime)
+            check_features(upstream, "near_duplicates.features", self.near_duplicates.features)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         if self._is_needed:

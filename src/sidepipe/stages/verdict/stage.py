@@ -26,6 +26,7 @@ from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.choice import descriptor_input
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import refine_of
+from sidepipe.stages.data.stage import check_features
 from sidepipe.stages.descriptor.stage import load_encoder
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.extract.stage import load as load_extracted
@@ -95,6 +96,7 @@ class Verdict(Stage):
         shadow = upstream["shadow"]
         assert isinstance(shadow, Shadow)
         shadow.check_model(upstream)
+        check_features(upstream, "near_duplicates.features", self.near_duplicates.features)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         self._encoder.check()

@@ -61,14 +61,13 @@ class AuditReport(Report):
     def _shots(self, sources: Sources, worst: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The pictures of the training images at most risk."""
         from sidepipe.stages.data.stage import load
-        from sidepipe.stages.report.pictures import thumbnail_uri
+        from sidepipe.stages.report.values import shots
 
         if not self.pictures:
             return []
-        images = load(sources.data.folder)
-        return [{**row, "shot": thumbnail_uri(images[row["index"]])} for row in worst][
-            : self.pictures
-        ]
+        folder, some = sources.data.folder, worst[: self.pictures]
+        images = load(folder)
+        return [{**row, "shots": shots(folder, images[[row["index"]]])} for row in some]
 
     def describe(self, folder: Path, title: str) -> str:
         return f"{super().describe(folder, title)}\nfacts: {folder / FACTS}"
