@@ -143,11 +143,11 @@ def test_a_saved_model_is_attacked_as_a_checkpoint_of_its_own_table_alone(traine
         (["data=digits"], "data must be rows of a table for this model, got 'images'"),
         (
             ["features@evaluate.features=pixels_l2"],
-            "evaluate.features must be an encoder of rows, got 'PixelsL2'; remedy",
+            "evaluate.features must be an encoder of rows of a table, got 'PixelsL2'; remedy",
         ),
         (
             ["features@label.features=pixels"],
-            "label.features must be an encoder of rows, got 'Pixels'; "
+            "label.features must be an encoder of rows of a table, got 'Pixels'; "
             "features@label.features=row_directions",
         ),
         (["dpm.random_flip=true"], "dpm.random_flip must be false for rows"),

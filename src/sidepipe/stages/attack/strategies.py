@@ -18,6 +18,7 @@ import numpy as np
 from sidepipe.base.image_reading import Entry
 from sidepipe.base.images import Images
 from sidepipe.base.settings import Precision, require
+from sidepipe.engine.kinds import check_kind
 from sidepipe.engine.stage import Stage
 from sidepipe.models.rows import channels_first, rows_of
 from sidepipe.stages.attack.guidance import AttackGuidance
@@ -29,7 +30,6 @@ from sidepipe.stages.attack.others import (
     write_images,
 )
 from sidepipe.stages.classifier.stage import load as load_classifier
-from sidepipe.stages.data.stage import check_kind
 from sidepipe.stages.dpm.stage import BASE, DPM
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels

@@ -15,11 +15,11 @@ import numpy as np
 from sidepipe.base.files import write_json, write_table
 from sidepipe.base.settings import build, require, tried
 from sidepipe.base.weights import load_exactly
+from sidepipe.engine.kinds import check_kind
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.models.rows import channels_first, rows_of
 from sidepipe.stages.classifier import charts
-from sidepipe.stages.data.stage import check_kind
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
 from sidepipe.stages.label.stage import load_images

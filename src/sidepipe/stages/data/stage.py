@@ -22,7 +22,6 @@ from sidepipe.base.images import Images, save_grid
 from sidepipe.base.settings import require, tried
 from sidepipe.engine.shards import check_disk
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.features.choice import is_of_rows
 from sidepipe.stages.data.captioned import Captioned
 from sidepipe.stages.data.planted import Planted
 from sidepipe.stages.data.sources import Nothing, Source
@@ -191,30 +190,6 @@ def _write_captions(path: Path, entries: Sequence[Entry]) -> None:
     ]
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["index", "caption", "repeats", "word", "attributes"], *rows])
-
-
-def check_kind(upstream: Mapping[str, Stage], what: str, *, of_rows: bool = False) -> None:
-    """Raises ValueError unless the data are what `what` takes: images, or rows of a table."""
-    data = upstream.get("data")
-    if isinstance(data, Data):
-        kind, rule = ("rows of a table" if of else "images" for of in (data.is_table, of_rows))
-        remedy = "data=table" if of_rows else "experiment=demo_table has choices for tables"
-        require(data.is_table == of_rows, "data", f"{rule} for {what}", kind, remedy)
-
-
-def check_features(
-    upstream: Mapping[str, Stage], name: str, features: Mapping[str, Any], choice: str = "rows"
-) -> None:
-    """Raises ValueError unless the encoder of the setting `name` takes what the data are.
-
-    choice: of features, for rows of a table.
-    """
-    data = upstream.get("data")
-    if not isinstance(data, Data):
-        return
-    kind, of = features["_target_"].rpartition(".")[2], "rows" if data.is_table else "images"
-    remedy = f"features@{name}={choice}" if data.is_table else ""
-    require(is_of_rows(features) == data.is_table, name, f"an encoder of {of}", kind, remedy)
 
 
 def load(folder: Path) -> Images:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sidepipe.base.settings import Precision, require
+from sidepipe.engine.kinds import check_kind
 from sidepipe.engine.resuming import in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.stages.attack.strategies import Material, Surrogate
-from sidepipe.stages.data.stage import check_kind
 from sidepipe.stages.detect.base import Detect
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.generate.stage import load_denoiser

@@ -11,6 +11,7 @@ from sidepipe.base.files import sha256_of
 from sidepipe.base.pretrained import fingerprint, folder_or_hub_id, parts_of, read_object
 from sidepipe.base.settings import require
 from sidepipe.base.table_encoding import FILES
+from sidepipe.engine.kinds import check_kind
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.adapters import NONE, adapter_file, read_adapter
 from sidepipe.models.checkpoint import (
@@ -26,7 +27,7 @@ from sidepipe.models.contrast import require_comparable
 from sidepipe.models.families import ENCODING, INDEX, require_family
 from sidepipe.models.pixels import schedule_of
 from sidepipe.models.schedules import schedule_from
-from sidepipe.stages.data.stage import Data, check_kind
+from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import BASE, DPM, write_classes
 

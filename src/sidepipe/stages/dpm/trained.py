@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sidepipe.base.settings import build, require, tried
+from sidepipe.engine.kinds import check_kind
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.memorization.thresholds import usable_rates
 from sidepipe.models.pixels import check_network
 from sidepipe.models.schedules import check_noise_schedule, schedule_from
-from sidepipe.stages.data.stage import Data, check_kind
+from sidepipe.stages.data.stage import Data
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.mitigations import Mitigations, fixed_noise
 from sidepipe.stages.dpm.stage import DPM

@@ -21,12 +21,13 @@ from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import digests, grid
 from sidepipe.base.settings import build, require
 from sidepipe.engine.artifacts import Artifact
+from sidepipe.engine.kinds import check_features
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import descriptor_input, is_of_this_run
 from sidepipe.memorization.thresholds import warn_of_rates
 from sidepipe.stages.attack.strategies import MIN_IMAGES, OtherImages
-from sidepipe.stages.data.stage import check_features, load_ids
 from sidepipe.stages.data.stage import load as load_images
+from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load_encoder
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.evaluate import charts

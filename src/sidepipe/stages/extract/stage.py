@@ -14,12 +14,12 @@ from jaxtyping import Float64, Int64
 from sidepipe.base.images import Images
 from sidepipe.base.settings import require
 from sidepipe.engine.artifacts import Artifact
+from sidepipe.engine.kinds import check_features
 from sidepipe.engine.shards import load_shards
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import COST, SPENT, Aim, Attack
 from sidepipe.stages.attack.strategies import MIN_IMAGES, OtherImages
-from sidepipe.stages.data.stage import check_features
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.label.stage import Label, load_sizes, load_stage
 from sidepipe.stages.label.stage import load as load_labels

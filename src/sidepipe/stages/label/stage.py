@@ -15,9 +15,9 @@ from jaxtyping import Int64
 
 from sidepipe.base.images import Images, save_grid
 from sidepipe.base.settings import build, check_field_types, require
+from sidepipe.engine.kinds import check_features
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.near import NearDuplicates
-from sidepipe.stages.data.stage import check_features
 from sidepipe.stages.generate.stage import Generate
 from sidepipe.stages.generate.stage import load as load_synthetic
 from sidepipe.stages.original.stage import load as load_original

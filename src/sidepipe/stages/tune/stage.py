@@ -21,6 +21,7 @@ import numpy as np
 from sidepipe.base.files import write_json
 from sidepipe.base.images import Images
 from sidepipe.base.settings import check_field_types, require, require_known
+from sidepipe.engine.kinds import check_features
 from sidepipe.engine.shards import load_shards, missing_shards
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.duplicates import near_duplicate_groups
@@ -28,7 +29,6 @@ from sidepipe.features.near import NearDuplicates
 from sidepipe.models.rows import rows_of
 from sidepipe.stages.attack.attack import GUIDANCE, REFINE, SPENT, Attack
 from sidepipe.stages.attack.guidance import AttackGuidance
-from sidepipe.stages.data.stage import check_features
 from sidepipe.stages.generate.stage import load_denoiser
 
 log = logging.getLogger(__name__)

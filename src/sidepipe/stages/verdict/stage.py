@@ -22,11 +22,11 @@ from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import Images
 from sidepipe.base.settings import build, check_field_types, require
 from sidepipe.engine.artifacts import Artifact
+from sidepipe.engine.kinds import check_features
 from sidepipe.engine.stage import Job, NoMaterial, Runtime, Stage
 from sidepipe.features.choice import descriptor_input
 from sidepipe.features.near import NearDuplicates
 from sidepipe.stages.attack.attack import refine_of
-from sidepipe.stages.data.stage import check_features
 from sidepipe.stages.descriptor.stage import load_encoder
 from sidepipe.stages.dpm.stage import DPM
 from sidepipe.stages.extract.stage import load as load_extracted
