@@ -21,7 +21,7 @@ from tests.tiny import SCHEDULE, UNET
 
 import sidepipe
 from sidepipe import api
-from sidepipe.api import auditing, comparing, control, loading, measuring, model, result
+from sidepipe.api import audited, auditing, comparing, control, loading, measuring, model, result
 from sidepipe.base.settings import build
 from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.shards import load_shards
@@ -30,6 +30,7 @@ from sidepipe.features.encoders import SSCD, Pixels, PixelsL2
 from sidepipe.memorization import excess_metric
 from sidepipe.memorization.thresholds import MIN_UNSEEN
 from sidepipe.stages.audit.stage import Audit as AuditStage
+from sidepipe.stages.audit.stage import load as load_audit
 from sidepipe.stages.audit.stage import load_scores
 from sidepipe.stages.evaluate.stage import MIN_IMAGES
 from sidepipe.stages.reference.stage import Reference
@@ -86,7 +87,9 @@ def loaded(checkpoint):
 # documents
 
 
-@pytest.mark.parametrize("module", [model, loading, result, comparing, auditing, excess_metric])
+@pytest.mark.parametrize(
+    "module", [model, loading, result, comparing, auditing, audited, excess_metric]
+)
 def test_every_example_runs(module, checkpoint, artifact, tmp_path):
     names = {"checkpoint": str(checkpoint), "artifact": artifact, "folder": tmp_path}
     names |= {"generated": GENERATED, "train": TRAIN, "heldout": HELDOUT}
@@ -801,6 +804,7 @@ def test_images_on_their_side_by_exif_have_one_size_with_upright_ones(tmp_path):
 def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
     """The stage on the artifact, whose split has the best control first, and the function."""
     settings = {"draws": 2, "levels": [60, 300], "num_images": None, "gallery_images": 3, "seed": 4}
+    settings |= {"probes": 3, "sampled": 20, "budget": 200}
     inputs = {"data": artifact.parents[1] / "data" / artifact.name, "dpm": artifact}
     l2 = {"_target_": "sidepipe.features.encoders.PixelsL2"}
     ids = "".join(f"{i},{i:04d},train,\n" for i in range(240))
@@ -836,6 +840,16 @@ def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
         false_positive_rate=0.02,
         seed=4,
         precision="32-true",
+        probes=3,
+        sampled=20,
+        budget=200,
+    )
+    results = load_audit(inputs["audit"])
+    for name, value in results["extraction"].items():
+        assert found.extraction[name] == pytest.approx(value, rel=1e-3)
+    assert found.inference == results["inference"]
+    assert f"p-value that the set was trained on: {results['inference']['p_value']:.2g}" in str(
+        found
     )
     same = [name for name in scores if name not in ("index", "id")]
     for name in same:
@@ -866,6 +880,9 @@ def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
         ({"model": "outputs/dpm"}, "model must be a Model of sidepipe.load, got 'str'"),
         ({"steps": 0}, "steps must be >= 1, got 0"),
         ({"draws": 0}, "draws must be >= 1, got 0"),
+        ({"probes": 0}, "probes must be >= 1, got 0"),
+        ({"sampled": -1}, "sampled must be >= 0, got -1"),
+        ({"budget": 0}, "budget must be >= 1, got 0"),
         ({"levels": [60, 30]}, "levels must be ascending timesteps"),
         ({"levels": [60, 1000]}, r"levels must be in \[0, 1000\)"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
@@ -893,11 +910,12 @@ def test_an_audit_with_train_and_heldout_swapped_is_a_warning(loaded, monkeypatc
     returned = auditing.tables.counts
     below = {"excess": {"share": -0.5, "interval": [-0.6, -0.4]}}
     monkeypatch.setattr(auditing.tables, "counts", lambda table: {**returned(table), **below})
-    found = sidepipe.audit(loaded, train=TRAIN, heldout=HELDOUT, steps=1, levels=())
+    found = sidepipe.audit(loaded, train=TRAIN, heldout=HELDOUT, steps=1, levels=(), sampled=0)
+    assert found.extraction is None
     assert "are train and heldout swapped" in found.warnings[-1]
 
 
 def test_an_audit_is_saved_into_an_existing_folder(loaded, tmp_path):
-    found = sidepipe.audit(loaded, train=TRAIN, heldout=HELDOUT, steps=1, levels=())
+    found = sidepipe.audit(loaded, train=TRAIN, heldout=HELDOUT, steps=1, levels=(), sampled=0)
     with pytest.raises(FileNotFoundError, match="path must be a file in an existing folder"):
         found.save(tmp_path / "nowhere" / "audit.csv")

@@ -68,6 +68,7 @@ def test_a_base_that_is_the_model_itself_changes_nothing_and_neither_does_scale_
 def test_the_audit_of_a_model_with_a_base_has_the_contrast_of_the_losses(folders):
     model = load(folders / "tuned", base=folders / "base")
     settings = {"steps": 1, "levels": (), "draws": 2, "precision": "32-true", "contrast_t": 200}
+    settings |= {"sampled": 0, "probes": 1}
     found = sidepipe.audit(model, train=IMAGES[:10], heldout=IMAGES[10:], **settings)
     ratio = log_loss_ratio(model._denoiser, model._base, IMAGES[:10], 200, 2, 0, 0)
     np.testing.assert_allclose(found.scores["contrast"][:10], ratio, rtol=1e-5)
@@ -92,7 +93,7 @@ def test_scale_0_is_the_null_class_and_1_the_class_alone(folders):
 
 
 def test_an_audit_evaluates_a_model_of_classes_without_one(folders):
-    sets = {"train": IMAGES[:10], "heldout": IMAGES[10:], "steps": 1, "levels": ()}
+    sets = {"train": IMAGES[:10], "heldout": IMAGES[10:], "steps": 1, "levels": (), "sampled": 0}
     named = load(folders / "classes", null_class=4)
     assert len(sidepipe.audit(named, **sets).scores) == 20
     with pytest.raises(ValueError, match="or with a null class, got 'one of 5 classes'; pass null"):

@@ -23,6 +23,8 @@ STREAMS = {
     "clock": 8,
     "alarm": 9,
     "ambient": 10,
+    "divergence": 11,
+    "calibration": 12,
 }
 
 

@@ -34,17 +34,18 @@ Move = Callable[[Images, int | None, bool, int], Images]
 class Probe:
     """The measurements of an image. t, steps: of refinement. levels: timesteps of added noise.
 
-    draws: of noise, per level.
+    draws: of noise, per level. probes: evaluations of the score divergence at timestep t.
     """
 
     t: int
     steps: int
     levels: Sequence[int]
     draws: int
+    probes: int = 16
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per image."""
+        """Network evaluations of `returns` per image."""
         return self.steps + self.draws + len(self.levels) * self.draws * (1 + self.steps)
 
 

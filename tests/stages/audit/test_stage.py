@@ -27,7 +27,10 @@ SETTINGS = {
     "refine_steps": 3,
     "levels": [10, 90],
     "draws": 2,
+    "probes": 3,
     "contrast_t": 40,
+    "sampled": 30,
+    "budget": 100,
     "groups": None,
     "gallery_images": 7,
     "precision": "32-true",
@@ -78,7 +81,8 @@ def test_memorized_images_are_flagged_and_no_others(inputs, tmp_path, features):
     kinds = ("num_train", "flagged", "num_heldout", "heldout_flagged")
     assert [summary[name] for name in kinds] == [20, 12, 20, 1]
     assert summary["excess"]["share"] == pytest.approx(12 / 20 - 1 / 20)
-    assert summary["evaluations_per_image"] == 3 + 2 + 2 * 2 * 4
+    assert summary["evaluations_per_image"] == 3 + 2 + 2 * 2 * 4 + 3
+    assert summary["evaluations_of_sample"] == 30 * (10 + 3)
     table = load_scores(tmp_path / "audit")
     train, heldout = (table[table["kind"] == kind] for kind in ("train", "heldout"))
     assert table["id"].tolist() == ["NA"] * 40
@@ -95,6 +99,32 @@ def test_memorized_images_are_flagged_and_no_others(inputs, tmp_path, features):
         [2 / 21] * 12 + train["p_value"].tolist()[12:]
     )
     assert heldout["p_value"].isna().all()
+
+
+def test_the_samples_of_the_model_calibrate_the_probability_of_extraction(inputs, tmp_path):
+    """The model samples its 13 memorized images alone; one of them is held out."""
+    summary = run(inputs, tmp_path / "audit")["extraction"]
+    table = load_scores(tmp_path / "audit")
+    train, heldout = (table[table["kind"] == kind] for kind in ("train", "heldout"))
+    memorized = [*train["probability"][:MEMORIZED], heldout["probability"].iloc[1]]
+    others = [*train["probability"][MEMORIZED:], *heldout["probability"].drop(heldout.index[1])]
+    assert min(memorized) > 0.95
+    assert max(others) < 0.5
+    assert summary["hits"] + summary["heldout_hits"] == 30
+    assert train["hits"].sum() == summary["hits"]
+    assert not train["hits"][MEMORIZED:].any()
+    assert summary["expected"] == pytest.approx(train["probability"].sum())
+    low, high = summary["interval"]
+    assert low <= MEMORIZED <= high
+    assert (table["probability_low"] <= table["probability"]).all()
+    assert (table["probability"] <= table["probability_high"]).all()
+    assert (table["divergence"][:MEMORIZED] < -0.99).all()
+
+
+def test_without_a_sample_there_is_no_probability(inputs, tmp_path):
+    assert run(inputs, tmp_path / "audit", sampled=0)["extraction"] is None
+    assert "probability" not in load_scores(tmp_path / "audit")
+    assert "are expected" not in Audit(**SETTINGS).describe(tmp_path / "audit", "audit")
 
 
 def test_the_gallery_has_the_closest_returns(inputs, tmp_path):
@@ -152,6 +182,9 @@ def test_scores_do_not_depend_on_the_batch_or_on_parts(inputs, tmp_path, monkeyp
         ("num_images", 1, "audit.num_images must be >= 2 or null, got 1"),
         ("refine_steps", 0, "audit.refine_steps must be >= 1, got 0"),
         ("draws", 0, "audit.draws must be >= 1, got 0"),
+        ("probes", 0, "audit.probes must be >= 1, got 0"),
+        ("budget", 0, "audit.budget must be >= 1, got 0"),
+        ("sampled", -1, "audit.sampled must be >= 0, got -1"),
         ("refine_t", -1, "audit.refine_t must be >= 0, got -1"),
         ("gallery_images", -1, "audit.gallery_images must be >= 0, got -1"),
         ("levels", [60, 10], "audit.levels must be increasing timesteps, got"),
@@ -194,6 +227,7 @@ def test_the_terminal_has_the_finding_and_the_file(inputs, tmp_path):
     assert "The model returns to 12 of 20 training images and to 1 of 20 held-out images" in text
     assert f"{tmp_path / 'audit' / 'audit.csv'}" in text
     assert "a difference of 55.0 % (95 % interval " in text
+    assert "Among 100 refined images, hits are expected on 1" in text
 
 
 def test_the_contrast_with_a_base_is_higher_for_images_that_fine_tuning_added(inputs, tmp_path):
@@ -207,7 +241,7 @@ def test_the_contrast_with_a_base_is_higher_for_images_that_fine_tuning_added(in
     memorized = [*train[:MEMORIZED], heldout.iloc[1]]
     assert min(memorized) > max([*train[MEMORIZED:], heldout.iloc[0], *heldout[2:]])
     assert summary["contrast"]["auc"] == pytest.approx((12 * 19 + 8 * 19 / 2) / 400, abs=0.2)
-    assert summary["evaluations_per_image"] == 3 + 4 + 2 * 4 * 4 + 2 * 4
+    assert summary["evaluations_per_image"] == 3 + 4 + 2 * 4 * 4 + 3 + 2 * 4
     assert "contrast" in load_risk(tmp_path / "audit")
 
 
@@ -239,6 +273,9 @@ def test_ten_slices_of_one_patient_are_one_finding(inputs, tmp_path):
     # Conformal: one held-out subject comes back as closely.
     assert table.loc["patient", "p_value"] == pytest.approx(2 / 21)
     assert table.loc[table["kind"] == "heldout", "p_value"].isna().all()
+    scores = load_scores(tmp_path / "audit")
+    own = scores.loc[scores["subject"] == "patient", "probability"]
+    assert table.loc["patient", "probability"] == pytest.approx(1 - (1 - own).prod())
     assert "patient" in set(load_scores(tmp_path / "audit")["subject"])
 
 

@@ -20,7 +20,7 @@ SCORES = "Scores of training images against extraction by early"
 HEADING = "The training images that the model returns to"
 
 
-def audited(outputs, key, count, gamma, inference=None):
+def audited(outputs, key, count, gamma, inference=None, extraction=None):
     """A finished audit artifact of `count` images of each kind. gamma: of both kinds, by name."""
     folder = outputs.start("audit", key)
     rng = np.random.default_rng(0)
@@ -43,6 +43,7 @@ def audited(outputs, key, count, gamma, inference=None):
     results = {"threshold": 0.05, "false_positive_rate": 0.001, "metric": "l2"}
     results |= {"transform": PixelsL2().transform, "evaluations_per_image": 120}
     results |= {**tables.counts(table), "inference": inference}
+    results |= {"extraction": extraction}
     (folder / "results.json").write_text(json.dumps(results))
     inputs = {"data": "da", "dpm": "dp", "reference": "re"}
     return outputs.finish("audit", key, inputs, {"draws": 4}, results)

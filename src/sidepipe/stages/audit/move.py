@@ -1,4 +1,4 @@
-"""Noise, denoising and refinement of images by a model, as the scores of an audit take them."""
+"""Noise, denoising, refinement and sampling by a model, as an audit takes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from sidepipe.base.settings import Precision
 from sidepipe.engine.stage import Runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidepipe.diffusion.denoiser import Denoiser
     from sidepipe.memorization.audit import Images, Move, Probe
 
@@ -34,3 +36,27 @@ def mover(
         )
 
     return move
+
+
+def refined_samples(
+    denoiser: Denoiser, probe: Probe, seed: int, precision: Precision, runtime: Runtime
+) -> Callable[[range], Images]:
+    """Samples of a model by their numbers, refined as `mover` refines images."""
+    from sidepipe.diffusion.cycles import fixed_point
+    from sidepipe.engine.image_sampler import ImageSampler
+    from sidepipe.engine.sampling import sample_to_array
+    from sidepipe.stages.audit.chances import STEPS
+
+    def sample(numbers: range) -> Images:
+        sampler = ImageSampler(
+            denoiser,
+            seed=seed,
+            stream="calibration",
+            timesteps=denoiser.timesteps(STEPS, "trailing"),
+            eta=0.0,
+            chains=[fixed_point(probe.t, probe.steps)],
+        )
+        count = len(numbers)
+        return sample_to_array(sampler, count, count, precision, runtime, first=numbers.start)
+
+    return sample

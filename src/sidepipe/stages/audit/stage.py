@@ -1,7 +1,8 @@
 """Stage `audit`: which training images the model returns to, next to held-out images.
 
-For the owner of the training images. It samples nothing: each image goes through refinement, by
-itself and from noised copies, and is at risk where it comes back.
+For the owner of the training images. Each image goes through refinement, by itself and from noised
+copies, and is at risk where it comes back. A small sample of the model turns this into the
+probability that an attacker extracts the image.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import descriptor_input
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
-from sidepipe.models.contrast import log_loss_ratio
+from sidepipe.stages.audit.chances import STEPS, hits_on, with_probabilities
 from sidepipe.stages.audit.groups import IDENTITY, sha256_of_groups, subjects_of, table_of
-from sidepipe.stages.audit.move import mover
+from sidepipe.stages.audit.move import mover, refined_samples
+from sidepipe.stages.audit.single import evaluations, single_scores
+from sidepipe.stages.audit.words import in_words
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load_encoder
@@ -55,14 +58,17 @@ class Audit(Stage):
     features, false_positive_rates: evaluate's; the first rate gives the threshold within which an
     image has come back. num_images: training images, the first of the subset; None for all.
     refine_t, refine_steps: those of the attack that it foresees. levels: timesteps of the noise
-    that copies of an image get. draws: of noise, per level. contrast_t: timestep at which a
-    fine-tuned model is compared with its base, if any. gallery_images: shown in the report. groups:
-    the subject of each image, such as a patient: a table with the columns file and group,
-    "identity" for that of the data, or None where each image is its own subject.
+    that copies of an image get. draws: of noise, per level. probes: evaluations of the score
+    divergence at refine_t. contrast_t: timestep at which a fine-tuned model is compared with its
+    base, if any. sampled: refined samples of the model that calibrate the probabilities of
+    extraction; 0 for no probabilities. budget: images that the attacker generates. gallery_images:
+    shown in the report. groups: the subject of each image, such as a patient: a table with the
+    columns file and group, "identity" for that of the data, or None where each image is its own
+    subject.
     """
 
     name: ClassVar[str] = "audit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needed_by: ClassVar[str] = "audit=returns"
     reported: ClassVar[bool] = True
     takes: ClassVar[Mapping[str, str]] = {
@@ -76,7 +82,10 @@ class Audit(Stage):
     refine_steps: int
     levels: list
     draws: int
+    probes: int
     contrast_t: int
+    sampled: int
+    budget: int
     gallery_images: int
     groups: str | None
     precision: Precision
@@ -85,9 +94,9 @@ class Audit(Stage):
     def __post_init__(self) -> None:
         if self.num_images is not None:
             require(self.num_images >= 2, "audit.num_images", ">= 2 or null", self.num_images)
-        for field in ("refine_steps", "draws"):
+        for field in ("refine_steps", "draws", "probes", "budget"):
             require(getattr(self, field) >= 1, f"audit.{field}", ">= 1", getattr(self, field))
-        for field in ("refine_t", "contrast_t", "gallery_images"):
+        for field in ("refine_t", "contrast_t", "sampled", "gallery_images"):
             require(getattr(self, field) >= 0, f"audit.{field}", ">= 0", getattr(self, field))
         increasing = sorted(set(self.levels)) == list(self.levels)
         require(increasing, "audit.levels", "increasing timesteps", self.levels)
@@ -140,9 +149,16 @@ class Audit(Stage):
         rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
         threshold = threshold_at_false_positive_rate(real.real_gamma, rate, encoder.metric)
         sets, data = self._sets(real), load_images(job.inputs["data"])
-        found = self._found(job, data, sets, encoder, threshold)
+        denoiser = load_denoiser(job.inputs["dpm"], self.precision)
+        found = self._found(job, denoiser, data, sets, encoder, threshold)
         ids = load_ids(job.inputs["data"])
         table = tables.scores(sets, found, encoder.metric, threshold, self.levels, ids, subjects)
+        chances = None
+        if self.sampled:
+            sample = self._sample(job, denoiser, encoder)
+            hits = hits_on(sample, sets, encoder.metric, threshold)
+            of = partial(with_probabilities, metric=encoder.metric, threshold=threshold)
+            table, chances = of(table, hits, self.sampled, self.budget, self.levels, self.seed)
         write_table(job.folder / "audit.csv", table)
         about = None if subjects is None else save_subjects(job.folder, table, encoder.metric)
         refined = found["train"]["refined"]
@@ -152,8 +168,10 @@ class Audit(Stage):
             "false_positive_rate": rate,
             "metric": encoder.metric,
             "transform": encoder.transform,
-            "evaluations_per_image": self._evaluations(job),
+            "evaluations_per_image": evaluations(self._probe, (job.inputs["dpm"] / BASE).is_dir()),
+            "evaluations_of_sample": self.sampled * (STEPS + self.refine_steps),
             **tables.counts(table),
+            "extraction": chances,
             "inference": tables.inference(table, self.seed),
             "subjects": about,
             "groups": sha256_of_groups(self.groups),
@@ -165,49 +183,44 @@ class Audit(Stage):
     def _found(
         self,
         job: Job,
+        denoiser: Denoiser,
         data: Images,
         sets: Mapping[str, Encoded],
         encoder: Encoder,
         threshold: float,
     ) -> dict[str, Arrays]:
         """The scores of the images of each set."""
-        denoiser, found, start = load_denoiser(job.inputs["dpm"], self.precision), {}, 0
+        found, start, device, base = {}, 0, job.runtime.torch_device(), None
         move = mover(denoiser, self._probe, self.seed, self.precision, job.runtime)
+        if (job.inputs["dpm"] / BASE).is_dir():
+            base = load_denoiser(job.inputs["dpm"], self.precision, part=BASE).to(device)
+        single = single_scores(denoiser, base, self._probe, self.contrast_t, self.seed)
         for name, images in sets.items():
             one = partial(self._part, data, images, move, encoder, threshold, start, job.runtime)
             parts = job.folder / "parts" / name
             found[name] = in_parts(parts, len(images.rows), PART, one, f"{name} image")
-            if (job.inputs["dpm"] / BASE).is_dir():
-                found[name]["contrast"] = self._contrast(job, denoiser, data[images.rows], start)
+            denoiser.to(device)
+            for score, of in single.items():
+                found[name][score] = of(data[images.rows], first=start)
             start += len(images.rows)
         return found
 
-    def _evaluations(self, job: Job) -> int:
-        """Network evaluations per image."""
-        has_base = (job.inputs["dpm"] / BASE).is_dir()
-        return self._probe.evaluations + 2 * self.draws * has_base
-
-    def _contrast(
-        self, job: Job, denoiser: Denoiser, images: Images, first: int
-    ) -> Float32[np.ndarray, "n"]:
-        """`log_loss_ratio` of some images; first: the number of the first one, for the noise."""
+    def _sample(self, job: Job, denoiser: Denoiser, encoder: Encoder) -> Float32[np.ndarray, "m d"]:
+        """The features of the refined samples that calibrate the probabilities."""
+        sample = refined_samples(denoiser, self._probe, self.seed, self.precision, job.runtime)
         device = job.runtime.torch_device()
-        base = load_denoiser(job.inputs["dpm"], self.precision, part=BASE)
-        return log_loss_ratio(
-            denoiser.to(device),
-            base.to(device),
-            images,
-            t=self.contrast_t,
-            draws=self.draws,
-            seed=self.seed,
-            first=first,
-        )
+
+        def encoded(numbers: range) -> Arrays:
+            return {"features": encoder.encode(sample(numbers), device)}
+
+        parts = job.folder / "parts" / "sample"
+        return in_parts(parts, self.sampled, PART, encoded, "refined sample")["features"]
 
     @property
     def _probe(self) -> Probe:
         from sidepipe.memorization.audit import Probe
 
-        return Probe(self.refine_t, self.refine_steps, self.levels, self.draws)
+        return Probe(self.refine_t, self.refine_steps, self.levels, self.draws, self.probes)
 
     def _sets(self, real: RealImages) -> dict[str, Encoded]:
         """Training images, and as many held-out ones, the best control first."""
@@ -241,19 +254,7 @@ class Audit(Stage):
         )
 
     def describe(self, folder: Path, title: str) -> str:
-        return f"{title}: {folder / 'audit.csv'}\n{self.in_words(load(folder))}"
-
-    @staticmethod
-    def in_words(results: Mapping[str, Any]) -> str:
-        """The findings of results.json in one sentence."""
-        share, ends = results["excess"]["share"], results["excess"]["interval"]
-        low, high = (f"{100 * end:.1f}" for end in ends)
-        return (
-            f"The model returns to {results['flagged']:,} of {results['num_train']:,} training "
-            f"images and to {results['heldout_flagged']:,} of {results['num_heldout']:,} held-out "
-            f"images: a difference of {100 * share:.1f} % (95 % interval {low} to {high} %), "
-            f"from {results['evaluations_per_image']:,} network evaluations per image."
-        )
+        return f"{title}: {folder / 'audit.csv'}\n{in_words(load(folder))}"
 
     @classmethod
     def shown(cls, folder: Path) -> dict[str, list[Any]]:

@@ -24,12 +24,17 @@ def by_subject(table: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """A row per subject: its images, how many are flagged, and gamma of the closest.
 
     p_value, listed_*: of subjects of the training images alone, by the closest image of each,
-    against those of the held-out subjects; all images of a subject are one finding.
+    against those of the held-out subjects; all images of a subject are one finding. probability:
+    that at least one of its images is extracted, where `table` has the probability of each.
     """
     closest = table.assign(close=closeness(np.array(table["gamma"]), metric))
     ordered: Any = closest.sort_values("close", ascending=False, kind="stable")
     of = ordered.groupby(["kind", "subject"], sort=False)
     found = of.agg(images=("id", "size"), flagged=("flagged", "sum"), gamma=("gamma", "first"))
+    if "probability" in table:
+        found["probability"] = (
+            1 - (1 - ordered["probability"]).groupby([ordered["kind"], ordered["subject"]]).prod()
+        )
     found = found.reset_index()
     score, is_train = (
         closeness(np.array(found["gamma"]), metric),

@@ -19,6 +19,7 @@ from sidepipe.memorization.roc import measured
 
 RATE = 0.01  # false positive rate of the contrast's true positive rate
 FDR = (0.01, 0.05)  # false discovery rates of the lists of members
+SINGLE = ("divergence", "contrast")  # scores of `single_scores`
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -38,10 +39,9 @@ def scores(
 ) -> pd.DataFrame:
     """A row per image of `train` and of `heldout`, in the order of the sets.
 
-    found: what `returns` gave for each set, and `contrast` where the model has a base. subjects: of
-    each image of the data, such as its patient, where several images show one. p_value,
-    listed_*: of training images alone, by gamma; they tell that an image was trained on, not that
-    it can be extracted.
+    found: what `returns` and `single_scores` gave for each set. subjects: of each image of the
+    data, such as its patient, where several images show one. p_value, listed_*: of training images
+    alone, by gamma; they tell that an image was trained on, not that it can be extracted.
     """
     control, parts = closeness(found["heldout"]["gamma"], metric), []
     for name, images in sets.items():
@@ -56,8 +56,7 @@ def scores(
         }
         if subjects is not None:
             columns["subject"] = subjects[images.rows]
-        if "contrast" in of:
-            columns["contrast"] = of["contrast"]
+        columns |= {score: of[score] for score in SINGLE if score in of}
         reached = arrivals(of["ends"], len(images.rows))
         for level, t in enumerate(levels):
             columns[f"recall_{t}"] = of["recall"][:, level]
@@ -99,7 +98,8 @@ def inference(table: pd.DataFrame, seed: int) -> dict[str, Any] | None:
     Images of one subject are not independent. Where `table` has subjects, each counts once, with
     the mean of its images, whose score is also the mean of their scores, for these are linear.
     """
-    names = [n for n in table if n in ("gamma", "error", "contrast") or n.startswith("recall_")]
+    own = ("gamma", "error", *SINGLE)
+    names = [name for name in table if name in own or name.startswith("recall_")]
     unit = "subject" if "subject" in table else "image"
     if unit == "subject":
         means: Any = table.groupby(["kind", "subject"], as_index=False)[names].mean()
@@ -115,8 +115,10 @@ def risk(table: pd.DataFrame, metric: Metric) -> dict[str, Float64[np.ndarray, "
     """Each score of the training images by its column, higher for images at more risk."""
     table = table.loc[table["kind"] == "train"]
     found = {"gamma": closeness(table["gamma"].to_numpy(), metric)}
-    found["error"] = -table["error"].to_numpy(np.float64)
-    names = [name for name in table if name.startswith(("contrast", "recall_", "arrivals_"))]
+    lower = [name for name in ("error", "divergence") if name in table]
+    found |= {name: -table[name].to_numpy(np.float64) for name in lower}
+    others = ("contrast", "recall_", "arrivals_")
+    names = [name for name in table if name == "probability" or name.startswith(others)]
     return found | {name: table[name].to_numpy(np.float64) for name in names}
 
 

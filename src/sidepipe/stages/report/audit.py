@@ -10,7 +10,8 @@ from jaxtyping import Float64, Int64
 
 from sidepipe.memorization.audit import flags_judged, judged
 from sidepipe.memorization.rates import rate
-from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_risk, load_scores
+from sidepipe.stages.audit.stage import load, load_gallery, load_risk, load_scores
+from sidepipe.stages.audit.words import in_words
 from sidepipe.stages.evaluate.tables import load_nearest
 from sidepipe.stages.report import words
 from sidepipe.stages.report.attack import Attack
@@ -41,7 +42,7 @@ def section(folder: Path, attacks: Sequence[Attack]) -> Section:
         drawings={},
         content={"audit": {"results": results, "best": best, **_gallery(folder)}},
         numbers={"audit": rows_of(table)},
-        text="\n".join(wrapped(f"Audit: {Audit.in_words(results)}")) + "\n",
+        text="\n".join(wrapped(f"Audit: {in_words(results)}")) + "\n",
         summary={name: results[name] for name in ("flagged", "heldout_flagged")},
     )
 
@@ -101,7 +102,9 @@ def scores_table(
 
 SCORES = {
     "gamma": "distance to the refined image",
+    "probability": "probability of extraction",
     "error": "error of one denoising step",
+    "divergence": "score divergence",
     "contrast": "log(loss of the base / loss)",
 }
 
