@@ -29,7 +29,7 @@ from sidepipe.stages.audit.chances import STEPS, hits_on, with_probabilities
 from sidepipe.stages.audit.groups import IDENTITY, sha256_of_groups, subjects_of, table_of
 from sidepipe.stages.audit.move import mover, refined_samples
 from sidepipe.stages.audit.single import evaluations, single_scores
-from sidepipe.stages.audit.words import in_words
+from sidepipe.stages.audit.words import in_words as in_words
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load_encoder

@@ -10,8 +10,7 @@ from jaxtyping import Float64, Int64
 
 from sidepipe.memorization.audit import flags_judged, judged
 from sidepipe.memorization.rates import rate
-from sidepipe.stages.audit.stage import load, load_gallery, load_risk, load_scores
-from sidepipe.stages.audit.words import in_words
+from sidepipe.stages.audit.stage import in_words, load, load_gallery, load_risk, load_scores
 from sidepipe.stages.evaluate.tables import load_nearest
 from sidepipe.stages.report import words
 from sidepipe.stages.report.attack import Attack
