@@ -29,7 +29,7 @@ from sidepipe.stages.audit.chances import STEPS, hits_on, with_probabilities
 from sidepipe.stages.audit.groups import IDENTITY, sha256_of_groups, subjects_of, table_of
 from sidepipe.stages.audit.move import mover, refined_samples
 from sidepipe.stages.audit.single import evaluations, single_scores
-from sidepipe.stages.audit.words import in_words as in_words
+from sidepipe.stages.audit.words import in_words
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.data.stage import load_ids
 from sidepipe.stages.descriptor.stage import load_encoder
@@ -253,8 +253,10 @@ class Audit(Stage):
             device=runtime.torch_device(),
         )
 
+    in_words = staticmethod(in_words)
+
     def describe(self, folder: Path, title: str) -> str:
-        return f"{title}: {folder / 'audit.csv'}\n{in_words(load(folder))}"
+        return f"{title}: {folder / 'audit.csv'}\n{self.in_words(load(folder))}"
 
     @classmethod
     def shown(cls, folder: Path) -> dict[str, list[Any]]:

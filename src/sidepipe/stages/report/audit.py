@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 
 from sidepipe.memorization.audit import flags_judged, judged
 from sidepipe.memorization.rates import rate
-from sidepipe.stages.audit.stage import in_words, load, load_gallery, load_risk, load_scores
+from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_risk, load_scores
 from sidepipe.stages.evaluate.tables import load_nearest
 from sidepipe.stages.report import words
 from sidepipe.stages.report.attack import Attack
@@ -41,7 +41,7 @@ def section(folder: Path, attacks: Sequence[Attack]) -> Section:
         drawings={},
         content={"audit": {"results": results, "best": best, **_gallery(folder)}},
         numbers={"audit": rows_of(table)},
-        text="\n".join(wrapped(f"Audit: {in_words(results)}")) + "\n",
+        text="\n".join(wrapped(f"Audit: {Audit.in_words(results)}")) + "\n",
         summary={name: results[name] for name in ("flagged", "heldout_flagged")},
     )
 
