@@ -107,16 +107,10 @@ def audit(
     """
     require(isinstance(model, Model), "model", "a Model of sidepipe.load", type(model).__name__)
     require_whole(t=t, steps=steps, draws=draws, probes=probes, contrast_t=contrast_t, seed=seed)
-    require_whole(sampled=sampled, budget=budget)
-    is_list = isinstance(levels, Sequence | np.ndarray) and not isinstance(levels, str)
-    require(is_list, "levels", "a list of timesteps", levels)
+    require(_is_list(levels), "levels", "a list of timesteps", levels)
     probe = Probe(t, steps, list(levels), draws, probes)
     _check(model, probe, contrast_t)
-    require_numbers(false_positive_rate=false_positive_rate)
-    require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
-    require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
-    require(sampled >= 0, "sampled", ">= 0", sampled)
-    require(budget >= 1, "budget", ">= 1", budget)
+    _check_numbers(false_positive_rate, seed, sampled, budget)
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
     require_known("precision", precision, PRECISIONS)
     check_features(features)
@@ -136,14 +130,24 @@ def audit(
     chances = None
     if sampled:
         sample = refined_samples(model._denoiser, probe, seed, precision, model._runtime)
-        drawn = [encoder.encode(sample(part), device) for part in _ranges(sampled)]
-        hits = hits_on(np.concatenate(drawn), _audited(known), encoder.metric, threshold)
+        hits = _hits(sample, sampled, known, encoder, device, threshold)
         of = partial(with_probabilities, metric=encoder.metric, threshold=threshold)
         table, chances = of(table, hits, sampled, budget, list(levels), seed)
-    table.loc[table["kind"] == "heldout", "index"] -= len(known.real.train.rows)
-    inference = tables.inference(table, seed)
     of_image = evaluations(probe, model._base is not None)
-    return _result(table, threshold, known, encoder, of_image, chances, inference)
+    return _result(table, threshold, known, encoder, of_image, chances, seed)
+
+
+def _is_list(levels: object) -> bool:
+    return isinstance(levels, Sequence | np.ndarray) and not isinstance(levels, str)
+
+
+def _check_numbers(false_positive_rate: float, seed: int, sampled: int, budget: int) -> None:
+    require_whole(sampled=sampled, budget=budget)
+    require_numbers(false_positive_rate=false_positive_rate)
+    require(0 < false_positive_rate < 1, "false_positive_rate", "in (0, 1)", false_positive_rate)
+    require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
+    require(sampled >= 0, "sampled", ">= 0", sampled)
+    require(budget >= 1, "budget", ">= 1", budget)
 
 
 def _subjects(sets: Mapping[str, ImageSet]) -> np.ndarray | None:
@@ -176,8 +180,18 @@ def _check(model: Model, probe: Probe, contrast_t: int) -> None:
     require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, [probe.t, *levels])
 
 
-def _ranges(count: int) -> list[range]:
-    return [range(part.start, part.stop) for part in blocks(count, PART)]
+def _hits(
+    sample: Callable[[range], Images],
+    count: int,
+    known: Calibrated,
+    encoder: Encoder,
+    device: Device,
+    threshold: float,
+) -> Int64[np.ndarray, "n"]:
+    """The hits of `count` samples on each image."""
+    parts = [range(part.start, part.stop) for part in blocks(count, PART)]
+    drawn = np.concatenate([encoder.encode(sample(part), device) for part in parts])
+    return hits_on(drawn, _audited(known), encoder.metric, threshold)
 
 
 def _audited(known: Calibrated) -> dict[str, Encoded]:
@@ -211,8 +225,10 @@ def _scores(
         for score, by in single.items():
             found[name][score] = by(known.data[of.rows], first=first)
         first += len(of.rows)
-    names, metric = np.array(real_names(images)), encoder.metric
-    return tables.scores(sets, found, metric, threshold, probe.levels, names, _subjects(images))
+    names, metric, levels = np.array(real_names(images)), encoder.metric, probe.levels
+    table = tables.scores(sets, found, metric, threshold, levels, names, _subjects(images))
+    table.loc[table["kind"] == "heldout", "index"] -= len(known.real.train.rows)
+    return table
 
 
 def _result(
@@ -222,7 +238,7 @@ def _result(
     encoder: Encoder,
     evaluations_per_image: int,
     chances: dict[str, Any] | None,
-    inference: dict[str, Any] | None,
+    seed: int,
 ) -> Audit:
     gamma = np.array(table.loc[table["kind"] == "train", "gamma"])
     order = np.argsort(-closeness(gamma, encoder.metric), kind="stable")
@@ -237,7 +253,7 @@ def _result(
         heldout_flagged=counts["heldout_flagged"],
         excess=Estimate(counts["excess"]["share"], (low, high)),
         extraction=chances,
-        inference=inference,
+        inference=tables.inference(table, seed),
         scores=table,
         subjects=by_subject(table, encoder.metric) if "subject" in table else None,
         threshold=threshold,
