@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,15 +22,15 @@ from sidepipe.api.result import Estimate
 from sidepipe.base.groups import Groups
 from sidepipe.base.settings import PRECISIONS, Precision, require, require_known
 from sidepipe.diffusion.sampler import require_x_0
-from sidepipe.features.encoders import Device, Encoder
+from sidepipe.features.encoders import Encoder
 from sidepipe.features.pairs import blocks
-from sidepipe.memorization.audit import Move, Probe, closeness, returns
+from sidepipe.memorization.audit import Probe, closeness, returns
 from sidepipe.memorization.real import Encoded, encode_rows
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate
 from sidepipe.stages.audit import tables
 from sidepipe.stages.audit.chances import hits_on, with_probabilities
 from sidepipe.stages.audit.move import mover, refined_samples
-from sidepipe.stages.audit.single import Single, evaluations, single_scores
+from sidepipe.stages.audit.single import evaluations, single_scores
 from sidepipe.stages.audit.stage import PART
 from sidepipe.stages.audit.subjects import by_subject
 
@@ -114,27 +115,25 @@ def audit(
     require_known("on_duplicates", on_duplicates, ["error", "drop", "keep"])
     require_known("precision", precision, PRECISIONS)
     check_features(features)
+    sets = _read(model, train, heldout, groups)
+    encoder = encoder_of(features)
+    encode = partial(encode_rows, encoder, device=model._runtime.torch_device())
+    known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
+    own = _Run(model, known, encoder, probe, seed, precision)
+    table, chances = own.with_chances(own.scores(sets, contrast_t), sampled, budget)
+    of_image = evaluations(probe, model._base is not None)
+    return _result(table, own.threshold, known, encoder, of_image, chances, seed)
+
+
+def _read(
+    model: Model, train: ImagesOrFolder, heldout: ImagesOrFolder | None, groups: Groups | None
+) -> dict[str, ImageSet]:
+    """Both sets; ValueError unless they have the size of the model's images."""
     sets = read_sets({"train": train, "heldout": heldout}, LEAST, Reading(), groups)
     shape, rule = sets["train"].images.shape, ", ".join(map(str, model.image_shape))
     remedy = "audit images of the size that the model makes"
     require(shape[1:] == model.image_shape, "train", f"of shape (n, {rule})", shape, remedy)
-    encoder = encoder_of(features)
-    device = model._runtime.torch_device()
-    encode = partial(encode_rows, encoder, device=device)
-    known = calibrated(sets, encoder.metric, encode, false_positive_rate, on_duplicates)
-    move = mover(model._denoiser, probe, seed, precision, model._runtime)
-    base = None if model._base is None else model._base.to(device)
-    single = single_scores(model._denoiser.to(device), base, probe, contrast_t, seed)
-    threshold = threshold_at_false_positive_rate(known.real.real_gamma, known.rate, encoder.metric)
-    table = _scores(known, encoder, probe, move, sets, device, single, threshold)
-    chances = None
-    if sampled:
-        sample = refined_samples(model._denoiser, probe, seed, precision, model._runtime)
-        hits = _hits(sample, sampled, known, encoder, device, threshold)
-        of = partial(with_probabilities, metric=encoder.metric, threshold=threshold)
-        table, chances = of(table, hits, sampled, budget, list(levels), seed)
-    of_image = evaluations(probe, model._base is not None)
-    return _result(table, threshold, known, encoder, of_image, chances, seed)
+    return sets
 
 
 def _is_list(levels: object) -> bool:
@@ -180,55 +179,74 @@ def _check(model: Model, probe: Probe, contrast_t: int) -> None:
     require_x_0(denoiser.prediction_type, denoiser.alphas_cumprod, [probe.t, *levels])
 
 
-def _hits(
-    sample: Callable[[range], Images],
-    count: int,
-    known: Calibrated,
-    encoder: Encoder,
-    device: Device,
-    threshold: float,
-) -> Int64[np.ndarray, "n"]:
-    """The hits of `count` samples on each image."""
-    parts = [range(part.start, part.stop) for part in blocks(count, PART)]
-    drawn = np.concatenate([encoder.encode(sample(part), device) for part in parts])
-    return hits_on(drawn, _audited(known), encoder.metric, threshold)
+@dataclass(frozen=True)
+class _Run:
+    """The computations of one audit."""
 
+    model: Model
+    known: Calibrated
+    encoder: Encoder
+    probe: Probe
+    seed: int
+    precision: Precision
 
-def _audited(known: Calibrated) -> dict[str, Encoded]:
-    """Training images, and as many held-out ones."""
-    train = known.real.train
-    return {"train": train, "heldout": known.real.unseen.part(slice(len(train.rows)))}
+    @property
+    def threshold(self) -> float:
+        gamma = self.known.real.real_gamma
+        return threshold_at_false_positive_rate(gamma, self.known.rate, self.encoder.metric)
 
+    @property
+    def sets(self) -> dict[str, Encoded]:
+        """Training images, and as many held-out ones."""
+        train = self.known.real.train
+        return {"train": train, "heldout": self.known.real.unseen.part(slice(len(train.rows)))}
 
-def _scores(
-    known: Calibrated,
-    encoder: Encoder,
-    probe: Probe,
-    move: Move,
-    images: Mapping[str, ImageSet],
-    device: Device,
-    single: Mapping[str, Single],
-    threshold: float,
-) -> pd.DataFrame:
-    sets, found, first = _audited(known), {}, 0
-    for name, of in sets.items():
-        scored = partial(
+    def scores(self, images: Mapping[str, ImageSet], contrast_t: int) -> pd.DataFrame:
+        """A row per image; the index of an image is its place in its own set."""
+        model, found, first = self.model, {}, 0
+        device = model._runtime.torch_device()
+        move = mover(model._denoiser, self.probe, self.seed, self.precision, model._runtime)
+        base = None if model._base is None else model._base.to(device)
+        denoiser = model._denoiser.to(device)
+        single = single_scores(denoiser, base, self.probe, contrast_t, self.seed)
+        of_move = partial(
             returns,
-            features=of.features,
             move=move,
-            encoder=encoder,
-            probe=probe,
-            threshold=threshold,
+            encoder=self.encoder,
+            probe=self.probe,
+            threshold=self.threshold,
             device=device,
         )
-        found[name] = _in_parts(scored, known.data, of.rows, first)
-        for score, by in single.items():
-            found[name][score] = by(known.data[of.rows], first=first)
-        first += len(of.rows)
-    names, metric, levels = np.array(real_names(images)), encoder.metric, probe.levels
-    table = tables.scores(sets, found, metric, threshold, levels, names, _subjects(images))
-    table.loc[table["kind"] == "heldout", "index"] -= len(known.real.train.rows)
-    return table
+        for name, of in self.sets.items():
+            scored = partial(of_move, features=of.features)
+            found[name] = _in_parts(scored, self.known.data, of.rows, first)
+            for score, by in single.items():
+                found[name][score] = by(self.known.data[of.rows], first=first)
+            first += len(of.rows)
+        names, metric, levels = np.array(real_names(images)), self.encoder.metric, self.probe.levels
+        table = tables.scores(
+            self.sets, found, metric, self.threshold, levels, names, _subjects(images)
+        )
+        table.loc[table["kind"] == "heldout", "index"] -= len(self.known.real.train.rows)
+        return table
+
+    def with_chances(
+        self, table: pd.DataFrame, sampled: int, budget: int
+    ) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+        """The table with probabilities of extraction, and the expected numbers; none without."""
+        if not sampled:
+            return table, None
+        runtime, metric = self.model._runtime, self.encoder.metric
+        sample = refined_samples(
+            self.model._denoiser, self.probe, self.seed, self.precision, runtime
+        )
+        parts = [range(part.start, part.stop) for part in blocks(sampled, PART)]
+        device = runtime.torch_device()
+        drawn = [self.encoder.encode(sample(part), device) for part in parts]
+        hits = hits_on(np.concatenate(drawn), self.sets, metric, self.threshold)
+        levels = list(self.probe.levels)
+        of = partial(with_probabilities, metric=metric, threshold=self.threshold)
+        return of(table, hits, sampled, budget, levels, self.seed)
 
 
 def _result(
