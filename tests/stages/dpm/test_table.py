@@ -150,6 +150,7 @@ def test_a_saved_model_is_attacked_as_a_checkpoint_of_its_own_table_alone(traine
             "label.features must be an encoder of rows of a table, got 'Pixels'; "
             "features@label.features=row_directions",
         ),
+        (["dpm.augment=cutmix"], "dpm.augment"),
         (["dpm.random_flip=true"], "dpm.random_flip must be false for rows"),
         (["dpm.random_shift=1"], "dpm.random_shift must be 0 for rows"),
         (["attacks=single", "extract.surrogate=lora"], "data must be images for LoRA"),
@@ -157,7 +158,7 @@ def test_a_saved_model_is_attacked_as_a_checkpoint_of_its_own_table_alone(traine
     ],
 )
 def test_what_does_not_take_rows_is_refused_at_once(changes, message):
-    with pytest.raises(ValueError, match="must be") as error:
+    with pytest.raises(ValueError, match=r"must be|accept") as error:
         planned("experiment=demo_table", *changes)
     assert message.removesuffix("; remedy") in str(error.value)
 
@@ -165,3 +166,35 @@ def test_what_does_not_take_rows_is_refused_at_once(changes, message):
 def test_the_classifier_of_rows_refuses_images():
     with pytest.raises(ValueError, match=r"data must be rows of a table for classifier\.network"):
         planned("experiment=smoke", "classifier=rows")
+
+
+def test_augmented_rows_change_the_training_and_no_other_stage_before_it():
+    def keys(*changes):
+        the_plan = planned("experiment=demo_table", *changes)
+        return {the_plan.title(node).split()[0]: key for key, node in the_plan.nodes.items()}
+
+    plain, mixed = keys(), keys("dpm.augment=tabcutmix")
+    assert plain["data"] == mixed["data"]
+    assert plain["dpm"] != mixed["dpm"]
+    assert keys("dpm.augment=none") == plain
+
+
+def test_augmented_rows_are_trained_on(tmp_path):
+    from sidepipe.stages.dpm.table import TrainTableDPM
+
+    seen = []
+
+    def averaged(self, job, module, arrays, rows, parts):
+        seen.append((arrays[0][rows], [len(part) for part in parts]))
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainTableDPM.__mro__[1], "_averaged", averaged)
+        with pytest.raises(InterruptedError):
+            made(tmp_path, "dpm.augment=tabcutmix", stage="dpm")
+    rows, sizes = seen[0]
+    assert rows.shape[0] == 2 * sizes[0] == 256
+    first, more = rows[:128, :, 0, 0], rows[128:, :, 0, 0]
+    # The first column of a mixed row is that of a training row.
+    assert set(more[:, 0]) <= set(first[:, 0])
+    assert not (more == first).all()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
 
 from sidepipe.base.settings import build, require, tried
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import denoiser_of, save_parts
 from sidepipe.models.families import ENCODING
 from sidepipe.stages.data.stage import load as load_rows
-from sidepipe.stages.data.stage import load_encoding
+from sidepipe.stages.data.stage import load_encoding, load_table
 from sidepipe.stages.dpm.trained import TrainDPM
+
+if TYPE_CHECKING:
+    from sidepipe.stages.dpm.module import DenoisingModule
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +27,12 @@ log = logging.getLogger(__name__)
 class TrainTableDPM(TrainDPM):
     """A network of vectors trained on the encoded rows of the subset.
 
-    unet: a partial config of the network; `in_channels` follows from the columns.
+    unet: a partial config of the network; `in_channels` follows from the columns. augment: how as
+    many rows as the subset has are made from it; the model is trained on both.
     """
 
     of_rows: ClassVar[bool] = True
+    augment: Literal["none", "tabcutmix", "tabcutmix_plus", "mixup", "smote"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +65,27 @@ class TrainTableDPM(TrainDPM):
         denoiser = denoiser_of(parts)
         settings = {"decode": denoiser.decode, **self.shaping}
         module = self._module(network.train(), scheduler, job.folder, **settings)
-        fitted = self._fitted(job, module, [rows_of(denoiser, rows, "cpu")], (train, heldout))
+        x_0 = rows_of(denoiser, rows, "cpu")
+        fitted = self._fitted(job, module, [x_0], (train, heldout))
         save_parts(parts, job.folder / "model")
         complete(job.folder)
         return {**about, "num_parameters": network.num_parameters(), **fitted}
+
+    def _averaged(
+        self,
+        job: Job,
+        module: DenoisingModule,
+        arrays: Sequence[np.ndarray],
+        rows: np.ndarray,
+        parts: Sequence[np.ndarray],
+    ) -> dict[str, float]:
+        if self.augment == "none":
+            return super()._averaged(job, module, arrays, rows, parts)
+        from sidepipe.stages.dpm.augment import augmented
+
+        data, (x_0,) = job.inputs["data"], arrays
+        frame = load_table(data).iloc[rows]
+        made = augmented(self.augment, frame, load_encoding(data), self.seed)
+        every = np.concatenate([x_0, made[:, :, None, None]])
+        rows = np.concatenate([rows, len(x_0) + np.arange(len(made))])
+        return super()._averaged(job, module, [every], rows, parts)

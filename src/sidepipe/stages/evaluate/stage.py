@@ -211,6 +211,8 @@ class Evaluate(Stage):
             results["blind"] |= ranking_quality(hits.hit[ranking.index])
             ids, data = load_ids(job.inputs["data"]), load_images(job.inputs["data"])
             results |= with_copies(results["collapse"], exact_copies(c, generated, data))
+            if data.dtype != np.uint8:
+                results["rows"] = tables.of_rows(generated, real, job.inputs["data"])
             table = tables.nearest_table(c, ids, np.repeat(load_targets(extract), each), hits)
             write_table(job.folder / "nearest.csv", table)
             closest = r.closest_pairs(c, hits.group, self.gallery_pairs)

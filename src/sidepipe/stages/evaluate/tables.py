@@ -10,12 +10,14 @@ from jaxtyping import Float, Int64
 
 from sidepipe.base.files import write_table
 from sidepipe.base.images import Images
+from sidepipe.stages.data.stage import load_encoding, load_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sidepipe.memorization.blind import Candidates
     from sidepipe.memorization.comparison import Comparison
+    from sidepipe.memorization.real import RealImages
     from sidepipe.memorization.results import Hits
 
 
@@ -55,6 +57,16 @@ def nearest_table(
             f"{name}_gamma": reference.gamma,
         }
     return pd.DataFrame(columns)
+
+
+def of_rows(generated: Images, real: RealImages, data: Path) -> dict[str, Any]:
+    """What generated rows of a table are good for, besides memorization, next to real rows."""
+    from sidepipe.memorization.table_utility import measured
+
+    encoding, table = load_encoding(data), load_table(data)
+    train, heldout = (table.iloc[part.rows] for part in (real.train, real.unseen))
+    rows = encoding.decode(generated.reshape(len(generated), -1))
+    return measured(rows, train, heldout, encoding)
 
 
 def save_gallery(

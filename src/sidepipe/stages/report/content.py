@@ -44,6 +44,7 @@ def tables(attacks: Sequence[Attack]) -> list[t.Table]:
         made += [t.overlap_table(attacks)] if len(attacks) > 1 else []
         made += [t.tuning_table(attacks)] if any(attack.trials for attack in attacks) else []
         made += [m.bands_table(attacks), m.rules_table(attacks), m.distances_table(attacks)]
+        made += [m.rows_table(attacks)] if "rows" in attacks[0].results else []
         # Too few images, or too many dimensions, have none.
         made += [m.quality_table(attacks)] if any(map(m.has_quality, attacks)) else []
     transform = attacks[0].transform

@@ -39,6 +39,20 @@ def _bands_row(attack: Attack) -> list[str]:
     return [*cells, decimals(tail["train"]), decimals(tail["heldout"])]
 
 
+def rows_table(attacks: Sequence[Attack]) -> Table:
+    """Utility, and impossible rows, of generated rows of a table next to those of real rows."""
+    first = attacks[0].results["rows"]
+    columns = [f"{first['score']} of {first['target']}" if first["target"] else "no target"]
+    cells = [
+        (a.name, a.results["rows"]["utility"], a.results["rows"]["impossible"]) for a in attacks
+    ]
+    cells += [("training rows", first["train_utility"], 0.0)]
+    cells += [("held-out rows", None, first["heldout_impossible"])]
+    rows = [(name, [decimals(use), words.rate(share)]) for name, use, share in cells]
+    caption = "Use of the rows, and impossible rows"
+    return Table("rows", caption, [("", 2)], [*columns, "impossible rows"], rows, head="")
+
+
 def rules_table(attacks: Sequence[Attack]) -> Table:
     """Images that the published rules classify as copies of training and of held-out images."""
     rules = attacks[0].results["rules"]
