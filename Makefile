@@ -24,13 +24,14 @@ OF_SWEEP := $(firstword $(filter sweep cancel report,$(MAKECMDGOALS)))
 $(if $(SWEEP),,$(if $(OF_SWEEP),$(error SWEEP must be set, for example make $(OF_SWEEP) SWEEP=subset_size; \
   sweeps: $(basename $(notdir $(wildcard conf/sweep/*.yaml))))))
 
-.PHONY: setup demo demo-text docs api run test test-fast test-slurm bench bench-large check format status clean help
+.PHONY: setup demo demo-text demo-table docs api run test test-fast test-slurm bench bench-large check format status clean help
 .PHONY: sweep cancel report attacks sync dashboard active
 
 help:
 	@echo "make demo      the whole pipeline on the included digits, with its report"
 	@echo "make demo-text a text-conditional model: memorized prompts detected, explained and mitigated;"
 	@echo "               ARGS=mitigations=trained trains two more models, with mitigations"
+	@echo "make demo-table  rows of a table: plain samples, refinement and SIDE, with its report"
 	@echo "make docs      make demo, and write its numbers to README.md and docs/results/demo.md"
 	@echo "make api       write docs/api.md from the docstrings of the Python API"
 	@echo "make test      all tests; make test-fast: only fast ones; make test-slurm: those for a Slurm cluster"
@@ -58,6 +59,9 @@ api: $(INSTALLED)
 
 demo-text: $(INSTALLED)
 	$(BIN)/sidepipe experiment=demo_text $(ARGS)
+
+demo-table: $(INSTALLED)
+	$(BIN)/sidepipe experiment=demo_table $(ARGS)
 
 run: $(INSTALLED)
 	$(BIN)/sidepipe $(ARGS)
