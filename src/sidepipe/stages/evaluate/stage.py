@@ -206,13 +206,12 @@ class Evaluate(Stage):
             measured, hits = self._measured(c, rates)
             threshold = measured["calibrated"][0]["threshold"]
             measured |= load_limits(job.inputs["reference"], threshold, encoder.metric)
+            measured |= tables.of_rows(generated, real, job.inputs["data"])
             trial = partial(r.trial, c, threshold=threshold, group=hits.group)
             results |= {**measured, "trials": _trials(trial, extract, encode)}
             results["blind"] |= ranking_quality(hits.hit[ranking.index])
             ids, data = load_ids(job.inputs["data"]), load_images(job.inputs["data"])
             results |= with_copies(results["collapse"], exact_copies(c, generated, data))
-            if data.dtype != np.uint8:
-                results["rows"] = tables.of_rows(generated, real, job.inputs["data"])
             table = tables.nearest_table(c, ids, np.repeat(load_targets(extract), each), hits)
             write_table(job.folder / "nearest.csv", table)
             closest = r.closest_pairs(c, hits.group, self.gallery_pairs)

@@ -60,13 +60,15 @@ def nearest_table(
 
 
 def of_rows(generated: Images, real: RealImages, data: Path) -> dict[str, Any]:
-    """What generated rows of a table are good for, besides memorization, next to real rows."""
+    """`rows`: the use of generated rows of a table, next to real rows; nothing for images."""
+    if generated.dtype == np.uint8:
+        return {}
     from sidepipe.memorization.table_utility import measured
 
     encoding, table = load_encoding(data), load_table(data)
     train, heldout = (table.iloc[part.rows] for part in (real.train, real.unseen))
     rows = encoding.decode(generated.reshape(len(generated), -1))
-    return measured(rows, train, heldout, encoding)
+    return {"rows": measured(rows, train, heldout, encoding)}
 
 
 def save_gallery(
