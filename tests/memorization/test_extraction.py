@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import gamma as gamma_distribution
 from scipy.stats import poisson
 
-from sidepipe.memorization.extraction import _loss, extraction, log_scores
+from sidepipe.memorization.extraction import _loss, extraction, log_scores, reliability
 
 SAMPLED, BUDGET = 1000, 8000
 COUNT = 300
@@ -103,6 +103,17 @@ def test_distances_have_two_slopes_around_the_threshold():
         atol=1e-12,
     )
     assert log_scores(np.ones(3), 0.1, np.empty((0, 3))).shape == (3, 2)
+
+
+def test_bins_count_the_images_that_are_expected_and_found():
+    probability = np.array([0.0, 0.04, 0.05, 0.9, 1.0, 0.99])
+    found = np.array([0, 1, 0, 1, 1, 0]) == 1
+    assert reliability(probability, found) == [
+        {"low": 0.0, "high": 0.05, "images": 2, "expected": pytest.approx(0.04), "found": 1},
+        {"low": 0.05, "high": 0.2, "images": 1, "expected": pytest.approx(0.05), "found": 0},
+        {"low": 0.8, "high": 0.95, "images": 1, "expected": pytest.approx(0.9), "found": 1},
+        {"low": 0.95, "high": 1.0, "images": 2, "expected": pytest.approx(1.99), "found": 1},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ their own hits: where a model returns to images that it never saw, a score means
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
@@ -20,6 +21,7 @@ DRAWS = 400  # of the fit, for intervals
 RIDGE = 0.1  # inverse variance of a weight of a standardized score, and of log(shape)
 LARGEST = 4.0  # |log(shape)|
 LEVELS = (0.025, 0.975)
+BINS = (0.0, 0.05, 0.2, 0.5, 0.8, 0.95, 1.0)  # of probabilities that are compared with the truth
 LEAST_DISTANCE = 1e-4  # whose logarithm is taken
 MORE = 0.5  # of a hit, so that a sample without hits leaves a rate (Jeffreys)
 STEP = 1e-4  # of finite differences
@@ -131,3 +133,21 @@ def log_scores(
     beyond = np.log(np.maximum(distance, LEAST_DISTANCE) / max(threshold, LEAST_DISTANCE))
     parts = [beyond, np.maximum(beyond, 0), *np.log(arrivals + 0.5)]
     return np.stack(parts, axis=1).astype(np.float64)
+
+
+def reliability(
+    probability: Float64[np.ndarray, "n"], found: Bool[np.ndarray, "n"]
+) -> list[dict[str, float]]:
+    """A row per bin of the probability: its images, how many are expected to be hit, and are hit.
+
+    Bins without images have no row. The last one includes a probability of 1.
+    """
+    place = np.clip(np.searchsorted(BINS, probability, side="right") - 1, 0, len(BINS) - 2)
+    rows = []
+    for number, (low, high) in enumerate(pairwise(BINS)):
+        some = place == number
+        if some.any():
+            row = {"low": low, "high": high, "images": int(some.sum())}
+            row |= {"expected": float(probability[some].sum()), "found": int(found[some].sum())}
+            rows.append(row)
+    return rows

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from tests.stages.report.pages import REPORT, Page, hit_images, rows_of
 from tests.stages.report.planted import RUNTIME
@@ -12,8 +13,11 @@ from sidepipe.engine.stage import Job
 from sidepipe.features.encoders import PixelsL2
 from sidepipe.memorization.real import Encoded
 from sidepipe.stages.audit import tables
+from sidepipe.stages.report.audit import reliability_table
 from sidepipe.stages.report.stage import load_table, page_path
 
+CHANCES = {"budget": 8000, "sampled": 100, "hits": 3, "expected": 41.6, "interval": [30, 55]}
+CHANCES |= {"heldout_hits": 1, "heldout_expected": 2.2, "heldout_interval": [0, 7]}
 FLAGS = "Images that come back"
 EXTRACTED = "Flagged training images, and those that the attacks extracted"
 SCORES = "Scores of training images against extraction by early"
@@ -37,11 +41,14 @@ def audited(outputs, key, count, gamma, inference=None, extraction=None):
     sets = {kind: Encoded(rows[kind][:count], np.empty((count, 1))) for kind in rows}
     ids = np.array([f"{i:04d}" for i in range(len(outputs.images))])
     table = tables.scores(sets, found, "l2", 0.05, [300], ids)
+    if extraction is not None:
+        table["probability"] = np.linspace(1, 0, len(table))
     write_table(folder / "audit.csv", table)
     refined = outputs.images[outputs.train[:count]]
     tables.save_gallery(folder, table, outputs.images, refined, "l2", 30)
     results = {"threshold": 0.05, "false_positive_rate": 0.001, "metric": "l2"}
     results |= {"transform": PixelsL2().transform, "evaluations_per_image": 120}
+    results |= {"evaluations_of_sample": 0 if extraction is None else 1800}
     results |= {**tables.counts(table), "inference": inference}
     results |= {"extraction": extraction}
     (folder / "results.json").write_text(json.dumps(results))
@@ -112,4 +119,29 @@ def test_without_attacks_the_audit_stands_alone(outputs, tmp_path):
     page = Page(page_path(tmp_path).read_text())
     assert FLAGS in page.tables
     assert EXTRACTED not in page.tables
+    assert not [caption for caption in page.tables if "are expected to hit" in caption]
     assert summary["audit"]["flagged"] == 0
+
+
+def test_expected_numbers_of_both_kinds_stand_next_to_each_other(outputs, tmp_path):
+    gamma = {kind: np.full(30, 0.2, np.float32) for kind in ("train", "heldout")}
+    audit = audited(outputs, "a3", 30, gamma, extraction=CHANCES)
+    REPORT.run(Job(tmp_path, {**outputs.inputs, "audit": audit}, RUNTIME))
+    page = Page(page_path(tmp_path).read_text())
+    cells = page.cells("Images that 8,000 refined images are expected to hit")
+    assert cells["training images"] == ["3", "42", "30 to 55"]
+    assert cells["held-out images"] == ["1", "2", "0 to 7"]
+    assert "calibrated by the hits of 100 refined samples (1,800 network evaluations)" in page.text
+    assert "probability of extraction" in page.cells(SCORES)
+    # No attack of these has refined images, so none tests the probabilities.
+    assert not [caption for caption in page.tables if caption.startswith("Probability of")]
+
+
+def test_the_probabilities_are_compared_with_the_images_that_are_extracted():
+    train = pd.DataFrame({"probability": [0.01, 0.9, 0.94, 0.99]})
+    table = reliability_table(train, np.array([0, 3, 0, 1]), "refined")
+    assert dict(table.rows) == {
+        "0\N{NO-BREAK SPACE}% to 5\N{NO-BREAK SPACE}%": ["1", "0.0", "0"],
+        "80\N{NO-BREAK SPACE}% to 95\N{NO-BREAK SPACE}%": ["2", "1.8", "1"],
+        "95\N{NO-BREAK SPACE}% to 100\N{NO-BREAK SPACE}%": ["1", "1.0", "1"],
+    }

@@ -13,7 +13,7 @@ import pytest
 from tests.stages.report.conftest import CHROMIUM
 from tests.stages.report.pages import Page, hit_images, rows_of
 from tests.stages.report.planted import RUNTIME
-from tests.stages.report.test_audit import audited
+from tests.stages.report.test_audit import CHANCES, audited
 
 from sidepipe.engine.stage import Job
 from sidepipe.memorization.rarefaction import rarefaction
@@ -308,9 +308,37 @@ def test_it_prints_on_two_pages(outputs, audit, tmp_path):
 
 def test_the_images_of_one_subject_are_one_row_of_the_subjects():
     rows = [("a", 0, True), ("b", 2, True), ("a", 0, False), ("b", 1, False), ("c", 0, False)]
-    images = pd.DataFrame(rows, columns=["subject", "hits", "flagged"]).assign(id="x")
+    images = pd.DataFrame(rows, columns=["subject", "hits", "flagged"])
+    images = images.assign(id="x", probability=None)
     found = _subjects(images)
     assert found is not None
     assert (found["number"], found["at_risk"]) == (3, 2)
-    assert found["worst"][0] == {"subject": "b", "images": 2, "hits": 3, "flagged": 1}
+    first = {"subject": "b", "images": 2, "hits": 3, "flagged": 1, "probability": None}
+    assert found["worst"][0] == first
     assert [row["subject"] for row in found["worst"]] == ["b", "a", "c"]
+
+
+def test_the_chance_of_extraction_is_told_per_image_and_in_all(outputs, tmp_path):
+    gamma = {kind: np.full(30, 0.2, np.float32) for kind in ("train", "heldout")}
+    gamma["train"][:10] = 0.01
+    audit = audited(outputs, "chances", 30, gamma, extraction=CHANCES)
+    found, page = made(tmp_path, {"audit": audit})
+    kept = [name for name in CHANCES if name not in ("hits", "heldout_hits")]
+    assert found["audit"]["extraction"] == {name: CHANCES[name] for name in kept}
+    (row,) = [one for one in found["extractable"] if one["basis"] == "audit probability"]
+    assert (row["generated_images"], row["expected"]) == (8000, 41.6)
+    assert (row["interval"], row["by_chance"]) == ([30, 55], 2.2)
+    assert found["budget"]["network_evaluations"] == 120 * 60 + 1800
+    assert [one["probability"] for one in found["worst"]] == pytest.approx(
+        np.linspace(1, 0, 60)[:10]
+    )
+    assert "8,000 generated images, expected from" in page.text
+
+
+def test_the_chance_of_a_subject_is_that_of_at_least_one_image():
+    images = pd.DataFrame({"id": ["a", "b", "c"], "subject": ["one", "one", "two"], "hits": 0})
+    images = images.assign(flagged=False, probability=[0.5, 0.4, 0.1])
+    found = _subjects(images)
+    assert found is not None
+    chances = {row["subject"]: row["probability"] for row in found["worst"]}
+    assert chances == pytest.approx({"one": 1 - 0.5 * 0.6, "two": 0.1})

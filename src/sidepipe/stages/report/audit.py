@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float64, Int64
 
 from sidepipe.memorization.audit import flags_judged, judged
+from sidepipe.memorization.extraction import reliability
 from sidepipe.memorization.rates import rate
 from sidepipe.stages.audit.stage import Audit, load, load_gallery, load_risk, load_scores
 from sidepipe.stages.evaluate.tables import load_nearest
@@ -36,6 +37,10 @@ def section(folder: Path, attacks: Sequence[Attack]) -> Section:
     tables = [flags_table(results)]
     tables += [extracted_table(train, hits)] if hits else []
     tables += [scores_table(load_risk(folder), hits[best.name], best.name)] if best else []
+    if (chances := results["extraction"]) is not None:
+        tables.append(chances_table(chances))
+        alike = [a for a in known if a.num_images == chances["budget"] and is_refined(a)]
+        tables += [reliability_table(train, hits[a.name], a.name) for a in alike[:1]]
     return Section(
         tables=tables,
         drawings={},
@@ -44,6 +49,11 @@ def section(folder: Path, attacks: Sequence[Attack]) -> Section:
         text="\n".join(wrapped(f"Audit: {Audit.in_words(results)}")) + "\n",
         summary={name: results[name] for name in ("flagged", "heldout_flagged")},
     )
+
+
+def is_refined(attack: Attack) -> bool:
+    """Whether the attack refines its images, as the audit foresees."""
+    return attack.sampled and attack.settings["refine"]["name"] != "none"
 
 
 def hits_of(train: pd.DataFrame, attack: Attack) -> Int64[np.ndarray, "n"]:
@@ -97,6 +107,30 @@ def scores_table(
     columns += ["rank correlation with the number of hits"]
     caption = f"Scores of training images against extraction by {attack}"
     return Table("audit_scores", caption, [("", 3)], columns, rows, head="score")
+
+
+def chances_table(chances: Mapping[str, Any]) -> Table:
+    """The expected number of extracted images of both kinds."""
+    rows = []
+    for kind, prefix in (("train", ""), ("heldout", "heldout_")):
+        low, high = chances[f"{prefix}interval"]
+        cells = [count(chances[f"{prefix}hits"]), count(chances[f"{prefix}expected"])]
+        rows.append((KINDS[kind], [*cells, f"{count(low)} to {count(high)}"]))
+    columns = [f"hits of {count(chances['sampled'])} refined samples", "expected", "95 % interval"]
+    caption = f"Images that {count(chances['budget'])} refined images are expected to hit"
+    return Table("audit_chances", caption, [("", 3)], columns, rows, head="")
+
+
+def reliability_table(train: pd.DataFrame, hits: Int64[np.ndarray, "n"], attack: str) -> Table:
+    """Whether the images with a probability are extracted as often as it promises."""
+    rows = []
+    for row in reliability(train["probability"].to_numpy(np.float64), hits > 0):
+        name = f"{words.rate(row['low'])} to {words.rate(row['high'])}"
+        cells = [count(row["images"]), f"{row['expected']:.1f}", count(row["found"])]
+        rows.append((name, cells))
+    columns = ["training images", "expected to be extracted", "extracted"]
+    caption = f"Probability of extraction, and training images that {attack} extracted"
+    return Table("audit_reliability", caption, [("", 3)], columns, rows, head="probability")
 
 
 SCORES = {

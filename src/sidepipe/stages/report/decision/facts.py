@@ -101,6 +101,7 @@ def _evaluations(sources: Sources) -> int | None:
     costs = [attack.network_evaluations for attack in sources.attacks]
     if (audit := sources.audit) is not None:
         costs.append(audit["evaluations_per_image"] * (audit["num_train"] + audit["num_heldout"]))
+        costs.append(audit["evaluations_of_sample"])
     return None if None in costs else sum(cost for cost in costs if cost is not None)
 
 
@@ -141,7 +142,12 @@ def _audit(results: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if inference is not None:
         kept = ("p_value", "level", "unit", "num_suspects", "num_control", "power")
         inference = {name: inference[name] for name in kept}
-    return {**{name: results[name] for name in names}, **excess, "inference": inference}
+    extraction = results["extraction"]
+    if extraction is not None:
+        kept = ("budget", "sampled", "expected", "interval", "heldout_expected", "heldout_interval")
+        extraction = {name: extraction[name] for name in kept}
+    own = {name: results[name] for name in names}
+    return {**own, **excess, "inference": inference, "extraction": extraction}
 
 
 def _verdict(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def _extractable(sources: Sources) -> list[dict[str, Any]]:
 
     By the best attack if its copies exceed chance: after as many generated images as were made, and
     after four times as many. By the audit: those that the model returns to, less those that chance
-    explains.
+    explains, and those that are expected to be extracted within its budget.
     """
     found = []
     if (best := sources.best) is not None and finding(best) == "copies":
@@ -171,6 +177,10 @@ def _extractable(sources: Sources) -> list[dict[str, Any]]:
         expected = max(0.0, count * excess["share"])
         row = {"basis": "audit", "generated_images": None, "expected": expected}
         found.append({**row, "interval": [low, high], "by_chance": None})
+        if (of := audit["extraction"]) is not None:
+            row = {"basis": "audit probability", "generated_images": of["budget"]}
+            row |= {"expected": of["expected"], "interval": of["interval"]}
+            found.append({**row, "by_chance": of["heldout_expected"]})
     return found
 
 
@@ -212,7 +222,10 @@ def _subjects(images: pd.DataFrame) -> dict[str, Any] | None:
         return None
     of = known.groupby("subject", sort=False)
     table = of.agg(images=("id", "size"), hits=("hits", "sum"), flagged=("flagged", "sum"))
-    table = table.reset_index().sort_values(["hits", "flagged"], ascending=False, kind="stable")
+    chances = of["probability"].agg(lambda each: 1 - np.prod(1 - each.to_numpy(float)))
+    table = table.join(chances).reset_index()
+    table = table.sort_values(["hits", "flagged"], ascending=False, kind="stable")
     at_risk = (table["hits"] > 0) | (table["flagged"] > 0)
-    rows: Any = table.head(SUBJECTS).astype({"flagged": int}).to_dict("records")
+    worst = table.head(SUBJECTS).astype({"flagged": int, "probability": object})
+    rows: Any = worst.replace({np.nan: None}).to_dict("records")
     return {"number": len(table), "at_risk": int(at_risk.sum()), "worst": rows}

@@ -104,8 +104,9 @@ def training_images(sources: Sources) -> pd.DataFrame:
     """A row per training image that an attack found or the audit scored, at most risk first.
 
     Columns: index, id, subject (None without), hits over the attacks that copy beyond chance,
-    flagged (None without an audit; none where the audit flags held-out images about as often). The
-    order is by hits, then by how closely the model returns to the image.
+    flagged (None without an audit; none where the audit flags held-out images about as often),
+    probability of extraction within the budget of the audit (None without). The order is by hits,
+    then by how closely the model returns to the image.
     """
     copying = [attack for attack in sources.known if finding(attack) == "copies"]
     nearest = [load_nearest(attack.folder) for attack in copying]
@@ -113,10 +114,12 @@ def training_images(sources: Sources) -> pd.DataFrame:
     hits = hit["train_index"].value_counts() if len(hit) else pd.Series(dtype=int)
     if sources.scores is None:
         if not len(hits):
-            return pd.DataFrame(columns=["index", "id", "subject", "hits", "flagged"])
+            return pd.DataFrame(
+                columns=["index", "id", "subject", "hits", "flagged", "probability"]
+            )
         ids = hit.drop_duplicates("train_index").set_index("train_index")["train_id"]
         found = pd.DataFrame({"index": hits.index, "id": np.array(ids[hits.index])})
-        return found.assign(subject=None, hits=hits.to_numpy(), flagged=None)
+        return found.assign(subject=None, hits=hits.to_numpy(), flagged=None, probability=None)
     assert sources.audit is not None
     train = sources.scores.loc[sources.scores["kind"] == "train"].reset_index(drop=True)
     tells = sources.audit["excess"]["interval"][0] > 0
@@ -124,6 +127,7 @@ def training_images(sources: Sources) -> pd.DataFrame:
         subject=train.get("subject"),
         hits=train["index"].map(hits).fillna(0).astype(int),
         flagged=(train["flagged"] == 1) & tells,
+        probability=train.get("probability"),
     )
     close = closeness(np.array(train["gamma"]), sources.audit["metric"])
     return found.iloc[np.lexsort((-close, -np.array(found["hits"])))].reset_index(drop=True)
