@@ -804,7 +804,7 @@ def test_images_on_their_side_by_exif_have_one_size_with_upright_ones(tmp_path):
 def test_an_audit_is_that_of_the_stage(checkpoint, artifact, tmp_path):
     """The stage on the artifact, whose split has the best control first, and the function."""
     settings = {"draws": 2, "levels": [60, 300], "num_images": None, "gallery_images": 3, "seed": 4}
-    settings |= {"probes": 3, "sampled": 20, "budget": 200}
+    settings |= {"probes": 3, "sampled": 20, "budget": 200, "invmm_images": 0}
     inputs = {"data": artifact.parents[1] / "data" / artifact.name, "dpm": artifact}
     l2 = {"_target_": "sidepipe.features.encoders.PixelsL2"}
     ids = "".join(f"{i},{i:04d},train,\n" for i in range(240))

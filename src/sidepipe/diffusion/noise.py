@@ -25,6 +25,7 @@ STREAMS = {
     "ambient": 10,
     "divergence": 11,
     "calibration": 12,
+    "inversion": 13,
 }
 
 

@@ -1,5 +1,7 @@
 """The audit of a model in closed form, whose memorized images are known."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from tests.models.tiny_pipelines import dit, latent, of_images
 from tests.tiny import RUNTIME
 
 from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.inversion import inversion_measure
 from sidepipe.engine.artifacts import write_manifest
 from sidepipe.engine.plan import plan
 from sidepipe.engine.stage import Job, Runtime
@@ -31,6 +34,7 @@ SETTINGS = {
     "contrast_t": 40,
     "sampled": 30,
     "budget": 100,
+    "invmm_images": 0,
     "groups": None,
     "gallery_images": 7,
     "precision": "32-true",
@@ -119,6 +123,28 @@ def test_the_samples_of_the_model_calibrate_the_probability_of_extraction(inputs
     assert (table["probability_low"] <= table["probability"]).all()
     assert (table["probability"] <= table["probability_high"]).all()
     assert (table["divergence"][:MEMORIZED] < -0.99).all()
+
+
+def test_memorized_images_are_inverted_and_others_are_not(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sidepipe.stages.audit.inversion.inversion_measure", partial(inversion_measure, steps=800)
+    )
+    stage = Audit(**SETTINGS | {"invmm_images": 14})
+    summary = run(inputs, tmp_path / "audit", invmm_images=14, levels=[], sampled=0)
+    table = load_scores(tmp_path / "audit")
+    train, heldout = (table[table["kind"] == kind]["invmm"] for kind in ("train", "heldout"))
+    assert np.isfinite(train[:MEMORIZED]).all()
+    assert np.isinf(train[MEMORIZED:14]).all()
+    assert train[14:].isna().all()
+    assert [*np.isfinite(heldout[:14])] == [False, True, *[False] * 12]
+    median = pytest.approx(np.median(train[:14]), rel=1e-4)
+    assert summary["invmm"] == {
+        "train": {"num_images": 14, "finite": 12 / 14, "median": median},
+        "heldout": {"num_images": 14, "finite": 1 / 14, "median": None},
+    }
+    assert stage.unused() == ()
+    assert Audit(**SETTINGS).unused() == ("invmm_images",)
+    assert "invmm_images" not in Audit(**SETTINGS).key_settings(SETTINGS)
 
 
 def test_without_a_sample_there_is_no_probability(inputs, tmp_path):

@@ -13,7 +13,7 @@ from sidepipe.engine.stage import Job
 from sidepipe.features.encoders import PixelsL2
 from sidepipe.memorization.real import Encoded
 from sidepipe.stages.audit import tables
-from sidepipe.stages.report.audit import reliability_table
+from sidepipe.stages.report.audit import invmm_table, reliability_table
 from sidepipe.stages.report.stage import load_table, page_path
 
 CHANCES = {"budget": 8000, "sampled": 100, "hits": 3, "expected": 41.6, "interval": [30, 55]}
@@ -145,3 +145,12 @@ def test_the_probabilities_are_compared_with_the_images_that_are_extracted():
         "80\N{NO-BREAK SPACE}% to 95\N{NO-BREAK SPACE}%": ["2", "1.8", "1"],
         "95\N{NO-BREAK SPACE}% to 100\N{NO-BREAK SPACE}%": ["1", "1.0", "1"],
     }
+
+
+def test_an_infinite_median_is_shown_as_such():
+    finite = {"num_images": 8, "finite": 6 / 8, "median": 0.1234}
+    table = invmm_table({"train": finite, "heldout": {**finite, "finite": 0.0, "median": None}})
+    rows = dict(table.rows)
+    assert (rows["training images"][0], rows["training images"][2]) == ("8", "0.123")
+    assert rows["training images"][1].startswith("75")
+    assert rows["held-out images"][2] == "\N{INFINITY}"

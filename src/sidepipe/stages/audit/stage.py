@@ -1,8 +1,7 @@
 """Stage `audit`: which training images the model returns to, next to held-out images.
 
-For the owner of the training images. Each image goes through refinement, by itself and from noised
-copies, and is at risk where it comes back. A small sample of the model turns this into the
-probability that an attacker extracts the image.
+For the owner of the images. Each goes through refinement, by itself and from noised copies, and is
+at risk where it comes back. A small sample of the model turns this into a probability.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 
 from sidepipe.base.files import write_json, write_table
 from sidepipe.base.images import grid
@@ -27,6 +26,7 @@ from sidepipe.features.choice import descriptor_input
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
 from sidepipe.stages.audit.chances import STEPS, hits_on, with_probabilities
 from sidepipe.stages.audit.groups import IDENTITY, sha256_of_groups, subjects_of, table_of
+from sidepipe.stages.audit.material import Material
 from sidepipe.stages.audit.move import mover, refined_samples
 from sidepipe.stages.audit.single import evaluations, single_scores
 from sidepipe.stages.audit.words import in_words
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sidepipe.diffusion.denoiser import Denoiser
-    from sidepipe.features.encoders import Encoder
-    from sidepipe.memorization.audit import Images, Move, Probe
+    from sidepipe.memorization.audit import Move, Probe
     from sidepipe.memorization.real import Encoded, RealImages
 
 PART = 500  # images per file: a killed run loses at most so many
@@ -61,10 +60,10 @@ class Audit(Stage):
     that copies of an image get. draws: of noise, per level. probes: evaluations of the score
     divergence at refine_t. contrast_t: timestep at which a fine-tuned model is compared with its
     base, if any. sampled: refined samples of the model that calibrate the probabilities of
-    extraction; 0 for no probabilities. budget: images that the attacker generates. gallery_images:
-    shown in the report. groups: the subject of each image, such as a patient: a table with the
-    columns file and group, "identity" for that of the data, or None where each image is its own
-    subject.
+    extraction; 0 for no probabilities. budget: images that the attacker generates. invmm_images: of
+    each kind, whose InvMM is computed. gallery_images: shown in the report. groups: the subject of
+    each image, such as a patient: a table with the columns file and group, "identity" for that of
+    the data, or None where each image is its own subject.
     """
 
     name: ClassVar[str] = "audit"
@@ -86,6 +85,7 @@ class Audit(Stage):
     contrast_t: int
     sampled: int
     budget: int
+    invmm_images: int
     gallery_images: int
     groups: str | None
     precision: Precision
@@ -96,7 +96,7 @@ class Audit(Stage):
             require(self.num_images >= 2, "audit.num_images", ">= 2 or null", self.num_images)
         for field in ("refine_steps", "draws", "probes", "budget"):
             require(getattr(self, field) >= 1, f"audit.{field}", ">= 1", getattr(self, field))
-        for field in ("refine_t", "contrast_t", "sampled", "gallery_images"):
+        for field in ("refine_t", "contrast_t", "sampled", "invmm_images", "gallery_images"):
             require(getattr(self, field) >= 0, f"audit.{field}", ">= 0", getattr(self, field))
         increasing = sorted(set(self.levels)) == list(self.levels)
         require(increasing, "audit.levels", "increasing timesteps", self.levels)
@@ -106,6 +106,9 @@ class Audit(Stage):
             require(file.is_file(), "audit.groups", rule, self.groups)
         require_known("audit.precision", self.precision, PRECISIONS)
         require(0 <= self.seed < 2**32, "audit.seed", "in [0, 2**32)", self.seed)
+
+    def unused(self) -> tuple[str, ...]:
+        return ("invmm_images",) if self.invmm_images == 0 else ()
 
     def inputs(self) -> tuple[str, ...]:
         return ("data", "dpm", *descriptor_input(self.features), "reference")
@@ -141,6 +144,7 @@ class Audit(Stage):
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.audit import tables
+        from sidepipe.stages.audit.inversion import survival
         from sidepipe.stages.audit.subjects import save_subjects
 
         subjects = subjects_of(self.groups, job.inputs["data"], job.inputs["dpm"])
@@ -148,25 +152,22 @@ class Audit(Stage):
         real = load_reference(job.inputs["reference"])
         rate = usable_rates(self.false_positive_rates, len(real.unseen.rows))[0]
         threshold = threshold_at_false_positive_rate(real.real_gamma, rate, encoder.metric)
-        sets, data = self._sets(real), load_images(job.inputs["data"])
-        denoiser = load_denoiser(job.inputs["dpm"], self.precision)
-        found = self._found(job, denoiser, data, sets, encoder, threshold)
-        ids = load_ids(job.inputs["data"])
-        table = tables.scores(sets, found, encoder.metric, threshold, self.levels, ids, subjects)
-        chances = None
-        if self.sampled:
-            sample = self._sample(job, denoiser, encoder)
-            hits = hits_on(sample, sets, encoder.metric, threshold)
-            of = partial(with_probabilities, metric=encoder.metric, threshold=threshold)
-            table, chances = of(table, hits, self.sampled, self.budget, self.levels, self.seed)
+        data, sets = load_images(job.inputs["data"]), self._sets(real)
+        material = Material(data, sets, encoder, threshold)
+        denoiser, metric = load_denoiser(job.inputs["dpm"], self.precision), encoder.metric
+        found, ids = self._found(job, denoiser, material), load_ids(job.inputs["data"])
+        table = tables.scores(sets, found, metric, threshold, self.levels, ids, subjects)
+        table, chances = self._with_chances(job, denoiser, material, table)
+        if self.invmm_images:
+            table = self._inverted(job, material, table)
         write_table(job.folder / "audit.csv", table)
-        about = None if subjects is None else save_subjects(job.folder, table, encoder.metric)
+        about = None if subjects is None else save_subjects(job.folder, table, metric)
         refined = found["train"]["refined"]
-        tables.save_gallery(job.folder, table, data, refined, encoder.metric, self.gallery_images)
+        tables.save_gallery(job.folder, table, data, refined, metric, self.gallery_images)
         results = {
             "threshold": threshold,
             "false_positive_rate": rate,
-            "metric": encoder.metric,
+            "metric": metric,
             "transform": encoder.transform,
             "evaluations_per_image": evaluations(self._probe, (job.inputs["dpm"] / BASE).is_dir()),
             "evaluations_of_sample": self.sampled * (STEPS + self.refine_steps),
@@ -176,45 +177,53 @@ class Audit(Stage):
             "subjects": about,
             "groups": sha256_of_groups(self.groups),
         }
+        if self.invmm_images:
+            results["invmm"] = survival(table)
         write_json(job.folder / "results.json", results)
         shutil.rmtree(job.folder / "parts")
         return results
 
-    def _found(
-        self,
-        job: Job,
-        denoiser: Denoiser,
-        data: Images,
-        sets: Mapping[str, Encoded],
-        encoder: Encoder,
-        threshold: float,
-    ) -> dict[str, Arrays]:
+    def _found(self, job: Job, denoiser: Denoiser, material: Material) -> dict[str, Arrays]:
         """The scores of the images of each set."""
         found, start, device, base = {}, 0, job.runtime.torch_device(), None
         move = mover(denoiser, self._probe, self.seed, self.precision, job.runtime)
         if (job.inputs["dpm"] / BASE).is_dir():
             base = load_denoiser(job.inputs["dpm"], self.precision, part=BASE).to(device)
         single = single_scores(denoiser, base, self._probe, self.contrast_t, self.seed)
-        for name, images in sets.items():
-            one = partial(self._part, data, images, move, encoder, threshold, start, job.runtime)
+        for name, images in material.sets.items():
+            one = partial(self._part, material, images, move, start, job.runtime)
             parts = job.folder / "parts" / name
             found[name] = in_parts(parts, len(images.rows), PART, one, f"{name} image")
             denoiser.to(device)
             for score, of in single.items():
-                found[name][score] = of(data[images.rows], first=start)
+                found[name][score] = of(material.data[images.rows], first=start)
             start += len(images.rows)
         return found
 
-    def _sample(self, job: Job, denoiser: Denoiser, encoder: Encoder) -> Float32[np.ndarray, "m d"]:
-        """The features of the refined samples that calibrate the probabilities."""
+    def _with_chances(
+        self, job: Job, denoiser: Denoiser, material: Material, table: pd.DataFrame
+    ) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+        """The table with probabilities of extraction, and the expected numbers; or as it is."""
+        if not self.sampled:
+            return table, None
         sample = refined_samples(denoiser, self._probe, self.seed, self.precision, job.runtime)
-        device = job.runtime.torch_device()
+        encoder, device = material.encoder, job.runtime.torch_device()
 
         def encoded(numbers: range) -> Arrays:
             return {"features": encoder.encode(sample(numbers), device)}
 
         parts = job.folder / "parts" / "sample"
-        return in_parts(parts, self.sampled, PART, encoded, "refined sample")["features"]
+        drawn = in_parts(parts, self.sampled, PART, encoded, "refined sample")["features"]
+        hits = hits_on(drawn, material.sets, encoder.metric, material.threshold)
+        of = partial(with_probabilities, metric=encoder.metric, threshold=material.threshold)
+        return of(table, hits, self.sampled, self.budget, self.levels, self.seed)
+
+    def _inverted(self, job: Job, material: Material, table: pd.DataFrame) -> pd.DataFrame:
+        from sidepipe.stages.audit.inversion import with_inversions
+
+        parts, device = job.folder / "parts", job.runtime.torch_device()
+        denoiser, count = load_denoiser(job.inputs["dpm"], "32-true"), self.invmm_images
+        return with_inversions(table, count, denoiser, material, self.seed, parts, device)
 
     @property
     def _probe(self) -> Probe:
@@ -229,11 +238,9 @@ class Audit(Stage):
 
     def _part(
         self,
-        data: Images,
+        material: Material,
         images: Encoded,
         move: Move,
-        encoder: Encoder,
-        threshold: float,
         start: int,
         runtime: Runtime,
         rows: range,
@@ -242,13 +249,13 @@ class Audit(Stage):
 
         own = slice(rows.start, rows.stop)
         return returns(
-            data[images.rows[own]],
+            material.data[images.rows[own]],
             images.features,
             own,
             move,
-            encoder,
+            material.encoder,
             self._probe,
-            threshold,
+            material.threshold,
             first=start + rows.start,
             device=runtime.torch_device(),
         )

@@ -25,7 +25,8 @@ SINGLE = ("divergence", "contrast")  # scores of `single_scores`
 def read(path: Path) -> pd.DataFrame:
     """A table as `write_table` wrote it; ids stay text, and an image may be called "NA"."""
     ids: Any = {"id": str, "subject": str}
-    return pd.read_csv(path, dtype=ids, keep_default_na=False, na_values={"p_value": [""]})
+    empty = {"p_value": [""], "invmm": [""]}
+    return pd.read_csv(path, dtype=ids, keep_default_na=False, na_values=empty)
 
 
 def scores(

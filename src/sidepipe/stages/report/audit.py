@@ -41,6 +41,7 @@ def section(folder: Path, attacks: Sequence[Attack]) -> Section:
         tables.append(chances_table(chances))
         alike = [a for a in known if a.num_images == chances["budget"] and is_refined(a)]
         tables += [reliability_table(train, hits[a.name], a.name) for a in alike[:1]]
+    tables += [invmm_table(results["invmm"])] if "invmm" in results else []
     return Section(
         tables=tables,
         drawings={},
@@ -133,6 +134,19 @@ def reliability_table(train: pd.DataFrame, hits: Int64[np.ndarray, "n"], attack:
     return Table("audit_reliability", caption, [("", 3)], columns, rows, head="probability")
 
 
+def invmm_table(found: Mapping[str, Any]) -> Table:
+    """The share of images that some noise always gives, and how far that noise is from normal."""
+    rows = []
+    for kind, name in KINDS.items():
+        of = found[kind]
+        share = words.share(rate(np.arange(of["num_images"]) < of["finite"] * of["num_images"]))
+        cells = [count(of["num_images"]), share]
+        rows.append((name, [*cells, words.decimals(of["median"]) if of["median"] else INFINITE]))
+    columns = ["images", "finite, % (95 % interval)", "median"]
+    return Table("audit_invmm", "InvMM of images", [("", 3)], columns, rows, head="")
+
+
+INFINITE = "\N{INFINITY}"
 SCORES = {
     "gamma": "distance to the refined image",
     "probability": "probability of extraction",
