@@ -94,7 +94,9 @@ def measured(name: str, folder: str) -> tuple[list[dict[str, Any]], list[dict[st
     kinds = {c.name: list(c.categories) if c.kind == "ordinal" else c.kind for c in schema.columns}
     published, corrected = [], []
     for method, generated in generators(rows, schema).items():
-        result: Any = sidepipe.compare(generated, train=rows[0], heldout=rows[1], kinds=kinds)
+        result: Any = sidepipe.compare(
+            generated, train=rows[0], heldout=rows[1], kinds=kinds, on_unseen="keep"
+        )
         key = {"data": name, "method": method, "train_rows": len(rows[0])}
         one, other = result.ratio, result.scaled_ratio
         shares = {
