@@ -41,7 +41,7 @@ def parts(name: str, folder: str) -> tuple[list[pd.DataFrame], Schema]:
     return [one.reset_index(drop=True) for one in some], schema
 
 
-def marginals(train: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+def marginals(train: pd.DataFrame, rng: np.random.Generator) -> Any:
     """Each column of the training rows in a random order of its own."""
     return train.apply(lambda column: column.to_numpy()[rng.permutation(len(train))])
 
@@ -113,9 +113,9 @@ def measured(name: str, folder: str) -> tuple[list[dict[str, Any]], list[dict[st
         numbers = {
             "hits": str(result.hits),
             "heldout_hits": f"{result.heldout_hits:.0f}",
-            "excess": f"{100 * excess.share:.1f}",
-            "excess_low": f"{100 * excess.interval[0]:.1f}",
-            "excess_high": f"{100 * excess.interval[1]:.1f}",
+            "excess": f"{100 * excess.share:.2f}",
+            "excess_low": f"{100 * excess.interval[0]:.2f}",
+            "excess_high": f"{100 * excess.interval[1]:.2f}",
             "hits_at_1_percent": str(loose.hits),
             "heldout_hits_at_1_percent": f"{loose.heldout_hits:.0f}",
             "exact": str(result.exact),
