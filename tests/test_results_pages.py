@@ -148,6 +148,21 @@ def test_the_claims_of_the_clock_follow_from_its_csv_files():
     assert (early["refined_hits"] == 0).all()
 
 
+def test_the_claims_of_the_tables_follow_from_their_csv_files():
+    found = pd.read_csv(RESULTS / "data" / "tables_corrected.csv").set_index("method")
+    honest = found.loc[["real rows", "shuffled columns"]]
+    assert len(honest) == 10
+    assert ((honest["excess_low"] <= 0) & (honest["excess_high"] >= 0)).all()
+    copies = found.loc["10 % copies"]
+    assert ((copies["excess_low"] < 10) & (copies["excess_high"] > 10)).all()
+    assert (found.loc["interpolated", "closer"] > 96.5).all()
+    published = pd.read_csv(RESULTS / "data" / "tables_published.csv").set_index(["method", "data"])
+    ratio = published["ratio"].unstack(level=0)
+    assert ratio["real rows"].round().agg(["min", "max"]).tolist() == [28, 94]
+    assert (ratio["10 % copies"] - ratio["real rows"]).max() < 8
+    assert (ratio["shuffled columns"] == ratio.min(axis=1)).all()
+
+
 def test_every_page_is_linked_from_the_index_and_every_link_leads_somewhere():
     index = (RESULTS / "index.md").read_text()
     for page in PAGES:
