@@ -57,7 +57,7 @@ def page(result: TableResult, title: str) -> str:
         notices=result.warnings,
         numbers="\n".join([*head(attack)[2:], *(row(*line) for line in _copies(result))]),
         published=_published(result),
-        about=[*foot(attack, ()), ALONE],
+        about=[" ".join(foot(attack, ())), ALONE],
         columns=list(result._real["train"].columns),
         pairs=_pairs(result),
     )

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from tests.composing import composed
 
 from sidepipe.base.table_encoding import Encoding
 from sidepipe.engine.stage import Job, Runtime
@@ -39,8 +40,8 @@ def test_a_table_of_scikit_learn_becomes_vectors_that_decode_to_it(name, tmp_pat
     rows, encoding, frame = load(out), load_encoding(out), load_table(out)
     assert rows.dtype == np.float32
     assert list(rows.shape) == [summary["num_images"], *summary["shape"]]
-    assert rows.shape[2] == encoding.width
-    pd.testing.assert_frame_equal(encoding.decode(rows[:, 0, :, 0]), frame)
+    assert rows.shape[3] == encoding.width
+    pd.testing.assert_frame_equal(encoding.decode(rows[:, 0, 0]), frame)
     assert len(load_ids(out)) == len(set(load_ids(out))) == len(frame)
     assert summary["partitions"] == {"train": len(frame)}
     json.dumps(summary)
@@ -68,6 +69,12 @@ def test_your_files_are_partitions_and_the_encoding_is_fitted_on_the_first_alone
     alone = Encoding.fit(load_table(out)[:4], encoding.schema)
     np.testing.assert_array_equal(encoding.maps["a"], alone.maps["a"])
     assert encoding.schema.columns[1].categories == ("x", "y", "z")
+
+
+def test_no_model_of_rows_is_trained_on_heldout_rows_by_default():
+    files = ["data.source.file=/a.csv", "data.source.heldout_file=/b.csv"]
+    config = composed("data=table", "dpm=table", *files)
+    assert config.dpm.train_partitions == ["train"]
 
 
 def test_a_changed_file_is_noticed(tmp_path):
