@@ -17,7 +17,7 @@ from sidepipe.base.settings import require
 from sidepipe.memorization.conformal import p_values
 
 FEWEST = 10  # hits, and others, of the shadow model
-PARTS = 200  # of cross-validation; as many candidates or fewer are left out one by one
+PARTS = 1000  # of cross-validation; as many candidates or fewer are left out one by one
 SMALLEST = 1e-6  # of a score whose logarithm is taken
 QUARTILE = 0.75  # of the shadow's hits: the share of hits is estimated from higher scores
 WEAK = 0.5  # share of the shadow's others above it, per share of its hits, that is too much

@@ -22,6 +22,7 @@ SETTINGS = {
     "num_images": 60,
     "levels": [10, 40],
     "draws": 2,
+    "probes": 0,
     "gallery_images": 5,
     "seed": 0,
 }
@@ -94,6 +95,17 @@ def test_the_denoising_errors_are_those_of_the_network(inputs, tmp_path):
         assert table[name][:MEMORIZED].max() < 1e-3 < 0.1 < table["residual_10"][MEMORIZED:].min()
 
 
+def test_the_score_divergence_is_among_the_scores_where_it_has_probes(inputs, tmp_path):
+    summary = run(inputs, tmp_path / "verdict", probes=4)
+    table = load_verdicts(tmp_path / "verdict")
+    for t in SETTINGS["levels"]:
+        values = table[f"divergence_{t}"]
+        # Toward a memorized image all scores point; its score is 1 + the mean cosine.
+        assert values[:MEMORIZED].max() < 1e-3 < 0.5 < values[MEMORIZED:].min()
+    assert summary["evaluations_per_candidate"] == 2 * (15 + 4) + 2
+    assert Verdict(**SETTINGS).unused() == ("probes",)
+
+
 def test_a_shadow_without_hits_gives_no_verdict(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_split", lambda folder: (drawn(8, 9), drawn(7, 2000)))
     with pytest.raises(NoMaterial, match="the shadow model's hits must be >= 10, got 0"):
@@ -125,6 +137,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(inputs, tmp_path, monkeypatch):
         ({"levels": [60, 60]}, r"verdict.levels must be increasing timesteps"),
         ({"levels": [-1]}, r"verdict.levels must be increasing timesteps"),
         ({"draws": 0}, "verdict.draws must be >= 1, got 0"),
+        ({"probes": -1}, "verdict.probes must be >= 0, got -1"),
         ({"num_images": 1}, "verdict.num_images must be >= 2, got 1"),
         ({"seed": -1}, "verdict.seed must be in"),
     ],

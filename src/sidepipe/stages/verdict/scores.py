@@ -14,14 +14,15 @@ from sidepipe.diffusion import fixed_points
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.refine import seek_mode
+from sidepipe.diffusion.score_divergence import score_divergence
 from sidepipe.engine.resuming import in_parts
 
 PART = 256  # images per file: a killed run loses at most so many
 
 
-def evaluations(levels: Sequence[int], draws: int) -> int:
+def evaluations(levels: Sequence[int], draws: int, probes: int) -> int:
     """Network evaluations per candidate."""
-    return len(levels) * fixed_points.EVALUATIONS + draws
+    return len(levels) * (fixed_points.EVALUATIONS + probes) + draws
 
 
 def scores_of(
@@ -29,14 +30,16 @@ def scores_of(
     images: Images,
     levels: Sequence[int],
     draws: int,
+    probes: int,
     seed: int,
     folder: Path,
     device: str,
 ) -> dict[str, Float32[np.ndarray, "n"]]:
     """Scores by name: those of `responses` at each level, and the denoising error at the first.
 
-    The map is one refinement step without clipping, in float32. folder: for the parts of a killed
-    run.
+    probes: of the score divergence at each level, 0 for none; its score is 1 + the mean cosine,
+    which is positive. The map is one refinement step without clipping, in float32. folder: for the
+    parts of a killed run.
     """
     denoiser = denoiser.to(device)
 
@@ -54,6 +57,10 @@ def scores_of(
             step = partial(seek_mode, eps_fn, t=t, num_steps=1, alphas_cumprod=ab)
             for name, values in fixed_points.responses(step, x, noise_fn).items():
                 found[f"{name}_{t}"] = values
+        if probes:
+            for t in levels:
+                cosine = score_divergence(eps_fn, x, t, ab, probes, noise_fn)
+                found[f"divergence_{t}"] = 1 + cosine
         t = levels[0]
 
         def denoised(x: Tensor, noise: Tensor) -> Tensor:

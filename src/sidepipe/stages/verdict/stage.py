@@ -54,11 +54,12 @@ class Verdict(Stage):
     features, false_positive_rates: evaluate's; they define a hit, here on the shadow's images.
     near_duplicates: images that are one candidate. num_images: samples of the shadow model, made
     with the sampler and the refinement of the attack. levels: timesteps at which the scores look at
-    refinement. draws: of noise, for the denoising error. gallery_images: shown in the report.
+    refinement. draws: of noise, for the denoising error. probes: of the score divergence, 0 for
+    none. gallery_images: shown in the report.
     """
 
     name: ClassVar[str] = "verdict"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needed_by: ClassVar[str] = "verdict=shadow"
     reported: ClassVar[bool] = True
     rows: ClassVar[str | None] = "attacks"
@@ -73,11 +74,12 @@ class Verdict(Stage):
     num_images: int
     levels: list
     draws: int
+    probes: int
     gallery_images: int
     seed: int
 
     def __post_init__(self) -> None:
-        for field, least in (("num_images", 2), ("draws", 1), ("gallery_images", 0)):
+        for field, least in (("num_images", 2), ("draws", 1), ("probes", 0), ("gallery_images", 0)):
             value = getattr(self, field)
             require(value >= least, f"verdict.{field}", f">= {least}", value)
         increasing = len(self.levels) > 0 and sorted(set(self.levels)) == list(self.levels)
@@ -88,6 +90,9 @@ class Verdict(Stage):
     @cached_property
     def _encoder(self) -> Encoder:
         return build(self.features)
+
+    def unused(self) -> tuple[str, ...]:
+        return ("probes",) if self.probes == 0 else ()
 
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "shadow", *descriptor_input(self.features), "extract")
@@ -138,7 +143,7 @@ class Verdict(Stage):
             "uncorrected_hits": float(uncorrected(judged.score).sum()),
             "listed": {f"{p:g}": _listed(table, p) for p in PRECISIONS},
             "shadow": {"num_candidates": len(hit), "hits": int(hit.sum())},
-            "evaluations_per_candidate": evaluations(self.levels, self.draws),
+            "evaluations_per_candidate": evaluations(self.levels, self.draws, self.probes),
         }
         write_json(job.folder / "results.json", results)
         for name in ("shards", "parts"):
@@ -175,6 +180,7 @@ class Verdict(Stage):
             images,
             self.levels,
             self.draws,
+            self.probes,
             self.seed,
             job.folder / "parts" / name,
             job.runtime.torch_device(),
