@@ -182,7 +182,11 @@ class Model:
             >>> model.refine(images, t=60, steps=2).shape
             (4, 8, 8, 1)
         """
-        checked("images", images)
+        if self._denoiser.image_dtype == np.uint8:
+            checked("images", images)
+        else:
+            rule, kind = "float32 rows, as from sample", getattr(images, "dtype", type(images))
+            require(kind == self._denoiser.image_dtype, "images", rule, str(kind))
         shape, rule = tuple(images.shape[1:]), f"of shape (n, {self._shape_in_words()})"
         remedy = "refine images of the size that the model makes"
         require(shape == self.image_shape, "images", rule, images.shape, remedy)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from tests.composing import composed, planned
 
+import sidepipe
+from sidepipe.base.tables import conform, read_table
 from sidepipe.engine import pipeline
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.engine.plan import plan
@@ -62,6 +64,16 @@ def test_generated_rows_are_rows_of_the_table(trained):
     flat = rows.reshape(60, -1)
     np.testing.assert_array_equal(encoding.project(flat), flat)
     assert set(encoding.decode(flat)["sex"]) <= {"1", "2"}
+
+
+def test_generated_rows_are_written_as_a_table_that_is_compared_like_any(trained):
+    path = trained["generate"] / "synthetic.csv"
+    schema = load_encoding(trained["data"]).schema
+    frame = conform("synthetic", read_table(path), schema)
+    encoded = load_encoding(trained["data"]).encode(frame)
+    np.testing.assert_allclose(
+        encoded, load_generated(trained["generate"]).reshape(60, -1), atol=1e-6
+    )
 
 
 def test_the_page_shows_values_and_no_pictures(trained):
@@ -134,6 +146,17 @@ def test_a_saved_model_is_attacked_as_a_checkpoint_of_its_own_table_alone(traine
     other = ("data.source.name=wine", "dpm.num_train_images=100")
     with pytest.raises(ValueError, match="data must be the table that the model of"):
         made(tmp_path, "dpm=pretrained", path, *other, stage="dpm")
+
+
+def test_the_api_samples_and_refines_rows(trained):
+    model = sidepipe.load(trained["dpm"], device="cpu")
+    rows = model.sample(5, num_inference_steps=5)
+    assert rows.shape == (5, *model.image_shape)
+    refined = model.refine(rows, t=60, steps=2)
+    encoding = load_encoding(trained["data"])
+    np.testing.assert_array_equal(encoding.project(refined[:, 0, 0]), refined[:, 0, 0])
+    with pytest.raises(ValueError, match="images must be float32 rows, as from sample"):
+        model.refine(np.zeros((5, *model.image_shape), np.uint8))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 
 from sidepipe.base.images import Images, save_grid
 from sidepipe.base.settings import PRECISIONS, Precision, require
+from sidepipe.base.tables import write_csv
 from sidepipe.engine.shards import load_first, load_shards, load_steps
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import denoiser_of
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SYNTHETIC = "synthetic.csv"  # the rows of a model of a table, decoded
 # Captions of the data; other values of `prompts` name a file.
 OF_DATA = ("train", "heldout")
 WITHOUT_CLASSES = "a model without classes, or with a null class, for surrogates and audits"
@@ -196,6 +198,10 @@ class Sampling(Stage):
             targets,
         )
         save_grid(job.folder / "preview.png", load_first(job.folder, 64))
+        if (encoding := getattr(denoiser, "encoding", None)) is not None:
+            rows = load(job.folder)
+            frame = encoding.decode(rows.reshape(len(rows), -1))
+            write_csv(job.folder / SYNTHETIC, frame, encoding.schema)
         return self._spent(job.folder, sampler, first)
 
     def _sampler(
