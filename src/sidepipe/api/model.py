@@ -182,14 +182,7 @@ class Model:
             >>> model.refine(images, t=60, steps=2).shape
             (4, 8, 8, 1)
         """
-        if self._denoiser.image_dtype == np.uint8:
-            checked("images", images)
-        else:
-            rule, kind = "float32 rows, as from sample", getattr(images, "dtype", type(images))
-            require(kind == self._denoiser.image_dtype, "images", rule, str(kind))
-        shape, rule = tuple(images.shape[1:]), f"of shape (n, {self._shape_in_words()})"
-        remedy = "refine images of the size that the model makes"
-        require(shape == self.image_shape, "images", rule, images.shape, remedy)
+        self._require_own(images)
         require_whole(t=t, steps=steps, denoising_steps=denoising_steps, seed=seed)
         require_numbers(noise=noise, eta=eta)
         most = self.num_train_timesteps
@@ -260,6 +253,17 @@ class Model:
             fits = len(classes) > 0 and all(number in known for number in classes)
             require(fits, "classes", rule, classes)
         return np.resize(list(classes or known), count) if known else None
+
+    def _require_own(self, images: Images) -> None:
+        """Raises ValueError unless these are images, or rows of a table, as the model makes."""
+        if self._denoiser.image_dtype == np.uint8:
+            checked("images", images)
+        else:
+            rule, kind = "float32 rows, as from sample", getattr(images, "dtype", type(images))
+            require(kind == self._denoiser.image_dtype, "images", rule, str(kind))
+        shape, rule = tuple(images.shape[1:]), f"of shape (n, {self._shape_in_words()})"
+        remedy = "refine images of the size that the model makes"
+        require(shape == self.image_shape, "images", rule, images.shape, remedy)
 
     def _shape_in_words(self) -> str:
         return ", ".join(map(str, self.image_shape))
