@@ -46,6 +46,8 @@ def notices(
 
 def _of_data(summary: Mapping[str, Any]) -> list[str]:
     found = []
+    if "table" in summary:
+        found.append("The data are rows of a table: an image on this page is a row.")
     if skipped := summary.get("skipped"):
         files = _many(len(skipped), "image file")
         one = len(skipped) == 1
