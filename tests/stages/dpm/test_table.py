@@ -80,6 +80,9 @@ def test_the_page_shows_values_and_no_pictures(trained):
     page = (trained["report"] / "report.html").read_text()
     gallery = page.split('id="gallery"')[1].split("</ol>")[0]
     assert "<img" not in gallery
+    assert "The data are rows of a table: an image on this page is a row." in page
+    assert "(the table “diabetes”)" in page
+    assert "pixels, color" not in page
     assert gallery.count("held-out (") == gallery.count("<li") >= 4
     rows = json.loads((trained["evaluate [side]"] / "results.json").read_text())
     assert rows["transform"] == "rows-v1"

@@ -30,6 +30,8 @@ def origin(inputs: Mapping[str, Path]) -> dict[str, Any]:
 def _source(settings: Mapping[str, Any]) -> str:
     """A source in words: its class, and the name of its folder if any."""
     kind = settings["_target_"].rpartition(".")[2]
+    if "heldout_file" in settings:  # a table
+        return f"the table “{Path(settings['file'] or settings['name']).name}”"
     return f"{kind} “{Path(settings['folder']).name}”" if "folder" in settings else kind
 
 
