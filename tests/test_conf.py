@@ -31,7 +31,6 @@ CHOSEN = {
     "dpm=table": TABLE,
     "evaluate=rows": TABLE,
     "classifier=rows": TABLE,
-    "attacks=table_mitigations": TABLE,
     "data=imagefolder": ["data.source.folder=/images", "dpm=unet64", TRAINED_ON],
     "data=celeba": ["dpm=unet64", TRAINED_ON],
     "data=celeba_hq_fi": ["dpm=unet64", TRAINED_ON],
