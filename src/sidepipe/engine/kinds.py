@@ -1,4 +1,4 @@
-"""What the data are, images or rows of a table, and refusals of stages that take the other."""
+"""The kind of the data, images or rows of a table, and refusals of stages that take the other."""
 
 from collections.abc import Mapping
 from typing import Any
