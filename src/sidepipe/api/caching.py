@@ -55,7 +55,7 @@ def searched(
     """
     features = (queries, real.train.features, real.unseen.features)
     described = [
-        "nearest",
+        "nearest image",
         metric,
         *(Path(str(getattr(some, "filename", ""))).name for some in features),
     ]
@@ -79,7 +79,7 @@ def _found(c: Comparison) -> dict[str, np.ndarray]:
     """The nearest images of each generated image, as arrays by name."""
     found = {}
     for name, some in c.sets.items():
-        found |= {f"{name}_gamma": some.around, f"{name}_index": some.index}
+        found |= {f"{name}_gamma": some.gamma, f"{name}_index": some.index}
     for i, some in enumerate(c.controls):
         found |= {f"{i}_gamma": some.gamma, f"{i}_index": some.index}
     return found
@@ -90,7 +90,7 @@ def _with(
 ) -> Comparison:
     """The comparison with other generated images, of which `found` is known."""
     sets = {
-        name: replace(some, around=found[f"{name}_gamma"], index=found[f"{name}_index"])
+        name: replace(some, gamma=found[f"{name}_gamma"], index=found[f"{name}_index"])
         for name, some in c.sets.items()
     }
     controls = [

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
-from sidepipe.features.search import Metric, nearest
+from sidepipe.features.pairs import blocks, distance
+from sidepipe.features.search import EXACT_VECTORS, Metric, nearest
 from sidepipe.memorization.excess import HeldoutHits
 from sidepipe.memorization.real import (
     Encoded,
@@ -19,8 +20,10 @@ from sidepipe.memorization.real import (
     compared_sets,
     control_sets,
 )
+from sidepipe.memorization.scores import adaptive_scores
 
 AROUND = 50  # nearest images in Carlini et al.'s adaptive score
+QUERIES = 65_536  # generated images whose AROUND nearest images are in memory at a time
 Gamma = Float32[np.ndarray, "n"]
 
 
@@ -28,22 +31,19 @@ Gamma = Float32[np.ndarray, "n"]
 class Compared:
     """Encoded real images, and the nearest ones to each generated image.
 
-    other_gamma: of each to the nearest other one; None where it was not measured. around: gamma of
-    each generated image's nearest real images, closest first, up to 50. index: the nearest one, an
-    index within the m of `rows`. groups: those of `Encoded`.
+    other_gamma: of each to the nearest other one; None where it was not measured. gamma, index: of
+    each generated image to its nearest real image, an index within the m of `rows`. adaptive:
+    Carlini et al.'s score of each generated image, None where it was not measured. groups: those of
+    `Encoded`.
     """
 
     rows: Int64[np.ndarray, "m"]
     features: Float32[np.ndarray, "m d"]
     other_gamma: Float32[np.ndarray, "m"] | None
-    around: Float32[np.ndarray, "n k"]
+    gamma: Float32[np.ndarray, "n"]
     index: Int64[np.ndarray, "n"]
+    adaptive: Float64[np.ndarray, "n"] | None
     groups: Groups
-
-    @property
-    def gamma(self) -> Float32[np.ndarray, "n"]:
-        """gamma to the nearest real image."""
-        return self.around[:, 0]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Comparison:
             same = np.unique(np.stack([unit, draws[start]]), axis=1, return_counts=True)[1]
             repeats -= int(np.square(same).sum())
         return HeldoutHits(
-            share=np.mean([self.of_starts(hit).astype(np.float64) for hit in hits], axis=0),
+            share=sum(map(self.of_starts, hits), np.zeros(self.num_starts)) / len(hits),
             repeats=repeats,
             num_sets=len(self.controls),
             scale=self.scale,
@@ -163,12 +163,11 @@ def compare(
     real_sets = compared_sets(real.train, real.unseen, attacker_rows)
     if counts_only:
         sets = {
-            name: _compared(queries, real_sets[name], None, metric, k=1)
-            for name in ("train", "heldout")
+            name: _compared(queries, real_sets[name], None, metric) for name in ("train", "heldout")
         }
     else:
         sets = {
-            name: _compared(queries, images, real.other_gamma_of(name, images, metric), metric)
+            name: _scored(queries, images, real.other_gamma_of(name, images, metric), metric)
             for name, images in real_sets.items()
         }
     unseen = real.unseen if attacker_rows is None else real.unseen.without(attacker_rows)
@@ -192,17 +191,35 @@ def _compared(
     images: Encoded,
     other_gamma: Float32[np.ndarray, "m"] | None,
     metric: Metric,
-    k: int = AROUND,
 ) -> Compared:
-    around, index = nearest(queries, images.features, metric, k=min(k, len(images.rows)))
-    return Compared(
-        rows=images.rows,
-        features=images.features,
-        other_gamma=other_gamma,
-        around=around,
-        index=index[:, 0].copy(),  # without the other columns, which take 400 bytes per image
-        groups=images.groups,
-    )
+    """The nearest image of a set to each generated image."""
+    gamma, index = (found[:, 0] for found in nearest(queries, images.features, metric))
+    rows, features, groups = images.rows, images.features, images.groups
+    return Compared(rows, features, other_gamma, gamma, index, None, groups)
+
+
+def _scored(
+    queries: Float32[np.ndarray, "n d"],
+    images: Encoded,
+    other_gamma: Float32[np.ndarray, "m"] | None,
+    metric: Metric,
+) -> Compared:
+    """As `_compared`, with adaptive scores, from the AROUND nearest images of a set.
+
+    These take 1 kB per generated image in the search, so some are searched for at a time.
+    """
+    # An approximate search builds an index: once for all.
+    size = QUERIES if len(images.rows) <= EXACT_VECTORS else len(queries)
+    gamma, index = np.empty(len(queries), np.float32), np.empty(len(queries), np.int64)
+    adaptive = np.empty(len(queries))
+    for some in blocks(len(queries), size):
+        around, found = nearest(
+            queries[some], images.features, metric, k=min(AROUND, len(images.rows))
+        )
+        gamma[some], index[some] = around[:, 0], found[:, 0]
+        adaptive[some] = adaptive_scores(distance(around, metric))
+    rows, features, groups = images.rows, images.features, images.groups
+    return Compared(rows, features, other_gamma, gamma, index, adaptive, groups)
 
 
 def _controls(

@@ -257,9 +257,9 @@ def rules(c: Comparison, groups: Mapping[str, Groups]) -> dict[str, Any]:
     adaptive: dict[str, Any] = {"rule": "score <= 1"}
     ratio: dict[str, Any] = {"rule": "nn1 < nn2 / 3"}
     for name, r in c.sets.items():
-        scores = m.adaptive_scores(m.distance(r.around, c.metric))
         nearest_group = groups[name][r.index]
-        adaptive[name] = _counted(c, scores <= 1, nearest_group)
+        if r.adaptive is not None:
+            adaptive[name] = _counted(c, r.adaptive <= 1, nearest_group)
         unique = np.unique(groups[name])
         ratio[f"num_unique_{name}"] = len(unique)
         two = nearest(c.queries, r.features[unique], c.metric, k=2)[0]

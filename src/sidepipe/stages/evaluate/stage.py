@@ -202,7 +202,9 @@ class Evaluate(Stage):
             synthetic = None if plain is None else encode(load_synthetic(plain))
             rows = _attacker_rows(extract)
             c = compare(queries, synthetic, real, encoder.metric, rows, per_start=each)
-            c, results["repeated"] = with_pictures(c, digests(generated), load_names(extract))
+            names = load_names(extract)
+            hashes = [] if names is None else digests(generated)
+            c, results["repeated"] = with_pictures(c, hashes, names)
             measured, hits = self._measured(c, rates)
             threshold = measured["calibrated"][0]["threshold"]
             measured |= load_limits(job.inputs["reference"], threshold, encoder.metric)
