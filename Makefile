@@ -24,7 +24,7 @@ OF_SWEEP := $(firstword $(filter sweep cancel report,$(MAKECMDGOALS)))
 $(if $(SWEEP),,$(if $(OF_SWEEP),$(error SWEEP must be set, for example make $(OF_SWEEP) SWEEP=subset_size; \
   sweeps: $(basename $(notdir $(wildcard conf/sweep/*.yaml))))))
 
-.PHONY: setup demo demo-text demo-table docs api run test test-fast test-slurm bench bench-large check format status clean help
+.PHONY: setup demo demo-text demo-table docs api run test test-fast test-slurm bench bench-large bench-gpu check format status clean help
 .PHONY: sweep cancel report attacks sync dashboard active
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make test      all tests; make test-fast: only fast ones; make test-slurm: those for a Slurm cluster"
 	@echo "make bench     time and memory of slow parts, compared with plain implementations"
 	@echo "make bench-large   a million images: memory, and resuming a killed run (IMAGES=1000000)"
+	@echo "make bench-gpu     what needs an accelerator, in less than ten minutes; without one it says so"
 	@echo "make check     ruff and pyright"
 	@echo "make run ARGS='...'     sidepipe with any overrides"
 	@echo "make status ARGS='...'  the state of each artifact for these overrides"
@@ -103,10 +104,13 @@ test-slurm: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 bench: $(INSTALLED)
-	@for file in $(filter-out benchmarks/large.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(filter-out benchmarks/large.py benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
 
 bench-large: $(INSTALLED)
 	$(BIN)/python benchmarks/large.py $(if $(IMAGES),--images $(IMAGES))
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu.py
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
