@@ -134,20 +134,22 @@ def draw_trials(path: Path) -> None:
 
 def draw_coverage(path: Path) -> None:
     """Different training images by network evaluations; a curve per attack, its end with 95 %."""
-    shown = {"union": "-", "annealed": "--", "refined_cheap": "-.", "cyclic": ":"}
-    shown |= {"cyclic_20": (0, (6, 3)), "cyclic_100": (0, (1, 3))}
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    rows = rows_of("coverage_digits", list(shown))
-    for row, style in zip(rows, shown.values(), strict=True):
-        x = [0, 9000, 18000, int(row["evaluations"])]
-        y = [0, *(int(row[name]) for name in ("different_9000", "different_18000", "different"))]
-        axes.plot(x, y, linestyle=style, color="black", lw=1, label=row["attack"])
-        ends = [y[-1] - int(row["different_low"]), int(row["different_high"]) - y[-1]]
-        axes.errorbar(x[-1], y[-1], yerr=[[ends[0]], [ends[1]]], color="black", lw=1, capsize=2)
-    axes.set(xlabel="network evaluations", ylabel="different training images", ylim=(0, None))
-    axes.grid(color="0.9")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    shown = {"relaxed": "-", "union": (0, (8, 2)), "annealed": "--", "refined_cheap": "-."}
+    shown |= {"cyclic": ":", "cyclic_20": (0, (6, 3)), "cyclic_100": (0, (1, 3))}
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    for seed, axes in enumerate(figure.subplots(1, 2, sharey=True)):
+        rows = [row for row in rows_of("coverage_digits", seed=seed) if row["attack"] in shown]
+        for row in rows:
+            name, end = row["attack"], int(row["different"])
+            x = [0, 9000, 18000, int(row["evaluations"])]
+            y = [0, int(row["different_9000"]), int(row["different_18000"]), end]
+            axes.plot(x, y, linestyle=shown[name], color="black", lw=1, label=name)
+            ends = [end - int(row["different_low"]), int(row["different_high"]) - end]
+            axes.errorbar(x[-1], end, yerr=[[ends[0]], [ends[1]]], color="black", lw=1, capsize=2)
+        axes.set(title=f"seed {seed}", xlabel="network evaluations", ylim=(0, None))
+        axes.grid(color="0.9")
+    figure.axes[0].set_ylabel("different training images")
+    figure.axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(2.1, 0.5))
     save(figure, path)
 
 

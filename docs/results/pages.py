@@ -24,7 +24,8 @@ KEYS = (
     "attack",
     "method",
 )
-KEYS += ("dimension", "train_rows", "bandwidth", "score", "edit", "refine_t", "false_positive_rate")
+KEYS += ("dimension", "train_rows", "bandwidth", "score", "edit", "refine_t", "known_starts")
+KEYS += ("false_positive_rate",)
 HEADS = {
     "train_images": "training images",
     "train_steps": "training steps",
@@ -63,6 +64,14 @@ HEADS = {
     "different_low": "different, 95 % from",
     "different_high": "different, 95 % to",
     "different_heldout": "different held-out images",
+    "known_starts": "starts",
+    "coverage_estimated": "estimated share that repeats, %",
+    "coverage_true": "true share, %",
+    "hits_known": "further hits on known training images, %",
+    "groups_estimated": "groups, estimated",
+    "groups_in_all": "groups in all",
+    "of_starts": "of starts",
+    "different_in_all": "of different in all",
     "evaluations": "network evaluations",
     "hits_per_1000_evaluations": "hits per 1,000 evaluations",
     "hits_at_1_percent": "hits at 1 %",
