@@ -183,7 +183,7 @@ class Evaluate(Stage):
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.memorization import results as r
         from sidepipe.memorization.blind import ranking_quality
-        from sidepipe.memorization.collapse import exact_copies, with_copies, with_pictures
+        from sidepipe.memorization.collapse import exact_copies, with_copies
         from sidepipe.memorization.comparison import compare
         from sidepipe.stages.evaluate import tables
 
@@ -202,9 +202,7 @@ class Evaluate(Stage):
             synthetic = None if plain is None else encode(load_synthetic(plain))
             rows = _attacker_rows(extract)
             c = compare(queries, synthetic, real, encoder.metric, rows, per_start=each)
-            names = load_names(extract)
-            hashes = [] if names is None else digests(generated)
-            c, results["repeated"] = with_pictures(c, hashes, names)
+            c, results["repeated"] = _with_pictures(c, generated, extract)
             measured, hits = self._measured(c, rates)
             threshold = measured["calibrated"][0]["threshold"]
             measured |= load_limits(job.inputs["reference"], threshold, encoder.metric)
@@ -316,6 +314,14 @@ def _attacker_rows(extract: Path) -> Int64[np.ndarray, "a"] | None:
     """Indices of the real images that the attack learned from; None for no such images."""
     original = original_of(Artifact(extract))
     return None if original is None else load_original_rows(original.folder)
+
+
+def _with_pictures(c: Comparison, generated: np.ndarray, extract: Path) -> tuple[Comparison, str]:
+    """`with_pictures`; pixels are hashed for images of another tool alone."""
+    from sidepipe.memorization.collapse import with_pictures
+
+    names = load_names(extract)
+    return with_pictures(c, [] if names is None else digests(generated), names)
 
 
 def _trials(
