@@ -313,6 +313,11 @@ def test_the_command_takes_three_files_in_order(run, tmp_path, result):
     assert "target=label" in numbers["command"]
 
 
+def test_a_fourth_file_is_refused(run):
+    error, _ = run("synthetic.csv", "train.csv", "heldout.csv", "train.csv")
+    assert error.startswith("train.csv needs a name")
+
+
 def test_the_command_takes_kinds_of_columns(run, tmp_path):
     kinds = ("kinds.grade=numeric", "kinds.color=red,green,blue")
     assert run("synthetic.csv", "train.csv", "heldout.csv", *kinds)[0] == 0
@@ -328,3 +333,22 @@ def test_refusals_of_the_command_are_one_line_and_import_no_torch(tmp_path, monk
     done = probed("cli.main", "compare", "a.csv", "b.csv", "b.csv")
     assert "generated must be >= 20 rows, got 1" in done.stderr
     assert "torch" not in heavy(done)
+
+
+def test_the_table_counts_near_copies_apart_from_exact_ones(result):
+    lines = {line[:32].strip(): line[32:].split() for line in result.table().splitlines()}
+    assert lines["exact copies of training rows"][0] == str(result.exact)
+    assert lines["near copies of training rows"][0] == str(result.hits - result.exact)
+    assert result.hits > result.exact
+
+
+def test_a_small_control_of_rows_of_few_values_is_not_called_swapped():
+    def few(seed, n):
+        rng = np.random.default_rng(seed)
+        a = np.round(np.exp(1.5 * rng.normal(size=n)))  # some values are much likelier
+        return pd.DataFrame({"a": a, "b": rng.choice(list("xyz"), n)})
+
+    kinds = {"a": "numeric", "b": "categorical"}
+    found = compared(few(1, 1000), few(2, 600), few(3, 60), kinds=kinds)
+    assert found.excess.interval[0] <= 0
+    assert not any("swapped" in text for text in found.warnings)

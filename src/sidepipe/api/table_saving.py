@@ -68,11 +68,14 @@ def _copies(result: TableResult) -> list[tuple[str, tuple[str, str, str]]]:
     held, exact = result.exact_heldout, result.exact_excess
     interval = _interval(exact)
     different = result._counts["num_generated"]
+    near, held_near = result.hits - result.exact, max(0.0, result.heldout_hits - held)
     return [
         ("  different ones", (words.count(different), "", "")),
         ("exact copies of training rows", (words.count(result.exact), _share(result.exact, n), "")),
         ("exact copies of held-out rows", (words.average(held), _share(held, n), "")),
         ("  excess of exact copies", ("", f"{100 * exact.share:.2f} %", interval)),
+        ("near copies of training rows", (words.count(near), _share(near, n), "")),
+        ("near copies of held-out rows", (words.average(held_near), _share(held_near, n), "")),
         ("closer to training than held-out", ("", *_estimate(result.closer))),
     ]
 

@@ -144,7 +144,7 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
         if not is_named or "/" in name:
             name, value = "generated", argument
             if is_table(argument) and is_table(given.get("generated")):
-                name = next(one for one in ("train", "heldout", "generated") if one not in given)
+                name = next((n for n in ("train", "heldout") if n not in given), name)
             if name in given:
                 raise ValueError(
                     f"{argument} needs a name: only the folder of generated images has none; "
