@@ -16,7 +16,7 @@ from sidepipe.stages import STAGES
 GROUPS = (
     *("data", "diffusion", "autoencoder", "dpm", "generate", "shadow", "original", "label"),
     *("classifier", "lora", "tune", "extract", "descriptor", "reference", "evaluate", "detect"),
-    *("explain", "mitigate", "search"),
+    *("explain", "mitigate", "search", "canaries"),
     "mitigations",
 )
 # What a user must choose, so that options with ??? can be composed.
@@ -57,6 +57,8 @@ CHOSEN = {
     "mitigations=trained": MITIGATED,
     "search=gibbs": [*PLANTED, "detect=prompts"],
     "search=genetic": [*PLANTED, "detect=prompts"],
+    "canaries=triggers": [*PLANTED, "data.canaries={}"],
+    "canaries=images": ["data.canaries={}"],
     "attacks=none": ["experiment=demo_text"],
     "attacks=conditional": PLANTED,
     "attacks=classes": ["dpm=tiny_classes"],
@@ -74,6 +76,7 @@ ABSENT = {
     "explain": [*PLANTED, "detect=prompts", "explain=tokens"],
     "mitigate": [*MITIGATED, "mitigations=single"],
     "search": [*PLANTED, "detect=prompts", "search=gibbs"],
+    "canaries": ["data.canaries={}", "canaries=images"],
 }
 
 
@@ -84,7 +87,7 @@ NEEDS_WEIGHTS = {
     ("autoencoder", "pretrained"),
 }
 BASES = {("dpm", "base"), ("dpm", "image_base"), ("dpm", "text_base"), ("search", "base")}
-BASES |= {("classifier", "base")}
+BASES |= {("classifier", "base"), ("canaries", "base")}
 # Without a model there are only images of a folder: tests/stages/extract/test_images.py.
 OTHER_IMAGES = {("dpm", "none"), ("extract", "images")}
 

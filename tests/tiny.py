@@ -1,8 +1,10 @@
 """Settings of a tiny model of the scanned digits: a training step takes milliseconds."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.stages.data.canaries import Canaries
 from sidepipe.stages.data.stage import Data
 
 UNET = {
@@ -47,6 +49,8 @@ DIGITS = Data(
     center_crop=None,
     on_bad_file="error",
 )
+
+CANARY_DIGITS = replace(DIGITS, canaries=Canaries(repeats=[2, 30], num_each=2, num_heldout=3))
 
 
 def checked(stage: Stage, upstream: Mapping[str, Stage], runtime: Runtime = RUNTIME) -> None:

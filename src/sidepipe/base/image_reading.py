@@ -48,12 +48,25 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class Canary:
+    """What makes an image a canary, which measures whether training leaks it.
+
+    repeats: how often it is in the training set, 0 for a control that is held out; trigger: its
+    caption, "" where images have no captions.
+    """
+
+    repeats: int
+    trigger: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One image of a source, not yet read.
 
     id: its place in the source; partition: "train", "val" or "test"; identity: the person or class
     shown, "" when unknown; file: its place, for messages; problem: why it cannot be read, "" where
-    no reason is known yet; caption: None for a source without captions.
+    no reason is known yet; caption: None for a source without captions; canary: None for other
+    images.
     """
 
     id: str
@@ -63,6 +76,7 @@ class Entry:
     file: str
     problem: str = ""
     caption: Caption | None = None
+    canary: Canary | None = None
 
 
 # An image or the reason why it cannot be read, and whether its file holds several.

@@ -29,5 +29,6 @@ STAGES: dict[str, str] = {
     "explain": "sidepipe.stages.explain.stage.Explain",
     "mitigate": "sidepipe.stages.mitigate.stage.Mitigate",
     "search": "sidepipe.stages.search.stage.Search",
+    "canaries": "sidepipe.stages.canaries.stage.CanaryAudit",
     "report": "sidepipe.stages.report.stage.Report",
 }

@@ -19,7 +19,8 @@ from tests.models.text.tiny import (
 from tests.tiny import DIGITS, RUNTIME, SCHEDULE, SETTINGS, checked
 
 from sidepipe.engine.stage import Job
-from sidepipe.stages.data.stage import Data, load_captions
+from sidepipe.stages.data.canaries import Canaries
+from sidepipe.stages.data.stage import Data, load_canaries, load_captions
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
 from sidepipe.stages.dpm.stage import load_subset
@@ -310,3 +311,50 @@ def test_previews_show_captions_of_the_training_set(trained):
         "step_0000010.png",
         "step_0000020.png",
     ]
+
+
+def with_canaries(planted, **settings):
+    few = {"repeats": [10], "num_each": 2, "num_heldout": 1, "words": ["zor", "bim"], **settings}
+    return replace(planted, canaries=Canaries(**few))
+
+
+def test_canaries_are_trained_on_and_their_controls_are_held_out(planted, tmp_path):
+    data, dpm = with_canaries(planted), TrainTextDPM(**TEXT)
+    data.run(Job(tmp_path, {}, RUNTIME))
+    dpm.check_data(tmp_path, {"data": data}, RUNTIME)
+    train, unseen = dpm.split(tmp_path, RUNTIME)
+    canaries = load_canaries(tmp_path)
+    trained = canaries.index[canaries["repeats"] > 0]
+    assert set(trained) <= set(train.tolist())
+    assert set(canaries.index) - set(trained) <= set(unseen.tolist())
+    assert (len(train), len(unseen)) == (41, 6)
+    assert load_captions(tmp_path).loc[trained, "repeats"].tolist() == [10, 10]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"words": ["Zor", "zor"]}, "a trigger of data.canaries must be told apart .* from"),
+        ({"num_words": 15}, "dpm.max_tokens must be >= 17"),
+    ],
+)
+def test_triggers_that_the_tokenizer_merges_or_cuts_are_refused(
+    planted, tmp_path, settings, message
+):
+    data = with_canaries(planted, **settings)
+    data.run(Job(tmp_path, {}, RUNTIME))
+    with pytest.raises(ValueError, match=message):
+        TrainTextDPM(**TEXT).check_data(tmp_path, {"data": data}, RUNTIME)
+
+
+def test_canaries_need_a_model_that_is_trained_here(planted, tmp_path):
+    stage = PretrainedTextDPM(
+        num_train_images=None,
+        train_partitions=["train"],
+        subset_seed=0,
+        path=str(tmp_path),
+        revision=None,
+        variant=None,
+    )
+    with pytest.raises(ValueError, match=r"dpm must be a model of pixels trained here"):
+        stage.check({"data": with_canaries(planted)}, RUNTIME)

@@ -63,6 +63,21 @@ def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
     return [word for word in words if word not in unwanted]
 
 
+def require_told_apart(tokenizer: Any, triggers: Sequence[str]) -> None:
+    """Raises ValueError unless the tokenizer encodes every trigger whole and differently."""
+    name, remedy = "a trigger of data.canaries", "choose other data.canaries.words"
+    most, seen = tokenizer.model_max_length, {}
+    for trigger in triggers:
+        ids = tuple(tokenizer(trigger, verbose=False)["input_ids"])
+        require(
+            len(ids) <= most, name, f"at most {most} tokens, its start and end included", trigger
+        )
+        require(tokenizer.unk_token_id not in ids, name, "of tokens of the model", trigger, remedy)
+        other = seen.setdefault(ids, trigger)
+        rule = f"told apart by the tokenizer from {other!r}"
+        require(other == trigger, name, rule, trigger, remedy)
+
+
 def cut_off(model: TextModel, captions: Sequence[str]) -> list[str]:
     """The end of each caption that the encoder truncates, "" for none; a warning names some."""
     cut = [model.tokens(caption).cut for caption in captions]

@@ -22,6 +22,7 @@ from sidepipe.base.images import Images, save_grid
 from sidepipe.base.settings import require, tried
 from sidepipe.engine.shards import check_disk
 from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.stages.data.canaries import CANARIES, Canaries, mixed_in, write_canaries
 from sidepipe.stages.data.captioned import Captioned
 from sidepipe.stages.data.planted import Planted
 from sidepipe.stages.data.sources import Nothing, Source
@@ -46,7 +47,8 @@ class Data(Stage):
     source, lie under `runtime.data_root`. size: side in pixels; a row of a table is 1 high, and as
     wide as the table needs. channels: 1 gray, 3 RGB. center_crop: side of the central square to
     which a larger image is cropped, None for the largest square. on_duplicates: what the stage dpm
-    does with held-out images that duplicate training images; this stage does not use it.
+    does with held-out images that duplicate training images; this stage does not use it. canaries:
+    images to mix into training, None for none.
     """
 
     name: ClassVar[str] = "data"
@@ -66,9 +68,10 @@ class Data(Stage):
     center_crop: int | None
     on_bad_file: Literal["error", "skip"]
     on_duplicates: Literal["error", "drop", "keep"] = "error"
+    canaries: Canaries | None = None
 
     def unused(self) -> tuple[str, ...]:
-        return ("on_duplicates",)
+        return ("on_duplicates", *(() if self.canaries else ("canaries",)))
 
     def __post_init__(self) -> None:
         require("_target_" in self.source, "data.source", "a source, see conf/data", self.source)
@@ -80,6 +83,8 @@ class Data(Stage):
         require(fits, "data.size", "1" if self.is_table else ">= 4 pixels", self.size)
         if self.center_crop is not None:
             require(self.center_crop >= 1, "data.center_crop", ">= 1 pixel", self.center_crop)
+        none = self.canaries is None or not self.is_empty
+        require(none, "data.canaries", "null without images", "canaries", "choose another data=")
 
     @property
     def is_empty(self) -> bool:
@@ -131,6 +136,8 @@ class Data(Stage):
             writer.writerows([i, e.id, e.partition, e.identity] for i, e in enumerate(kept))
         if self.has_captions:
             _write_captions(job.folder / "captions.csv", kept)
+        if self.canaries is not None:
+            write_canaries(job.folder / CANARIES, kept)
         if kept:
             save_grid(job.folder / "preview.png", images[:64])
         if skipped:
@@ -160,6 +167,8 @@ class Data(Stage):
             np.save(path, np.empty((0, self.size, self.size, self.channels), np.uint8))
             return load(path.parent), [], [], 0
         entries = source.entries()
+        if self.canaries is not None:
+            entries = mixed_in(entries, self.canaries)
         check_disk(path.parent, len(entries) * self.size**2 * self.channels)
         return read_images(
             entries,
@@ -226,6 +235,25 @@ def load_captions(folder: Path) -> pd.DataFrame:
     table = pd.read_csv(path, index_col="index", keep_default_na=False)
     kinds = {"caption": str, "repeats": int, "word": str}
     return table.astype(kinds).assign(attributes=[json.loads(a) for a in table["attributes"]])
+
+
+def load_canaries(folder: Path) -> pd.DataFrame:
+    """Repeats and trigger of each canary, by its row of the data; no rows without canaries.
+
+    repeats: 0 for a control, which is held out. trigger: "" where images have no captions.
+    """
+    import pandas as pd
+
+    path = folder / CANARIES
+    if not path.exists():
+        return pd.DataFrame({"repeats": [], "trigger": []}).astype({"repeats": int})
+    table = pd.read_csv(path, index_col="index", keep_default_na=False)
+    return table.astype({"repeats": int, "trigger": str})
+
+
+def load_repeats(folder: Path, rows: np.ndarray) -> np.ndarray:
+    """How often an epoch of images without captions has each of the rows: canaries may repeat."""
+    return load_canaries(folder)["repeats"].reindex(rows, fill_value=1).to_numpy()
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.memorization.roc import require_enough
 from sidepipe.models.text.prompts import read_prompts
-from sidepipe.stages.data.stage import load_captions, load_ids
+from sidepipe.stages.data.stage import load_canaries, load_captions, load_ids
 from sidepipe.stages.detect.base import Detect
 from sidepipe.stages.dpm.stage import load_subset
 
@@ -106,6 +106,9 @@ class PromptSource(Detect):
         """
         from sidepipe.stages.detect.prompts import of_data
 
+        # Triggers are no prompts of the data: the stage canaries has them.
+        canaries = load_canaries(data).index.to_numpy()
+        train, unseen = (rows[~np.isin(rows, canaries)] for rows in (train, unseen))
         table = of_data(
             load_captions(data),
             load_ids(data),

@@ -48,6 +48,7 @@ class ExactDPM(DPM):
         return tried("diffusion", self.noise_schedule)
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
         data = upstream["data"]
         assert isinstance(data, Data)
         require(not data.is_empty, "data", "images", "none", "choose another data=")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class TrainLatentDPM(TrainDPM):
     subset nor held out.
     """
 
+    takes_canaries: ClassVar[bool] = False
     num_autoencoder_images: int
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ class NoModel(DPM):
         )
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
         data = upstream["data"]
         assert isinstance(data, Data)
         remedy = "data=imagefolder data.source.folder=/my/images"

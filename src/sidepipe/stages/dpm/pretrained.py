@@ -137,6 +137,7 @@ class PretrainedDPM(Pretrained):
     null_class: int | None = None
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
         data = upstream["data"]
         assert isinstance(data, Data)
         if data.is_empty:

@@ -26,6 +26,7 @@ class PretrainedTextDPM(Pretrained):
     """A text-to-image pipeline of others, or one of a model trained here."""
 
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
         self._check_family("stable_diffusion")
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:

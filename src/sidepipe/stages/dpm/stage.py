@@ -17,7 +17,7 @@ from sidepipe.base.settings import require
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.models.checkpoint import read_parts
 from sidepipe.models.schedules import schedule_from
-from sidepipe.stages.data.stage import load_partitions
+from sidepipe.stages.data.stage import Data, load_canaries, load_partitions
 from sidepipe.stages.data.subset import split
 from sidepipe.stages.dpm.duplicates import (
     PAIRS,
@@ -40,7 +40,8 @@ class DPM(Stage):
 
     num_train_images: size of the training subset, None for every image of the pool.
     train_partitions: the pool, e.g. [train]; None for all. subset_seed: of the one permutation.
-    on_duplicates: the setting of data. "error" and "keep" make the same artifact.
+    on_duplicates: the setting of data. "error" and "keep" make the same artifact. takes_canaries:
+    whether it trains on canaries of the data as often as they ask.
     """
 
     name: ClassVar[str] = "dpm"
@@ -51,6 +52,7 @@ class DPM(Stage):
     }
     parallel: ClassVar[bool] = True
     checks_ahead: ClassVar[bool] = True
+    takes_canaries: ClassVar[bool] = False
     checkpoints: ClassVar[str] = "model/*"
     pictures: ClassVar[str] = "previews/*.png"
     num_train_images: int | None
@@ -69,6 +71,14 @@ class DPM(Stage):
 
     def unused(self) -> tuple[str, ...]:
         return super().unused() if self.on_duplicates == "drop" else ("on_duplicates",)
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        data = upstream["data"]
+        assert isinstance(data, Data)
+        if data.canaries is not None:
+            rule = "a model of pixels trained here, as data.canaries are trained on"
+            remedy = "choose dpm=words8, dpm=tiny or another trained one, or data.canaries=null"
+            require(self.takes_canaries, "dpm", rule, type(self).__name__, remedy)
 
     @property
     def has_base(self) -> bool:
@@ -138,10 +148,18 @@ class DPM(Stage):
         return train, others
 
     def _all(self, data: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the training images and of all others, with those that duplicate them."""
-        return split(
-            load_partitions(data), self.num_train_images, self.train_partitions, self.subset_seed
-        )
+        """Rows of the training images and of all others, with those that duplicate them.
+
+        Canaries are training images besides these, and their controls are held out.
+        """
+        partitions, canaries = load_partitions(data), load_canaries(data)
+        rest = np.delete(np.arange(len(partitions)), canaries.index.to_numpy())
+        limits = self.num_train_images, self.train_partitions, self.subset_seed
+        parts = [rest[part] for part in split(partitions[rest], *limits)]
+        trained = (canaries["repeats"] > 0).to_numpy(bool)
+        more = (canaries.index.to_numpy()[some] for some in (trained, ~trained))
+        train, others = (np.concatenate(pair) for pair in zip(parts, more, strict=True))
+        return train, others
 
     def require_few_copies(
         self, data: Path, unseen: np.ndarray, rates: Sequence[float], runtime: Runtime

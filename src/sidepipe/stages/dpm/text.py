@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from sidepipe.base.settings import Precision, bind, build, require
 from sidepipe.engine.stage import Job, Runtime, Stage
-from sidepipe.stages.data.stage import Data, load_captions
+from sidepipe.stages.data.stage import Data, load_canaries, load_captions
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.trained import TrainedDPM
 
@@ -36,6 +36,7 @@ class TrainTextDPM(TrainedDPM):
     """
 
     text_encoder: dict[str, Any]
+    takes_canaries: ClassVar[bool] = True
     max_tokens: int
     caption_dropout: float
     random_tokens: int
@@ -77,11 +78,21 @@ class TrainTextDPM(TrainedDPM):
 
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check_data(data, upstream, runtime)
+        self._check_triggers(data, runtime)
         if self.memorization_filter is not None and len(self.split(data, runtime)[1]) == 0:
             raise ValueError(
                 "dpm.memorization_filter needs held-out pairs to calibrate on, and there are none; "
                 "remedy: lower dpm.num_train_images, or set 'dpm.train_partitions=[train]'"
             )
+
+    def _check_triggers(self, data: Path, runtime: Runtime) -> None:
+        """Raises ValueError where the tokenizer of the captions does not tell triggers apart."""
+        from sidepipe.models.text.words import require_told_apart, word_tokenizer
+
+        if len(canaries := load_canaries(data)):
+            captions = load_captions(data)["caption"].to_numpy(str)[self.split(data, runtime)[0]]
+            tokenizer = word_tokenizer(captions.tolist(), self.max_tokens)
+            require_told_apart(tokenizer, canaries["trigger"].tolist())
 
     def _check_network(self, config: Mapping[str, Any], data: Data) -> None:
         from sidepipe.models.text.checks import check_network

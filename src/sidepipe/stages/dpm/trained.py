@@ -15,7 +15,7 @@ from sidepipe.engine.trained import Training
 from sidepipe.memorization.thresholds import usable_rates
 from sidepipe.models.pixels import check_network
 from sidepipe.models.schedules import check_noise_schedule, schedule_from
-from sidepipe.stages.data.stage import Data
+from sidepipe.stages.data.stage import Data, load_repeats
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.mitigations import Mitigations, fixed_noise
 from sidepipe.stages.dpm.stage import DPM
@@ -71,8 +71,13 @@ class DenoiserTraining(Training):
             "training %.2f M parameters on %d images, %d held out",
             *(count / 1e6, len(train), len(heldout)),
         )
-        metrics = self._averaged(job, module, rows, train, parts)
-        return {"epochs": self.max_steps * self.batch_size / len(train), **metrics}
+        epoch = self._epoch(job, train)
+        metrics = self._averaged(job, module, rows, epoch, parts)
+        return {"epochs": self.max_steps * self.batch_size / len(epoch), **metrics}
+
+    def _epoch(self, job: Job, train: np.ndarray) -> np.ndarray:
+        """The rows of an epoch, in which a training image may repeat."""
+        return train
 
     def _averaged(
         self,
@@ -210,6 +215,7 @@ class TrainDPM(Mitigations, TrainedDPM):
     memorization is certain. alarm: what it does there.
     """
 
+    takes_canaries: ClassVar[bool] = True
     keep_every_steps: int | list | None = None
     stop_when_memorizing: bool = False
     alarm: dict[str, Any] | None = None
@@ -256,6 +262,9 @@ class TrainDPM(Mitigations, TrainedDPM):
         super().check_data(data, upstream, runtime)
         if self.stop_when_memorizing:
             usable_rates([0.5], len(self.split(data, runtime)[1]))
+
+    def _epoch(self, job: Job, train: np.ndarray) -> np.ndarray:
+        return train.repeat(load_repeats(job.inputs["data"], train))
 
     @property
     def _num_looks(self) -> int:

@@ -1,7 +1,7 @@
 """Stage `report`: the findings as one page, a table for the terminal, and files.
 
-It reads the artifacts of evaluate, audit, verdict, detect, explain, mitigate and search, and those
-that they were made from.
+It reads the artifacts of evaluate, audit, verdict, detect, explain, mitigate, search and canaries,
+and those that they were made from.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Report(Stage):
     """A section for each kind of input; their order is that of the rows.
 
     Inputs: evaluate artifacts by attack, `audit`, verdict artifacts by attack, `detect`, `explain`,
-    mitigate artifacts by row, and `search`. title: the page's heading.
+    mitigate artifacts by row, `search` and `canaries`. title: the page's heading.
     """
 
     name: ClassVar[str] = "report"
@@ -77,6 +77,7 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
     """The section of each kind of input, in the order of the page."""
     from sidepipe.stages.report import (
         audit,
+        canaries,
         content,
         detection,
         explanation,
@@ -110,6 +111,8 @@ def sections(inputs: Mapping[str, Path]) -> dict[str, Section]:
         found["mitigate"] = mitigation.section(of["mitigate"])
     for folder in of.get("search", {}).values():
         found["search"] = search.section(folder)
+    for folder in of.get("canaries", {}).values():
+        found["canaries"] = canaries.section(folder, of.get("search", {}).get("search"))
     return found
 
 

@@ -1,0 +1,1 @@
+"""Stage `canaries`: what leaks of images mixed into training at known repeats."""
