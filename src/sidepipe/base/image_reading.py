@@ -49,7 +49,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Canary:
-    """What makes an image a canary, which measures whether training leaks it.
+    """The role of an image as a canary, which measures whether training leaks it.
 
     repeats: how often it is in the training set, 0 for a control that is held out; trigger: its
     caption, "" where images have no captions.
