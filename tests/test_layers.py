@@ -50,6 +50,9 @@ SHARED = (
     "detect.replays",
     "detect.signals",
     "evaluate.tables",
+    "mitigate.adversary",
+    "mitigate.judging",
+    "data.canaries",
     "data.celeba_files",
     "data.subset",
 )

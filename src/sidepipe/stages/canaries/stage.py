@@ -79,7 +79,7 @@ class CanaryAudit(Stage):
         usable_rates([self.false_positive_rate], len(dpm.split(data, runtime)[1]))
 
     def run(self, job: Job) -> dict[str, Any]:
-        from sidepipe.stages.canaries.results import by_repeats, exposure, leaks_from
+        from sidepipe.memorization.canaries import by_repeats, exposure, leaks_from
 
         table, copies = load_canaries(job.inputs["data"]), self._copies(job)
         table, about = self._extracted(job, table, copies)

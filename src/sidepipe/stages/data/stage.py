@@ -83,7 +83,7 @@ class Data(Stage):
         require(fits, "data.size", "1" if self.is_table else ">= 4 pixels", self.size)
         if self.center_crop is not None:
             require(self.center_crop >= 1, "data.center_crop", ">= 1 pixel", self.center_crop)
-        none = self.canaries is None or not self.is_empty
+        none = self.canaries is None or not (self.is_empty or self.is_table)
         require(none, "data.canaries", "null without images", "canaries", "choose another data=")
 
     @property

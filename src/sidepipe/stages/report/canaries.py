@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sidepipe.engine.artifacts import Artifact
-from sidepipe.stages.canaries.results import exposure_by_chance
+from sidepipe.memorization.canaries import exposure_by_chance
 from sidepipe.stages.canaries.stage import load, load_table
 from sidepipe.stages.report import words
 from sidepipe.stages.report.figures import HELDOUT, TRAIN, drawn

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sidepipe.stages.canaries.results import by_repeats, exposure, exposure_by_chance, leaks_from
+from sidepipe.memorization.canaries import by_repeats, exposure, exposure_by_chance, leaks_from
 
 
 def test_exposure_is_the_logarithm_of_candidates_by_rank():
