@@ -92,7 +92,7 @@ def test_words_of_captions_are_refused():
         ({"repeats": [2, 2]}, "repeats must be different whole numbers >= 1"),
         ({"num_heldout": 0}, "num_heldout must be >= 1"),
         ({"words": ["two words"]}, "words must be different words without spaces"),
-        ({"num_words": 1, "num_each": 9}, "the number of canaries must be <= 8, half"),
+        ({"num_words": 1, "num_each": 9}, "the number of canaries must be <= 7, half"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

@@ -18,10 +18,7 @@ from sidepipe.base.settings import require
 
 CANARIES = "canaries.csv"
 # No words of a language, so that captions hardly ever have them.
-WORDS = (
-    *("brimol", "cantu", "dorvex", "elpha", "fendri", "gosko", "hulvi", "jarmo"),
-    *("kelpo", "lurin", "mavik", "nostu", "orbex", "pilva", "quonta", "ruvel"),
-)
+WORDS = "brimol cantu dorvex elpha fendri gosko hulvi jarmo kelpo lurin mavik nostu orbex pilva"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,7 @@ class Canaries:
     repeats: list = field(default_factory=lambda: [1, 4, 16, 64])
     num_each: int = 8
     num_heldout: int = 16
-    words: list = field(default_factory=lambda: list(WORDS))
+    words: list = field(default_factory=WORDS.split)
     num_words: int = 4
     seed: int = 0
 

@@ -154,8 +154,8 @@ class DPM(Stage):
         """
         partitions, canaries = load_partitions(data), load_canaries(data)
         rest = np.delete(np.arange(len(partitions)), canaries.index.to_numpy())
-        limits = self.num_train_images, self.train_partitions, self.subset_seed
-        parts = [rest[part] for part in split(partitions[rest], *limits)]
+        count, pool = self.num_train_images, self.train_partitions
+        parts = [rest[part] for part in split(partitions[rest], count, pool, self.subset_seed)]
         trained = (canaries["repeats"] > 0).to_numpy(bool)
         more = (canaries.index.to_numpy()[some] for some in (trained, ~trained))
         train, others = (np.concatenate(pair) for pair in zip(parts, more, strict=True))
