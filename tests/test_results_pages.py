@@ -24,6 +24,8 @@ TABLES = [
 CELL = re.compile(r"(-?[\d,.]+)(?: \((-?[\d,.]+) to (-?[\d,.]+)\))?")
 # Images per attack, where they are not 2,000.
 IMAGES = {
+    "tables_rows": 500,
+    "tables_augment": 500,
     "classes_digits": 1000,
     "exact": 500,
     "finetuned_digits": 1000,
@@ -161,6 +163,30 @@ def test_the_claims_of_the_tables_follow_from_their_csv_files():
     assert ratio["real rows"].round().agg(["min", "max"]).tolist() == [28, 94]
     assert (ratio["10 % copies"] - ratio["real rows"]).max() < 8
     assert (ratio["shuffled columns"] == ratio.min(axis=1)).all()
+
+
+def test_the_claims_of_models_of_rows_follow_from_their_csv_files():
+    found = pd.read_csv(RESULTS / "data" / "tables_rows.csv")
+    models = found.pivot(index=["data", "train_rows"], columns="attack")
+    plain = models["excess"]["unconditional"].round().unstack(level=0)
+    assert plain.loc[32].tolist() == [93, 84]
+    assert plain.loc[256].tolist() == [15, 3]
+    hits, different = models["hits"], models["different_rows"]
+    assert (hits["refined"] > hits["unconditional"]).all()
+    assert (different["refined"] < different["unconditional"]).all()
+    ahead = different["side"] - different["unconditional"]
+    assert [(ahead > 0).sum(), (ahead == 0).sum(), (ahead < 0).sum()] == [1, 2, 5]
+    assert (models["excess_low"].loc[("diabetes", 256)] < 0).all()
+    assert (found["exact"] == 0).all()
+    made = pd.read_csv(RESULTS / "data" / "tables_augment.csv").pivot(
+        index="model", columns="attack"
+    )
+    excess = made["excess"].round()
+    methods = ["none", "tabcutmix", "tabcutmix_plus", "mixup", "smote"]
+    assert excess.loc[methods, "unconditional"].tolist() == [45, 27, 28, 32, 47]
+    assert excess.loc[methods, "refined"].tolist() == [66, 40, 46, 61, 68]
+    assert (made["impossible"].loc[["mixup", "smote"]] < 30.7).all(axis=None)
+    assert made["utility"].max(axis=None) - made["utility"].min(axis=None) < 0.13
 
 
 def test_every_page_is_linked_from_the_index_and_every_link_leads_somewhere():
