@@ -25,7 +25,7 @@ KEYS = (
     "method",
 )
 KEYS += ("dimension", "train_rows", "bandwidth", "score", "edit", "refine_t", "known_starts")
-KEYS += ("false_positive_rate",)
+KEYS += ("false_positive_rate", "images", "bin")
 HEADS = {
     "train_images": "training images",
     "train_steps": "training steps",
@@ -91,6 +91,13 @@ HEADS = {
     "extracted_flagged": "of these extracted",
     "extracted_others": "of the others extracted",
     "hits_on_flagged": "hits on flagged images, %",
+    "bin": "probability",
+    "audited": "images with it",
+    "sample_hits": "hits of the sample",
+    "expected": "expected to be extracted",
+    "expected_low": "95 % from",
+    "expected_high": "95 % to",
+    "found": "extracted",
     "auc": "AUC",
     "auc_low": "from",
     "auc_high": "to",

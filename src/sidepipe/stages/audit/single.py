@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser
     from sidepipe.memorization.audit import Probe
 
-# Of uint8 images; `first` is the number of the first one, which decides its noise.
+# Takes uint8 images; `first` is the number of the first one, which decides its noise.
 Single = Callable[..., np.ndarray]
 
 
