@@ -53,7 +53,7 @@ def judged(audit: Path, evaluate: Path) -> tuple[list[dict[str, Any]], pd.DataFr
         of = extraction(scores, sample, SAMPLED, int((~own).sum()))
         for kind, some in (("training", is_train), ("held-out", ~is_train)):
             expected, (low, high) = of.expected(some)
-            row = {"images": kind, "sample_hits": sample[some].sum()}
+            row = {"image_kind": kind, "sample_hits": sample[some].sum()}
             row |= {"expected": round(expected, 1), "expected_low": round(low)}
             rows.append(row | {"expected_high": round(high), "found": (later[some] > 0).sum()})
         bins += reliability(of.probability[is_train], later[is_train] > 0)
@@ -97,7 +97,7 @@ def main() -> None:
         return
     tables = {
         "extraction_digits": pd.DataFrame(rows).sort_values(
-            ["train_images", "model", "images"], ascending=[True, True, False], kind="stable"
+            ["train_images", "model", "image_kind"], ascending=[True, True, False], kind="stable"
         ),
         "extraction_bins_digits": summed(pd.concat(bins)),
     }

@@ -25,7 +25,7 @@ KEYS = (
     "method",
 )
 KEYS += ("dimension", "train_rows", "bandwidth", "score", "edit", "refine_t", "known_starts")
-KEYS += ("false_positive_rate", "images", "bin")
+KEYS += ("false_positive_rate", "image_kind", "bin")
 HEADS = {
     "train_images": "training images",
     "train_steps": "training steps",
@@ -91,6 +91,7 @@ HEADS = {
     "extracted_flagged": "of these extracted",
     "extracted_others": "of the others extracted",
     "hits_on_flagged": "hits on flagged images, %",
+    "image_kind": "kind",
     "bin": "probability",
     "audited": "images with it",
     "sample_hits": "hits of the sample",
