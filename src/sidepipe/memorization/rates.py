@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 
 from sidepipe.memorization.thresholds import rate_interval
 
@@ -28,6 +28,20 @@ def mean(values: Float[np.ndarray, "n"], seed: int = 0) -> dict[str, Any]:
     drawn = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
     interval = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
     return {"of": len(values), "mean": float(values.mean()), "interval": interval.tolist()}
+
+
+def cluster_mean(
+    values: Float[np.ndarray, "n"], clusters: Int64[np.ndarray, "n"], seed: int = 0
+) -> dict[str, Any]:
+    """The mean over clusters of their mean, so that each counts once, as `mean`.
+
+    The bootstrap draws clusters: values of one cluster, such as prompts of one image, are not
+    independent. of: the number of clusters.
+    """
+    there = ~np.isnan(values)
+    _, cluster = np.unique(clusters[there], return_inverse=True)
+    sums = np.bincount(cluster, weights=values[there])
+    return mean(sums / np.bincount(cluster), seed)
 
 
 def rank_correlation(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> float | None:

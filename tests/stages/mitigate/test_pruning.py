@@ -122,8 +122,8 @@ def test_stable_diffusion_is_pruned_and_judged_by_halves(stable_diffusion, tmp_p
     mitigate(**settings, num_inference_steps=3).run(Job(tmp_path, stable_diffusion, RUNTIME))
     results, masks = load(tmp_path), load_file(tmp_path / MASKS)
     assert all(name.endswith(".ff.net.2") for name in masks)
-    assert 0 < results["pruned"]["density"] < 0.3
-    assert results["pruned"]["num_prompts"] == {"used": 1, "heldout": 1, "ordinary": 1}
+    assert 0 < results["made"]["density"] < 0.3
+    assert results["made"]["num_prompts"] == {"used": 1, "heldout": 1, "ordinary": 1}
     table = load_prompts_asked(tmp_path)
     assert table["used"].tolist().count(True) == 1
     for found in (results["memorized"], results["adversary"]):

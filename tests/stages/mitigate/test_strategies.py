@@ -24,11 +24,21 @@ from sidepipe.stages.mitigate.strategies import (
     LoweredEmbedding,
     Method,
     NoMethod,
-    Pruning,
+    RandomNumbers,
     RandomTokens,
 )
+from sidepipe.stages.mitigate.weights import Pruning, Unlearning
 
-KINDS = (NoMethod, LoweredEmbedding, RandomTokens, DroppedWord, AttentionScaling, Pruning)
+KINDS = (
+    NoMethod,
+    LoweredEmbedding,
+    RandomNumbers,
+    RandomTokens,
+    DroppedWord,
+    AttentionScaling,
+    Pruning,
+    Unlearning,
+)
 FILES = {path.stem: path for path in (CONF / "mitigate" / "method").glob("*.yaml")}
 SINGLE = ("experiment=demo_text", "mitigations=single")
 

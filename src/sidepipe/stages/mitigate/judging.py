@@ -11,9 +11,12 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from sidepipe.features.encoders import Encoder
 from sidepipe.features.pairs import exact_losses, gamma_of
 from sidepipe.features.search import closer, nearest
-from sidepipe.memorization.rates import mean, rate
+from sidepipe.memorization.rates import cluster_mean, mean, rate
 from sidepipe.stages.detect.groups import GROUPS
 from sidepipe.stages.mitigate.alignment import CLIPScore, attribute_readers, reading, shares_right
+
+# Columns of prompts.csv: still memorized, recovered by the adversary.
+MEASURED = ("still", "gamma", "recovered", "alignment")
 
 Generated = UInt8[np.ndarray, "p n h w c"]
 
@@ -52,8 +55,12 @@ class Copies:
 
     def of_any(self, images: Generated) -> Bool[np.ndarray, "p n"]:
         """Whether each image is at least as close to any training image as the threshold."""
-        gamma, _ = nearest(self._encoded(images), self.train, self.encoder.metric)
-        return self._close(gamma[:, 0]).reshape(images.shape[:2])
+        return self._close(self.gamma(images))
+
+    def gamma(self, images: Generated) -> Float32[np.ndarray, "p n"]:
+        """gamma of each image to the training image that is closest to it."""
+        found, _ = nearest(self._encoded(images), self.train, self.encoder.metric)
+        return found[:, 0].reshape(images.shape[:2])
 
     def of(self, images: Generated, rows: Int64[np.ndarray, "p"]) -> Bool[np.ndarray, "p n"]:
         """Whether each image is as close to the image in its prompt's row of the data."""
@@ -79,18 +86,18 @@ class Copies:
     def _encoded(self, images: Generated) -> Float32[np.ndarray, "_ d"]:
         return self.encoder.encode(images.reshape(-1, *images.shape[2:]), device=self.device)
 
-    def _close(self, gamma: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    def _close(self, gamma: Float[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
         return closer(gamma, self.threshold, self.encoder.metric)
 
 
 def copied(
     table: pd.DataFrame, images: Generated, copies: Copies
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table with each prompt's number of copies, and the rates of copies.
+    """The table with each prompt's number of copies and mean gamma, and the rates of copies.
 
     The rates are per part and, for memorized prompts, per number of repeats in training.
     """
-    found = copies.of_any(images)
+    found, gamma = copies.of_any(images), copies.gamma(images).mean(axis=1)
     group, repeats = table["group"].to_numpy(), table["repeats"].to_numpy()
     ours = group == "memorized"
     rows = [
@@ -98,19 +105,35 @@ def copied(
         for r in np.unique(repeats[ours])
     ]
     rates = {name: copies.rates(found[some]) for name, some in parts_of(table).items()}
-    return table.assign(copies=found.sum(axis=1)), {**rates, "by_repeats": rows}
+    table = table.assign(copies=found.sum(axis=1), gamma=gamma, still=copies.memorized(found))
+    return table, {**rates, "by_repeats": rows}
+
+
+def by_image(table: pd.DataFrame) -> dict[str, Any]:
+    """Means over images of each group, as few images have most of the prompts (Hong et al., 2024).
+
+    Prompts that replay one training image are one cluster of the bootstrap; others are their own.
+    """
+    found = {}
+    for group in GROUPS:
+        some = table.loc[table["group"] == group]
+        image = some["nearest" if group == "memorized" else "number"].to_numpy(np.int64)
+        names = [name for name in MEASURED if name in some]
+        values = {name: some[name].to_numpy(np.float64) for name in names}
+        found[group] = {name: cluster_mean(values[name], image) for name in names}
+    return found
 
 
 def parts_of(table: pd.DataFrame) -> dict[str, Bool[np.ndarray, "p"]]:
     """The rows of each group; and memorized prompts with which the method was made, and others.
 
-    The last two are there for methods that are made with prompts.
+    The last two are there for methods that are made with some of the prompts.
     """
     rows = {name: (table["group"] == name).to_numpy(bool) for name in GROUPS}
     used = table["used"].to_numpy(bool)
-    if not used.any():
-        return rows
     ours = rows["memorized"]
+    if not used.any() or used[ours].all():
+        return rows
     return {**rows, "memorized_used": ours & used, "memorized_heldout": ours & ~used}
 
 

@@ -55,16 +55,14 @@ def lowered(
     return e.detach(), evaluations
 
 
-def with_random_words(
-    prompt: str, words: Sequence[str], count: int, rng: np.random.Generator
-) -> str:
-    """The prompt with `count` random words at random places (Somepalli et al., 2023).
+def with_words(prompt: str, words: Sequence[str], rng: np.random.Generator) -> str:
+    """The prompt with these words at random places (Somepalli et al., 2023).
 
     The prompt's own words keep their order.
     """
     own = prompt.split()
-    for word in rng.choice(list(words), count):
-        own.insert(int(rng.integers(len(own) + 1)), str(word))
+    for word in words:
+        own.insert(int(rng.integers(len(own) + 1)), word)
     return " ".join(own)
 
 

@@ -13,7 +13,6 @@ than for ordinary ones, at any of the first steps.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,18 +31,6 @@ Layers = Literal["feed_forward", "cross_attention"]
 Masks = dict[str, Bool[Tensor, "o i"]]
 # Per layer, ||A_:j|| of each step and input.
 Norms = dict[str, Float[Tensor, "s i"]]
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """masks: True for each pruned weight, by layer. used: numbers of the prompts that made them.
-
-    about: for the results.
-    """
-
-    masks: Masks
-    used: frozenset[int]
-    about: dict[str, Any]
 
 
 def linear_layers(network: nn.Module, kind: Layers) -> dict[str, nn.Linear]:

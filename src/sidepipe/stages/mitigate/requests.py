@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from sidepipe.models.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.models.text.model import Embeddings, Latents, TextModel
 from sidepipe.models.text.trajectory import prompt_noise, sample
 from sidepipe.stages.mitigate.adversary import recovering
-from sidepipe.stages.mitigate.pruning import Pruned
+from sidepipe.stages.mitigate.pruning import Masks
 from sidepipe.stages.mitigate.strategies import Method
 
 
@@ -53,8 +54,9 @@ def requests(captions: Sequence[str], numbers: Sequence[int], each: int) -> Requ
 class Mitigated:
     """A model with one mitigation method; guidance, steps and seed are those of `Mitigate`.
 
-    words: those that the method may add to a prompt. pruned: the weights that it set to 0.
-    batch_size: the setting, None to choose.
+    words: those that the method may add to a prompt. about: the making of the method, for the
+    results; used: the numbers of the prompts that made it; masks: True for each weight that it set
+    to 0, by layer. batch_size: the setting, None to choose.
     """
 
     model: TextModel
@@ -63,13 +65,10 @@ class Mitigated:
     num_inference_steps: int
     seed: int
     words: Sequence[str] = ()
-    pruned: Pruned | None = None
+    about: dict[str, Any] | None = None
+    used: frozenset[int] = frozenset()
+    masks: Masks | None = None
     batch_size: int | None = None
-
-    @property
-    def used(self) -> frozenset[int]:
-        """The numbers of the prompts with which the method was made."""
-        return frozenset() if self.pruned is None else self.pruned.used
 
     def noise(self, asked: Requests) -> Latents:
         """x_T of each request."""

@@ -25,11 +25,13 @@ from sidepipe.stages.data.stage import load_captions
 from sidepipe.stages.detect.stage import DetectPrompts, load_prompts, load_thresholds
 from sidepipe.stages.dpm.stage import DPM, load_subset
 from sidepipe.stages.dpm.text import load_placed_model
+from sidepipe.stages.mitigate import weights as weights  # registers methods
 from sidepipe.stages.mitigate.strategies import Method
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sidepipe.features.encoders import Encoder
     from sidepipe.models.text.model import TextModel
     from sidepipe.stages.mitigate.judging import Copies, Generated, Known
     from sidepipe.stages.mitigate.requests import Mitigated
@@ -53,6 +55,8 @@ class Mitigate(Stage):
     """
 
     name: ClassVar[str] = "mitigate"
+    version: ClassVar[int] = 2
+    checkpoints: ClassVar[str] = "model/*"
     needed_by: ClassVar[str] = "mitigations=compare"
     reported: ClassVar[bool] = True
     rows: ClassVar[str | None] = "mitigations"
@@ -97,7 +101,7 @@ class Mitigate(Stage):
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.detect.groups import grouped
-        from sidepipe.stages.mitigate.judging import copied
+        from sidepipe.stages.mitigate.judging import by_image, copied
         from sidepipe.stages.mitigate.requests import generate, requests
 
         device, known = job.runtime.torch_device(), _known(job.inputs)
@@ -120,15 +124,19 @@ class Mitigate(Stage):
             "heldout_loss": self._heldout_loss(mitigated.model, known, job.runtime),
             "memorized": None,
             "adversary": None,
-            "pruned": None if mitigated.pruned is None else mitigated.pruned.about,
+            "by_image": None,
+            "quality": None,
+            "made": mitigated.about,
         }
         if len(known.train) > 0:
             copies = self._copies(known, thresholds["labels"]["threshold"], device)
             again = job.folder / "parts" / "again"
-            results["adversary"] = self._adversary(
+            table, results["adversary"] = self._adversary(
                 again, mitigated, table, images, copies, job.runtime
             )
             table, results["memorized"] = copied(table, images, copies)
+            results["by_image"] = by_image(table)
+            results["quality"] = self._quality(images[table["group"] == "other"], known, device)
         table.to_csv(job.folder / "prompts.csv", index=False)
         np.save(job.folder / "images.npy", images)
         write_json(job.folder / "results.json", results)
@@ -136,9 +144,10 @@ class Mitigate(Stage):
         return _headline(results)
 
     def _mitigated(self, model: TextModel, known: Known, job: Job) -> Mitigated:
-        """The model with the method, whose masks are saved where it has some."""
+        """The model with the method, of which masks and trained weights are saved."""
         from safetensors.torch import save_file
 
+        from sidepipe.models.text.pipeline import save_model
         from sidepipe.stages.mitigate.requests import Mitigated
 
         plain = Mitigated(
@@ -150,9 +159,10 @@ class Mitigate(Stage):
             batch_size=job.runtime.sampling_batch_size,
         )
         mitigated = self.method.build(plain, known, job.inputs)
-        if mitigated.pruned is not None:
-            masks = mitigated.pruned.masks
+        if (masks := mitigated.masks) is not None:
             save_file({name: mask.cpu() for name, mask in masks.items()}, job.folder / MASKS)
+        if self.method.trains:
+            save_model(mitigated.model, job.folder / "model")
         return mitigated
 
     def _aligned(
@@ -203,16 +213,19 @@ class Mitigate(Stage):
         images: Generated,
         copies: Copies,
         runtime: Runtime,
-    ) -> dict[str, Any] | None:
-        """The rates of recovery of images that prompts replayed, and of held-out images.
+    ) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+        """The table with what is recovered, and the rates of recovery of images.
 
-        Held-out images of test prompts are the control: embeddings alone can describe them.
+        These are images that prompts replayed, and held-out images of test prompts as the control:
+        embeddings alone can describe them.
         """
+        import pandas as pd
+
         from sidepipe.stages.mitigate.judging import parts_of
         from sidepipe.stages.mitigate.requests import recover, requests
 
         if self.adversary is None:
-            return None
+            return table, None
         rows = table["nearest"].where(table["group"] == "memorized", table["row"]).to_numpy()
         some = rows >= 0
         asked, rows, images = table.loc[some], rows[some], images[some]
@@ -228,10 +241,23 @@ class Mitigate(Stage):
         )
         shown = {"before": images, "after": made.reshape(images.shape)}
         found = {when: copies.of(their, rows) for when, their in shown.items()}
-        return {
+        recovered = pd.Series(copies.memorized(found["after"]), index=asked.index, dtype=float)
+        return table.assign(recovered=recovered), {
             name: {when: copies.rates(their[some]) for when, their in found.items()}
             for name, some in parts_of(asked).items()
         }
+
+    def _quality(self, images: Generated, known: Known, device: str) -> float | None:
+        """KID of the images of ordinary prompts and held-out images; None for too few."""
+        from sidepipe.memorization.quality import KID_MIN_IMAGES, kid
+        from sidepipe.memorization.real import encode_rows
+
+        made = images.reshape(-1, *images.shape[2:])
+        if min(len(made), len(known.unseen)) < KID_MIN_IMAGES:
+            return None
+        encoder: Encoder = build(self.features)
+        real = encode_rows(encoder, known.data, known.unseen, device)
+        return kid(encoder.encode(made, device=device), real, self.seed)[0]
 
 
 def _known(inputs: Mapping[str, Path]) -> Known:
@@ -263,12 +289,12 @@ def load_prompts_asked(folder: Path) -> pd.DataFrame:
 
     The table also has used (whether the method was made with the prompt), alignment, nan where it
     cannot be measured, and, where there are training images, the number of copies among the
-    prompt's images.
+    prompt's images, their mean gamma, and whether the prompt is still memorized and recovered.
     """
     import pandas as pd
 
     text: Any = dict.fromkeys(("id", "caption", "word", "cut"), str)
-    unknown: Any = {name: [""] for name in ("alignment", "memorized")}
+    unknown: Any = {name: [""] for name in ("alignment", "memorized", "recovered")}
     path = folder / "prompts.csv"
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=unknown)
 

@@ -5,23 +5,22 @@ A method applies to each image by itself, as if that image were requested alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sidepipe.base.settings import require
-from sidepipe.stages.detect.stage import load_prompts, load_thresholds
+from sidepipe.stages.detect.stage import load_thresholds
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import numpy as np
     from jaxtyping import Int64
     from torch import Tensor
 
     from sidepipe.models.text.model import Embeddings
     from sidepipe.stages.mitigate.judging import Known
-    from sidepipe.stages.mitigate.pruning import Norms
     from sidepipe.stages.mitigate.requests import Mitigated, Requests
 
 
@@ -30,13 +29,15 @@ class Method:
     """Base of all methods.
 
     keeps_weights: whether the weights are those of the unchanged model, so that the loss on
-    held-out images need not be measured. takes_gradients: whether `embeddings` needs the memory of
+    held-out images need not be measured. trains: whether it trains the weights, which are saved.
+    takes_gradients: whether `embeddings` needs the memory of
     gradients. by_token: whether it differentiates by tokens, which all text encoders must share.
     by_attention: whether it changes a UNet with cross-attention.
     """
 
     name: str
     keeps_weights: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
     takes_gradients: ClassVar[bool] = False
     by_token: ClassVar[bool] = False
     by_attention: ClassVar[bool] = False
@@ -134,7 +135,7 @@ class RandomTokens(Method):
         self, mitigated: Mitigated, asked: Requests
     ) -> tuple[Embeddings, Int64[Tensor, "n"]]:
         from sidepipe.diffusion.noise import generator
-        from sidepipe.stages.mitigate.methods import with_random_words
+        from sidepipe.stages.mitigate.methods import with_words
 
         # Far from the streams of the noise, which begin at the same numbers.
         streams = [
@@ -142,10 +143,24 @@ class RandomTokens(Method):
             for number, place in zip(asked.numbers, asked.places, strict=True)
         ]
         texts = [
-            with_random_words(caption, mitigated.words, self.num_tokens, rng)
+            with_words(caption, self._drawn(mitigated, rng), rng)
             for caption, rng in zip(asked.captions, streams, strict=True)
         ]
         return mitigated.model.encode(texts), mitigated.evaluations(asked, 0)
+
+    def _drawn(self, mitigated: Mitigated, rng: np.random.Generator) -> Sequence[str]:
+        """The words to add to a prompt."""
+        return rng.choice(list(mitigated.words), self.num_tokens).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomNumbers(RandomTokens):
+    """Random numbers below a million are added to the prompt (Somepalli et al., 2023)."""
+
+    name: Literal["random_numbers"] = "random_numbers"
+
+    def _drawn(self, mitigated: Mitigated, rng: np.random.Generator) -> Sequence[str]:
+        return [str(number) for number in rng.integers(1_000_000, size=self.num_tokens)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,75 +226,3 @@ class AttentionScaling(Method):
         model = mitigated.model
         lengths = [len(model.tokens(text).words) - 1 for text in asked.captions]
         return attention_scaled(model, lengths, self.start_scale)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pruning(Method):
-    """Weights that memorized prompts use most are set to 0 (Chavhan et al., 2024).
-
-    layers: feed_forward, the second layer of each feed-forward block, or cross_attention, its keys
-    and values. mask: of memorized prompts, of ordinary ones in their place, or random with as many
-    weights in each row. row_share: of a row's weights at each step. num_steps: first steps, whose
-    masks are united.
-
-    Prompts of half of the memorized images make the mask, and those of the other half test it;
-    ordinary prompts are those of calibration.
-    """
-
-    name: Literal["prune"] = "prune"
-    keeps_weights: ClassVar[bool] = False
-    by_attention: ClassVar[bool] = True
-    layers: Literal["feed_forward", "cross_attention"] = "feed_forward"
-    mask: Literal["memorized", "ordinary", "random"] = "memorized"
-    row_share: float = 0.01
-    num_steps: int = 10
-
-    def __post_init__(self) -> None:
-        where = "mitigate.method"
-        require(0 < self.row_share <= 1, f"{where}.row_share", "in (0, 1]", self.row_share)
-        require(self.num_steps >= 1, f"{where}.num_steps", ">= 1", self.num_steps)
-
-    def build(self, mitigated: Mitigated, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
-        from sidepipe.stages.detect.groups import grouped, halves_of_images
-        from sidepipe.stages.mitigate import pruning as p
-
-        table = grouped(load_prompts(inputs["detect"]), ["calibration"], None, mitigated.seed)
-        ours, ordinary = (table.loc[table["group"] == group] for group in ("memorized", "other"))
-        used, rest = halves_of_images(ours, mitigated.seed)
-        layers = p.linear_layers(mitigated.model.network, self.layers)
-        norms = [self._norms(mitigated, layers, some) for some in (used, rest, ordinary)]
-        masks, masks_of_rest = (
-            p.masks_of(layers, some, norms[2], self.row_share) for some in norms[:2]
-        )
-        chance = p.shuffled(masks, mitigated.seed)
-        about = {
-            "num_prompts": {"used": len(used), "heldout": len(rest), "ordinary": len(ordinary)},
-            "overlap_of_halves": p.overlap(masks, masks_of_rest),
-            "overlap_by_chance": p.overlap(chance, masks_of_rest),
-        }
-        if self.mask == "random":
-            masks = chance
-        elif self.mask == "ordinary":
-            masks = p.masks_of(layers, norms[2], norms[0], self.row_share)
-        p.prune(layers, masks)
-        about |= {"density": p.density(masks), "num_layers": len(layers)}
-        pruned = p.Pruned(masks, frozenset(used["number"].tolist()), about)
-        return replace(mitigated, pruned=pruned)
-
-    def _norms(self, mitigated: Mitigated, layers: Any, prompts: pd.DataFrame) -> Norms:
-        """The norms of the layers' inputs for one image per prompt."""
-        from sidepipe.models.text.memory import images_at_once
-        from sidepipe.stages.mitigate.pruning import input_norms
-        from sidepipe.stages.mitigate.requests import requests
-
-        asked = requests(prompts["caption"].tolist(), prompts["number"].tolist(), 1)
-        return input_norms(
-            mitigated.model,
-            layers,
-            mitigated.noise(asked),
-            mitigated.model.encode(asked.captions),
-            guidance_scale=mitigated.guidance_scale,
-            num_inference_steps=mitigated.num_inference_steps,
-            num_steps=self.num_steps,
-            batch_size=images_at_once(mitigated.model, mitigated.batch_size),
-        )

@@ -77,7 +77,7 @@ def section(inputs: Mapping[str, Path]) -> Section:
     methods = [read(name, folder) for name, folder in inputs.items()]
     draw = {"mitigations": drawn(partial(mitigations_figure, methods))}
     return Section(
-        tables=[left_table(methods), price_table(methods)],
+        tables=[left_table(methods), price_table(methods), *benchmark_tables(methods)],
         drawings=draw if methods[0].memorized is not None else {},
         content={"mitigation": _content(methods)},
         numbers={"mitigations": [_numbers(method) for method in methods]},
@@ -143,6 +143,33 @@ def _price_row(method: Mitigation, before: Mitigation | None) -> list[str]:
     cells.append(_relative(method, before, lambda m: m.results["alignment"]["memorized"]["mean"]))
     cells.append(words.with_interval(theirs["mean"], theirs["interval"], 3))
     loss = method.results["heldout_loss"] or {"mean": None, "interval": None}
+    cells.append(words.with_interval(loss["mean"], loss["interval"], 4))
+    return [*cells, f"{method.results['evaluations_per_image']:,.1f}"]
+
+
+def benchmark_tables(methods: Sequence[Mitigation]) -> list[Table]:
+    """All measures of each method, as means over images; none without training images."""
+    if methods[0].results["by_image"] is None:
+        return []
+    groups = [("images that prompts replayed", 4), ("prompts never trained on", 2), ("model", 2)]
+    columns = ["still memorized, %", "recovered by an adversary, %", "gamma", "alignment"]
+    columns += ["alignment", "KID", "held-out loss", "evaluations per image"]
+    rows = [(method.name, _benchmark_row(method)) for method in methods]
+    caption = "Benchmark: means over images (95 % interval, clusters are images)"
+    return [Table("mitigations_benchmark", caption, groups, columns, rows, "method")]
+
+
+def _benchmark_row(method: Mitigation) -> list[str]:
+    ours, theirs = (method.results["by_image"][group] for group in ("memorized", "other"))
+    cells = []
+    for name in ("still", "recovered"):
+        of = ours.get(name, {"mean": None, "interval": None})
+        cells.append(words.percent_interval(of["mean"], of["interval"]))
+    measures = [(ours["gamma"], 3), (ours["alignment"], 3), (theirs["alignment"], 3)]
+    cells += [words.with_interval(of["mean"], of["interval"], places) for of, places in measures]
+    loss = method.results["heldout_loss"] or {"mean": None, "interval": None}
+    quality = method.results["quality"]
+    cells.append(DASH if quality is None else f"{quality:.4f}")
     cells.append(words.with_interval(loss["mean"], loss["interval"], 4))
     return [*cells, f"{method.results['evaluations_per_image']:,.1f}"]
 
