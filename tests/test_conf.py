@@ -54,6 +54,7 @@ CHOSEN = {
     "mitigations=single": MITIGATED,
     "mitigations=compare": MITIGATED,
     "mitigations=prune": MITIGATED,
+    "mitigations=benchmark": MITIGATED,
     "mitigations=trained": MITIGATED,
     "search=gibbs": [*PLANTED, "detect=prompts"],
     "search=genetic": [*PLANTED, "detect=prompts"],

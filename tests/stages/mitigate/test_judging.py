@@ -11,7 +11,14 @@ from sidepipe.features.encoders import Pixels, PixelsL2
 from sidepipe.features.preprocessing import OPENAI
 from sidepipe.models.text.pipeline import load_model
 from sidepipe.stages.mitigate.alignment import CLIPScore, attribute_readers, reading, shares_right
-from sidepipe.stages.mitigate.judging import Alignment, Copies, Known, copied, read_from
+from sidepipe.stages.mitigate.judging import (
+    Alignment,
+    Copies,
+    Known,
+    by_image,
+    copied,
+    read_from,
+)
 
 RNG = np.random.default_rng(0)
 DATA = RNG.integers(256, size=(30, 4, 4, 1)).astype(np.uint8)
@@ -165,3 +172,23 @@ def test_the_image_half_of_clip_alone_is_refused(tmp_path):
     transformers.CLIPVisionModelWithProjection(config).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"mitigate.clip must be a CLIP model with its text half"):
         CLIPScore(str(folder)).check()
+
+
+def test_each_image_counts_once_however_many_prompts_replay_it():
+    table = pd.DataFrame(
+        {
+            "group": ["memorized"] * 4 + ["other"] * 2,
+            "number": range(6),
+            "nearest": [7, 7, 7, 8, 1, 1],
+            "still": [True, True, False, False, True, False],
+            "gamma": 0.5,
+            "alignment": [0.0, 0.3, 0.6, 0.9, np.nan, 1.0],
+        }
+    )
+    found = by_image(table)
+    assert found["memorized"]["still"]["of"] == 2
+    assert found["memorized"]["still"]["mean"] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["memorized"]["alignment"]["mean"] == pytest.approx((0.3 + 0.9) / 2)
+    assert found["other"]["still"]["of"] == 2  # each prompt is its own cluster
+    assert found["other"]["alignment"]["of"] == 1
+    assert "recovered" not in found["memorized"]

@@ -97,6 +97,17 @@ def test_words_added_to_a_prompt_that_still_has_its_own_change_little(run):
     assert results["evaluations_per_image"] == 10
 
 
+def test_random_numbers_are_added_in_the_place_of_words(run, planted, monkeypatch):
+    model = planted[1]
+    asked, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda texts: asked.extend(texts) or encode(texts))
+    run(method={"name": "random_numbers", "num_tokens": 3}, adversary=None)
+    with_numbers = [text for text in asked if any(word.isdigit() for word in text.split()[6:])]
+    assert with_numbers
+    numbers = [word for text in asked for word in text.split() if word.isdigit()]
+    assert all(0 <= int(number) < 1_000_000 for number in numbers)
+
+
 def test_without_the_word_that_matters_most_nothing_is_replayed(run, monkeypatch):
     def loudness(model, x_T, prompts, **settings):
         """What the significance of this model's tokens grows with."""
@@ -228,7 +239,8 @@ def test_without_training_images_nothing_is_called_a_copy(stable_diffusion, tmp_
         (
             {"method": {"name": "attention", "lr": 0.1}},
             r"mitigate.method.lr is not a setting of mitigate.method=attention, which has "
-            r"mitigate.method.start_scale; mitigate.method=embedding has it$",
+            r"mitigate.method.start_scale; mitigate.method=embedding, mitigate.method=unlearn "
+            r"has it$",
         ),
         (
             {"method": {"name": "none", "target": 1.0}},

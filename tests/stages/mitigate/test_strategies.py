@@ -82,8 +82,8 @@ def test_all_forms_of_one_method_are_one_artifact(kind) -> None:
     assert method_of(by_file) == kind()
 
 
-def test_the_comparison_has_a_row_for_each_method_with_its_own_settings() -> None:
-    rows = plan(composed("experiment=demo_text", "mitigations=compare")).goals("report")[0].inputs
+def test_the_benchmark_has_a_row_for_each_method_with_its_own_settings() -> None:
+    rows = plan(composed("experiment=demo_text", "mitigations=benchmark")).goals("report")[0].inputs
     found = {name: node for name, node in rows.items() if name.startswith("mitigate ")}
     assert {method_of(node).name for node in found.values()} == set(FILES)
     assert len({node.key for node in found.values()}) == len(found)

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from sidepipe.features.encoders import Encoder
 from sidepipe.features.pairs import exact_losses, gamma_of
 from sidepipe.features.search import closer, nearest
+from sidepipe.memorization.quality import KID_MIN_IMAGES, kid
 from sidepipe.memorization.rates import cluster_mean, mean, rate
+from sidepipe.memorization.real import encode_rows
 from sidepipe.stages.detect.groups import GROUPS
 from sidepipe.stages.mitigate.alignment import CLIPScore, attribute_readers, reading, shares_right
 
@@ -122,6 +124,15 @@ def by_image(table: pd.DataFrame) -> dict[str, Any]:
         values = {name: some[name].to_numpy(np.float64) for name in names}
         found[group] = {name: cluster_mean(values[name], image) for name in names}
     return found
+
+
+def kid_of(images: Generated, known: Known, copies: Copies, seed: int) -> float | None:
+    """KID of generated and held-out images by the encoder of copies; None for too few."""
+    made = images.reshape(-1, *images.shape[2:])
+    if min(len(made), len(known.unseen)) < KID_MIN_IMAGES:
+        return None
+    real = encode_rows(copies.encoder, known.data, known.unseen, copies.device)
+    return kid(copies.encoder.encode(made, device=copies.device), real, seed)[0]
 
 
 def parts_of(table: pd.DataFrame) -> dict[str, Bool[np.ndarray, "p"]]:

@@ -31,7 +31,6 @@ from sidepipe.stages.mitigate.strategies import Method
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sidepipe.features.encoders import Encoder
     from sidepipe.models.text.model import TextModel
     from sidepipe.stages.mitigate.judging import Copies, Generated, Known
     from sidepipe.stages.mitigate.requests import Mitigated
@@ -101,7 +100,7 @@ class Mitigate(Stage):
 
     def run(self, job: Job) -> dict[str, Any]:
         from sidepipe.stages.detect.groups import grouped
-        from sidepipe.stages.mitigate.judging import by_image, copied
+        from sidepipe.stages.mitigate.judging import kid_of
         from sidepipe.stages.mitigate.requests import generate, requests
 
         device, known = job.runtime.torch_device(), _known(job.inputs)
@@ -122,26 +121,36 @@ class Mitigate(Stage):
             "alignment": alignment,
             "ceiling": ceiling,
             "heldout_loss": self._heldout_loss(mitigated.model, known, job.runtime),
-            "memorized": None,
-            "adversary": None,
-            "by_image": None,
-            "quality": None,
+            **dict.fromkeys(("memorized", "adversary", "by_image", "quality")),
             "made": mitigated.about,
         }
         if len(known.train) > 0:
             copies = self._copies(known, thresholds["labels"]["threshold"], device)
-            again = job.folder / "parts" / "again"
-            table, results["adversary"] = self._adversary(
-                again, mitigated, table, images, copies, job.runtime
-            )
-            table, results["memorized"] = copied(table, images, copies)
-            results["by_image"] = by_image(table)
-            results["quality"] = self._quality(images[table["group"] == "other"], known, device)
+            table, found = self._compared(job, mitigated, table, images, copies)
+            results |= found
+            results["quality"] = kid_of(images[table["group"] == "other"], known, copies, self.seed)
         table.to_csv(job.folder / "prompts.csv", index=False)
         np.save(job.folder / "images.npy", images)
         write_json(job.folder / "results.json", results)
         shutil.rmtree(job.folder / "parts")
         return _headline(results)
+
+    def _compared(
+        self,
+        job: Job,
+        mitigated: Mitigated,
+        table: pd.DataFrame,
+        images: Generated,
+        copies: Copies,
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """The table with copies of training images, and the results of the comparison."""
+        from sidepipe.stages.mitigate.judging import by_image, copied
+
+        again = job.folder / "parts" / "again"
+        table, adversary = self._adversary(again, mitigated, table, images, copies, job.runtime)
+        table, memorized = copied(table, images, copies)
+        found = {"adversary": adversary, "memorized": memorized, "by_image": by_image(table)}
+        return table, found
 
     def _mitigated(self, model: TextModel, known: Known, job: Job) -> Mitigated:
         """The model with the method, of which masks and trained weights are saved."""
@@ -246,18 +255,6 @@ class Mitigate(Stage):
             name: {when: copies.rates(their[some]) for when, their in found.items()}
             for name, some in parts_of(asked).items()
         }
-
-    def _quality(self, images: Generated, known: Known, device: str) -> float | None:
-        """KID of the images of ordinary prompts and held-out images; None for too few."""
-        from sidepipe.memorization.quality import KID_MIN_IMAGES, kid
-        from sidepipe.memorization.real import encode_rows
-
-        made = images.reshape(-1, *images.shape[2:])
-        if min(len(made), len(known.unseen)) < KID_MIN_IMAGES:
-            return None
-        encoder: Encoder = build(self.features)
-        real = encode_rows(encoder, known.data, known.unseen, device)
-        return kid(encoder.encode(made, device=device), real, self.seed)[0]
 
 
 def _known(inputs: Mapping[str, Path]) -> Known:
