@@ -64,6 +64,7 @@ HEADS = {
     "different_low": "different, 95 % from",
     "different_high": "different, 95 % to",
     "different_heldout": "different held-out images",
+    "ratio_hits": "hits by the published rule",
     "known_starts": "starts",
     "t_best": "best t",
     "different_best": "different training images there",
