@@ -203,3 +203,17 @@ def test_the_script_draws_every_figure_of_the_pages(tmp_path):
     assert drawn == {file.name for file in (RESULTS / "figures").iterdir()}
     text = "".join(page.read_text() for page in PAGES)
     assert drawn == set(re.findall(r"\(figures/([^)]+)\)", text))
+
+
+def test_the_claims_on_critical_noise_follow_from_the_csv_file():
+    data = pd.read_csv(RESULTS / "data" / "critical_noise.csv")
+    assert (data["return_bound"] <= data["return_exact"]).all()
+    tight = data["return_exact"] - data["return_bound"]
+    assert tight[data["refine_t"] < 250].max() < 2
+    # The standard deviation of the share of n images is at most 50 / sqrt(n) points.
+    noise = 50 / data["train_images"] ** 0.5
+    assert ((data["cycled"] - data["return_exact"]).abs() <= 3 * noise).all()
+    gain = data["kept"] - data["return_exact"]
+    assert (gain[data["refine_t"] <= 300] >= 0).all()
+    assert (gain[data["refine_t"] == 500] < 0).all()
+    assert (data["kept"][data["refine_t"] <= 200] > 99.5).all()
