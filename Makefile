@@ -37,7 +37,7 @@ help:
 	@echo "make test      all tests; make test-fast: only fast ones; make test-slurm: those for a Slurm cluster"
 	@echo "make bench     time and memory of slow parts, compared with plain implementations"
 	@echo "make bench-large   a million images: memory, and resuming a killed run (IMAGES=1000000)"
-	@echo "make bench-gpu     what needs an accelerator, in less than ten minutes; without one it says so"
+	@echo "make bench-gpu     what needs an accelerator, in less than ten minutes; without one it ends with one line"
 	@echo "make check     ruff and pyright"
 	@echo "make run ARGS='...'     sidepipe with any overrides"
 	@echo "make status ARGS='...'  the state of each artifact for these overrides"

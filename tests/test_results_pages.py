@@ -78,6 +78,10 @@ def test_every_mean_and_range_of_a_table_is_that_of_the_csv_file(page, name, tex
             assert (number(low), number(high)) == (values.min(), values.max())
 
 
+def test_no_two_columns_of_a_table_have_one_head():
+    assert len(COLUMN) == len(pages.HEADS)
+
+
 def test_every_table_is_what_the_script_writes():
     assert len(TABLES) >= 16
     for page in PAGES:
