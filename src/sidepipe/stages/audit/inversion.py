@@ -71,7 +71,7 @@ def with_inversions(
         values = np.full(len(of.rows), np.nan)
         parts = folder / f"invmm_{name}"
         values[: len(own.rows)] = in_parts(
-            parts, len(own.rows), PART, one, f"{name} image by InvMM"
+            parts, len(own.rows), PART, one, f"inverted {name} image"
         )["invmm"]
         found.append(values)
         start += len(of.rows)
