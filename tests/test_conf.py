@@ -182,6 +182,15 @@ def test_one_model_is_trained_unless_mitigations_in_training_are_wanted(name: st
     assert len(planned(*options, "mitigations=trained").goals("dpm")) == 3
 
 
+def test_rows_that_train_different_models_are_refused_before_the_first_stage() -> None:
+    rows = ["attacks=checkpoint", "+attacks.b={dpm: {lr: 0.01}, extract: {surrogate: none}}"]
+    with pytest.raises(
+        ValueError, match=r"rows of a report must be of one model, got .*'refined'.*'b'"
+    ):
+        planned(*rows)
+    assert len(planned(*rows, "stage=evaluate").goals("evaluate")) == 3
+
+
 def test_a_config_that_asks_for_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="not all empty"):
         planned("attacks=none")

@@ -9,6 +9,7 @@ With `dpm=latent` a node `autoencoder` stands between data and dpm.
 `plan` builds all nodes from one composed config, so that users type no paths.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from hydra.utils import get_class
 
 from sidepipe import stages
+from sidepipe.base.settings import require
 from sidepipe.engine import artifacts
 from sidepipe.engine.stage import Runtime, Stage
 from sidepipe.tracking import Tracking
@@ -116,3 +118,21 @@ class Plan:
         for goal in goals:
             order |= goal.upstream()
         return order
+
+
+def require_one_model(goals: Mapping[str, Node]) -> None:
+    """Raises ValueError where rows of a report train different models; mitigations may.
+
+    goals: the nodes that the report reads, by row.
+    """
+    models: dict[str, list[str]] = {}
+    for name, goal in goals.items():
+        if goal.stage.name != "mitigate":
+            dpms = [key for key, node in goal.upstream().items() if node.stage.name == "dpm"]
+            for key in dpms[-1:]:
+                models.setdefault(key, []).append(name)
+    rows = list(models.values())
+    remedy = (
+        "vary dpm in a sweep, as in conf/sweep/training_mitigations.yaml, or set stage=evaluate"
+    )
+    require(len(rows) <= 1, "the rows of a report", "of one model", rows, remedy)

@@ -25,7 +25,7 @@ from sidepipe.base.settings import (
     require_known,
     written_out,
 )
-from sidepipe.engine.graph import Node, Plan, stage_class
+from sidepipe.engine.graph import Node, Plan, require_one_model, stage_class
 from sidepipe.engine.refusals import choice_of, require_all, require_own
 from sidepipe.engine.stage import Runtime, Stage
 from sidepipe.tracking import Tracking
@@ -68,6 +68,8 @@ def plan_of(plain: Mapping[str, Any], made: dict[str, Node]) -> Plan:
     for fault in later:
         log.warning("%s does not need this, but later stages do: %s", plain["stage"], fault)
     last = list(stages.STAGES)[-1]
+    if plain["stage"] in ("all", "status", last):
+        require_one_model(wanted)
     report = Node(_stage(last, last, plain[last]), plain[last], wanted, last)
     return Plan({**nodes, report.key: report}, attacks, runtime, tracking)
 
