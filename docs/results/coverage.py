@@ -31,7 +31,7 @@ def row_of(name: str, folder: Path, at: Sequence[int]) -> dict[str, Any]:
         "seed": name.partition(":")[2],
         "starts": starts,
         "hits": first["train"]["count"],
-        "heldout_hits": round(first["heldout"]["scaled"], 2),
+        "heldout_hits": round(first["heldout"]["scaled"], 3),
         "excess": f"{100 * first['excess']['share']:.2f}",
         "excess_low": f"{100 * low:.2f}",
         "excess_high": f"{100 * high:.2f}",

@@ -59,6 +59,8 @@ HEADS = {
     "false_positive_rate": "false positive rate",
     "heldout_hits": "held-out hits",
     "different": "different training images",
+    "different_6000": "different by 6,000 evaluations",
+    "different_12000": "by 12,000",
     "different_9000": "different by 9,000 evaluations",
     "different_18000": "by 18,000",
     "different_low": "different, 95 % from",
