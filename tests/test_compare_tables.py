@@ -183,6 +183,22 @@ def test_a_generator_that_repeats_one_row_has_collapsed():
     found = compared(pd.concat([generated.iloc[[100]]] * 60), train, heldout)
     assert found.excess is None
     assert str(found).startswith("No finding: nearly all rows are alike.")
+    # Here a third of the real rows are equal to one of the other set by chance.
+    found = compared(pd.concat([train.iloc[[0]]] * 60), train, heldout)
+    assert found.exact == 60 and str(found).startswith("No finding: nearly all rows are alike.")
+
+
+def test_one_training_row_again_and_again_is_an_exact_copy():
+    _, train, heldout = tables()
+    rng = np.random.default_rng(4)
+    train["amount"], heldout["amount"] = rng.normal(size=(2, NUM_TRAIN))
+    copies = compared(pd.concat([train.iloc[[7]]] * 60), train, heldout)
+    first = "1 training row is reproduced exactly (60 of 60 generated rows)."
+    assert str(copies).startswith(first) and copies.excess is None
+    assert copies.table().startswith(first)
+    assert not any("no finding" in text for text in copies.warnings)
+    own = compared(pd.concat([heldout.iloc[[7]]] * 60), train, heldout)
+    assert str(own).startswith("No finding: nearly all rows are alike.")
 
 
 def test_files_and_frames_give_the_same_numbers(tmp_path, result):

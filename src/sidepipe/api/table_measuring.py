@@ -20,7 +20,7 @@ from sidepipe.base.table_encoding import Encoding
 from sidepipe.features.encoders import Rows
 from sidepipe.features.search import nearest
 from sidepipe.memorization import tables as m
-from sidepipe.memorization.collapse import collapse
+from sidepipe.memorization.collapse import collapse, with_copies
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
 from sidepipe.memorization.excess import excess
@@ -36,6 +36,7 @@ from sidepipe.memorization.results import counted
 from sidepipe.memorization.thresholds import MIN_UNSEEN, allowed, usable_rates
 
 SEED = 0
+CHANCE = 0.025  # of one row; as much as a 95 % interval leaves below it
 SEVERAL = 2  # times as many held-out copies of training rows as training rows that repeat others
 
 
@@ -139,7 +140,8 @@ def _result(
 ) -> TableResult:
     at, ratios = counts["calibrated"][0], published(rows, tables.schema, SEED)
     exact, exact_heldout, exact_excess = _exact(c)
-    counts = {**_about(c, vectors, exact_excess.interval[0] > 0), **counts}
+    by_chance = float(_equal(rows["heldout"], rows["train"]).mean())
+    counts = {**_about(c, vectors, exact_excess.interval[0] > 0, by_chance), **counts}
     if c.scale == 1:  # held-out hits of a smaller set are scaled to an upper bound
         warn_of_swapped(at["excess"]["interval"], "there are more held-out hits than hits", said)
     if counts["collapse"]:
@@ -182,8 +184,16 @@ def _hits(c: Comparison, counts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _about(c: Comparison, vectors: Mapping[str, np.ndarray], finding: bool) -> dict[str, Any]:
-    """The counts that the report reads. finding: whether exact copies are one."""
+def _about(
+    c: Comparison, vectors: Mapping[str, np.ndarray], finding: bool, by_chance: float
+) -> dict[str, Any]:
+    """The counts that the report reads. finding: whether the excess of exact copies is one.
+
+    by_chance: the share of real rows that are equal to one of the other set. One row again and
+    again is one draw, whose interval contains 0; this share is then its false positive rate.
+    """
+    alike = _collapse(vectors, finding)
+    finding = finding or (alike is not None and by_chance <= CHANCE)
     return {
         "truth": "train",
         "item": "row",
@@ -192,8 +202,7 @@ def _about(c: Comparison, vectors: Mapping[str, np.ndarray], finding: bool) -> d
         "num_images": len(c.queries),
         "num_generated": len(np.unique(c.queries, axis=0)),
         "num_groups": None,
-        "collapse": _collapse(vectors, finding),
-        "exact_copies": _copies(c) if finding else None,
+        **with_copies(alike, _copies(c) if finding else {}),
     }
 
 
