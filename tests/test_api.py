@@ -358,6 +358,11 @@ def test_a_model_that_the_hub_does_not_have_is_one_line(monkeypatch):
     assert e.value.__suppress_context__
 
 
+def test_images_need_no_decoding(loaded):
+    with pytest.raises(ValueError, match="model must be one of table rows, got 'a model of images"):
+        loaded.decode(np.zeros((1, *loaded.image_shape), np.uint8))
+
+
 def test_a_split_needs_an_artifact(checkpoint):
     with pytest.raises(ValueError, match="path must be a path"):
         sidepipe.load_split(None)

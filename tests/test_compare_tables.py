@@ -185,7 +185,8 @@ def test_a_generator_that_repeats_one_row_has_collapsed():
     assert str(found).startswith("No finding: nearly all rows are alike.")
     # Here a third of the real rows are equal to one of the other set by chance.
     found = compared(pd.concat([train.iloc[[0]]] * 60), train, heldout)
-    assert found.exact == 60 and str(found).startswith("No finding: nearly all rows are alike.")
+    assert found.exact == 60
+    assert str(found).startswith("No finding: nearly all rows are alike.")
 
 
 def test_one_training_row_again_and_again_is_an_exact_copy():
@@ -194,7 +195,8 @@ def test_one_training_row_again_and_again_is_an_exact_copy():
     train["amount"], heldout["amount"] = rng.normal(size=(2, NUM_TRAIN))
     copies = compared(pd.concat([train.iloc[[7]]] * 60), train, heldout)
     first = "1 training row is reproduced exactly (60 of 60 generated rows)."
-    assert str(copies).startswith(first) and copies.excess is None
+    assert str(copies).startswith(first)
+    assert copies.excess is None
     assert copies.table().startswith(first)
     assert not any("no finding" in text for text in copies.warnings)
     own = compared(pd.concat([heldout.iloc[[7]]] * 60), train, heldout)

@@ -157,6 +157,9 @@ def _subjects(sets: Mapping[str, ImageSet]) -> np.ndarray | None:
 
 def _check(model: Model, probe: Probe, contrast_t: int) -> None:
     """Raises ValueError where the model cannot be probed so; has it evaluated without a class."""
+    rule, remedy = "one of images", "sidepipe stage=audit audits table models (docs/models.md)"
+    is_of_images = model._denoiser.image_dtype == np.uint8
+    require(is_of_images, "model", rule, "a model of table rows", remedy)
     for level in probe.levels:
         require_whole(levels=level)
     most, levels, classes = model.num_train_timesteps, list(probe.levels), model.num_classes

@@ -104,6 +104,11 @@ def checked(name: str, images: object, least: int = 1) -> Images:
             "convert values in [0, 1] by (255 * x).round().astype(numpy.uint8), and values in "
             "[-1, 1] by (127.5 * (x + 1)).round().astype(numpy.uint8)"
         )
+        if images.shape[1:3] == (1, 1):
+            remedy = (
+                "for rows of a table model pass model.decode(rows), and train and heldout as data "
+                "frames as well"
+            )
     require(images.dtype == np.uint8, name, "uint8", dtype, remedy)
     shape, remedy = images.shape, "images of one channel have c = 1: x[..., None]"
     require(images.ndim == 4, name, "of shape (n, h, w, c)", shape, remedy)

@@ -1,10 +1,10 @@
-"""A loaded model: sampling and refinement of uint8 images."""
+"""A loaded model: sampling and refinement of uint8 images, or of rows of a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from sidepipe.diffusion.timesteps import SPACINGS, Guidance
 from sidepipe.engine.image_sampler import ImageSampler
 from sidepipe.engine.sampling import sample_to_array
 from sidepipe.engine.stage import Runtime
+from sidepipe.models.tables import RowDenoiser
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # No batch crosses a multiple of it, as no batch of the sampling stages crosses two files.
 SHARD_SIZE = 1000
@@ -83,7 +87,8 @@ class Model:
                 base of a fine-tuned model with two evaluations per step; 0 for none.
 
         Returns:
-            uint8 images ``(num_images, height, width, channels)``.
+            uint8 images ``(num_images, height, width, channels)``; of a table model, float32 rows
+            ``(num_images, 1, 1, d)`` for ``decode``.
 
         Raises:
             ValueError: where an argument is out of its range.
@@ -205,6 +210,25 @@ class Model:
             chains=[cyclic(t, steps, noise, denoising_steps, eta)],
         )
         return self._made(refiner, len(images), precision, classes, images)
+
+    def decode(self, rows: np.ndarray) -> pd.DataFrame:
+        """Rows of a table model as a data frame, which ``sidepipe.compare`` takes.
+
+        Args:
+            rows: float32 ``(n, 1, 1, d)``, from ``sample``, ``refine`` or ``sidepipe.load_split``.
+
+        Returns:
+            A pandas DataFrame with the columns of the table.
+
+        Raises:
+            ValueError: where the model makes images, or the rows are not its own.
+        """
+        rule, remedy = "one of table rows", "images of sample and refine need no decoding"
+        denoiser = self._denoiser
+        require(isinstance(denoiser, RowDenoiser), "model", rule, "a model of images", remedy)
+        assert isinstance(denoiser, RowDenoiser)
+        self._require_own(rows)
+        return denoiser.encoding.decode(rows.reshape(len(rows), -1))
 
     def _made(
         self,

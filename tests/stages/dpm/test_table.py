@@ -166,6 +166,26 @@ def test_the_api_samples_and_refines_rows(trained):
         model.refine(np.zeros((5, *model.image_shape), np.uint8))
 
 
+def test_refined_rows_are_decoded_and_compared_as_data_frames(memory):
+    model = sidepipe.load(memory["dpm"], device="cpu")
+    split = sidepipe.load_split(memory["dpm"])
+    train, heldout = map(model.decode, split)
+    rows = model.refine(model.sample(40, num_inference_steps=10), t=60, steps=2)
+    frame = model.decode(rows)
+    assert list(frame.columns) == list(load_table(memory["data"]).columns)
+    result = sidepipe.compare(frame, train=train, heldout=heldout, target="target")
+    assert str(result).startswith(f"{result.unique} of 100 training rows are")
+    assert result.exact >= 30 > result.exact_heldout == 0
+    with pytest.raises(
+        ValueError, match=r"uint8.*rows of a table model pass model\.decode\(rows\)"
+    ):
+        sidepipe.compare(rows, train=split[0], heldout=split[1])
+    with pytest.raises(ValueError, match=r"model must be one of images.*stage=audit"):
+        sidepipe.audit(model, train=split[0], heldout=split[1])
+    with pytest.raises(ValueError, match="images must be float32 rows"):
+        model.decode(np.zeros((5, *model.image_shape), np.uint8))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
