@@ -28,6 +28,7 @@ def inversion_measure(
     noise_fn: Callable[[], Images],
     generator: torch.Generator,
     steps: int = STEPS,
+    report: Callable[[int], None] = lambda step: None,
 ) -> Float64[Tensor, "m"]:
     """The KL divergence per value, from N(0, I), of noise that gives each image; inf for none.
 
@@ -35,7 +36,7 @@ def inversion_measure(
     is x_0 at every t: |pred_x_0 - x_0|^2 + lambda KL. pred_x_0_fn: with a gradient, and one t for
     all images. given_back: whether the model makes each image of its initial noise; it decides
     every CHECK_EVERY steps by SAMPLES draws of n, all of which must give the image. noise_fn:
-    standard normal noise of x_0's shape. generator: draws t.
+    standard normal noise of x_0's shape. generator: draws t. report: called after each step.
     """
     mean, log_sigma = (torch.zeros_like(x_0, requires_grad=True) for _ in range(2))
     adam = torch.optim.Adam([mean, log_sigma], LEARNING_RATE)
@@ -52,6 +53,7 @@ def inversion_measure(
         loss.sum().backward()
         adam.step()
         balance.update(error.detach())
+        report(step)
         if step % CHECK_EVERY == 0:
             with torch.no_grad():
                 draws = [given_back(mean + log_sigma.exp() * noise_fn()) for _ in range(SAMPLES)]

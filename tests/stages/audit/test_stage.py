@@ -1,6 +1,8 @@
 """The audit of a model in closed form, whose memorized images are known."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,6 +131,7 @@ def test_memorized_images_are_inverted_and_others_are_not(inputs, tmp_path, monk
     monkeypatch.setattr(
         "sidepipe.stages.audit.inversion.inversion_measure", partial(inversion_measure, steps=800)
     )
+    monkeypatch.setattr("sidepipe.stages.audit.inversion.PART_ON_CPU", 14)
     stage = Audit(**SETTINGS | {"invmm_images": 14})
     summary = run(inputs, tmp_path / "audit", invmm_images=14, levels=[], sampled=0)
     table = load_scores(tmp_path / "audit")
@@ -145,6 +148,35 @@ def test_memorized_images_are_inverted_and_others_are_not(inputs, tmp_path, monk
     assert stage.unused() == ()
     assert Audit(**SETTINGS).unused() == ("invmm_images",)
     assert "invmm_images" not in Audit(**SETTINGS).key_settings(SETTINGS)
+
+
+def test_a_killed_inversion_has_logged_its_steps_and_keeps_whole_parts(
+    inputs, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "sidepipe")
+    monkeypatch.setattr("sidepipe.stages.audit.inversion.PROGRESS_SECONDS", 0.0)
+    measures = []
+
+    def killed_at_the_second(*arguments, **named):
+        if len(measures) == 1:
+            raise KeyboardInterrupt
+        measures.append(inversion_measure(*arguments, **named, steps=3))
+        return measures[-1]
+
+    monkeypatch.setattr("sidepipe.stages.audit.inversion.inversion_measure", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "audit", invmm_images=5, levels=[], sampled=0)
+    parts = sorted((tmp_path / "audit" / "parts" / "invmm_train").iterdir())
+    assert [path.stem for path in parts] == ["0000000-0000004"]
+    assert "InvMM of train images 1 to 4 of 5, up to 2,000 steps" in caplog.text
+    assert "3 of 2,000 steps of the InvMM of train images 1 to 4 of 5" in caplog.text
+
+
+def test_every_column_of_the_scores_is_described(inputs, tmp_path):
+    run(inputs, tmp_path / "audit")
+    page = (Path(__file__).parents[3] / "docs" / "audit.md").read_text()
+    columns = {re.sub(r"_\d+$", "_<t>", name) for name in load_scores(tmp_path / "audit")}
+    assert not [name for name in columns if f"`{name}`" not in page]
 
 
 def test_without_a_sample_there_is_no_probability(inputs, tmp_path):

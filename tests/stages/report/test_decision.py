@@ -333,6 +333,22 @@ def test_the_chance_of_extraction_is_told_per_image_and_in_all(outputs, tmp_path
         np.linspace(1, 0, 60)[:10]
     )
     assert "8,000 generated images, expected from" in page.text
+    assert "100 generated images, 100 of them by the audit; 9,000 evaluations" in page.text
+    assert "No attack was run" in found["answer"]
+    assert "No generated images" not in page.text
+
+
+def test_an_expected_number_is_rounded_as_that_by_chance(outputs, tmp_path):
+    gamma = {kind: np.full(30, 0.2, np.float32) for kind in ("train", "heldout")}
+    few = {**CHANCES, "hits": 0, "expected": 2.4, "interval": [0.02, 6.2], "heldout_expected": 2.4}
+    audit = audited(outputs, "few", 30, gamma, extraction=few)
+    found, page = made(tmp_path, {**outputs.inputs, "audit": audit})
+    row = "8,000 generated images, expected from the model's treatment of each image and from 100 "
+    assert f"{row}generated images2.40.02 to 6.22.4" in page.text
+    attacks = sum(attack["generated_images"] for attack in found["attacks"])
+    assert found["budget"]["generated_images"] == attacks + 100
+    number = found["not_found"]["training_images"]
+    assert f"{number} training images have no copy among the generated images." in page.text
 
 
 def test_the_chance_of_a_subject_is_that_of_at_least_one_image():

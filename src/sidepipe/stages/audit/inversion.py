@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,20 @@ from torch import Tensor
 
 from sidepipe.base.settings import require
 from sidepipe.diffusion.denoiser import Denoiser
+from sidepipe.diffusion.inversion import STEPS as FITTING
 from sidepipe.diffusion.inversion import inversion_measure
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0, eps_from_prediction, for_each, signal_and_noise
+from sidepipe.engine.logs import counting
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.features.pairs import exact_losses, gamma_of
 from sidepipe.features.search import closer
 from sidepipe.stages.audit.chances import STEPS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
     from jaxtyping import Float32, Float64
 
@@ -29,7 +34,11 @@ if TYPE_CHECKING:
     from sidepipe.memorization.real import Encoded
     from sidepipe.stages.audit.material import Material
 
-PART = 16  # images per file: a killed run loses at most so many
+log = logging.getLogger(__name__)
+
+# Images per file, of which a killed run loses at most one.
+PART, PART_ON_CPU = 16, 4
+PROGRESS_SECONDS = 30.0
 
 
 def require_plain(denoiser: Denoiser) -> None:
@@ -51,11 +60,14 @@ def with_inversions(
     """The audit's table with `invmm` of the first `count` images of each kind, nan for others."""
     require_plain(denoiser)
     found, start = [], 0
+    size = PART_ON_CPU if torch.device(device).type == "cpu" else PART
     for name, of in material.sets.items():
         own = of.part(slice(count))
 
-        def one(rows: range, own: Encoded = own, start: int = start) -> Arrays:
-            some = slice(rows.start, rows.stop)
+        def one(rows: range, name: str = name, own: Encoded = own, start: int = start) -> Arrays:
+            some, number = slice(rows.start, rows.stop), len(own.rows)
+            which = f"{name} images {rows.start + 1} to {rows.stop} of {number}"
+            log.info("InvMM of %s, up to %s steps", which, f"{FITTING:,}")
             values = inversions(
                 denoiser,
                 material.data[own.rows[some]],
@@ -65,13 +77,14 @@ def with_inversions(
                 seed,
                 start + rows.start,
                 device,
+                counting(FITTING, f"steps of the InvMM of {which}", PROGRESS_SECONDS),
             )
             return {"invmm": values}
 
         values = np.full(len(of.rows), np.nan)
         parts = folder / f"invmm_{name}"
         values[: len(own.rows)] = in_parts(
-            parts, len(own.rows), PART, one, f"inverted {name} image"
+            parts, len(own.rows), size, one, f"inverted {name} image"
         )["invmm"]
         found.append(values)
         start += len(of.rows)
@@ -87,6 +100,7 @@ def inversions(
     seed: int,
     first: int,
     device: Device,
+    report: Callable[[int], None] = lambda step: None,
 ) -> Float64[np.ndarray, "n"]:
     """`inversion_measure` of each image, inf for none. first: the number of the first image.
 
@@ -114,6 +128,7 @@ def inversions(
                 seed, "inversion", range(first, first + len(images)), denoiser.shape, device
             ),
             torch.Generator().manual_seed(seed),
+            report=report,
         )
         .cpu()
         .numpy()

@@ -72,7 +72,7 @@ def _tested(sources: Sources) -> dict[str, Any]:
             "num_heldout_images": dpm.summary.get("num_heldout_images"),
         },
         "budget": {
-            "generated_images": sum(attack.num_images for attack in sources.attacks),
+            "generated_images": _generated(sources),
             "network_evaluations": _evaluations(sources),
         },
     }
@@ -94,6 +94,13 @@ def _origin(dpm: Artifact) -> str:
 def _hashes(made: Artifact, endings: tuple[str, ...]) -> dict[str, str]:
     files = made.manifest["files"].items()
     return {name: about["sha256"] for name, about in files if name.endswith(endings)}
+
+
+def _generated(sources: Sources) -> int:
+    """Generated images of all attacks, and the samples of the audit."""
+    extraction = sources.audit and sources.audit["extraction"]
+    own = extraction["sampled"] if extraction else 0
+    return own + sum(attack.num_images for attack in sources.attacks)
 
 
 def _evaluations(sources: Sources) -> int | None:

@@ -21,6 +21,7 @@ NOT_GENERATED = (
     "No generated images were compared with them, so it was not tested which of them an attacker "
     "obtains."
 )
+NOT_ATTACKED = "No attack was run; the audit estimates how many of them an attacker obtains."
 
 
 def answer(found: Mapping[str, Any]) -> str:
@@ -32,7 +33,8 @@ def answer(found: Mapping[str, Any]) -> str:
         best = found["attacks"][0]
         return " ".join([*([] if best["finding"] == "copies" else texts), _of_attack(best)])
     if audit is not None:
-        return f"{texts[0]} {NOT_GENERATED}" if texts else _of_audit(audit)
+        more = NOT_GENERATED if audit["extraction"] is None else NOT_ATTACKED
+        return f"{texts[0]} {more}" if texts else _of_audit(audit)
     if found["verdicts"]:
         return _of_verdicts(found["verdicts"])
     return "No test of this run compares generated images with the training images."
@@ -103,8 +105,12 @@ def remedies(mitigations: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def not_tested(sources: Sources, found: Mapping[str, Any]) -> list[str]:
     """The questions that this run leaves open."""
+    sampled = found["audit"] and found["audit"]["extraction"]
+    no_attack = "No generated images were compared with the training images."
+    if sampled:
+        no_attack = "No attack was run; the only generated images are the samples of the audit."
     missing = {
-        "No generated images were compared with the training images.": found["attacks"],
+        no_attack: found["attacks"],
         "The training images were not examined one by one (audit=returns).": found["audit"],
         "Whether the set was used to train the model (dataset inference).": (
             found["audit"] and found["audit"]["inference"]
