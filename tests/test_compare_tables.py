@@ -174,8 +174,9 @@ def test_equal_rows_raise_the_false_positive_rate_and_a_warning_names_it():
 
 def test_copies_alone_cannot_be_a_control():
     generated, train, _ = tables()
-    with pytest.raises(ValueError, match="heldout must be rows that are not all in train"):
-        compared(generated, train, train)
+    for on_duplicates in ("keep", "drop"):
+        with pytest.raises(ValueError, match="heldout must be rows that are not all in train"):
+            compared(generated, train, train, on_duplicates=on_duplicates)
 
 
 def test_a_generator_that_repeats_one_row_has_collapsed():
@@ -252,6 +253,16 @@ def with_value(name, value):
         ),
         ({"generated": with_value("label", None)}, {}, "'label' of generated, row 1 must be a val"),
         ({"generated": with_value("cents", "much")}, {}, "row 1 must be a number, got 'much'"),
+        (
+            {"generated": lambda f: f.assign(label=f["label"].str.upper())},
+            {"on_unseen": "keep"},
+            "'label' must be written alike in generated and train, got '(NO and no|YES and yes)'",
+        ),
+        (
+            {"generated": lambda f: f.assign(cents=range(len(f)))},
+            {},
+            "column 'cents' of generated must be a column of values, got 'row numbers",
+        ),
         ({"train": lambda f: f[:2]}, {}, "train must be >= 3 rows, got 2"),
         ({"generated": lambda f: f[:19]}, {}, "generated must be >= 20 rows, got 19"),
         ({"heldout": lambda f: f[:19]}, {}, "heldout must be >= 20 rows, got 19"),
@@ -346,7 +357,8 @@ def test_refusals_of_the_command_are_one_line_and_import_no_torch(tmp_path, monk
         (tmp_path / f"{name}.csv").write_text("x,y\n1,2\n")
     monkeypatch.chdir(tmp_path)
     done = probed("cli.main", "compare", "a.csv", "b.csv")
-    assert "heldout is required" in done.stderr
+    assert "heldout is required: rows of the same kind" in done.stderr
+    assert "heldout=heldout.csv" in done.stderr
     assert heavy(done) == []
     done = probed("cli.main", "compare", "a.csv", "b.csv", "b.csv")
     assert "generated must be >= 20 rows, got 1" in done.stderr
@@ -370,3 +382,10 @@ def test_a_small_control_of_rows_of_few_values_is_not_called_swapped():
     found = compared(few(1, 1000), few(2, 600), few(3, 60), kinds=kinds)
     assert found.excess.interval[0] <= 0
     assert not any("swapped" in text for text in found.warnings)
+
+
+def test_categories_that_training_and_heldout_rows_do_not_share_are_named():
+    generated, train, heldout = tables()
+    heldout = heldout.assign(label=heldout["label"].map({"yes": "oui", "no": "non"}))
+    found = compared(generated, train, heldout, false_positive_rate=0.2)
+    assert any("column 'label' has no category that both" in text for text in found.warnings)

@@ -43,6 +43,8 @@ SEVERAL = 2  # times as many held-out copies of training rows as training rows t
 def measured(tables: Tables, *, false_positive_rate: float, on_duplicates: str) -> TableResult:
     """The result of `sidepipe.compare` on rows of one schema."""
     said: list[str] = []
+    for text in tables.warnings:
+        warn(text, said)
     rows = dict(tables.rows)
     rows["heldout"] = _control(rows, on_duplicates, said)
     real_rows = pd.concat([rows["train"], rows["heldout"]], ignore_index=True)
@@ -80,11 +82,13 @@ def _control(rows: Mapping[str, pd.DataFrame], on_duplicates: str, said: list[st
             f"heldout must hold no copies of train: {text}; remedy: on_duplicates='keep' where "
             "different records are equal by chance, and 'drop' where they are the same records"
         )
+    rule, remedy = "rows that are not all in train", "pass other rows"
+    require(number < len(heldout), "heldout", rule, f"{number:,} copies of train", remedy)
     if on_duplicates == "drop":
         warn(f"{text}; they are left out", said)
         left = heldout.loc[~copies].reset_index(drop=True)
         name = f"the number of held-out rows that on_duplicates='drop' leaves of {len(heldout)}"
-        require(len(left) >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", len(left))
+        require(len(left) >= MIN_UNSEEN, name, f">= {MIN_UNSEEN}", len(left), remedy)
         return left
     shared = copies.mean() > max(SEVERAL * within, 1 / len(heldout))
     ask = ": are they the same records? Then on_duplicates='drop' is right" if shared else ""
@@ -116,8 +120,6 @@ def _rate(real: RealImages, asked: float, said: list[str]) -> float:
         rates = f"{100 * asked:.3g} %; used: {100 * rate:.3g} %"
         warn(f"{count} held-out rows are too few for a false positive rate of {rates}", said)
     copies = int((real.real_gamma == 0).sum())
-    rule, remedy = "rows that are not all in train", "pass other rows"
-    require(copies < count, "heldout", rule, f"{copies:,} copies of training rows", remedy)
     if copies > allowed(count, rate):
         rate = copies / count
         warn(

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidepipe.base.settings import require, require_known
+from sidepipe.base.table_checks import doubts, require_no_index, require_one_notation
 from sidepipe.base.table_kinds import Kinds, schema_of, widened
-from sidepipe.base.tables import SUFFIXES, Schema, conform, read_table
+from sidepipe.base.tables import (
+    SUFFIXES,
+    Schema,
+    conform,
+    read_table,
+    require_columns,
+    require_names,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,11 +41,15 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Tables:
-    """The rows of each argument in the form of `conform`, and where they come from."""
+    """The rows of each argument in the form of `conform`, and where they come from.
+
+    warnings: of columns that may hide copies.
+    """
 
     rows: dict[str, pd.DataFrame]
     schema: Schema
     sources: dict[str, str]
+    warnings: list[str]
 
     def summary(self, name: str) -> dict[str, object]:
         """Number and origin of the rows of an argument, and the SHA-256 of them as CSV."""
@@ -89,10 +101,17 @@ def read_tables(
         require(len(frames[name]) >= least, name, f">= {least} rows", len(frames[name]))
     real = {name: frames[name] for name in ("train", "heldout")}
     schema = schema_of(real, target=target, kinds=kinds)
+    require_names("generated", frames["generated"])
+    require_columns("generated", frames["generated"], "train", schema.names)
+    named = {name: frame.rename(columns=str) for name, frame in frames.items()}
+    require_one_notation(named, schema)
     if on_unseen == "keep":
         schema = widened(schema, "generated", frames["generated"])
     rows = {name: conform(name, frame, schema) for name, frame in frames.items()}
-    return Tables(rows, schema, sources)
+    for column in schema.columns:
+        if column.kind == "numeric" and column.name not in (kinds or {}):
+            require_no_index(column.name, {"generated": rows["generated"][column.name].to_numpy()})
+    return Tables(rows, schema, sources, doubts(rows, schema, kinds or {}))
 
 
 def _frame(name: str, value: Any) -> pd.DataFrame:

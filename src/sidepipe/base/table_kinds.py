@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sidepipe.base.settings import require, require_known
+from sidepipe.base.table_checks import require_no_index, require_one_notation
 from sidepipe.base.tables import (
     Column,
     Kind,
     Schema,
     numbers,
     parsed,
+    plain_number,
     require_columns,
     require_names,
+    separated,
     texts_of,
 )
 
@@ -28,6 +32,8 @@ KINDS = ("numeric", "categorical", "ordinal")
 FEW = 20  # different whole numbers are ranks, or classes in the target column
 MOST_CATEGORIES = 1000  # each is an entry of the encoding
 MOST_DECIMALS = 12
+NEARLY_ALL = 0.9
+DATE = re.compile(r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{2}|\d{4}))([T ].*)?")
 
 
 def schema_of(
@@ -48,26 +54,29 @@ def schema_of(
         require_names(name, one)
     for name, other in others:
         require_columns(name, other, first, [str(column) for column in frame.columns])
-    whole = pd.concat([one.rename(columns=str) for one in frames.values()], ignore_index=True)
+    frames = {name: one.rename(columns=str) for name, one in frames.items()}
+    whole = pd.concat(frames.values(), ignore_index=True)
     if target is not None:
         require_known("target", target, whole.columns)
     for name in kinds or {}:
         require_known("kinds", name, whole.columns)
     columns = tuple(
-        _column(name, whole[name], (kinds or {}).get(name), name == target)
+        _column(frames, whole[name], (kinds or {}).get(name), name == target)
         for name in whole.columns
     )
-    for name, one in frames.items():
-        _require_no_index(name, one.rename(columns=str), columns)
+    schema = Schema(columns, target)
+    require_one_notation(frames, schema)
     varied = any(texts_of(whole[name]).nunique(dropna=False) > 1 for name in whole.columns)
     rule = "columns with different values"
     require(varied, " and ".join(frames), rule, "one value in every column")
-    return Schema(columns, target)
+    return schema
 
 
-def _column(name: str, values: Any, given: Any, is_target: bool) -> Column:
+def _column(frames: Mapping[str, pd.DataFrame], values: Any, given: Any, is_target: bool) -> Column:
+    """The column of `values`, which are those of all frames."""
     import pandas as pd
 
+    name = str(values.name)
     texts = texts_of(values)
     present = texts.dropna()
     where = f"column {name!r}"
@@ -82,10 +91,16 @@ def _column(name: str, values: Any, given: Any, is_target: bool) -> Column:
     if given is not None:
         require_known(f"kinds[{name!r}]", given, KINDS)
     is_number = not np.isnan(parsed(distinct)).any()
+    if given is None and not is_number:
+        _require_text(name, frames)
     ordered = isinstance(values.dtype, pd.CategoricalDtype) and bool(values.dtype.ordered)
     kind: Any = given or _detected(values, distinct, is_number, ordered, is_target)
     if kind == "numeric":
-        return Column(name, kind, decimals=_decimals(numbers(name, values)), missing=missing)
+        found = {table: numbers(table, frame[name]) for table, frame in frames.items()}
+        together = np.concatenate(list(found.values()))
+        if given is None:
+            require_no_index(name, {**found, " and ".join(frames): together})
+        return Column(name, kind, decimals=_decimals(together), missing=missing)
     if ordered:
         categories = [text for text in texts_of(values.cat.categories.to_series()) if text]
     elif is_number:
@@ -94,13 +109,19 @@ def _column(name: str, values: Any, given: Any, is_target: bool) -> Column:
         rule, remedy = "a column with an order", "give its values in order, as kinds={...: [a, b]}"
         require(kind != "ordinal", where, rule, "text", remedy)
         categories = sorted(distinct)
-    if given is None and not is_number:
-        _require_text(where, present)
-    names = len(categories) == len(present) > FEW
-    fits = len(categories) <= MOST_CATEGORIES and not names
-    rule = f"a column with at most {MOST_CATEGORIES} categories, fewer than rows"
-    require(fits, where, rule, len(categories), "remove the column, or group its values")
+    _require_few(where, categories, len(present))
     return Column(name, kind, tuple(categories), missing=missing)
+
+
+def _require_few(where: str, categories: Sequence[str], num_values: int) -> None:
+    """Raises ValueError for names, which are all different, and for too many categories."""
+    names = len(categories) == num_values > FEW
+    rule = f"a column with at most {MOST_CATEGORIES} categories, fewer than rows"
+    found, remedy = f"{len(categories)} categories", "remove the column, or group its values"
+    if all(DATE.fullmatch(text) for text in categories):
+        found = f"{len(categories)} dates, such as {categories[0]}"
+        remedy = "write a number, such as the year or the days since a date, or remove the column"
+    require(len(categories) <= MOST_CATEGORIES and not names, where, rule, found, remedy)
 
 
 def _detected(
@@ -115,22 +136,26 @@ def _detected(
     return "categorical" if is_target or len(distinct) <= 2 else "ordinal"
 
 
-def _require_text(where: str, present: Any) -> None:
-    """Raises ValueError where most values are numbers, and some are text."""
+def _require_text(name: str, frames: Mapping[str, pd.DataFrame]) -> None:
+    """Raises ValueError for numbers with separators, and where most values are numbers."""
+    texts = {table: texts_of(frame[name]) for table, frame in frames.items()}
+    present = [text for some in texts.values() for text in some.dropna()]
     wrong = np.isnan(parsed(present))
-    remedy = "leave missing values empty, or give its kind, as kinds={...: categorical}"
-    text = present.iloc[int(wrong.argmax())]
-    require(wrong.mean() >= 0.5, where, "a column of numbers or of text", text, remedy)
-
-
-def _require_no_index(name: str, frame: pd.DataFrame, columns: Sequence[Column]) -> None:
-    """Raises ValueError where a column numbers the rows: rows of two files would match by it."""
-    for column in columns:
-        if column.kind == "numeric" and len(frame) > FEW:
-            steps = np.diff(numbers(name, frame[column.name]))
-            rule, remedy = "a column of values", "remove the column"
-            is_index = bool(np.all(steps == 1))
-            require(not is_index, f"column {column.name!r} of {name}", rule, "row numbers", remedy)
+    written = [text for text, is_wrong in zip(present, wrong, strict=True) if is_wrong]
+    number = [text for text in written if separated(text)]
+    share = (len(present) - len(written) + len(number)) / len(present)
+    if number and share >= NEARLY_ALL:
+        clear = next((text for text in number if " or " not in plain_number(text)), number[0])
+        rule = "numbers with a decimal point and no other separator"
+        remedy = f"write {plain_number(clear)}, or set kinds.{name}=categorical"
+        require(False, f"column {name!r}", rule, clear, remedy)
+    if wrong.mean() < 0.5:
+        known = set(written)
+        table = next(table for table, some in texts.items() if some.isin(known).any())
+        row = int(texts[table].isin(known).to_numpy().argmax())
+        where = f"column {name!r} of {table}, row {row + 1}"
+        remedy = f"leave missing values empty, or set kinds.{name}=categorical"
+        require(False, where, "a number, as in most rows", texts[table].iloc[row], remedy)
 
 
 def _decimals(values: np.ndarray) -> int | None:

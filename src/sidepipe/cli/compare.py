@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sidepipe.api.comparing import WITHOUT_SETTINGS, compare
-from sidepipe.api.tables import is_table
+from sidepipe.api.tables import NEEDED, is_table
 from sidepipe.base.files import require_free
 from sidepipe.base.settings import build, did_you_mean, require, require_known
 
@@ -46,7 +46,7 @@ Folders of images (see docs/reading-images.md for layouts and formats):
   out                  a new folder for report.html, pairs.csv and result.json; by default
                        comparison, then comparison-2, and so on
 
-Tables (see docs/tables.md): CSV or Parquet files with the same columns. The folder out has
+Tables (see docs/tables.md): CSV, TSV or Parquet files with the same columns. The folder out has
 rows.csv, a line per generated row, in place of pairs.csv.
   target=none          the column to predict, whose few whole numbers are then classes
   kinds.COLUMN=KIND    where the detected kind of a column is wrong: numeric, categorical, or the
@@ -157,6 +157,8 @@ def _given(arguments: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{name} must be given once, got {given[name]} and {value}")
         given[name] = value
     for name, (meaning, example) in REQUIRED.items():
+        if is_table(given.get("generated", "")) and name in NEEDED and not given.get(name):
+            raise ValueError(f"{name} is required: {NEEDED[name]}; for example {name}={name}.csv")
         if not given.get(name):
             raise ValueError(f"{name} is required: {meaning}; for example {name}={example}")
     return given

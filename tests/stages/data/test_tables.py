@@ -92,11 +92,19 @@ def test_a_changed_file_is_noticed(tmp_path):
     [
         ({"name": "iris"}, "data.source.name does not accept 'iris'"),
         ({"heldout_file": "a.csv"}, "data.source.heldout_file must be null"),
+        ({"file": "a.csv", "heldout_file": "./a.csv"}, "another file than data.source.file"),
+        ({"name": "adult", "target": "incom"}, "data.source.target does not accept 'incom'"),
+        ({"file": "a.csv", "target": "nope"}, "data.source.target does not accept 'nope'.* a, b"),
     ],
 )
-def test_wrong_sources_are_refused(source, says):
+def test_wrong_sources_are_refused_in_the_plan(source, says, tmp_path):
+    (tmp_path / "a.csv").write_text("a;b\n1;x\n")
     with pytest.raises(ValueError, match=says):
-        data(**source).check_sources(Runtime())
+        data(**source).check({}, Runtime(data_root=str(tmp_path)))
+
+
+def test_a_plan_needs_no_files():
+    data(file="absent.csv", target="b").check({}, Runtime())
 
 
 @pytest.mark.parametrize("name", ["adult", "default", "news"])

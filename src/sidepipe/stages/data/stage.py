@@ -107,6 +107,10 @@ class Data(Stage):
     def _source(self, runtime: Runtime) -> Any:
         return tried("data.source", _placed(self.source, Path(runtime.data_root).expanduser()))
 
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        if self.is_table:
+            self._source(runtime).check_target()
+
     def check_sources(self, runtime: Runtime) -> None:
         self._source(runtime).listing()
 

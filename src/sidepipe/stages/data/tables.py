@@ -6,14 +6,16 @@ import csv
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sidepipe.base.records import csv_lines
 from sidepipe.base.settings import require, require_known
+from sidepipe.base.table_checks import doubts
 from sidepipe.base.table_encoding import Encoding
 from sidepipe.base.table_kinds import Kinds, schema_of
 from sidepipe.base.tables import Schema, conform, frame_of, read_table, write_csv
@@ -51,6 +53,18 @@ class Table:
             remedy = "set data.source.file as well"
             no_file = self.heldout_file is None
             require(no_file, "data.source.heldout_file", "null", self.heldout_file, remedy)
+            return
+        other = self.heldout_file is None or Path(self.file) != Path(self.heldout_file)
+        rule, remedy = "another file than data.source.file", "set null without held-out rows"
+        require(other, "data.source.heldout_file", rule, self.heldout_file, remedy)
+
+    def check_target(self) -> None:
+        """Raises ValueError where the target is no column, as far as a header is read at once."""
+        if self.target is None or (self.file is None and self.name in EMBEDDED):
+            return
+        names = PUBLISHED[self.name].names if self.file is None else _header(Path(self.file))
+        if names is not None:
+            require_known("data.source.target", self.target, names)
 
     def frames(self) -> tuple[dict[str, pd.DataFrame], str | None, Kinds]:
         """The rows of each partition as they are, the target and the kinds."""
@@ -85,6 +99,21 @@ class Table:
         return files
 
 
+def _header(path: Path) -> Sequence[str] | None:
+    """The names of the columns of a file in UTF-8; None where its first line does not have them."""
+    if path.suffix.lower() == ".parquet" or not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            line = next((line for line in file if line.strip()), "")
+    except UnicodeDecodeError:
+        return None
+    if line.count('"') % 2:  # a name has a line break
+        return None
+    _, names = next(csv_lines(path, line), (0, []))
+    return [name.strip() for name in names]
+
+
 def _embedded(name: str) -> tuple[pd.DataFrame, str]:
     """A table of scikit-learn in its original units, with names for its classes."""
     from sklearn import datasets
@@ -107,6 +136,8 @@ def write(folder: Path, source: Table) -> dict[str, Any]:
     frames, target, kinds = source.frames()
     schema = schema_of(frames, target=target, kinds=kinds)
     parts = {partition: conform(partition, frame, schema) for partition, frame in frames.items()}
+    for text in doubts(parts, schema, kinds):
+        log.warning("%s", text)
     encoding = Encoding.fit(parts["train"], schema)
     whole = pd.concat(parts.values(), ignore_index=True)
     rows = encoding.encode(whole)
