@@ -204,6 +204,17 @@ def test_one_training_row_again_and_again_is_an_exact_copy():
     assert str(own).startswith("No finding: nearly all rows are alike.")
 
 
+def test_each_measure_has_a_line_of_progress_and_values_keep_their_digits(tmp_path, caplog):
+    caplog.set_level("INFO", "sidepipe.api.tables")
+    _, train, heldout = tables()
+    train.loc[7, "cents"] = 26182.75
+    generated = pd.concat([train.iloc[[7]], heldout.iloc[:30]])
+    found = compared(generated, train, heldout)
+    for measure in ("threshold of a hit", "exact copies", "published ratios", "share closer"):
+        assert sum(measure in line for line in caplog.messages) == 1
+    assert "<td>26182.75</td>" in found.report(tmp_path / "page.html").read_text()
+
+
 def test_files_and_frames_give_the_same_numbers(tmp_path, result):
     names = ("synthetic.csv", "train.csv", "heldout.csv")
     for name, frame in zip(names, tables(), strict=True):

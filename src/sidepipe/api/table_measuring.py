@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,8 @@ from sidepipe.memorization.real import (
 from sidepipe.memorization.results import counted
 from sidepipe.memorization.thresholds import MIN_UNSEEN, allowed, usable_rates
 
+log = logging.getLogger("sidepipe.api.tables")  # whose lines the command shows
+
 SEED = 0
 CHANCE = 0.025  # of one row; as much as a 95 % interval leaves below it
 SEVERAL = 2  # times as many held-out copies of training rows as training rows that repeat others
@@ -50,10 +53,12 @@ def measured(tables: Tables, *, false_positive_rate: float, on_duplicates: str) 
     real_rows = pd.concat([rows["train"], rows["heldout"]], ignore_index=True)
     encoding = Encoding.fit(real_rows, tables.schema)
     vectors = {name: _vectors(encoding, some) for name, some in rows.items()}
+    log.info("threshold of a hit: the training row nearest to each held-out row")
     real = _real(vectors)
     rate = _rate(real, false_positive_rate, said)
     if text := other_kind(near_duplicates(real, "l2"), "row"):
         warn(text, said)
+    log.info("hits and exact copies: the real rows nearest to each generated row")
     c = search(vectors["generated"], None, real, "l2", counts_only=True)
     # By chance a row is in training or held out: rows that are generated again are one draw.
     c = replace(c, draws=np.unique(c.queries, axis=0, return_inverse=True)[1].ravel())
@@ -140,6 +145,7 @@ def _result(
     rows: Mapping[str, pd.DataFrame],
     said: list[str],
 ) -> TableResult:
+    log.info("published ratios of distances")
     at, ratios = counts["calibrated"][0], published(rows, tables.schema, SEED)
     exact, exact_heldout, exact_excess = _exact(c)
     by_chance = float(_equal(rows["heldout"], rows["train"]).mean())
@@ -148,6 +154,7 @@ def _result(
         warn_of_swapped(at["excess"]["interval"], "there are more held-out hits than hits", said)
     if counts["collapse"]:
         warn(f"the model {counts['collapse']['said']}", said)
+    log.info("share closer to training rows than to held-out rows")
     scores = m.closer_to_train(c.queries, vectors["train"], vectors["heldout"], SEED)
     return TableResult(
         **_hits(c, counts),

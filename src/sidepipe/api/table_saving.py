@@ -126,9 +126,9 @@ def _pairs(result: TableResult) -> list[dict[str, Any]]:
 
 
 def _texts(rows: pd.DataFrame, number: int) -> list[str]:
-    """The values of a row, numbered from 1, as text; "" for a missing one."""
+    """The values of a row, numbered from 1, as text with all their digits; "" for a missing one."""
     values = rows.iloc[number - 1]
-    return ["" if _missing(v) else f"{v:.6g}" if isinstance(v, float) else str(v) for v in values]
+    return ["" if _missing(v) else f"{v:.15g}" if isinstance(v, float) else str(v) for v in values]
 
 
 def _missing(value: Any) -> bool:
