@@ -205,7 +205,6 @@ def _about(
     finding = finding or (alike is not None and by_chance <= CHANCE)
     return {
         "truth": "train",
-        "item": "row",
         "metric": "l2",
         "transform": Rows.transform,
         "num_images": len(c.queries),

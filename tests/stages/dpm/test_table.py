@@ -82,6 +82,11 @@ def test_the_page_shows_values_and_no_pictures(trained):
     gallery = page.split('id="gallery"')[1].split("</ol>")[0]
     assert "<img" not in gallery
     assert "The data are rows of a table: an image on this page is a row." in page
+    assert "training row" in page.split('class="finding"')[1].split("</p>")[0]
+    assert "the same rare values in several columns" in page
+    assert "generated images hit" not in page
+    assert "UNet" not in page
+    assert "parameters on 128 rows, " in (trained["dpm"] / "log.txt").read_text()
     assert "(the table “diabetes”)" in page
     assert "pixels, color" not in page
     assert gallery.count("held-out (") == gallery.count("<li") >= 2

@@ -36,8 +36,10 @@ class DenoiserTraining(Training):
     """The settings of a trained denoiser, and its loop.
 
     ema_decay: per step, from ema_start_step. preview_every_steps: between validations.
+    of_rows: whether it is a model of table rows, not of images.
     """
 
+    of_rows: ClassVar[bool] = False
     ema_decay: float
     ema_start_step: int
     random_flip: bool
@@ -68,8 +70,8 @@ class DenoiserTraining(Training):
         train, heldout = parts
         count = sum(p.numel() for p in module.unet.parameters() if p.requires_grad)
         log.info(
-            "training %.2f M parameters on %d images, %d held out",
-            *(count / 1e6, len(train), len(heldout)),
+            "training %.2f M parameters on %d %s, %d held out",
+            *(count / 1e6, len(train), "rows" if self.of_rows else "images", len(heldout)),
         )
         epoch = self._epoch(job, train)
         metrics = self._averaged(job, module, rows, epoch, parts)
@@ -144,12 +146,8 @@ class DenoiserTraining(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedDPM(DenoiserTraining, DPM):
-    """A model trained here: a diffusers UNet, a noise schedule, averaged weights.
+    """A model trained here: a diffusers UNet, a noise schedule, averaged weights."""
 
-    of_rows: whether it is a model of table rows, not of images.
-    """
-
-    of_rows: ClassVar[bool] = False
     unet: dict[str, Any]
     noise_schedule: dict[str, Any]
 

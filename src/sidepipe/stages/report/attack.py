@@ -154,7 +154,7 @@ class Attack:
     @property
     def item(self) -> str:
         """The word for a generated thing: image, or row of a table."""
-        return self.results.get("item", "image")
+        return "row" if self.transform.startswith("rows") else "image"
 
     @property
     def unit(self) -> str:
@@ -217,7 +217,7 @@ class Attack:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """`network_evaluations`: UNet forwards, and gradients by their counted operations.
+        """`network_evaluations`: forwards, and gradients by their counted operations.
 
         All are None for images of another tool.
         """

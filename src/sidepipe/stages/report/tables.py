@@ -128,10 +128,10 @@ def _overlap_row(attack: Attack, attacks: Sequence[Attack]) -> list[str]:
 def cost_table(attacks: Sequence[Attack]) -> Table:
     """The guidance of each attack, and its network evaluations.
 
-    each: the operations of a gradient; timed: its seconds; both in forwards of the UNet.
+    each: the operations of a gradient; timed: its seconds; both in forwards of the network.
     """
     columns = ["surrogate", "guidance scale", "guided", "targets", "refined"]
-    columns += ["UNet forwards", "surrogate gradients", "each", "timed", "evaluations"]
+    columns += ["forwards", "surrogate gradients", "each", "timed", "evaluations"]
     columns.append("N_syn")
     groups = [("guidance", 4), ("", 1), ("spent", 6)]
     rows = [(attack.name, _cost_row(attack)) for attack in attacks]
