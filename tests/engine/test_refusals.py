@@ -82,7 +82,7 @@ def refused(monkeypatch, tmp_path, capsys):
         (["audit.refine_t=50"], "^audit is off; add audit=returns$"),
         (["detect.foo=1"], "^detect is off; add detect=labels or detect=prompts or detect=stable"),
         (["mitigate.method=none"], "^mitigate is off; add mitigate=inference$"),
-        (["mitigations.x.y=1"], "^mitigations is off; add mitigations=compare or mitigations="),
+        (["mitigations.x.y=1"], "^mitigations is off; add mitigations=benchmark or mitigations="),
         (
             ["experiment=smoke", "dpm=pretrained", "dpm.path=/my/model"],
             r"experiment=smoke sets dpm.max_steps, .*, which dpm=pretrained does not have; remedy: "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEW_ROWS = 20
-# Of whole numbers that are drawn at random, none is there twice with a chance of exp(-10).
+# Whole numbers that are drawn at random are all different with a chance of exp(-10).
 MANY_REPEATS = 10
 MOST_UNLIKE = 0.05  # of the rows of a table
 

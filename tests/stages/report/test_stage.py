@@ -118,8 +118,8 @@ def test_a_report_on_no_attack_is_refused(tmp_path):
 # Prompts
 
 
-PROMPT_TABLES = ["memorized", "mitigations_left", "mitigations_price", "planted_words"]
-PROMPT_TABLES += ["signals_of_prompts", "words"]
+PROMPT_TABLES = ["memorized", "mitigations_benchmark", "mitigations_left", "mitigations_price"]
+PROMPT_TABLES += ["planted_words", "signals_of_prompts", "words"]
 PROMPT_FIGURES = ["distributions", "mitigations", "signals_roc", "top_words"]
 PROMPT_NUMBERS = ["mitigations", "prompts", "signals", "tokens"]
 

@@ -10,7 +10,6 @@ from jaxtyping import Float32, Int64
 
 from sidepipe.features.pairs import distance
 from sidepipe.features.search import Metric, closer, nearest
-from sidepipe.memorization.extraction import extraction, log_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +52,8 @@ def with_probabilities(
 
     hits: of `sampled` refined images, by row of the table. budget: images of the attacker.
     """
+    from sidepipe.memorization.extraction import extraction, log_scores  # imports scipy
+
     gamma, limit = np.array(table["gamma"], np.float64), np.array([threshold])
     arrivals = np.array([table[f"arrivals_{t}"] for t in levels], np.float64)
     scores = log_scores(
