@@ -101,7 +101,7 @@ test-fast: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not (slow or e2e or browser or gpu or slurm)" $(ARGS)
 
 test-slurm: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m slurm $(ARGS)
+	$(BIN)/python -m pytest -m slurm $$(grep -rl mark.slurm tests --include='*.py') $(ARGS)
 
 bench: $(INSTALLED)
 	@for file in $(filter-out benchmarks/large.py benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file" || exit 1; done

@@ -58,7 +58,7 @@ def closest(texts: Sequence[str], others: Sequence[str], count: int) -> Int64[np
 def unlearn(
     model: TextModel,
     data: UInt8[np.ndarray, "d h w c"],
-    captions: Sequence[str],
+    captions: list[str],
     lesson: Lesson,
     method: Unlearning,
     seed: int,
@@ -94,7 +94,7 @@ def unlearn(
 def _pairs(
     model: TextModel,
     data: UInt8[np.ndarray, "d h w c"],
-    captions: Sequence[str],
+    captions: list[str],
     lesson: Lesson,
     method: Unlearning,
     quarter: int,
@@ -114,7 +114,7 @@ def _pairs(
 def _moved(
     model: TextModel,
     data: UInt8[np.ndarray, "d h w c"],
-    captions: Sequence[str],
+    captions: list[str],
     lesson: Lesson,
     count: int,
     rng: np.random.Generator,

@@ -139,14 +139,15 @@ class Unlearning(Method):
         ours = table.loc[table["group"] == "memorized"]
         images = np.unique(ours["nearest"].to_numpy(np.int64))
         ordinary = self._ordinary(known, ours, images, inputs["detect"])
-        captions = known.captions["caption"].to_numpy(str)
+        captions = known.captions["caption"].tolist()
+        theirs = [captions[row] for row in ordinary]
         prompts, count = ours["caption"].tolist(), min(self.num_neighbors, len(ordinary))
         lesson = Lesson(
             ordinary=ordinary,
             prompts=prompts,
             images=images,
-            for_prompts=ordinary[closest(prompts, captions[ordinary], count)],
-            for_images=ordinary[closest(captions[images], captions[ordinary], count)],
+            for_prompts=ordinary[closest(prompts, theirs, count)],
+            for_images=ordinary[closest([captions[row] for row in images], theirs, count)],
         )
         loss = unlearn(mitigated.model, known.data, captions, lesson, self, mitigated.seed)
         about = {"num_prompts": len(prompts), "num_images": len(images)}
