@@ -143,9 +143,16 @@ class Result:
             >>> result.report(folder / "report.html").name
             'report.html'
         """
+        file = as_new_file("path", path)
+        text = self._page(title)
+        with whole_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return file
+
+    def _page(self, title: str) -> str:
+        """The report as HTML."""
         from sidepipe.stages.report.single import page
 
-        file = as_new_file("path", path)
         rows = [
             {
                 "index": pair.names[0],
@@ -161,10 +168,7 @@ class Result:
         source = self._inputs["generated"]["source"]
         compared = "generated images" if source == "array" else Path(source).name
         triples = [pair.images for pair in self.pairs]
-        text = page(title, self._attack(compared), triples, rows, self.warnings)
-        with whole_file(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        return file
+        return page(title, self._attack(compared), triples, rows, self.warnings)
 
     def table(self) -> str:
         """The finding, the numbers with their intervals in plain text, and what a hit is.

@@ -21,7 +21,7 @@ from sidepipe.base.table_encoding import Encoding
 from sidepipe.features.encoders import Rows
 from sidepipe.features.search import nearest
 from sidepipe.memorization import tables as m
-from sidepipe.memorization.collapse import collapse, with_copies
+from sidepipe.memorization.collapse import collapse, exact_copies, with_copies
 from sidepipe.memorization.comparison import Comparison
 from sidepipe.memorization.comparison import compare as search
 from sidepipe.memorization.excess import excess
@@ -148,24 +148,27 @@ def _result(
     log.info("published ratios of distances")
     at, ratios = counts["calibrated"][0], published(rows, tables.schema, SEED)
     exact, exact_heldout, exact_excess = _exact(c)
-    by_chance = float(_equal(rows["heldout"], rows["train"]).mean())
-    counts = {**_about(c, vectors, exact_excess.interval[0] > 0, by_chance), **counts}
+    counts = {**_about(c, vectors, exact_excess.interval[0] > 0), **counts}
     if c.scale == 1:  # held-out hits of a smaller set are scaled to an upper bound
         warn_of_swapped(at["excess"]["interval"], "there are more held-out hits than hits", said)
     if counts["collapse"]:
         warn(f"the model {counts['collapse']['said']}", said)
     log.info("share closer to training rows than to held-out rows")
     scores = m.closer_to_train(c.queries, vectors["train"], vectors["heldout"], SEED)
+    to_heldout, heldout = (x[:, 0] for x in nearest(c.queries, vectors["heldout"], "l2"))
+    closest = np.where(c.train.gamma <= to_heldout, c.train.index, len(c.train.rows) + heldout)
+    num_real = len(vectors["train"]) + len(vectors["heldout"])
+    closer = Estimate(float(scores.mean()), m.share_interval(scores, closest, num_real))
     return TableResult(
         **_hits(c, counts),
         warnings=tuple(said),
         exact=exact,
         exact_heldout=exact_heldout,
         exact_excess=exact_excess,
-        closer=_closer(c, vectors, scores),
+        closer=closer,
         ratio=ratios.ratios["published"],
         scaled_ratio=ratios.ratios["scaled"],
-        rows=_listed(c, vectors, scores, ratios, at["threshold"]),
+        rows=_listed(c, heldout, to_heldout, scores, ratios, at["threshold"]),
         _inputs={name: tables.summary(name) for name in rows},
         _real=rows,
     )
@@ -193,16 +196,16 @@ def _hits(c: Comparison, counts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _about(
-    c: Comparison, vectors: Mapping[str, np.ndarray], finding: bool, by_chance: float
-) -> dict[str, Any]:
+def _about(c: Comparison, vectors: Mapping[str, np.ndarray], finding: bool) -> dict[str, Any]:
     """The counts that the report reads. finding: whether the excess of exact copies is one.
 
-    by_chance: the share of real rows that are equal to one of the other set. One row again and
-    again is one draw, whose interval contains 0; this share is then its false positive rate.
+    One row again and again is one draw, whose interval contains 0; the share of held-out rows that
+    are equal to a training row is then its false positive rate.
     """
-    alike = _collapse(vectors, finding)
+    alike, by_chance = _collapse(vectors, finding), float((c.real_gamma == 0).mean())
     finding = finding or (alike is not None and by_chance <= CHANCE)
+    real = np.concatenate([vectors["train"], vectors["heldout"]])
+    of_images = (some[:, None, None, :] for some in (vectors["generated"], real))
     return {
         "truth": "train",
         "metric": "l2",
@@ -210,7 +213,7 @@ def _about(
         "num_images": len(c.queries),
         "num_generated": len(np.unique(c.queries, axis=0)),
         "num_groups": None,
-        **with_copies(alike, _copies(c) if finding else {}),
+        **with_copies(alike, exact_copies(c, *of_images) if finding else {}),
     }
 
 
@@ -218,22 +221,6 @@ def _exact(c: Comparison) -> tuple[int, float, Estimate]:
     """Exact copies of training rows and of as many held-out rows, and their excess."""
     exact, heldout = c.train.gamma <= 0, c.heldout_hits(lambda gamma: gamma <= 0)
     return int(exact.sum()), len(exact) * heldout.scaled, Estimate(*excess(exact, heldout))
-
-
-def _closer(c: Comparison, vectors: Mapping[str, np.ndarray], scores: np.ndarray) -> Estimate:
-    real = np.concatenate([vectors["train"], vectors["heldout"]])
-    closest = nearest(c.queries, real, "l2")[1][:, 0]
-    return Estimate(float(scores.mean()), m.share_interval(scores, closest, len(real)))
-
-
-def _copies(c: Comparison) -> dict[str, int]:
-    """The numbers of `collapse.exact_copies`."""
-    exact = c.train.gamma <= 0
-    held = np.any([control.gamma <= 0 for control in c.controls], axis=0)
-    alone = exact & ~held
-    different = len(np.unique(c.train.index[alone]))
-    found = {"train": int(exact.sum()), "heldout": int(held.sum())}
-    return {**found, "train_alone": int(alone.sum()), "different": different}
 
 
 def _collapse(vectors: Mapping[str, np.ndarray], finding: bool) -> dict[str, Any] | None:
@@ -249,13 +236,16 @@ def _collapse(vectors: Mapping[str, np.ndarray], finding: bool) -> dict[str, Any
 
 def _listed(
     c: Comparison,
-    vectors: Mapping[str, np.ndarray],
+    heldout: np.ndarray,
+    to_heldout: np.ndarray,
     scores: np.ndarray,
     ratios: Published,
     threshold: float,
 ) -> pd.DataFrame:
-    """A line per generated row; rows are numbered from 1, below the header of their file."""
-    to_heldout, heldout = (x[:, 0] for x in nearest(c.queries, vectors["heldout"], "l2"))
+    """A line per generated row; rows are numbered from 1, below the header of their file.
+
+    heldout, to_heldout: the nearest held-out row to each, and its distance.
+    """
     listed = pd.DataFrame(
         {
             "row": np.arange(1, len(c.queries) + 1),

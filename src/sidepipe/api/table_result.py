@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidepipe.api.naming import as_new_file, as_path
+from sidepipe.api.naming import as_path
 from sidepipe.api.result import Estimate, Result
-from sidepipe.base.files import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,25 +73,10 @@ class TableResult(Result):
 
         return table(self)
 
-    def report(self, path: str | Path = "report.html", *, title: str = "Comparison") -> Path:
-        """Write one page: the answer, the numbers with their intervals and the closest rows.
-
-        Args:
-            path: the file to write or replace. The page needs no other file and no network.
-            title: the heading of the page.
-
-        Returns:
-            The path.
-
-        Raises:
-            FileNotFoundError: where the folder of the file does not exist.
-        """
+    def _page(self, title: str) -> str:
         from sidepipe.api.table_saving import page
 
-        file = as_new_file("path", path)
-        with whole_file(file) as temporary:
-            temporary.write_text(page(self, title), encoding="utf-8")
-        return file
+        return page(self, title)
 
     def save(self, folder: str | Path, **arguments: object) -> Path:
         """Write the whole result: report.html, rows.csv and result.json.

@@ -55,11 +55,13 @@ def require_one_notation(frames: Mapping[str, pd.DataFrame], schema: Schema) -> 
         if column.kind == "numeric":
             continue
         counts = {n: texts_of(frame[column.name]).value_counts() for n, frame in frames.items()}
+        folds = {
+            n: dict(zip(own.index, _folded(own.index), strict=True)) for n, own in counts.items()
+        }
         for one, other in permutations(counts, 2):
-            alone = [text for text in counts[one].index if text not in counts[other].index]
-            folded = dict(zip(_folded(counts[other].index), counts[other].index, strict=True))
-            pairs = zip(_folded(alone), alone, strict=True)
-            twins = {text: folded[fold] for fold, text in pairs if fold in folded}
+            texts = {fold: text for text, fold in folds[other].items()}
+            alone = {text: fold for text, fold in folds[one].items() if text not in folds[other]}
+            twins = {text: texts[fold] for text, fold in alone.items() if fold in texts}
             if counts[one][list(twins)].sum() > MOST_UNLIKE * counts[one].sum():
                 text = next(iter(twins))
                 rule, found = f"written alike in {one} and {other}", f"{text} and {twins[text]}"
