@@ -143,7 +143,7 @@ class ImageCanaries(CanaryAudit):
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         images = load_generated(job.inputs["generate"])
         rows = table.index.to_numpy(np.int64)
-        share = [float(copies.of(images[None], rows[i : i + 1]).mean()) for i in range(len(rows))]
+        share = copies.share_of_each(images, rows)
         return table.assign(share=share), {"num_images": len(images), "evaluations": None}
 
     def _losses(self, job: Job, table: pd.DataFrame) -> list[tuple[float, np.ndarray]]:

@@ -57,7 +57,7 @@ class Copies:
 
     def of_any(self, images: Generated) -> Bool[np.ndarray, "p n"]:
         """Whether each image is at least as close to any training image as the threshold."""
-        return self._close(self.gamma(images))
+        return self.close(self.gamma(images))
 
     def gamma(self, images: Generated) -> Float32[np.ndarray, "p n"]:
         """gamma of each image to the training image that is closest to it."""
@@ -66,12 +66,31 @@ class Copies:
 
     def of(self, images: Generated, rows: Int64[np.ndarray, "p"]) -> Bool[np.ndarray, "p n"]:
         """Whether each image is as close to the image in its prompt's row of the data."""
-        wanted = self.encoder.encode(self.data[rows], device=self.device)
         i = np.arange(images.shape[0] * images.shape[1])
-        metric = self.encoder.metric
-        losses = exact_losses(self._encoded(images), wanted, i, i // images.shape[1], metric)
-        gamma = gamma_of(losses, metric)
-        return self._close(gamma).reshape(images.shape[:2])
+        near = self._near(self._encoded(images), rows, i, i // images.shape[1])
+        return near.reshape(images.shape[:2])
+
+    def share_of_each(
+        self, images: UInt8[np.ndarray, "n h w c"], rows: Int64[np.ndarray, "p"]
+    ) -> list[float]:
+        """The share of the images that are copies of the image in each of the rows."""
+        made, i = self.encoder.encode(images, device=self.device), np.arange(len(images))
+        near = (self._near(made, rows[[k]], i, np.zeros_like(i)) for k in range(len(rows)))
+        return [float(one.mean()) for one in near]
+
+    def _near(
+        self,
+        made: Float32[np.ndarray, "n d"],
+        rows: Int64[np.ndarray, "p"],
+        i: Int64[np.ndarray, "m"],
+        j: Int64[np.ndarray, "m"],
+    ) -> Bool[np.ndarray, "m"]:
+        """Whether the vectors i are close to the images in the rows j of `rows`."""
+        wanted, metric = (
+            self.encoder.encode(self.data[rows], device=self.device),
+            self.encoder.metric,
+        )
+        return self.close(gamma_of(exact_losses(made, wanted, i, j, metric), metric))
 
     def rates(self, copied: Bool[np.ndarray, "p n"]) -> dict[str, Any]:
         """The share of memorized prompts, and that of copies among a prompt's images.
@@ -88,7 +107,8 @@ class Copies:
     def _encoded(self, images: Generated) -> Float32[np.ndarray, "_ d"]:
         return self.encoder.encode(images.reshape(-1, *images.shape[2:]), device=self.device)
 
-    def _close(self, gamma: Float[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
+    def close(self, gamma: Float[np.ndarray, "*s"]) -> Bool[np.ndarray, "*s"]:
+        """Whether each gamma is that of a copy."""
         return closer(gamma, self.threshold, self.encoder.metric)
 
 
@@ -99,7 +119,8 @@ def copied(
 
     The rates are per part and, for memorized prompts, per number of repeats in training.
     """
-    found, gamma = copies.of_any(images), copies.gamma(images).mean(axis=1)
+    gamma = copies.gamma(images)
+    found = copies.close(gamma)
     group, repeats = table["group"].to_numpy(), table["repeats"].to_numpy()
     ours = group == "memorized"
     rows = [
@@ -107,7 +128,9 @@ def copied(
         for r in np.unique(repeats[ours])
     ]
     rates = {name: copies.rates(found[some]) for name, some in parts_of(table).items()}
-    table = table.assign(copies=found.sum(axis=1), gamma=gamma, still=copies.memorized(found))
+    table = table.assign(
+        copies=found.sum(axis=1), gamma=gamma.mean(axis=1), still=copies.memorized(found)
+    )
     return table, {**rates, "by_repeats": rows}
 
 
