@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ from sidepipe.memorization.audit import Probe, closeness, returns
 from sidepipe.memorization.real import Encoded, encode_rows
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate
 from sidepipe.stages.audit import tables
-from sidepipe.stages.audit.chances import hits_on, with_probabilities
+from sidepipe.stages.audit.chances import with_probabilities
 from sidepipe.stages.audit.move import mover, refined_samples
 from sidepipe.stages.audit.single import evaluations, single_scores
 from sidepipe.stages.audit.stage import PART
@@ -193,12 +193,12 @@ class _Run:
     seed: int
     precision: Precision
 
-    @property
+    @cached_property
     def threshold(self) -> float:
         gamma = self.known.real.real_gamma
         return threshold_at_false_positive_rate(gamma, self.known.rate, self.encoder.metric)
 
-    @property
+    @cached_property
     def sets(self) -> dict[str, Encoded]:
         """Training images, and as many held-out ones."""
         train = self.known.real.train
@@ -239,17 +239,21 @@ class _Run:
         """The table with probabilities of extraction, and the expected numbers; none without."""
         if not sampled:
             return table, None
-        runtime, metric = self.model._runtime, self.encoder.metric
-        sample = refined_samples(
-            self.model._denoiser, self.probe, self.seed, self.precision, runtime
-        )
+        model, runtime = self.model, self.model._runtime
+        sample = refined_samples(model._denoiser, self.probe, self.seed, self.precision, runtime)
         parts = [range(part.start, part.stop) for part in blocks(sampled, PART)]
         device = runtime.torch_device()
         drawn = [self.encoder.encode(sample(part), device) for part in parts]
-        hits = hits_on(np.concatenate(drawn), self.sets, metric, self.threshold)
-        levels = list(self.probe.levels)
-        of = partial(with_probabilities, metric=metric, threshold=self.threshold)
-        return of(table, hits, sampled, budget, levels, self.seed)
+        return with_probabilities(
+            table,
+            np.concatenate(drawn),
+            self.sets,
+            self.encoder.metric,
+            self.threshold,
+            budget=budget,
+            levels=self.probe.levels,
+            seed=self.seed,
+        )
 
 
 def _result(

@@ -39,21 +39,23 @@ def hits_on(
 
 def with_probabilities(
     table: pd.DataFrame,
-    hits: Int64[np.ndarray, "n"],
-    sampled: int,
+    sample: Float32[np.ndarray, "m d"],
+    sets: Mapping[str, Encoded],
+    metric: Metric,
+    threshold: float,
+    *,
     budget: int,
     levels: Sequence[int],
     seed: int,
-    *,
-    metric: Metric,
-    threshold: float,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The audit's table with `hits`, `probability` and its interval; the expected numbers.
 
-    hits: of `sampled` refined images, by row of the table. budget: images of the attacker.
+    sample: of refined images, compared with the sets, whose images are the rows of the table.
+    budget: images of the attacker.
     """
     from sidepipe.memorization.extraction import extraction, log_scores  # imports scipy
 
+    hits, sampled = hits_on(sample, sets, metric, threshold), len(sample)
     gamma, limit = np.array(table["gamma"], np.float64), np.array([threshold])
     arrivals = np.array([table[f"arrivals_{t}"] for t in levels], np.float64)
     scores = log_scores(

@@ -24,7 +24,7 @@ from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
 from sidepipe.features.choice import descriptor_input
 from sidepipe.memorization.thresholds import threshold_at_false_positive_rate, usable_rates
-from sidepipe.stages.audit.chances import STEPS, hits_on, with_probabilities
+from sidepipe.stages.audit.chances import STEPS, with_probabilities
 from sidepipe.stages.audit.groups import IDENTITY, sha256_of_groups, subjects_of, table_of
 from sidepipe.stages.audit.material import Material
 from sidepipe.stages.audit.move import mover, refined_samples
@@ -214,9 +214,16 @@ class Audit(Stage):
 
         parts = job.folder / "parts" / "sample"
         drawn = in_parts(parts, self.sampled, PART, encoded, "refined sample")["features"]
-        hits = hits_on(drawn, material.sets, encoder.metric, material.threshold)
-        of = partial(with_probabilities, metric=encoder.metric, threshold=material.threshold)
-        return of(table, hits, self.sampled, self.budget, self.levels, self.seed)
+        return with_probabilities(
+            table,
+            drawn,
+            material.sets,
+            encoder.metric,
+            material.threshold,
+            budget=self.budget,
+            levels=self.levels,
+            seed=self.seed,
+        )
 
     def _inverted(self, job: Job, material: Material, table: pd.DataFrame) -> pd.DataFrame:
         from sidepipe.stages.audit.inversion import with_inversions
