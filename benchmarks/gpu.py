@@ -87,7 +87,7 @@ def unet_flops() -> int:
 
 
 def seconds_of(outputs: Path, stage: str) -> float:
-    """Of the stage's newest artifact, loading and compilation included."""
+    """The duration of the stage's newest artifact, loading and compilation included."""
     newest = max(outputs.glob(f"{stage}/*/manifest.json"), key=lambda path: path.stat().st_mtime)
     return json.loads(newest.read_text())["seconds"]
 

@@ -11,7 +11,7 @@ NAMES = ("residual_60", "error_60")
 
 @pytest.fixture(autouse=True)
 def few_parts(monkeypatch):
-    """Thousands of candidates leave the fit as it is, whichever of them are left out."""
+    """With thousands of candidates, the fit hardly depends on which of them are left out."""
     monkeypatch.setattr("sidepipe.memorization.verdict.PARTS", 20)
 
 

@@ -228,7 +228,7 @@ class Model:
         require(isinstance(denoiser, RowDenoiser), "model", rule, "a model of images", remedy)
         assert isinstance(denoiser, RowDenoiser)
         self._require_own(rows)
-        return denoiser.encoding.decode(rows.reshape(len(rows), -1))
+        return denoiser.encoding.decode(rows)
 
     def _made(
         self,

@@ -66,28 +66,28 @@ class Encoding:
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def _entries(self, column: Column, values: Any) -> np.ndarray:
+        codes = column.ranks(values)
         if column.kind == "numeric":
-            return _masked(column, _position(self.maps[column.name], values.to_numpy()))
-        place = {text: float(i) for i, text in enumerate(column.categories)}
-        codes = values.map(place).to_numpy(np.float64)
+            return _masked(column, _position(self.maps[column.name], codes))
         if column.kind == "ordinal":
             return _masked(column, _spaced(codes, len(column.categories)))
         choices = np.arange(_width(column))
         chosen = np.where(np.isnan(codes), len(column.categories), codes)
         return np.where(chosen[:, None] == choices, ONE_HOT, -ONE_HOT)
 
-    def decode(self, rows: Float[np.ndarray, "n d"]) -> pd.DataFrame:
+    def decode(self, rows: Float[np.ndarray, "n *d"]) -> pd.DataFrame:
         """The nearest rows of the table: values within the fitted range, at their precision.
 
+        rows: (n, d), or as images of one pixel.
         A row within the fitted range comes back as it was, to the precision of float32 between
         fitted values. Raises ValueError for entries that are not finite.
         """
         import pandas as pd
 
         require(bool(np.isfinite(rows).all()), "rows", "finite", "nan or infinite entries")
-        columns = {}
+        rows, columns = np.asarray(rows).reshape(len(rows), -1), {}
         for column in self.schema.columns:
-            values = self._values(column, np.asarray(rows)[:, self.slices[column.name]])
+            values = self._values(column, rows[:, self.slices[column.name]])
             columns[column.name] = pd.Series(values, dtype=values.dtype)  # text as objects
         return pd.DataFrame(columns)
 

@@ -47,6 +47,13 @@ class Column:
     decimals: int | None = None
     missing: bool = False
 
+    def ranks(self, values: Any) -> np.ndarray:
+        """Numbers as they are, and places among the categories; float64, nan for missing values."""
+        if self.kind == "numeric":
+            return values.to_numpy(np.float64)
+        place = {text: float(i) for i, text in enumerate(self.categories)}
+        return values.map(place).to_numpy(np.float64)
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -58,6 +65,11 @@ class Schema:
     @property
     def names(self) -> list[str]:
         return [column.name for column in self.columns]
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the target has classes: it is a column of categories or of ordinal values."""
+        return any(c.name == self.target and c.kind != "numeric" for c in self.columns)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -38,7 +38,7 @@ def utility(trained_on: pd.DataFrame, tested_on: pd.DataFrame, encoding: Encodin
     own = encoding.slices[schema.target]
     x, x_test = (np.delete(encoding.encode(f), own, axis=1) for f in (trained_on, tested_on))
     y, y_test = (f[schema.target].to_numpy() for f in (trained_on, tested_on))
-    if _is_numeric(schema, schema.target):
+    if not schema.has_classes:
         known, known_test = ~np.isnan(y), ~np.isnan(y_test)
         forest = RandomForestRegressor(TREES, random_state=0).fit(x[known], y[known])
         return float(r2_score(y_test[known_test], forest.predict(x_test[known_test])))
@@ -67,7 +67,7 @@ def impossible(rows: pd.DataFrame, train: pd.DataFrame, schema: Schema) -> Bool[
             [pair not in known for pair in zip(*_texts(rows, [one, other]), strict=True)]
         )
     for column in numbers:
-        values, seen = (_numbers(column, frame[column.name]) for frame in (rows, train))
+        values, seen = (column.ranks(frame[column.name]) for frame in (rows, train))
         for category in categories:
             (labels,), (seen_labels,) = _texts(rows, [category]), _texts(train, [category])
             found |= _outside(values, labels, seen, seen_labels)
@@ -81,7 +81,7 @@ def measured(
     schema = encoding.schema
     return {
         "target": schema.target,
-        "score": "R2" if schema.target and _is_numeric(schema, schema.target) else "AUC",
+        "score": "R2" if schema.target and not schema.has_classes else "AUC",
         "utility": utility(generated, heldout, encoding),
         "train_utility": utility(train, heldout, encoding),
         "impossible": float(impossible(generated, train, schema).mean()),
@@ -89,20 +89,8 @@ def measured(
     }
 
 
-def _is_numeric(schema: Schema, name: str) -> bool:
-    return next(c.kind for c in schema.columns if c.name == name) == "numeric"
-
-
 def _texts(frame: pd.DataFrame, names: list[str]) -> list[list[str]]:
     return [frame[name].fillna(MISSING).astype(str).tolist() for name in names]
-
-
-def _numbers(column: Any, values: Any) -> np.ndarray:
-    """Numbers, or the ranks of ordinal values; nan for missing ones."""
-    if column.kind == "numeric":
-        return values.to_numpy(np.float64)
-    ranks = {text: float(i) for i, text in enumerate(column.categories)}
-    return values.map(ranks).to_numpy(np.float64)
 
 
 def _outside(

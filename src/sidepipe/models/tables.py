@@ -8,7 +8,6 @@ StaSy (Kim et al., 2023).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,6 @@ from sidepipe.models.exact import PART, MixtureModel
 from sidepipe.models.families import ENCODING
 from sidepipe.models.pixels import schedule_of
 from sidepipe.models.schedules import schedule_from
-
-log = logging.getLogger(__name__)
 
 
 class RowBlock(nn.Module):

@@ -166,13 +166,12 @@ def write(folder: Path, source: Table) -> dict[str, Any]:
 
 def _write_ids(path: Path, parts: Mapping[str, pd.DataFrame], schema: Schema) -> None:
     """Row numbers by partition; the identity is the class, where the target has classes."""
-    classes = {c.name for c in schema.columns if c.kind != "numeric"}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "id", "partition", "identity"])
         index = 0
         for partition, part in parts.items():
-            labels = part[schema.target] if schema.target in classes else [""] * len(part)
+            labels = part[schema.target] if schema.has_classes else [""] * len(part)
             for row, label in enumerate(labels):
                 writer.writerow([index, f"{partition} row {row + 1}", partition, label or ""])
                 index += 1

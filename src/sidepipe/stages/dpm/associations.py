@@ -91,10 +91,7 @@ def _pearson(a: Float64[np.ndarray, "n"], b: Float64[np.ndarray, "n"]) -> float:
 
 def _values(column: Column, values: Any) -> np.ndarray:
     """Numbers, ranks of ordinal values, or the codes of categories, where missing is the last."""
-    if column.kind == "numeric":
-        return values.to_numpy(np.float64)
-    codes = values.map({text: float(i) for i, text in enumerate(column.categories)})
-    ranks = codes.to_numpy(np.float64)
-    if column.kind == "ordinal":
+    ranks = column.ranks(values)
+    if column.kind != "categorical":
         return ranks
     return np.where(np.isnan(ranks), len(column.categories), ranks).astype(np.int64)

@@ -33,16 +33,14 @@ def augmented(
     target has classes, and with all others where it has none.
     """
     rng, rows, schema = np.random.default_rng([seed, 1]), encoding.encode(frame), encoding.schema
-    kinds = {column.name: column.kind for column in schema.columns}
-    of_classes = schema.target is not None and kinds[schema.target] != "numeric"
-    labels = frame[schema.target].astype(str) if of_classes else [""] * len(frame)
+    labels = frame[schema.target].astype(str) if schema.has_classes else [""] * len(frame)
     classes = np.unique(labels, return_inverse=True)[1].astype(np.int64)
     if method == "mixup":
         made = mixed_up(rows, classes, rng)
     elif method == "smote":
         made = smoted(rows, classes, rng)
     else:
-        alone = np.arange(len(kinds))
+        alone = np.arange(len(schema.columns))
         plus = method == "tabcutmix_plus"
         cluster = column_clusters(associations(frame, schema)) if plus else alone
         made = cut_mixed(rows, classes, entries_of(cluster, encoding), rng)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,8 +18,6 @@ from sidepipe.stages.dpm.trained import TrainDPM
 
 if TYPE_CHECKING:
     from sidepipe.stages.dpm.module import DenoisingModule
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +54,8 @@ class TrainTableDPM(TrainDPM):
         rows, encoding = load_rows(job.inputs["data"]), load_encoding(job.inputs["data"])
         train, heldout, about = self._write_split(job)
         L.seed_everything(self.seed, verbose=False)
-        network, scheduler = (
-            build(self.unet)(in_channels=encoding.width),
-            build(self.noise_schedule),
-        )
+        network = build(self.unet)(in_channels=encoding.width)
+        scheduler = build(self.noise_schedule)
         parts = {"unet": network, ENCODING: RowEncoding(encoding), "scheduler": scheduler}
         denoiser = denoiser_of(parts)
         settings = {"decode": denoiser.decode, **self.shaping}

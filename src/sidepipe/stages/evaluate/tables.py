@@ -67,7 +67,7 @@ def of_rows(generated: Images, real: RealImages, data: Path) -> dict[str, Any]:
 
     encoding, table = load_encoding(data), load_table(data)
     train, heldout = (table.iloc[part.rows] for part in (real.train, real.unseen))
-    rows = encoding.decode(generated.reshape(len(generated), -1))
+    rows = encoding.decode(generated)
     return {"rows": measured(rows, train, heldout, encoding)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from sidepipe.diffusion.denoiser import Denoiser
     from sidepipe.diffusion.timesteps import Guidance
     from sidepipe.engine.image_sampler import ImageSampler
-
-log = logging.getLogger(__name__)
 
 SYNTHETIC = "synthetic.csv"  # the rows of a model of a table, decoded
 # Captions of the data; other values of `prompts` name a file.
@@ -199,8 +196,7 @@ class Sampling(Stage):
         )
         save_grid(job.folder / "preview.png", load_first(job.folder, 64))
         if (encoding := getattr(denoiser, "encoding", None)) is not None:
-            rows = load(job.folder)
-            frame = encoding.decode(rows.reshape(len(rows), -1))
+            frame = encoding.decode(load(job.folder))
             write_csv(job.folder / SYNTHETIC, frame, encoding.schema)
         return self._spent(job.folder, sampler, first)
 

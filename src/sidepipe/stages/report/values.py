@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sidepipe.base.table_encoding import Encoding
 from sidepipe.base.tables import Column
 from sidepipe.engine.artifacts import Artifact
 from sidepipe.stages.data.stage import load_encoding
@@ -22,12 +24,18 @@ def shots(folder: Path, images: np.ndarray) -> list[str] | Mapping[str, Any]:
     """
     if images.dtype == np.uint8:
         return list(map(thumbnail_uri, images))
-    data = Artifact(folder).ancestor("data")
-    assert data is not None
-    encoding = load_encoding(data.folder)
-    frame = encoding.decode(images.reshape(len(images), -1))
+    encoding = _encoding_of(folder)
+    frame = encoding.decode(images)
     texts = [[_text(column, v) for v in frame[column.name]] for column in encoding.schema.columns]
     return {"columns": encoding.schema.names, "cells": list(zip(*texts, strict=True))}
+
+
+@cache
+def _encoding_of(folder: Path) -> Encoding:
+    """The encoding of the table that a finished artifact was made from: once for all its rows."""
+    data = Artifact(folder).ancestor("data")
+    assert data is not None
+    return load_encoding(data.folder)
 
 
 def _text(column: Column, value: Any) -> str:

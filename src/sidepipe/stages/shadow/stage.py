@@ -112,9 +112,7 @@ def _require_plain(of_images: bool, scheduler: Any) -> None:
     require(fits, "dpm", rule, kind if of_images else "a latent model", remedy)
 
 
-def load_split(
-    folder: Path,
-) -> tuple[Images, Images]:
+def load_split(folder: Path) -> tuple[Images, Images]:
     """The samples that a finished shadow model is trained on, and its held-out ones."""
     made = Artifact(folder)
     images = load_synthetic(made.inputs["generate"].folder)

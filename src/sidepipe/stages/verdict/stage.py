@@ -7,7 +7,6 @@ its other candidates, calibrate the scores of the candidates.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from sidepipe.features.encoders import Encoder
     from sidepipe.memorization.blind import Candidates
     from sidepipe.memorization.verdict import Verdicts
-
-log = logging.getLogger(__name__)
 
 PRECISIONS = (0.9, 0.5)  # promised by the lists
 
