@@ -55,6 +55,7 @@ CHOSEN = {
     "mitigations=compare": MITIGATED,
     "mitigations=prune": MITIGATED,
     "mitigations=benchmark": MITIGATED,
+    "mitigations=unlearn": MITIGATED,
     "mitigations=trained": MITIGATED,
     "search=gibbs": [*PLANTED, "detect=prompts"],
     "search=genetic": [*PLANTED, "detect=prompts"],

@@ -26,7 +26,7 @@ def test_an_embedding_is_led_back_to_an_image_that_the_weights_hold(model):
     e = model.encode(CAPTIONS[1:2])
     assert strength(e).item() < 0.1
     x_0 = model.to_latents(torch.from_numpy(IMAGES[:1]))
-    found = recovering(model, x_0, e, 0, [7], 100, 0.01)
+    found = recovering(model, x_0, e, 0, [(7, 0)], 100, 0.01)
     assert abs(strength(found).item() - 1) < 0.1
 
 
@@ -34,16 +34,28 @@ def test_and_not_to_one_that_they_do_not(model):
     e = model.encode(CAPTIONS[:1])
     assert strength(e).item() > 1
     x_0 = model.to_latents(torch.from_numpy(255 - IMAGES[:1]))  # the very opposite
-    found = recovering(model, x_0, e, 0, [7], 100, 0.02)
+    found = recovering(model, x_0, e, 0, [(7, 0)], 100, 0.02)
     assert strength(found).item() < 0.2
 
 
 def test_a_prompts_embedding_does_not_depend_on_the_batch(model):
     e = model.encode(CAPTIONS)
     x_0 = model.to_latents(torch.from_numpy(IMAGES[:3]))
-    together = recovering(model, x_0, e, 3, [4, 5, 6], 5, 0.1)
-    torch.testing.assert_close(recovering(model, x_0[1:], e[1:], 3, [5, 6], 5, 0.1), together[1:])
-    assert not torch.allclose(recovering(model, x_0, e, 4, [4, 5, 6], 5, 0.1), together)
+    starts = [(4, 0), (5, 0), (5, 1)]
+    together = recovering(model, x_0, e, 3, starts, 5, 0.1)
+    torch.testing.assert_close(
+        recovering(model, x_0[1:], e[1:], 3, starts[1:], 5, 0.1), together[1:]
+    )
+    assert not torch.allclose(recovering(model, x_0, e, 4, starts, 5, 0.1), together)
+
+
+def test_random_starts_differ_and_have_the_scale_of_the_embedding(model):
+    e = model.encode(CAPTIONS[:1] * 3)
+    x_0 = model.to_latents(torch.from_numpy(IMAGES[[0, 0, 0]]))
+    plain, one, other = recovering(model, x_0, e, 0, [(4, 0), (4, 1), (4, 2)], 1, 1e-9)
+    torch.testing.assert_close(plain, e[0])
+    assert (one - other).abs().max() > e.std()
+    assert 0.5 * e.std() < one.std() < 2 * e.std()
 
 
 def test_the_error_is_that_of_the_noise(model):

@@ -1,11 +1,14 @@
 """Stage `mitigate`: on a model whose images are known, and on Stable Diffusion's parts."""
 
+import dataclasses
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tests.models.text.tiny import PIPELINES
 from tests.stages.mitigate.replaying import Replaying, artifacts, artifacts_of_pipeline
 from tests.tiny import RUNTIME
@@ -13,7 +16,9 @@ from tests.tiny import RUNTIME
 from sidepipe.base.settings import check_field_types
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.models.text import significance
-from sidepipe.stages.detect.stage import PROMPTS
+from sidepipe.models.text.model import Tokens
+from sidepipe.stages.data.stage import Data
+from sidepipe.stages.detect.stage import PROMPTS, DetectPrompts
 from sidepipe.stages.mitigate import stage as module
 from sidepipe.stages.mitigate.stage import Mitigate, load, load_generated, load_prompts_asked
 
@@ -88,6 +93,55 @@ def test_a_lowered_embedding_no_longer_replays_and_the_weights_still_do(run):
     assert again["memorized"]["after"]["prompts"]["share"] == 1
     # The control: a held-out image is not in the weights.
     assert again["other"]["after"]["prompts"]["share"] == 0
+
+
+def test_a_prompt_is_recovered_if_any_start_recovers_it(run, planted, monkeypatch):
+    model, plain = planted[1], planted[1].eps
+
+    def stuck(x_t, t, e):
+        """As the model with one value of the embedding, which cannot change where it is 0."""
+        return plain(x_t, t, torch.relu(e[:, :1, :1]))
+
+    monkeypatch.setattr(model, "eps", stuck)
+    for num_starts, recovered in ((1, 0), (6, 1)):
+        adversary = {"num_steps": 200, "lr": 0.01, "num_starts": num_starts}
+        folder, results = run(adversary=adversary)
+        after = {name: of["after"]["prompts"] for name, of in results["adversary"].items()}
+        assert after["memorized"]["share"] == recovered
+        assert after["other"]["share"] == 0
+        assert load_prompts_asked(folder)["recovered"].tolist() == [recovered, 0]
+
+
+def test_settings_at_the_values_of_older_artifacts_keep_the_key():
+    def keyed(**changes):
+        built = mitigate(**changes)
+        return built.key_settings(dataclasses.asdict(built))
+
+    old = {"num_steps": 150, "batch_size": 128, "lr": 0.001, "num_neighbors": 16}
+    old = {"name": "unlearn", **old, "caption_dropout": 0.1}
+    assert keyed(method="unlearn")["method"] == old
+    relearned = keyed(method={"name": "unlearn", "relearn_steps": 20})["method"]
+    assert relearned == {**old, "relearn_steps": 20}
+    assert keyed()["adversary"] == SETTINGS["adversary"]
+    starts = {**SETTINGS["adversary"], "num_starts": 2}
+    assert keyed(adversary=starts)["adversary"] == starts
+    assert keyed(adversary=None)["adversary"] is None
+
+
+def test_words_that_no_longer_fit_are_logged(run, monkeypatch, caplog):
+    monkeypatch.setattr(Replaying, "tokens", lambda self, prompt: Tokens([], prompt[13:]))
+    run(method="random_tokens", adversary=None)
+    assert "prompts are longer than the 12 tokens that the encoder takes" in caplog.text
+
+
+def test_unlearning_without_captions_is_refused_before_anything_runs():
+    detect: Any = DetectPrompts.__new__(DetectPrompts)
+    settings = {"size": 8, "channels": 1, "center_crop": None, "on_bad_file": "error"}
+    target = "sidepipe.stages.data.sources.Nothing"
+    upstream = {"data": Data(source={"_target_": target}, **settings), "detect": detect}
+    mitigate().check(upstream, RUNTIME)
+    with pytest.raises(ValueError, match=r"data must be the captioned images .* another mitigate"):
+        mitigate(method="unlearn").check(upstream, RUNTIME)
 
 
 def test_words_added_to_a_prompt_that_still_has_its_own_change_little(run):
@@ -247,7 +301,11 @@ def test_without_training_images_nothing_is_called_a_copy(stable_diffusion, tmp_
             r"mitigate.method.target is not a setting of mitigate.method=none, which has none; "
             r"mitigate.method=embedding has it$",
         ),
-        ({"adversary": {"num_steps": 3}}, r"mitigate.adversary must be null, or num_steps and lr"),
+        ({"adversary": {"num_steps": 3}}, r"mitigate.adversary.lr is required by"),
+        (
+            {"adversary": {"num_steps": 3, "lr": 0.1, "num_starts": 0}},
+            r"mitigate.adversary.num_starts must be >= 1, got 0",
+        ),
     ],
 )
 def test_a_setting_out_of_range_is_refused(changes, message):

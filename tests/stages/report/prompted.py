@@ -18,7 +18,12 @@ from sidepipe.stages.data.stage import Data, load_captions, load_partitions
 from sidepipe.stages.detect.stage import DetectPrompts
 from sidepipe.stages.explain.stage import Explain
 from sidepipe.stages.mitigate.stage import Mitigate
-from sidepipe.stages.mitigate.strategies import AttentionScaling, LoweredEmbedding, NoMethod
+from sidepipe.stages.mitigate.strategies import (
+    Adversary,
+    AttentionScaling,
+    LoweredEmbedding,
+    NoMethod,
+)
 
 SOURCE = {
     "_target_": "sidepipe.stages.data.planted.Planted",
@@ -63,7 +68,7 @@ MITIGATE = {
     "num_prompts": 4,
     "num_generations": 2,
     "copied_share": 0.5,
-    "adversary": {"num_steps": 2, "lr": 0.05},
+    "adversary": Adversary(num_steps=2, lr=0.05),
     "clip": None,
     "features": FEATURES,
 }

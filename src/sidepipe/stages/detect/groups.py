@@ -45,7 +45,7 @@ def halves_of_images(memorized: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, 
     images = np.random.default_rng(seed).permutation(np.unique(image))
     if len(images) < 2:
         raise NoMaterial(
-            "pruning needs memorized prompts of two images: one half makes the mask, and the other "
+            "the method needs memorized prompts of two images: it uses one half, and the other "
             "tests it; remedy: train longer, or bring more memorized prompts"
         )
     ours = image.isin(images[: -(-len(images) // 2)].tolist())

@@ -39,16 +39,25 @@ def recovering(
     x_0: Latents,
     e: Embeddings,
     seed: int,
-    numbers: Sequence[int],
+    starts: Sequence[tuple[int, int]],
     num_steps: int,
     lr: float,
 ) -> Embeddings:
     """`e` after Adam on E || eps(x_t, e) - eps ||^2 over t and eps, for the image x_0.
 
-    numbers: those of the prompts, which with the seed give t and eps, whatever the batch.
+    starts: the number of the prompt and that of the start, which with the seed give t and eps,
+    whatever the batch. Start 0 is `e`; others are noise with the mean and the deviation of `e`.
     """
-    streams = [generator(seed, "prompts", number * 1_000_000 + 999_999) for number in numbers]
-    e = e.detach().clone().requires_grad_()
+    streams = [
+        generator(seed, "prompts", number * 1_000_000 + 999_999 - 10 * start)
+        for number, start in starts
+    ]
+    e = e.detach().clone()
+    for i, (_, start) in enumerate(starts):
+        if start:
+            noise = torch.from_numpy(streams[i].standard_normal(e.shape[1:]))
+            e[i] = e[i].mean() + e[i].std() * noise.to(e)
+    e.requires_grad_()
     optimizer = torch.optim.Adam([e], lr=lr)
     for _ in range(num_steps):
         errors = denoising_errors(model, x_0, e, *noise_of(streams, model))

@@ -16,7 +16,6 @@ from sidepipe.engine.stage import Runtime
 from sidepipe.models.text.memory import GRADIENT_SHARE, images_at_once
 from sidepipe.models.text.model import Embeddings, Latents, TextModel
 from sidepipe.models.text.trajectory import prompt_noise, sample
-from sidepipe.stages.mitigate.adversary import recovering
 from sidepipe.stages.mitigate.pruning import Masks
 from sidepipe.stages.mitigate.strategies import Method
 
@@ -32,7 +31,7 @@ class Requests:
     numbers: list[int]
     places: list[int]
 
-    def part(self, some: range) -> "Requests":
+    def part(self, some: Sequence[int]) -> "Requests":
         """The requests with the indices `some`, in order."""
         return Requests(
             [self.captions[i] for i in some],
@@ -55,8 +54,8 @@ class Mitigated:
     """A model with one mitigation method; guidance, steps and seed are those of `Mitigate`.
 
     words: those that the method may add to a prompt. about: the making of the method, for the
-    results; used: the numbers of the prompts that made it; masks: True for each weight that it set
-    to 0, by layer. batch_size: the setting, None to choose.
+    results; used: the numbers of the prompts that made it, or whose images were given back; masks:
+    True for each weight that it set to 0, by layer. batch_size: the setting, None to choose.
     """
 
     model: TextModel
@@ -119,40 +118,3 @@ def generate(
     every = runtime.progress_seconds
     found = in_parts(folder, len(asked.captions), size, make, "image", every)
     return found["images"], found["evaluations"]
-
-
-def recover(
-    folder: Path,
-    mitigated: Mitigated,
-    asked: Requests,
-    wanted: UInt8[np.ndarray, "p h w c"],
-    num_steps: int,
-    lr: float,
-    runtime: Runtime,
-) -> UInt8[np.ndarray, "n h w c"]:
-    """Images by an adversary that wants one image per prompt back; in parts within `folder`.
-
-    asked: equally many requests per prompt, prompt by prompt. The embedding starts at that of the
-    method for the prompt's first request, and is optimized for `wanted`; the network is that of the
-    method.
-    """
-    model, each = mitigated.model, len(asked.captions) // len(wanted)
-    first = asked.part(range(0, len(asked.captions), each))
-
-    def embed(some: range) -> Arrays:
-        part = first.part(some)
-        e, _ = mitigated.embeddings(part)
-        x_0 = model.to_latents(torch.from_numpy(wanted[some.start : some.stop]))
-        with mitigated.network(part):
-            e = recovering(model, x_0, e, mitigated.seed, part.numbers, num_steps, lr)
-        return {"e": e.cpu().numpy()}
-
-    def make(some: range) -> Arrays:
-        rows = torch.from_numpy(e[[i // each for i in some]]).to(model.device)
-        return {"images": mitigated.images(asked.part(some), rows)}
-
-    every, batch_size = runtime.progress_seconds, runtime.sampling_batch_size
-    size = images_at_once(model, batch_size, GRADIENT_SHARE)
-    e = in_parts(folder / "e", len(wanted), size, embed, "embedding", every)["e"]
-    size = images_at_once(model, batch_size)
-    return in_parts(folder / "images", len(asked.captions), size, make, "image", every)["images"]

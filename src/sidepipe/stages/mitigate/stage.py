@@ -26,7 +26,7 @@ from sidepipe.stages.detect.stage import DetectPrompts, load_prompts, load_thres
 from sidepipe.stages.dpm.stage import DPM, load_subset
 from sidepipe.stages.dpm.text import load_placed_model
 from sidepipe.stages.mitigate import weights as weights  # registers methods
-from sidepipe.stages.mitigate.strategies import Method
+from sidepipe.stages.mitigate.strategies import Adversary, Method
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,11 @@ log = logging.getLogger(__name__)
 
 MASKS = "masks.safetensors"  # True for each weight that the method set to 0
 MAX_HELDOUT = 512  # images for the denoising loss
+# Settings that older artifacts do not have: these values give the same results.
+ADDED = {
+    "method": {"examples": [*weights.EXAMPLES], "relearn_steps": 0, "give_back": False},
+    "adversary": {"num_starts": 1},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +51,10 @@ class Mitigate(Stage):
     """One method of mitigation and its measurement.
 
     method: one of `strategies`. num_prompts: the most prompts of either kind, drawn by seed; None
-    for all that are memorized. num_generations: images per prompt, from the
-    first noise of detect. copied_share: a prompt is memorized if at least this share of its images
-    are copies. adversary: None, or num_steps and lr of an attack that recovers the images. clip:
-    a CLIP model (folder or hub id) to measure alignment with, None for the captions' attributes.
+    for all that are memorized. num_generations: images per prompt, from the first noise of detect.
+    copied_share: a prompt is memorized if at least this share of its images are copies. adversary:
+    None, or an attack that recovers the images. clip: a CLIP model (folder or hub id) to measure
+    alignment with, None for the captions' attributes.
     features: an encoder, that of detect.
     """
 
@@ -63,7 +68,7 @@ class Mitigate(Stage):
     num_prompts: int | None
     num_generations: int
     copied_share: float
-    adversary: dict[str, Any] | None
+    adversary: Adversary | None
     clip: str | None
     features: dict[str, Any]
     num_inference_steps: int
@@ -76,16 +81,21 @@ class Mitigate(Stage):
             require(self.num_prompts >= 1, "mitigate.num_prompts", ">= 1 or null", self.num_prompts)
         count = self.num_generations
         require(count >= 1, "mitigate.num_generations", ">= 1", count)
-        if self.adversary is not None:
-            rule = "null, or num_steps and lr"
-            names = sorted(self.adversary)
-            require(names == ["lr", "num_steps"], "mitigate.adversary", rule, names)
 
     def inputs(self) -> tuple[str, ...]:
         return ("data", "dpm", "detect")
 
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        used = super().key_settings(settings)
+        for part, added in ADDED.items():
+            own = used[part] or {}
+            kept = {n: v for n, v in own.items() if n not in added or v != added[n]}
+            used[part] = kept or None
+        return used
+
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         DetectPrompts.require_in(upstream)
+        self.method.check(upstream)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         from sidepipe.stages.mitigate.alignment import CLIPScore
@@ -145,9 +155,13 @@ class Mitigate(Stage):
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """The table with copies of training images, and the results of the comparison."""
         from sidepipe.stages.mitigate.judging import by_image, copied
+        from sidepipe.stages.mitigate.recovery import recovered
 
-        again = job.folder / "parts" / "again"
-        table, adversary = self._adversary(again, mitigated, table, images, copies, job.runtime)
+        again, adversary = job.folder / "parts" / "again", None
+        if self.adversary is not None:
+            table, adversary = recovered(
+                again, mitigated, self.adversary, table, images, copies, job.runtime
+            )
         table, memorized = copied(table, images, copies)
         found = {"adversary": adversary, "memorized": memorized, "by_image": by_image(table)}
         return table, found
@@ -214,48 +228,6 @@ class Mitigate(Stage):
         size = images_at_once(model, runtime.sampling_batch_size)
         return mean(heldout_losses(model, known.data, captions, rows, self.seed, size))
 
-    def _adversary(
-        self,
-        folder: Path,
-        mitigated: Mitigated,
-        table: pd.DataFrame,
-        images: Generated,
-        copies: Copies,
-        runtime: Runtime,
-    ) -> tuple[pd.DataFrame, dict[str, Any] | None]:
-        """The table with what is recovered, and the rates of recovery of images.
-
-        These are images that prompts replayed, and held-out images of test prompts as the control:
-        embeddings alone can describe them.
-        """
-        import pandas as pd
-
-        from sidepipe.stages.mitigate.judging import parts_of
-        from sidepipe.stages.mitigate.requests import recover, requests
-
-        if self.adversary is None:
-            return table, None
-        rows = table["nearest"].where(table["group"] == "memorized", table["row"]).to_numpy()
-        some = rows >= 0
-        asked, rows, images = table.loc[some], rows[some], images[some]
-        captions, numbers = asked["caption"].tolist(), asked["number"].tolist()
-        made = recover(
-            folder,
-            mitigated,
-            requests(captions, numbers, self.num_generations),
-            copies.data[rows],
-            num_steps=self.adversary["num_steps"],
-            lr=float(self.adversary["lr"]),
-            runtime=runtime,
-        )
-        shown = {"before": images, "after": made.reshape(images.shape)}
-        found = {when: copies.of(their, rows) for when, their in shown.items()}
-        recovered = pd.Series(copies.memorized(found["after"]), index=asked.index, dtype=float)
-        return table.assign(recovered=recovered), {
-            name: {when: copies.rates(their[some]) for when, their in found.items()}
-            for name, some in parts_of(asked).items()
-        }
-
 
 def _known(inputs: Mapping[str, Path]) -> Known:
     from sidepipe.stages.mitigate.judging import Known
@@ -284,7 +256,8 @@ def load(folder: Path) -> dict[str, Any]:
 def load_prompts_asked(folder: Path) -> pd.DataFrame:
     """A row per prompt: detect's columns, and its group ("memorized" or "other": held out).
 
-    The table also has used (whether the method was made with the prompt), alignment, nan where it
+    The table also has used (whether the prompt made the method, or its image was given back to an
+    adversary), alignment, nan where it
     cannot be measured, and, where there are training images, the number of copies among the
     prompt's images, their mean gamma, and whether the prompt is still memorized and recovered.
     """

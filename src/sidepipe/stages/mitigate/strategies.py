@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int64
     from torch import Tensor
 
+    from sidepipe.engine.stage import Stage
     from sidepipe.models.text.model import Embeddings
     from sidepipe.stages.mitigate.judging import Known
     from sidepipe.stages.mitigate.requests import Mitigated, Requests
@@ -42,6 +43,9 @@ class Method:
     by_token: ClassVar[bool] = False
     by_attention: ClassVar[bool] = False
 
+    def check(self, upstream: Mapping[str, Stage]) -> None:
+        """Raises ValueError where it cannot be made from `upstream`."""
+
     def build(self, mitigated: Mitigated, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
         """The model with this method; it is called once, before the first request.
 
@@ -58,6 +62,25 @@ class Method:
     def network(self, mitigated: Mitigated, asked: Requests) -> AbstractContextManager[None]:
         """The context in which the network is changed, for a batch of these requests."""
         return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """An attack that optimizes embeddings to recover images; num_steps, lr: of Adam.
+
+    num_starts: embeddings per prompt, the method's own and random ones, of which the one that
+    recovers the most counts.
+    """
+
+    num_steps: int
+    lr: float
+    num_starts: int = 1
+
+    def __post_init__(self) -> None:
+        where = "mitigate.adversary"
+        for name in ("num_steps", "num_starts"):
+            require(getattr(self, name) >= 1, f"{where}.{name}", ">= 1", getattr(self, name))
+        require(self.lr > 0, f"{where}.lr", "> 0", self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +158,7 @@ class RandomTokens(Method):
         self, mitigated: Mitigated, asked: Requests
     ) -> tuple[Embeddings, Int64[Tensor, "n"]]:
         from sidepipe.diffusion.noise import generator
+        from sidepipe.models.text.words import cut_off
         from sidepipe.stages.mitigate.methods import with_words
 
         # Far from the streams of the noise, which begin at the same numbers.
@@ -146,6 +170,7 @@ class RandomTokens(Method):
             with_words(caption, self._drawn(mitigated, rng), rng)
             for caption, rng in zip(asked.captions, streams, strict=True)
         ]
+        cut_off(mitigated.model, texts)
         return mitigated.model.encode(texts), mitigated.evaluations(asked, 0)
 
     def _drawn(self, mitigated: Mitigated, rng: np.random.Generator) -> Sequence[str]:

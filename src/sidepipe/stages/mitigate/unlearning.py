@@ -10,7 +10,7 @@ target.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ class Lesson:
     """ordinary: rows of pairs that stay. prompts: memorized ones. images: rows of memorized images.
 
     for_prompts, for_images: rows of ordinary pairs that take their place, each with several.
+    given_back: rows of memorized images that an adversary trains on after unlearning.
     """
 
     ordinary: Int64[np.ndarray, "o"]
@@ -43,6 +44,7 @@ class Lesson:
     images: Int64[np.ndarray, "m"]
     for_prompts: Int64[np.ndarray, "p k"]
     for_images: Int64[np.ndarray, "m k"]
+    given_back: Int64[np.ndarray, "g"]
 
 
 def closest(texts: Sequence[str], others: Sequence[str], count: int) -> Int64[np.ndarray, "n c"]:
@@ -65,21 +67,68 @@ def unlearn(
 ) -> float:
     """Trains the model's network in place, half on ordinary pairs; the last loss.
 
-    captions: of all data.
+    captions: of all data. A kind of examples that the method leaves out is replaced with ordinary
+    pairs.
     """
     rng = np.random.default_rng(seed)
-    network = model.network.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=method.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, method.lr, method.num_steps, pct_start=WARMUP, cycle_momentum=False
+    prompts, images = (
+        method.batch_size // 4 if kind in method.examples else 0 for kind in ("prompts", "images")
     )
-    quarter, loss = method.batch_size // 4, torch.tensor(torch.nan)
+
+    def errors() -> Float[Tensor, "n"]:
+        kept = _pairs(model, data, captions, lesson, method, prompts, images, rng)
+        found = _errors(model, *kept, rng)
+        if not images:
+            return found
+        moved = _moved(model, data, captions, lesson, images, rng)
+        return torch.cat([found, _errors(model, *moved, rng)])
+
+    loss = _train(model, errors, method.num_steps, method.lr)
+    log.info("unlearned %d images in %d steps", len(lesson.images), method.num_steps)
+    return loss
+
+
+def relearn(
+    model: TextModel,
+    data: UInt8[np.ndarray, "d h w c"],
+    captions: list[str],
+    lesson: Lesson,
+    method: Unlearning,
+    seed: int,
+) -> float:
+    """Trains the unlearned network in place, as an adversary with training pairs; the last loss.
+
+    It trains on ordinary pairs; where memorized images are given back, on half of each.
+    """
+    rng = np.random.default_rng([seed, 1])
+    count = method.batch_size // 2 if len(lesson.given_back) else 0
+
+    def errors() -> Float[Tensor, "n"]:
+        rows = rng.choice(lesson.ordinary, method.batch_size - count)
+        if count:
+            rows = np.concatenate([rows, rng.choice(lesson.given_back, count)])
+        e = _encoded(model, [captions[row] for row in rows], method, rng)
+        x_0 = _latents(model, data, rows)
+        return _errors(model, x_0, x_0, e, rng)
+
+    loss = _train(model, errors, method.relearn_steps, method.lr)
+    log.info("relearned in %d steps", method.relearn_steps)
+    return loss
+
+
+def _train(
+    model: TextModel, errors: Callable[[], Float[Tensor, "n"]], num_steps: int, lr: float
+) -> float:
+    """Minimizes the mean of `errors`, new ones at each step, by AdamW; the last loss."""
+    network = model.network.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, num_steps, pct_start=WARMUP, cycle_momentum=False
+    )
+    loss = torch.tensor(torch.nan)
     with torch.enable_grad():
-        for _ in range(method.num_steps):
-            kept = _pairs(model, data, captions, lesson, method, quarter, rng)
-            errors = [_errors(model, *kept, rng)]
-            errors.append(_errors(model, *_moved(model, data, captions, lesson, quarter, rng), rng))
-            loss = torch.cat(errors).mean()
+        for _ in range(num_steps):
+            loss = errors().mean()
             if not loss.isfinite():
                 raise RuntimeError("the loss of unlearning is not finite; lower mitigate.method.lr")
             optimizer.zero_grad()
@@ -87,7 +136,6 @@ def unlearn(
             optimizer.step()
             schedule.step()
     network.requires_grad_(False).eval()
-    log.info("unlearned %d images in %d steps", len(lesson.images), method.num_steps)
     return float(loss.detach())
 
 
@@ -97,18 +145,29 @@ def _pairs(
     captions: list[str],
     lesson: Lesson,
     method: Unlearning,
-    quarter: int,
+    prompts: int,
+    images: int,
     rng: np.random.Generator,
 ) -> tuple[Latents, Latents, Embeddings]:
-    """x_0, the same as its target, and embeddings: of ordinary pairs and of memorized prompts."""
-    rows = rng.choice(lesson.ordinary, method.batch_size - 2 * quarter)
-    place = rng.integers(len(lesson.prompts), size=quarter)
+    """x_0, the same as its target, and embeddings: of ordinary pairs and of memorized prompts.
+
+    prompts, images: how many of the batch are memorized prompts, and images of `_moved`.
+    """
+    rows = rng.choice(lesson.ordinary, method.batch_size - prompts - images)
+    place = rng.integers(len(lesson.prompts), size=prompts)
     instead = _drawn(lesson.for_prompts, place, rng)
     texts = [captions[row] for row in rows] + [lesson.prompts[i] for i in place]
-    dropped = rng.random(len(texts)) < method.caption_dropout
-    texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
+    e = _encoded(model, texts, method, rng)
     x_0 = _latents(model, data, np.concatenate([rows, instead]))
-    return x_0, x_0, model.encode(texts)
+    return x_0, x_0, e
+
+
+def _encoded(
+    model: TextModel, texts: list[str], method: Unlearning, rng: np.random.Generator
+) -> Embeddings:
+    """The embeddings of the texts, some of which are left out as in training."""
+    dropped = rng.random(len(texts)) < method.caption_dropout
+    return model.encode(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
 
 
 def _moved(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sidepipe.base.settings import build, require
 from sidepipe.engine.artifacts import Artifact
+from sidepipe.engine.stage import Stage
+from sidepipe.stages.data.stage import Data
 from sidepipe.stages.detect.stage import load_prompts, load_thresholds
 from sidepipe.stages.mitigate.strategies import Method
 
@@ -93,13 +95,18 @@ class Pruning(Method):
         )
 
 
+EXAMPLES = ("ordinary", "prompts", "images")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unlearning(Method):
     """A short fine-tuning after which memorized images are no fixed points (ours).
 
     num_steps, batch_size, lr: of AdamW, one cycle. num_neighbors: ordinary pairs whose images take
     the place of a memorized image, those with the most similar captions. caption_dropout: as in
-    training.
+    training. examples: the kinds in each batch, one of EXAMPLES left out for comparison: ordinary
+    pairs take its place. relearn_steps: of a fine-tuning after unlearning, as an adversary with
+    training pairs has it; it has ordinary pairs, and with give_back half of the memorized images.
 
     The memorized prompts are detect's, and the images those that they replay; it needs the training
     set. The model is saved in the artifact.
@@ -114,6 +121,9 @@ class Unlearning(Method):
     lr: float = 0.001
     num_neighbors: int = 16
     caption_dropout: float = 0.1
+    examples: list = field(default_factory=lambda: [*EXAMPLES])
+    relearn_steps: int = 0
+    give_back: bool = False
 
     def __post_init__(self) -> None:
         where = "mitigate.method"
@@ -124,12 +134,28 @@ class Unlearning(Method):
         require(self.lr > 0, f"{where}.lr", "> 0", self.lr)
         share = self.caption_dropout
         require(0 <= share < 1, f"{where}.caption_dropout", "in [0, 1)", share)
+        rule = f"a list of ordinary and any of {', '.join(EXAMPLES[1:])}"
+        kinds = [kind for kind in EXAMPLES if kind in self.examples]
+        known = "ordinary" in kinds and sorted(kinds) == sorted(self.examples)
+        require(known, f"{where}.examples", rule, self.examples)
+        steps = self.relearn_steps
+        require(steps == 0 or steps >= 20, f"{where}.relearn_steps", "0 or >= 20", steps)
+        if self.give_back:
+            why = "give_back needs a fine-tuning"
+            require(steps > 0, f"{where}.relearn_steps", ">= 20", steps, why)
+
+    def check(self, upstream: Mapping[str, Stage]) -> None:
+        data = upstream["data"]
+        assert isinstance(data, Data)
+        rule = "the captioned images that the model was trained on, for mitigate.method=unlearn"
+        remedy = "choose data=captioned or data=planted, or another mitigate.method"
+        require(data.has_captions, "data", rule, "none with captions", remedy)
 
     def build(self, mitigated: Mitigated, known: Known, inputs: Mapping[str, Path]) -> Mitigated:
         import numpy as np
 
-        from sidepipe.stages.detect.groups import grouped
-        from sidepipe.stages.mitigate.unlearning import Lesson, closest, unlearn
+        from sidepipe.stages.detect.groups import grouped, halves_of_images
+        from sidepipe.stages.mitigate.unlearning import Lesson, closest, relearn, unlearn
 
         remedy = "unlearn a model that was trained here: choose another mitigate.method"
         there = known.captions is not None and len(known.train) > 0
@@ -142,17 +168,24 @@ class Unlearning(Method):
         captions = known.captions["caption"].tolist()
         theirs = [captions[row] for row in ordinary]
         prompts, count = ours["caption"].tolist(), min(self.num_neighbors, len(ordinary))
+        back = halves_of_images(ours, mitigated.seed)[0] if self.give_back else ours.iloc[:0]
         lesson = Lesson(
             ordinary=ordinary,
             prompts=prompts,
             images=images,
             for_prompts=ordinary[closest(prompts, theirs, count)],
             for_images=ordinary[closest([captions[row] for row in images], theirs, count)],
+            given_back=np.unique(back["nearest"].to_numpy(np.int64)),
         )
-        loss = unlearn(mitigated.model, known.data, captions, lesson, self, mitigated.seed)
+        model, seed = mitigated.model, mitigated.seed
         about = {"num_prompts": len(prompts), "num_images": len(images)}
-        about |= {"num_ordinary": len(ordinary), "num_steps": self.num_steps, "loss": loss}
-        return replace(mitigated, about=about, used=frozenset(ours["number"].tolist()))
+        about |= {"num_ordinary": len(ordinary), "num_steps": self.num_steps}
+        about["loss"] = unlearn(model, known.data, captions, lesson, self, seed)
+        if self.relearn_steps:
+            about["num_given_back"] = len(lesson.given_back)
+            about["relearned_loss"] = relearn(model, known.data, captions, lesson, self, seed)
+        used = back if self.give_back else ours
+        return replace(mitigated, about=about, used=frozenset(used["number"].tolist()))
 
     def _ordinary(
         self, known: Known, memorized: pd.DataFrame, images: np.ndarray, detect: Path

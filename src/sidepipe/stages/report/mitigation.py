@@ -47,7 +47,7 @@ class Mitigation:
         return None if found is None else found["memorized"]["prompts"]
 
     def by_use(self) -> list[dict[str, Any]]:
-        """The counts for prompts that made the method, and for others; [] without such prompts."""
+        """The counts for prompts that the method used, and for others; [] without such prompts."""
         found = self.results["memorized"] or {}
         parts = ("memorized_used", "memorized_heldout")
         return [found[part]["prompts"] for part in parts if part in found]
@@ -110,7 +110,7 @@ def left_table(methods: Sequence[Mitigation]) -> Table:
     rows = [(method.name, _left_row(method, before)) for method in methods]
     if any(method.by_use() for method in methods):
         groups.append(("still memorized, % (95 % interval)", 2))
-        columns += ["prompts that made the method", "other memorized prompts"]
+        columns += ["prompts that the method used", "other memorized prompts"]
         for method, (_, cells) in zip(methods, rows, strict=True):
             cells += [words.share(of) for of in method.by_use()] or [DASH] * 2
     return Table(
