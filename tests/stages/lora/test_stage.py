@@ -4,17 +4,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from tests.models.text.tiny import PIPELINES, tiny_text_model
 from tests.models.tiny_pipelines import latent
 
+from sidepipe.base.images import to_model
 from sidepipe.diffusion.noise import image_noise
 from sidepipe.diffusion.sampler import ddim
 from sidepipe.diffusion.schedule import clip_x_0
 from sidepipe.engine.shards import write_shard
 from sidepipe.engine.stage import Job, Runtime
+from sidepipe.engine.training import noised
 from sidepipe.models.text.pipeline import save_model
 from sidepipe.stages.generate.stage import load_denoiser
+from sidepipe.stages.lora import adapters
+from sidepipe.stages.lora.adapters import triggers_of
 from sidepipe.stages.lora.module import LabeledDenoisingModule
 from sidepipe.stages.lora.stage import Lora, load, load_training_evaluations
 
@@ -36,6 +41,7 @@ def lora(**changes) -> Lora:
         "log_every_steps": 10,
         "checkpoint_every_steps": 40,
         "validate_every_steps": 40,
+        "condition": "vector",
         "seed": 0,
     }
     return Lora(**{**settings, **changes})
@@ -133,6 +139,25 @@ def test_a_finished_training_of_which_only_the_checkpoint_is_left_gives_the_same
 # Text-conditional models
 
 
+def trained_text_model(images, steps=120):
+    """A text model that makes such images with the empty prompt."""
+    model, generator = tiny_text_model(), torch.Generator().manual_seed(0)
+    # Whose x_T is noise.
+    model.scheduler = DDPMScheduler(num_train_timesteps=100, beta_end=0.3)
+    model._take_schedule(model.scheduler)
+    network, x_0, e = model.network.requires_grad_(True), to_model(images), model.encode([""])
+    optimizer = torch.optim.AdamW(network.parameters(), 5e-3)
+    for _ in range(steps):
+        rows = torch.randint(0, len(x_0), (32,), generator=generator)
+        x = noised(x_0[rows], model.alphas_cumprod, generator)
+        loss = (model.predict(x.x_t, x.t, e.expand(32, -1, -1)) - x.eps).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.requires_grad_(False)
+    return model
+
+
 def text_inputs(folder, planted, kind):
     """The planted images and labels, of a text model of images or of latents."""
     if kind in PIPELINES:
@@ -161,6 +186,53 @@ def test_of_a_text_model_labels_become_pseudo_tokens(planted, tmp_path, kind, ro
     y = torch.tensor([0, 1])
     assert not denoiser.eps_fn(y)(x_t, 20).equal(base.eps_fn(y)(x_t, 20))
     assert denoiser.has_range == (kind == "images")
+
+
+def test_samples_follow_the_trigger_of_their_label(planted, tmp_path):
+    images = torch.from_numpy(np.load(planted["generate"] / "shards" / "000000.npy"))
+    model = trained_text_model(images)
+    save_model(model, tmp_path / "dpm" / "model")
+    inputs = {**planted, "dpm": tmp_path / "dpm"}
+    settings = {"target_modules": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]}
+    summary = run(tmp_path / "lora", inputs, condition="trigger", **settings)
+    triggers = json.loads((tmp_path / "lora" / "adapter.json").read_text())["triggers"]
+    known = set(model.tokenizer.get_vocab())
+    assert len(set(triggers)) == 2
+    assert all(known.issuperset(trigger.split()) for trigger in triggers)
+    assert not any("token" in name for name in load_file(tmp_path / "lora/adapter.safetensors"))
+    assert summary["val/loss"] < summary["loss_without_labels"]
+    adapted = load(tmp_path / "lora", inputs["dpm"])
+    bright, dark = (samples(adapted, y) for y in (0, 1))  # from the same noise
+    assert (bright > dark).float().mean() > 0.9
+    assert bright.mean() - dark.mean() > 60
+    # The trigger is the prompt: the adapted network with its embedding predicts the same.
+    x_t, t = torch.randn(1, *adapted.shape), torch.tensor([20])
+    with torch.no_grad():
+        expected = adapted.network.predict(x_t, t, model.encode(triggers[1:]))
+        torch.testing.assert_close(adapted.network(x_t, t, torch.tensor([1])), expected)
+
+
+def test_triggers_need_a_model_with_captions():
+    with pytest.raises(ValueError, match=r"lora.condition must be vector for a model without capt"):
+        lora(condition="trigger").check_read(lora())
+
+
+def test_each_label_has_a_trigger_of_its_own(monkeypatch):
+    model = tiny_text_model()
+    assert triggers_of(model, 30, 0) != triggers_of(model, 30, 1)
+    monkeypatch.setattr(adapters, "ordinary_words", lambda tokenizer, unwanted: ["two", "six"])
+    assert len(set(triggers_of(model, 16, 0))) == 16
+    with pytest.raises(ValueError, match=r"different triggers must be 17, one per label, got 16"):
+        triggers_of(model, 17, 0)
+
+
+def test_vectors_keep_the_key_of_older_artifacts():
+    of_vectors, of_triggers = (
+        lora(condition=kind).key_settings({"rank": 4, "condition": kind})
+        for kind in ("vector", "trigger")
+    )
+    assert of_vectors == {"rank": 4}
+    assert of_triggers == {"rank": 4, "condition": "trigger"}
 
 
 def test_latents_are_those_of_the_autoencoder(planted, tmp_path):
@@ -208,7 +280,7 @@ def test_a_setting_out_of_range_is_refused_by_name(changes, message):
 def test_without_peft_the_extra_that_brings_it_is_named(monkeypatch):
     monkeypatch.setattr("sidepipe.stages.lora.stage.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"needs peft; remedy: pip install 'sidepipe\[text\]"):
-        lora().check_peft()
+        lora().check_read(lora())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

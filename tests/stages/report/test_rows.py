@@ -1,5 +1,6 @@
 """What each row of the comparison is called in words."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def test_whatever_differs_from_the_published_attack_is_said(extract, label, clas
 def test_no_two_rows_that_differ_are_described_alike():
     told = [described(attack(*changed)) for changed in CHANGED]
     assert len(set(told)) == len(told)
+
+
+def test_triggers_are_named():
+    plain = attack({"surrogate": {"name": "lora"}})
+    lora = {"settings": {"condition": "trigger"}}
+    triggered = dataclasses.replace(plain, manifests={**plain.manifests, "lora": lora})
+    expected = f"{described(plain)}, each of which has a trigger string as its prompt"
+    assert described(triggered) == expected
 
 
 def test_refinement_is_explained_by_its_steps_and_noise_level():

@@ -244,7 +244,7 @@ class AdaptedModel(Surrogate):
     def check(self, upstream: Mapping[str, Stage]) -> None:
         check_kind(upstream, "LoRA")
         if isinstance(lora := upstream.get("lora"), Lora):
-            lora.check_peft()
+            lora.check_read(upstream["dpm"])
 
     def build(self, material: Material) -> nn.Module:
         return load_lora(material.inputs["lora"], material.inputs["dpm"], material.precision)

@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from sidepipe.base.files import write_json
 from sidepipe.base.settings import Precision, require
 from sidepipe.base.weights import load_exactly
-from sidepipe.engine.stage import Job
+from sidepipe.engine.stage import Job, Stage
 from sidepipe.engine.trained import Training
 from sidepipe.models.rows import rows_of
+from sidepipe.stages.dpm.pretrained_text import PretrainedTextDPM
+from sidepipe.stages.dpm.text import TrainTextDPM, load_text_model
 from sidepipe.stages.generate.stage import load_denoiser
 from sidepipe.stages.label.stage import load as load_labels
 from sidepipe.stages.label.stage import load_images
@@ -34,11 +36,12 @@ TRAINING_COST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Training):
-    """The frozen model with LoRA and a vector per label, trained on labeled synthetic images.
+    """The frozen model with LoRA and a condition per label, trained on labeled synthetic images.
 
     rank: of LoRA; SIDE has 512, and low ranks find more different images. target_modules: ends of
     the names of layers with LoRA. validation_fraction: share of the images for validation, which
-    compares the loss with right and wrong labels. Images without a label are left out.
+    compares the loss with right and wrong labels. condition: a learned vector per label; or trigger
+    strings, which a model with captions encodes as prompts. Images without a label are left out.
     """
 
     name: ClassVar[str] = "lora"
@@ -48,6 +51,7 @@ class Lora(Training):
     target_modules: list
     validation_fraction: float
     validate_every_steps: int
+    condition: Literal["vector", "trigger"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,13 +66,21 @@ class Lora(Training):
     def inputs(self) -> tuple[str, ...]:
         return ("dpm", "generate", "label")
 
-    def check_peft(self) -> None:
-        """Raises ImportError where peft is not installed.
+    def key_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        # Older artifacts have vectors, and no condition.
+        used = super().key_settings(settings)
+        return {n: v for n, v in used.items() if n != "condition" or v != "vector"}
+
+    def check_read(self, dpm: Stage) -> None:
+        """Raises ImportError where peft is not installed, ValueError for triggers without captions.
 
         Not in `check`: a config has the stage whether or not an attack reads it.
         """
         if find_spec("peft") is None:
             raise ImportError("lora needs peft; remedy: pip install 'sidepipe[text]'")
+        takes = self.condition == "vector" or isinstance(dpm, TrainTextDPM | PretrainedTextDPM)
+        rule = f"vector for a model without captions ({type(dpm).__name__})"
+        require(takes, "lora.condition", rule, self.condition)
 
     def run(self, job: Job) -> dict[str, Any]:
         import lightning as L
@@ -76,6 +88,7 @@ class Lora(Training):
 
         from sidepipe.engine.training import fit, validation_batches, weights
         from sidepipe.models.lora import trained_weights
+        from sidepipe.stages.lora.adapters import triggers_of
 
         labels, device = load_labels(job.inputs["label"]), job.runtime.torch_device()
         rows = self._rows(job.inputs, device)
@@ -86,6 +99,10 @@ class Lora(Training):
             "target_modules": self.target_modules,
             "training_evaluations": TRAINING_COST * self.max_steps * self.batch_size,
         }
+        if self.condition == "trigger":
+            model = load_text_model(job.inputs["dpm"])
+            assert model is not None
+            described["triggers"] = triggers_of(model, num_labels, self.seed)
         write_json(job.folder / "adapter.json", described)
         L.seed_everything(self.seed, verbose=False)
         denoiser = _adapted(described, job.inputs["dpm"], "32-true")
@@ -97,7 +114,8 @@ class Lora(Training):
         )
         module = self._module(denoiser, num_labels)
         judged = [rows[validation], labels[validation]]
-        without = _loss_without_labels(module, judged, device)
+        none = np.full_like(judged[1], -1) if self.condition == "trigger" else judged[1]
+        without = _loss_without_labels(module, [judged[0], none], device)
         metrics = fit(
             self,
             module,
@@ -131,7 +149,10 @@ class Lora(Training):
 def _loss_without_labels(
     module: LabeledDenoisingModule, rows: list[np.ndarray], device: str
 ) -> float:
-    """The loss of the unadapted model, at the noise of the validation."""
+    """The loss of the unadapted model, at the noise of the validation.
+
+    rows: with labels of zero effect, -1 where a label is a trigger.
+    """
     from sidepipe.engine.training import validation_batches
 
     module.to(device)
@@ -154,9 +175,10 @@ def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, 
 def _adapted(described: Mapping[str, Any], dpm: Path, precision: Precision) -> LabeledDenoiser:
     from sidepipe.stages.lora.adapters import LabeledDenoiser
 
-    names = ("num_labels", "rank", "target_modules")
+    names = ("num_labels", "rank", "target_modules", "triggers")
     return LabeledDenoiser(
-        load_denoiser(dpm, precision), **{name: described[name] for name in names}
+        load_denoiser(dpm, precision),
+        **{name: described[name] for name in names if name in described},
     )
 
 

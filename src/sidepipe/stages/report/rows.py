@@ -62,6 +62,8 @@ def _guidance(attack: Attack) -> str:
         text = text.replace("a classifier", "a classifier of clean images, trained on")
     if _classifier(attack, "labels", "hard") == "posterior":
         text = text.replace("a classifier", "a classifier that learns the posterior")
+    if _setting(attack, "lora", "condition", "vector") == "trigger":
+        text += ", each of which has a trigger string as its prompt"
     return text
 
 
@@ -127,10 +129,13 @@ _REFINE: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def _assigned(attack: Attack) -> str:
-    label = attack.manifests.get("label")
-    return label["settings"].get("assign", "all") if label else "all"
+    return _setting(attack, "label", "assign", "all")
 
 
 def _classifier(attack: Attack, name: str, default: object) -> object:
-    classifier = attack.manifests.get("classifier")
-    return classifier["settings"].get(name, default) if classifier else default
+    return _setting(attack, "classifier", name, default)
+
+
+def _setting(attack: Attack, stage: str, name: str, default: Any) -> Any:
+    manifest = attack.manifests.get(stage)
+    return manifest["settings"].get(name, default) if manifest else default
