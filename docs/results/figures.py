@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pages import HEADS, Row, rows_of
+from pages import DATA, HEADS, Row, rows_of
 
 Panel = tuple[str, list[Row]]
 
@@ -215,6 +215,24 @@ def draw_mitigation(path: Path) -> None:
     save(figure, path)
 
 
+def draw_search(path: Path) -> None:
+    """Recall of memorized images by network evaluations; a line per search and model."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes, rows = figure.subplots(), rows_of("text_search")
+    searches = list(dict.fromkeys(row["search"] for row in rows))
+    for search, style in zip(searches, ("-", "--", "-.", ":"), strict=False):
+        own = [row for row in rows if row["search"] == search]
+        for seed in dict.fromkeys(row["seed"] for row in own):
+            curve = [row for row in own if row["seed"] == seed]
+            x, y = ([float(row[key]) for row in curve] for key in ("evaluations", "recall"))
+            label = search if seed == own[0]["seed"] else None
+            axes.plot(x, y, ls=style, color="black", lw=1, marker=".", label=label)
+    axes.set(xlabel="network evaluations", ylabel=HEADS["recall"], xscale="log", ylim=(0, None))
+    axes.grid(color="0.9")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
+
+
 def draw_speed(path: Path) -> None:
     """Sampling speed in times of the plain implementation."""
     figure = Figure(figsize=(7.6, 2.8), layout="constrained")
@@ -301,6 +319,8 @@ def draw(folder: Path) -> None:
     draw_samplers(folder / "sampler.svg")
     draw_precision(folder / "descriptor.svg")
     draw_mitigation(folder / "mitigation.svg")
+    if (DATA / "text_search.csv").exists():
+        draw_search(folder / "search.svg")
     draw_speed(folder / "speed.svg")
     draw_linear(folder / "linear.svg")
     draw_clock(folder / "clock.svg")

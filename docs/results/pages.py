@@ -25,7 +25,14 @@ KEYS = (
     "method",
 )
 KEYS += ("dimension", "train_rows", "bandwidth", "score", "edit", "refine_t", "known_starts")
-KEYS += ("false_positive_rate", "image_kind", "bin")
+KEYS += ("false_positive_rate", "image_kind", "bin", "search", "prompts", "repeats")
+# Columns that a table leaves out: intervals of single models, next to a range over models.
+HIDDEN = {"seed", "excess_low", "excess_high"}
+HIDDEN |= {
+    f"{name}_{end}"
+    for name in ("still", "recovered", "control", "extracted")
+    for end in ("low", "high")
+}
 HEADS = {
     "train_images": "training images",
     "train_steps": "training steps",
@@ -114,6 +121,17 @@ HEADS = {
     "pixel_l2": "pixel L2",
     "memorized_prompts": "memorized prompts",
     "still_memorized": "still memorized",
+    "still": "still memorized, %",
+    "recovered": "recovered by an adversary, %",
+    "control": "its control, %",
+    "alignment_other": "alignment, other prompts",
+    "kid": "KID",
+    "evaluations_per_image": "evaluations per image",
+    "recall": "recall, %",
+    "memorized": "memorized of all",
+    "extracted": "extracted by the trigger, %",
+    "exposure_median": "exposure, median bits",
+    "found_by_search": "found by the search",
     "images_per_second": "images per second",
     "speed_per_plain": "speed per plain",
     "cost_per_unguided": "cost per unguided",
@@ -162,7 +180,7 @@ def cell(rows: list[Row], column: str) -> str:
 
 def table(rows: list[Row]) -> str:
     """The rows as Markdown, one line per attack."""
-    columns = [key for key in rows[0] if key not in (*KEYS, "seed", "excess_low", "excess_high")]
+    columns = [key for key in rows[0] if key not in {*KEYS, *HIDDEN}]
     groups = grouped(rows)
     several = {len(group) > 1 for group in groups.values()}
     said = [SHOWN[each] for each in sorted(several)]
