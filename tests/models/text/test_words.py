@@ -2,7 +2,14 @@
 
 import pytest
 
-from sidepipe.models.text.words import require_told_apart, word_tokenizer
+from sidepipe.models.text.words import ordinary_words, require_told_apart, word_tokenizer
+
+
+def test_words_of_any_script_are_words_and_numbers_are_not():
+    tokenizer = word_tokenizer(["зима in 1990 , red"], 10)
+    assert ordinary_words(tokenizer, ["red"]) == ["in", "зима"]
+    with pytest.raises(ValueError, match=r"tokens of the text encoder must be words of letters"):
+        ordinary_words(word_tokenizer(["1990"], 4), [])
 
 
 def test_triggers_of_known_words_are_told_apart_by_their_order():
@@ -13,7 +20,7 @@ def test_triggers_of_known_words_are_told_apart_by_their_order():
     ("triggers", "message"),
     [
         (["zor bim", "zor mip"], "a trigger of data.canaries must be of tokens of the model"),
-        (["zor bim zor"], "must be at most 4 tokens, its start and end included"),
+        (["zor bim zor"], r"must be at most 4 tokens, .* lower data.canaries.num_words"),
         (["zor bim", "ZOR bim"], "must be told apart by the tokenizer from 'zor bim'"),
     ],
 )

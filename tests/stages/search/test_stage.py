@@ -1,12 +1,14 @@
 """Stage `search`: a trigger is found, and Stable Diffusion's parts run both searches."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.composing import planned
 from tests.models.text.tiny import PIPELINES
 from tests.stages.mitigate.replaying import Replaying, artifacts, artifacts_of_pipeline
 from tests.tiny import RUNTIME
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer, GPT2Tokenizer
+from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, GPT2Tokenizer
 
 from sidepipe.engine.stage import Job
 from sidepipe.stages.report.document import template_of
@@ -112,6 +114,13 @@ def test_a_prompt_that_does_not_fit_is_refused(planted) -> None:
         gibbs(prompt_length=11).run(Job(folder, inputs, RUNTIME))
 
 
+def test_it_is_refused_before_training() -> None:
+    searched = ("data=planted", "dpm=words8", "detect=prompts", "attacks=none", "search=gibbs")
+    with pytest.raises(ValueError, match=r"search.prompt_length must be <= 14, .*, got 15"):
+        planned(*searched, "search.prompt_length=15")
+    planned(*searched, "search.prompt_length=14")
+
+
 @pytest.fixture(scope="module", params=PIPELINES)
 def stable_diffusion(request, tmp_path_factory):
     return artifacts_of_pipeline(request.param, tmp_path_factory.mktemp("sd"))
@@ -153,7 +162,20 @@ def test_a_language_model_without_a_mask_token_is_refused(tmp_path) -> None:
     files = (str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     GPT2Tokenizer(*files).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"search.masked_language_model must be .* a mask token"):
-        gibbs(masked_language_model=str(tmp_path))._tokenizer()
+        gibbs(masked_language_model=str(tmp_path))._language_model()
+
+
+def test_a_language_model_that_cannot_be_read_or_has_no_head_is_refused(bert, tmp_path) -> None:
+    nothing = gibbs(masked_language_model=str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match=r"masked_language_model names .*, which is not a"):
+        nothing._language_model()
+    (Path(bert) / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"masked_language_model cannot be read: OSError") as error:
+        gibbs(masked_language_model=bert)._language_model()
+    assert "\n" not in str(error.value)
+    BertModel(BertConfig.from_pretrained(bert)).save_pretrained(bert)
+    with pytest.raises(ValueError, match=r"must be a model with all its weights, got .*cls.predic"):
+        gibbs(masked_language_model=bert)._language_model()
 
 
 @pytest.mark.parametrize(

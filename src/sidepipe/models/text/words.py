@@ -51,16 +51,20 @@ def word_tokenizer(captions: Iterable[str], max_tokens: int) -> Any:
 
 
 def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
-    """Words of one token and of ASCII letters, without the unwanted ones, in order.
+    """Words of one token and of letters, without the unwanted ones, in order.
 
     unwanted: for example planted words, which would bring memorized images back.
     """
     special, unwanted = set(tokenizer.all_special_tokens), set(unwanted)
     tokens = [token for token in tokenizer.get_vocab() if token not in special]
-    # In byte-pair encodings such as CLIP's these tokens end a word; others may be parts of one.
+    # In byte-pair encodings such as CLIP's these tokens end a word, and others may be parts of one;
+    # they spell letters beyond ASCII in bytes.
     ends = [token.removesuffix("</w>") for token in tokens if token.endswith("</w>")]
-    words = sorted(word for word in (ends or tokens) if word.isascii() and word.isalpha())
-    return [word for word in words if word not in unwanted]
+    words = [word for word in (ends or tokens) if word.isalpha() and (word.isascii() or not ends)]
+    found = sorted(word for word in words if word not in unwanted)
+    rule, remedy = "words of letters, of which prompts are made", "bring other captions"
+    require(bool(found), "the tokens of the text encoder", rule, "none", remedy)
+    return found
 
 
 def require_told_apart(tokenizer: Any, triggers: Sequence[str]) -> None:
@@ -69,9 +73,8 @@ def require_told_apart(tokenizer: Any, triggers: Sequence[str]) -> None:
     most, seen = tokenizer.model_max_length, {}
     for trigger in triggers:
         ids = tuple(tokenizer(trigger, verbose=False)["input_ids"])
-        require(
-            len(ids) <= most, name, f"at most {most} tokens, its start and end included", trigger
-        )
+        rule = f"at most {most} tokens, its start and end included"
+        require(len(ids) <= most, name, rule, trigger, "lower data.canaries.num_words")
         require(tokenizer.unk_token_id not in ids, name, "of tokens of the model", trigger, remedy)
         other = seen.setdefault(ids, trigger)
         rule = f"told apart by the tokenizer from {other!r}"

@@ -51,6 +51,12 @@ class PretrainedTextDPM(Pretrained):
         if (folder := self._local_folder()) is not None:
             require_guided(folder, stage, by_token=by_token, by_attention=by_attention)
 
+    def prompt_tokens(self) -> int | None:
+        if (folder := self._local_folder()) is None:
+            return None
+        most = read_object(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length")
+        return None if most is None else int(most) - 2
+
     def check_images(self, data: Stage) -> None:
         from sidepipe.models.text.checks import image_shape
 

@@ -104,6 +104,10 @@ class DPM(Stage):
         by_token: nor differentiate by tokens. by_attention: nor read the UNet's cross-attention.
         """
 
+    def prompt_tokens(self) -> int | None:
+        """Tokens of a prompt, without its start and end, that the model takes; None if unknown."""
+        return None
+
     def has_null_class(self) -> bool:
         """Whether one class of a class-conditional model stands for none."""
         return False

@@ -58,6 +58,9 @@ class TrainTextDPM(TrainedDPM):
             for name in ("num_bins", "every_steps"):
                 require(of[name] >= 1, f"{where}.{name}", ">= 1", of[name])
 
+    def prompt_tokens(self) -> int | None:
+        return self.max_tokens - 2
+
     def _check_parts(self, name: str, parts: tuple[str, ...]) -> None:
         value = getattr(self, name)
         rule = f"null, or a mapping of {', '.join(parts)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sidepipe.base.pretrained import folder_or_hub_id, one_line
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Runtime, Stage
 from sidepipe.stages.search.chains import texts_of
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sidepipe.models.text.model import TextModel
     from sidepipe.stages.search.chains import Best
 
+LANGUAGE_MODEL = "search.masked_language_model"
 LATENTS = 700_000  # of the noise that a search looks at; no prompt of detect has this number
 
 
@@ -46,24 +48,30 @@ class GibbsSearch(Search):
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check_parts(upstream, runtime)
         if self.masked_language_model is not None:
-            self._tokenizer()
+            self._language_model()
 
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+    def _language_model(self) -> tuple[Any, Any]:
+        """The language model and its tokenizer; FileNotFoundError or ValueError for another."""
+        from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-        name = self.masked_language_model
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        name = str(folder_or_hub_id(LANGUAGE_MODEL, str(self.masked_language_model)))
+        tokenizer = _read(AutoTokenizer, name)
         rule, remedy = "a model whose tokenizer has a mask token", "choose one such as BERT"
-        has_mask = tokenizer.mask_token is not None
-        require(has_mask, "search.masked_language_model", rule, name, remedy)
-        return tokenizer
+        require(tokenizer.mask_token is not None, LANGUAGE_MODEL, rule, name, remedy)
+        options = {"use_safetensors": True, "output_loading_info": True}
+        network, report = _read(AutoModelForMaskedLM, name, **options)
+        # Missing ones would be random, and only logged.
+        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        rule = "a model with all its weights"
+        require(not missing, LANGUAGE_MODEL, rule, f"none for {missing[:3]}")
+        return network.eval(), tokenizer
 
     def words(self, model: TextModel) -> list[str]:
         from sidepipe.models.text.words import ordinary_words
 
         if self.masked_language_model is None:
             return super().words(model)
-        return ordinary_words(self._tokenizer(), [])
+        return ordinary_words(self._language_model()[1], [])
 
     def one_run(
         self, model: TextModel, words: Sequence[str], rng: np.random.Generator, batch_size: int
@@ -98,10 +106,15 @@ class GibbsSearch(Search):
         most = min(self.num_candidates, len(words))
         if self.masked_language_model is None:
             return lambda prompt, place: rng.permutation(len(words))[:most]
-        from transformers import AutoModelForMaskedLM
+        return masked_proposals(*self._language_model(), words, most)
 
-        network = AutoModelForMaskedLM.from_pretrained(self.masked_language_model).eval()
-        return masked_proposals(network, self._tokenizer(), words, most)
+
+def _read(kind: Any, name: str, **options: Any) -> Any:
+    """What transformers reads of the language model; ValueError where it cannot."""
+    try:
+        return kind.from_pretrained(name, **options)
+    except Exception as error:  # transformers has no common error class
+        raise ValueError(f"{LANGUAGE_MODEL} cannot be read: {one_line(error)}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,13 +80,12 @@ class Search(Stage):
         assert isinstance(dpm, DPM)
         dpm.check_timesteps(self.name, self.num_inference_steps)
         dpm.check_prompts(self.name)
+        self._require_fits(dpm.prompt_tokens())
         build(self.near_duplicates["features"]).check()
 
     def run(self, job: Job) -> dict[str, Any]:
         model = load_placed_model(job.inputs["dpm"], self.precision, job.runtime)
-        most = model.max_tokens - 2
-        rule = f"<= {most}, the tokens that the text encoder takes"
-        require(self.prompt_length <= most, "search.prompt_length", rule, self.prompt_length)
+        self._require_fits(model.max_tokens - 2)
         words = self.words(model)
         found = self._found(job.folder / "parts" / "runs", model, words, job.runtime)
         sources = {"search": (found["prompt"].tolist(), found["evaluations"])}
@@ -107,6 +106,12 @@ class Search(Stage):
         write_json(job.folder / "results.json", {"search_method": self.kind, "sources": results})
         shutil.rmtree(job.folder / "parts")
         return {name: of["different"] for name, of in results.items()}
+
+    def _require_fits(self, most: int | None) -> None:
+        """Raises ValueError for prompts of more tokens; None for a model that is not here yet."""
+        rule = f"<= {most}, the tokens that the text encoder takes"
+        fits = most is None or self.prompt_length <= most
+        require(fits, "search.prompt_length", rule, self.prompt_length)
 
     def words(self, model: TextModel) -> list[str]:
         """The words of which prompts are made."""
