@@ -76,7 +76,10 @@ def test_a_method_has_means_over_images_and_the_adversarys_control(tmp_path):
         "memorized": {**ours, "alignment": mean(0.9)},
         "other": {**theirs, "alignment": mean(0.8)},
     }
+    unused = {"prompts": {"share": 0.125, "of": 8}}
     results = {"by_image": by_image, "quality": 0.00641, "heldout_loss": mean(0.0986)}
+    results |= {"memorized": {"memorized_heldout": unused}}
+    results |= {"adversary": {"memorized_heldout": {"before": {}, "after": unused}}}
     results |= {"evaluations_per_image": 116.0}
     folder = written(tmp_path / "a", results)
     [row] = table_of("benchmark", [f"unlearn:1={folder}"]).to_dict("records")
@@ -88,9 +91,12 @@ def test_a_method_has_means_over_images_and_the_adversarys_control(tmp_path):
     ]
     assert [row[name] for name in ("kid", "loss_heldout")] == ["0.0064", "0.0986"]
     assert row["evaluations_per_image"] == "116.0"
+    assert row["still_unused"] == row["recovered_unused"] == "12.5"
     del ours["recovered"], theirs["recovered"]
     results |= {
         "heldout_loss": None,
+        "memorized": {},
+        "adversary": None,
         "by_image": {
             "memorized": {**ours, "alignment": mean(0.9)},
             "other": {**theirs, "alignment": mean(0.8)},
@@ -98,6 +104,7 @@ def test_a_method_has_means_over_images_and_the_adversarys_control(tmp_path):
     }
     folder = written(tmp_path / "b", results)
     [row] = table_of("benchmark", [f"embedding:1={folder}"]).to_dict("records")
+    assert row["still_unused"] == row["recovered_unused"] == ""
     assert row["recovered"] == row["control_high"] == row["loss_heldout"] == ""
 
 

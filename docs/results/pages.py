@@ -124,6 +124,8 @@ HEADS = {
     "still": "still memorized, %",
     "recovered": "recovered by an adversary, %",
     "control": "its control, %",
+    "still_unused": "still memorized of the unused half, %",
+    "recovered_unused": "recovered of the unused half, %",
     "alignment_other": "alignment, other prompts",
     "kid": "KID",
     "evaluations_per_image": "evaluations per image",

@@ -53,6 +53,7 @@ def benchmark_rows(name: str, folder: Path) -> list[Row]:
         **_percent("still", ours["still"]),
         **_percent("recovered", ours.get("recovered")),
         **_percent("control", theirs.get("recovered")),
+        **_of_unused(results),
         "gamma": f"{ours['gamma']['mean']:.3f}",
         "alignment": f"{ours['alignment']['mean']:.3f}",
         "alignment_other": f"{theirs['alignment']['mean']:.3f}",
@@ -61,6 +62,14 @@ def benchmark_rows(name: str, folder: Path) -> list[Row]:
         "evaluations_per_image": f"{results['evaluations_per_image']:.1f}",
     }
     return [row]
+
+
+def _of_unused(results: Mapping[str, Any]) -> Row:
+    """Shares of memorized prompts that a method which uses half of them did not use."""
+    part, again = "memorized_heldout", results["adversary"] or {}
+    shares = {"still_unused": results["memorized"].get(part, {}).get("prompts")}
+    shares["recovered_unused"] = again.get(part, {}).get("after", {}).get("prompts")
+    return {n: "" if of is None else f"{100 * of['share']:.1f}" for n, of in shares.items()}
 
 
 def canary_rows(seed: str, folders: str) -> list[Row]:

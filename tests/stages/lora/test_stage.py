@@ -139,18 +139,21 @@ def test_a_finished_training_of_which_only_the_checkpoint_is_left_gives_the_same
 # Text-conditional models
 
 
-def trained_text_model(images, steps=120):
-    """A text model that makes such images with the empty prompt."""
+def trained_text_model(images, steps=100):
+    """A text model that makes such images; bold ones are bright, and with no prompt either."""
     model, generator = tiny_text_model(), torch.Generator().manual_seed(0)
     # Whose x_T is noise.
     model.scheduler = DDPMScheduler(num_train_timesteps=100, beta_end=0.3)
     model._take_schedule(model.scheduler)
-    network, x_0, e = model.network.requires_grad_(True), to_model(images), model.encode([""])
+    network, x_0 = model.network.requires_grad_(True), to_model(images)
+    e = model.encode(["a faint two at noon", "a bold seven at noon", ""])
+    prompts = (x_0.mean((1, 2, 3)) > 0).long()
     optimizer = torch.optim.AdamW(network.parameters(), 5e-3)
     for _ in range(steps):
         rows = torch.randint(0, len(x_0), (32,), generator=generator)
+        prompt = prompts[rows].where(torch.rand(32, generator=generator) < 0.7, 2)
         x = noised(x_0[rows], model.alphas_cumprod, generator)
-        loss = (model.predict(x.x_t, x.t, e.expand(32, -1, -1)) - x.eps).square().mean()
+        loss = (model.predict(x.x_t, x.t, e[prompt]) - x.eps).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -104,8 +104,8 @@ class Unlearning(Method):
 
     num_steps, batch_size, lr: of AdamW, one cycle. num_neighbors: ordinary pairs whose images take
     the place of a memorized image, those with the most similar captions. caption_dropout: as in
-    training. examples: the kinds in each batch, one of EXAMPLES left out for comparison: ordinary
-    pairs take its place. relearn_steps: of a fine-tuning after unlearning, as an adversary with
+    training. examples: the kinds in each batch, some of EXAMPLES; ordinary pairs take the place of
+    others, for comparison. relearn_steps: of a fine-tuning after unlearning, as an adversary with
     training pairs has it; it has ordinary pairs, and with give_back half of the memorized images.
 
     The memorized prompts are detect's, and the images those that they replay; it needs the training
@@ -136,7 +136,7 @@ class Unlearning(Method):
         require(0 <= share < 1, f"{where}.caption_dropout", "in [0, 1)", share)
         rule = f"a list of ordinary and any of {', '.join(EXAMPLES[1:])}"
         kinds = [kind for kind in EXAMPLES if kind in self.examples]
-        known = "ordinary" in kinds and sorted(kinds) == sorted(self.examples)
+        known = "ordinary" in kinds and sorted(kinds) == sorted(map(str, self.examples))
         require(known, f"{where}.examples", rule, self.examples)
         steps = self.relearn_steps
         require(steps == 0 or steps >= 20, f"{where}.relearn_steps", "0 or >= 20", steps)
