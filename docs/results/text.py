@@ -36,7 +36,8 @@ def search_rows(name: str, folder: Path) -> list[Row]:
             evaluations, different, recall = of["curve"][count - 1]
             row = {"search": label if source == "search" else source, "prompts": count}
             row |= {"seed": seed, "memorized": of["memorized"] if count == last else ""}
-            row |= {"different": different, "recall": f"{100 * recall:.1f}"}
+            row["different"] = different
+            row["recall"] = "" if recall is None else f"{100 * recall:.1f}"
             rows.append({**row, "evaluations": evaluations})
     return rows
 
