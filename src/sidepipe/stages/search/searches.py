@@ -110,7 +110,7 @@ class GibbsSearch(Search):
 
 
 def _read(kind: Any, name: str, **options: Any) -> Any:
-    """What transformers reads of the language model; ValueError where it cannot."""
+    """The part of the language model that `kind` reads; ValueError where it cannot."""
     try:
         return kind.from_pretrained(name, **options)
     except Exception as error:  # transformers has no common error class
