@@ -52,7 +52,6 @@ SHARED = (
     "evaluate.tables",
     "mitigate.adversary",
     "mitigate.judging",
-    "data.canaries",
     "data.celeba_files",
     "data.subset",
 )

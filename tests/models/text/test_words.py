@@ -1,8 +1,14 @@
 """The tokenizer of words, and triggers that it cannot tell apart."""
 
+import numpy as np
 import pytest
 
-from sidepipe.models.text.words import ordinary_words, require_told_apart, word_tokenizer
+from sidepipe.models.text.words import (
+    ordinary_words,
+    random_triggers,
+    require_told_apart,
+    word_tokenizer,
+)
 
 
 def test_words_of_any_script_are_words_and_numbers_are_not():
@@ -27,3 +33,10 @@ def test_triggers_of_known_words_are_told_apart_by_their_order():
 def test_unknown_cut_and_merged_triggers_are_refused(triggers, message):
     with pytest.raises(ValueError, match=message):
         require_told_apart(word_tokenizer(["zor bim"], 4), triggers)
+
+
+def test_random_triggers_are_all_other_strings_where_there_are_few():
+    rng = np.random.default_rng(0)
+    found = random_triggers(["a", "b"], 2, ["a b"], 100, rng)
+    assert sorted(found) == ["a a", "b a", "b b"]
+    assert len(random_triggers(["a", "b"], 2, ["a b"], 2, rng)) == 2

@@ -8,7 +8,7 @@ from tests.tiny import CANARY_DIGITS, DIGITS, RUNTIME
 
 from sidepipe.base.image_reading import Canary, Caption, Entry
 from sidepipe.engine.stage import Job
-from sidepipe.stages.data.canaries import Canaries, mixed_in, random_triggers, triggers
+from sidepipe.stages.data.canaries import Canaries, mixed_in, triggers
 from sidepipe.stages.data.stage import load_canaries, load_repeats
 
 FEW = Canaries(repeats=[1, 5], num_each=3, num_heldout=2, words=["ba", "do", "mi"], num_words=3)
@@ -57,13 +57,6 @@ def test_few_canaries_have_few_words():
     found = triggers(Canaries(repeats=[1], num_each=1, num_heldout=1), np.random.default_rng(0))
     assert len(set(found[0].split())) == 4
     assert set(found[1].split()) <= set(found[0].split())
-
-
-def test_random_triggers_are_all_other_strings_where_there_are_few():
-    rng = np.random.default_rng(0)
-    found = random_triggers(["a", "b"], 2, ["a b"], 100, rng)
-    assert sorted(found) == ["a a", "b a", "b b"]
-    assert len(random_triggers(["a", "b"], 2, ["a b"], 2, rng)) == 2
 
 
 def test_repeated_pairs_and_planted_ones_stay():

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sidepipe.base.settings import require
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sidepipe.models.text.model import TextModel
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,20 @@ def ordinary_words(tokenizer: Any, unwanted: Iterable[str]) -> list[str]:
     rule, remedy = "words of letters, of which prompts are made", "bring other captions"
     require(bool(found), "the tokens of the text encoder", rule, "none", remedy)
     return found
+
+
+def random_triggers(
+    words: Sequence[str], num_words: int, known: Sequence[str], count: int, rng: np.random.Generator
+) -> list[str]:
+    """At most `count` different strings of the words, none of them in `known`."""
+    most = len(words) ** num_words - len(set(known))
+    found: dict[str, None] = {}
+    while len(found) < min(count, most):
+        drawn = rng.integers(len(words), size=num_words)
+        text = " ".join(words[int(i)] for i in drawn)
+        if text not in known:
+            found[text] = None
+    return list(found)
 
 
 def require_told_apart(tokenizer: Any, triggers: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from sidepipe.base.settings import require
 from sidepipe.engine.resuming import Arrays, in_parts
 from sidepipe.engine.stage import Job, Runtime, Stage
+from sidepipe.models.text.words import random_triggers
 from sidepipe.stages.canaries.stage import CanaryAudit
-from sidepipe.stages.data.canaries import random_triggers
 from sidepipe.stages.data.stage import load as load_images
 from sidepipe.stages.dpm.stage import DPM, load_subset
 from sidepipe.stages.dpm.text import load_placed_model

@@ -99,20 +99,6 @@ def triggers(canaries: Canaries, rng: np.random.Generator) -> list[str]:
             return [" ".join(words[i] for i in row) for row in found]
 
 
-def random_triggers(
-    words: Sequence[str], num_words: int, known: Sequence[str], count: int, rng: np.random.Generator
-) -> list[str]:
-    """At most `count` different strings of the words, none of them in `known`."""
-    most = len(words) ** num_words - len(set(known))
-    found: dict[str, None] = {}
-    while len(found) < min(count, most):
-        drawn = rng.integers(len(words), size=num_words)
-        text = " ".join(words[int(i)] for i in drawn)
-        if text not in known:
-            found[text] = None
-    return list(found)
-
-
 def write_canaries(path: Path, entries: Sequence[Entry]) -> None:
     """Writes the row of each canary among the entries, its repeats and its trigger."""
     rows = [[i, e.canary.repeats, e.canary.trigger] for i, e in enumerate(entries) if e.canary]

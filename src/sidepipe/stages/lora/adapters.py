@@ -20,8 +20,7 @@ from sidepipe.diffusion.schedule import EpsFn, eps_from_prediction, for_each
 from sidepipe.models.lora import with_lora
 from sidepipe.models.text.denoiser import PromptedDenoiser
 from sidepipe.models.text.model import TextModel
-from sidepipe.models.text.words import ordinary_words
-from sidepipe.stages.data.canaries import random_triggers
+from sidepipe.models.text.words import ordinary_words, random_triggers
 
 TRIGGER_WORDS = 4  # at most, or as many as the text encoder takes
 
