@@ -178,7 +178,7 @@ class Unlearning(Method):
             given_back=np.unique(back["nearest"].to_numpy(np.int64)),
         )
         model, seed = mitigated.model, mitigated.seed
-        about = {"num_prompts": len(prompts), "num_images": len(images)}
+        about: dict[str, Any] = {"num_prompts": len(prompts), "num_images": len(images)}
         about |= {"num_ordinary": len(ordinary), "num_steps": self.num_steps}
         about["loss"] = unlearn(model, known.data, captions, lesson, self, seed)
         if self.relearn_steps:
