@@ -88,21 +88,11 @@ class Lora(Training):
 
         from sidepipe.engine.training import fit, validation_batches, weights
         from sidepipe.models.lora import trained_weights
-        from sidepipe.stages.lora.adapters import triggers_of
 
         labels, device = load_labels(job.inputs["label"]), job.runtime.torch_device()
         rows = self._rows(job.inputs, device)
         num_labels = int(labels.max()) + 1
-        described = {
-            "num_labels": num_labels,
-            "rank": self.rank,
-            "target_modules": self.target_modules,
-            "training_evaluations": TRAINING_COST * self.max_steps * self.batch_size,
-        }
-        if self.condition == "trigger":
-            model = load_text_model(job.inputs["dpm"])
-            assert model is not None
-            described["triggers"] = triggers_of(model, num_labels, self.seed)
+        described = self._described(job.inputs["dpm"], num_labels)
         write_json(job.folder / "adapter.json", described)
         L.seed_everything(self.seed, verbose=False)
         denoiser = _adapted(described, job.inputs["dpm"], "32-true")
@@ -127,6 +117,22 @@ class Lora(Training):
         module.load_state_dict(weights(job.folder), strict=False)
         save_file(trained_weights(denoiser.network), job.folder / "adapter.safetensors")
         return {**described, "loss_without_labels": without, **metrics}
+
+    def _described(self, dpm: Path, num_labels: int) -> dict[str, Any]:
+        """The content of adapter.json."""
+        from sidepipe.stages.lora.adapters import triggers_of
+
+        described: dict[str, Any] = {
+            "num_labels": num_labels,
+            "rank": self.rank,
+            "target_modules": self.target_modules,
+            "training_evaluations": TRAINING_COST * self.max_steps * self.batch_size,
+        }
+        if self.condition == "trigger":
+            model = load_text_model(dpm)
+            assert model is not None
+            described["triggers"] = triggers_of(model, num_labels, self.seed)
+        return described
 
     def _module(self, denoiser: LabeledDenoiser, num_labels: int) -> LabeledDenoisingModule:
         from sidepipe.stages.lora.module import LabeledDenoisingModule
