@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,9 @@ def overrides(text: str) -> list[list[str]]:
     return [words for words in found if not any(map(OPEN.fullmatch, words))]
 
 
-def composed(given: list[str]) -> None:
+@cache
+def composed(*given: str) -> None:
+    """Composes a config; each once, for pages repeat commands."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         compose("config", with_choices(given), return_hydra_config=True)
 
@@ -87,12 +90,12 @@ def check(command: str) -> None:
             launcher = "local" if named.get("LAUNCHER") == "local" else "slurm"
             swept(sweep, [f"runtime={launcher}", *given])
         else:
-            composed(given)
+            composed(*given)
     elif program == "sidepipe-sweep":
         swept(words[1], words[2:])
     elif words[:1] != ["compare"]:
         first = re.compile(r"(=\w+),.*")  # of an axis of a multirun
-        composed([first.sub(r"\1", word) if "-m" in options else word for word in words])
+        composed(*(first.sub(r"\1", word) if "-m" in options else word for word in words))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -115,7 +118,7 @@ def test_every_setting_that_a_page_quotes_composes(page: Path) -> None:
             choice for key, found in BRINGS.items() if own.startswith(key) for choice in found
         ]
         try:
-            composed([*brought, *words])
+            composed(*brought, *words)
         except Exception as error:
             wrong[words[0]] = str(error)
     assert not wrong

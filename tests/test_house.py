@@ -1,7 +1,7 @@
 """House rules that a reader notices: short functions, few settings, arguments with names."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,14 @@ SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 MOST_LINES, MOST_SETTINGS = 40, 20
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+KINDS = (*FUNCTIONS, ast.ClassDef, ast.Call)
 
 
-def parsed(path: Path) -> Iterator[tuple[str, ast.AST]]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        yield f"{path.relative_to(SRC)}:{getattr(node, 'lineno', 0)}", node
+@cache
+def parsed(path: Path) -> list[tuple[str, ast.AST]]:
+    """The functions, classes and calls of a file, each with its place."""
+    name, nodes = path.relative_to(SRC), ast.walk(ast.parse(path.read_text()))
+    return [(f"{name}:{node.lineno}", node) for node in nodes if isinstance(node, KINDS)]
 
 
 def long_functions(path: Path) -> list[str]:
