@@ -18,6 +18,7 @@ ROWS = (
     "+attacks.rounds={extract: {surrogate: posterior, rounds: 2}}",
     "+tune.grid.refine.t=[30,60]",
     "audit=returns",
+    "audit.sampled=100",
 )
 AUTOENCODER = (
     "autoencoder.num_images=300",

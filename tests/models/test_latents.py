@@ -100,7 +100,14 @@ def test_the_audit_of_a_latent_model_refines_latents_and_compares_decoded_images
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
     train, heldout = images[:30], images[30:]
     found = sidepipe.audit(
-        model, train=train, heldout=heldout, t=20, steps=2, levels=(), precision="32-true"
+        model,
+        train=train,
+        heldout=heldout,
+        t=20,
+        steps=2,
+        levels=(),
+        sampled=100,
+        precision="32-true",
     )
     refined = model.refine(train, t=20, steps=2, precision="32-true")
     gap = ((refined / 255.0 - train / 255.0) ** 2).mean((1, 2, 3)) ** 0.5

@@ -16,6 +16,10 @@ from sidepipe.stages.dpm.stage import load, load_subset
 from sidepipe.stages.generate.stage import load_denoiser
 
 
+# Of 120 steps.
+ONE_VALIDATION = {"preview_every_steps": 120, "checkpoint_every_steps": 120}
+
+
 def finetuned(path, **changes):
     settings = {n: v for n, v in SETTINGS.items() if n not in ("unet", "noise_schedule")}
     settings |= {"path": str(path), "revision": None, "variant": None}
@@ -42,7 +46,7 @@ def test_it_begins_at_the_base_and_lowers_the_loss_of_its_images(tmp_path, data,
     run(still, tmp_path / "still", data)
     for name, value in load(tmp_path / "still")["unet"].state_dict().items():
         torch.testing.assert_close(value, network().state_dict()[name], atol=1e-6, rtol=0)
-    stage = finetuned(base, rank=rank, max_steps=120, ema_decay=0.5)
+    stage = finetuned(base, rank=rank, max_steps=120, ema_decay=0.5, **ONE_VALIDATION)
     summary = run(stage, tmp_path / "dpm", data)
     assert stage.has_base
     assert_same_weights(load(tmp_path / "dpm", "base")["unet"], network())
@@ -75,7 +79,7 @@ def test_a_model_of_continuous_time_is_trained_at_the_levels_where_it_is_sampled
     tmp_path, data, scheduler, rank
 ):
     base = of_images(tmp_path / "base", scheduler)
-    stage = finetuned(base, rank=rank, max_steps=120, ema_decay=0.5, preview_every_steps=120)
+    stage = finetuned(base, rank=rank, max_steps=120, ema_decay=0.5, **ONE_VALIDATION)
     run(stage, tmp_path / "dpm", data)
     images = np.load(data / "images.npy")[load_subset(tmp_path / "dpm")[0]]
     for t in (100, 300):

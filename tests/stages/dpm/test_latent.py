@@ -121,7 +121,8 @@ def test_the_sizes_of_its_network_follow_from_the_codes() -> None:
 
 
 def test_half_of_the_timesteps_of_codes_predict_better_than_nothing(inputs, tmp_path) -> None:
-    summary = run(tmp_path, inputs, max_steps=200, num_train_images=50)
+    once = {"preview_every_steps": 200, "checkpoint_every_steps": 200}
+    summary = run(tmp_path, inputs, max_steps=200, num_train_images=50, **once)
     assert summary["val/loss_train"] < 0.8
     assert summary["epochs"] == 200 * 8 / 50
     assert np.isfinite(summary["val/loss_heldout"])

@@ -46,7 +46,8 @@ def trained(tmp_path_factory):
         tmp_path_factory.mktemp("trained"),
         *TRAINED,
         *(*few, "classifier.lr_warmup_steps=2", "shadow.num_images=30", "audit.draws=1"),
-        *("audit=returns", "audit.levels=[60]", "audit.num_images=20", "verdict=shadow"),
+        *("audit=returns", "audit.levels=[60]", "audit.num_images=20", "audit.sampled=100"),
+        "verdict=shadow",
         *("attacks=single", "extract.surrogate=none", "extract/refine=fixed_point"),
         "+attacks.side={extract: {surrogate: classifier}}",
     )
@@ -100,7 +101,8 @@ def test_the_page_shows_values_and_no_pictures(trained):
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory):
     """A model that remembers its rows exactly."""
-    audit = ("attacks=checkpoint", "audit=returns", "audit.levels=[]", "audit.draws=1")
+    audit = ("audit=returns", "audit.levels=[]", "audit.draws=1", "audit.sampled=100")
+    audit = ("attacks=checkpoint", *audit)
     folder = tmp_path_factory.mktemp("memory")
     made(folder, *EXACT, *audit, stage="audit")
     return made(folder, *EXACT, *audit, stage="evaluate")
