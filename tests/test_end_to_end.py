@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.e2e
@@ -112,6 +113,44 @@ def test_status_lists_every_artifact(finished: tuple[Path, str]) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 11
     assert all("done" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "command"),
+    [
+        ("generate/*/shards/000001.npy", np.zeros_like, ["stage=label", "label.seed=1"]),
+        ("dpm/*/heldout.npy", np.flip, ["stage=generate", "generate.seed=1"]),
+    ],
+    ids=["a blackened shard", "an edited heldout.npy"],
+)
+def test_changed_content_is_refused_with_file_and_remedy(finished, name, change, command) -> None:
+    folder, _ = finished
+    (path,) = folder.glob(f"outputs/{name}")
+    before = path.read_bytes()
+    np.save(path, change(np.load(path)))
+    assert len(before) == path.stat().st_size, "a size alone does not tell"
+    try:
+        done = sidepipe("experiment=smoke", *command, cwd=folder)
+    finally:
+        path.write_bytes(before)
+    assert done.returncode == 1
+    assert f"{path} is damaged: its content has changed since it was made (SHA-256)" in done.stderr
+    assert "remedy: restore it, or delete" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_last_shard_is_made_again_to_the_same_bytes(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    (path,) = folder.glob("outputs/generate/*/shards/000002.npy")
+    before = path.read_bytes()
+    path.unlink()
+    said = sidepipe("experiment=smoke", "stage=status", cwd=folder).stdout
+    assert "damaged: shards/000002.npy missing; the same command makes it again" in said
+    done = sidepipe("experiment=smoke", "stage=generate", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "has lost shards/000002.npy and is made again" in done.stderr
+    assert "100 of 120 images exist" in done.stderr
+    assert path.read_bytes() == before
 
 
 def test_a_wrong_value_is_one_line_and_exit_code_one(tmp_path: Path) -> None:
