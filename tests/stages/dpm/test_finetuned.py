@@ -15,7 +15,6 @@ from sidepipe.stages.dpm.finetuned import FinetunedDPM
 from sidepipe.stages.dpm.stage import load, load_subset
 from sidepipe.stages.generate.stage import load_denoiser
 
-
 # Of 120 steps.
 ONE_VALIDATION = {"preview_every_steps": 120, "checkpoint_every_steps": 120}
 
