@@ -1,6 +1,7 @@
 """Shared by all tests: one CPU thread per process, libraries as quiet as on the command line."""
 
 from pathlib import Path
+from typing import Any
 
 import sidepipe  # noqa: F401, before torch, as it says how torch's threads wait
 
@@ -55,6 +56,23 @@ SLOW = {
     "test_results_pages.py",
 }
 TESTS = Path(__file__).parent
+# The files of these folders share fixtures that take long to make.
+TOGETHER = ("tests/stages/lora/", "tests/stages/report/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`, but one process runs all files of a folder of `TOGETHER`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folders = [folder for folder in TOGETHER if nodeid.startswith(folder)]
+            return folders[0] if folders else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
