@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +177,8 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
 
 def _axes(name: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[Override]]]:
     """The overrides of all points, and the overrides of the values of each axis."""
-    cfg = compose("config", [f"sweep={name}"], return_hydra_config=True)
-    params = cfg.hydra.sweeper.get("params") or {}
     parser = OverridesParser.create()
-    parsed = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    parsed = parser.parse_overrides(_params(name))
     axes = {each.get_key_element(): _values(parser, each) for each in parsed}
     fixed = []
     for each in parser.parse_overrides(list(overrides)):
@@ -189,6 +187,13 @@ def _axes(name: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, lis
         else:
             fixed.append(str(each.input_line))
     return fixed, axes
+
+
+@cache
+def _params(name: str) -> list[str]:
+    """The axes of `conf/sweep/<name>.yaml`, as overrides."""
+    cfg = compose("config", [f"sweep={name}"], return_hydra_config=True)
+    return [f"{key}={value}" for key, value in (cfg.hydra.sweeper.get("params") or {}).items()]
 
 
 def _values(parser: OverridesParser, axis: Override) -> list[Override]:
