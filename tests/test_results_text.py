@@ -83,7 +83,7 @@ def test_a_method_has_means_over_images_and_the_adversarys_control(tmp_path):
     results |= {"evaluations_per_image": 116.0}
     folder = written(tmp_path / "a", results)
     [row] = table_of("benchmark", [f"unlearn:1={folder}"]).to_dict("records")
-    assert (row["method"], row["seed"]) == ("unlearn", "1")
+    assert (row["method"], row["seed"], row["memorized_images"]) == ("unlearn", "1", 8)
     assert [row[name] for name in ("still", "still_low", "still_high")] == ["25.0", "12.5", "50.0"]
     assert [row[name] for name in ("recovered", "control")] == ["50.0", "2.0"]
     assert [row[name] for name in ("gamma", "alignment", "alignment_other")] == [

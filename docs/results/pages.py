@@ -121,6 +121,7 @@ HEADS = {
     "pixel_l2": "pixel L2",
     "memorized_prompts": "memorized prompts",
     "still_memorized": "still memorized",
+    "memorized_images": "memorized images",
     "still": "still memorized, %",
     "recovered": "recovered by an adversary, %",
     "control": "its control, %",

@@ -50,7 +50,7 @@ def benchmark_rows(name: str, folder: Path) -> list[Row]:
     row = {
         "method": name.partition(":")[0],
         "seed": name.partition(":")[2],
-        "memorized_prompts": ours["still"]["of"],
+        "memorized_images": ours["still"]["of"],
         **_percent("still", ours["still"]),
         **_percent("recovered", ours.get("recovered")),
         **_percent("control", theirs.get("recovered")),
