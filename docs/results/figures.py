@@ -1,7 +1,9 @@
 """The figures of the results pages, drawn from docs/results/data; pages.py saves them."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -133,24 +135,45 @@ def draw_trials(path: Path) -> None:
 
 
 def draw_coverage(path: Path) -> None:
-    """Different training images by network evaluations; a curve per attack, its end with 95 %."""
+    """Different training images by network evaluations; a curve per attack, its end with 95 %.
+
+    A dot at a curve's end is the number of different held-out images.
+    """
     shown = {"relaxed": "-", "union": (0, (8, 2)), "annealed": "--", "refined_cheap": "-."}
-    shown |= {"cyclic": ":", "cyclic_20": (0, (6, 3)), "cyclic_100": (0, (1, 3))}
-    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
-    for seed, axes in enumerate(figure.subplots(1, 2, sharey=True)):
-        rows = [row for row in rows_of("coverage_digits", seed=seed) if row["attack"] in shown]
+    shown |= {"refined": "-.", "cyclic": ":", "cyclic_20": (0, (6, 3)), "cyclic_100": (0, (1, 3))}
+    shown |= {"cyclic_100_10": ":"}
+    faces = rows_of("coverage_faces16")
+    data = [
+        *((f"digits, seed {seed}", rows_of("coverage_digits", seed=seed)) for seed in range(3)),
+        *(
+            (f"{int(size):,} faces, 16 pixels", rows_of("coverage_faces16", train_images=size))
+            for size in dict.fromkeys(row["train_images"] for row in faces)
+        ),
+        ("512 faces, 32 pixels", rows_of("coverage_faces32")),
+    ]
+    figure = Figure(figsize=(10.0, 6.0), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(2, 3).flat, data, strict=True):
         for row in rows:
-            name, end = row["attack"], int(row["different"])
-            x = [0, 9000, 18000, int(row["evaluations"])]
-            y = [0, int(row["different_9000"]), int(row["different_18000"]), end]
-            axes.plot(x, y, linestyle=shown[name], color="black", lw=1, label=name)
-            ends = [end - int(row["different_low"]), int(row["different_high"]) - end]
-            axes.errorbar(x[-1], end, yerr=[[ends[0]], [ends[1]]], color="black", lw=1, capsize=2)
-        axes.set(title=f"seed {seed}", xlabel="network evaluations", ylim=(0, None))
+            if row["attack"] in shown:
+                draw_discovery(axes, row, shown[row["attack"]])
+        axes.set(title=title, xlabel="network evaluations", xlim=(0, None), ylim=(0, None))
         axes.grid(color="0.9")
-    figure.axes[0].set_ylabel("different training images")
-    figure.axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(2.1, 0.5))
+        axes.legend(frameon=False, fontsize="small")
+    for axes in figure.axes[::3]:
+        axes.set_ylabel("different training images")
     save(figure, path)
+
+
+def draw_discovery(axes: Axes, row: Row, style: Any) -> None:
+    """One attack of `draw_coverage`."""
+    end, evaluations = int(row["different"]), int(row["evaluations"])
+    between = {int(key[10:]): int(row[key]) for key in row if re.fullmatch(r"different_\d+", key)}
+    points = sorted({0: 0, **between, evaluations: end}.items())
+    x, y = zip(*points, strict=True)
+    axes.plot(x, y, linestyle=style, color="black", lw=1, label=row["attack"])
+    below, above = end - int(row["different_low"]), int(row["different_high"]) - end
+    axes.errorbar(evaluations, end, yerr=[[below], [above]], color="black", lw=1, capsize=2)
+    axes.plot(evaluations, float(row["different_heldout"]), "o", color="0.6", ms=3, clip_on=False)
 
 
 def draw_samplers(path: Path) -> None:
