@@ -1,6 +1,6 @@
 """How many different training images each attack finds by its network evaluations, as CSV.
 
-Usage: python docs/results/coverage.py --at 9000 18000 ATTACK:SEED=EVALUATE [...] > CSV
+Usage: python docs/results/coverage.py ATTACK:SEED=EVALUATE [...] --at 9000 18000 > CSV
 
 EVALUATE is a finished outputs/evaluate/<key>; `sidepipe stage=status` lists the keys. --at: numbers
 of evaluations below the attack's own. ratio_hits: hits by the published rule, nearest / second
