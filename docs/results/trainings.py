@@ -2,8 +2,8 @@
 
 Usage: python docs/results/trainings.py METHOD:SEED=PLAIN,REFINED [...] > training_mitigations.csv
 
-PLAIN and REFINED are finished outputs/evaluate/<key> of one model; `sidepipe stage=status` lists the
-keys.
+PLAIN and REFINED are finished outputs/evaluate/<key> of one model; `sidepipe stage=status`
+lists the keys.
 """
 
 import json
@@ -17,7 +17,9 @@ from sidepipe.engine.artifacts import Artifact
 
 
 def model_of(evaluate: Path) -> Path:
-    return next(made.folder for made in Artifact(evaluate).lineage() if made.stage == "dpm")
+    model = Artifact(evaluate).ancestor("dpm")
+    assert model is not None
+    return model.folder
 
 
 def row_of(name: str, plain: Path, refined: Path) -> dict[str, Any]:
