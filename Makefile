@@ -80,7 +80,7 @@ cancel report: $(INSTALLED)
 attacks: $(INSTALLED)
 	@for sweep in $(basename $(notdir $(wildcard conf/sweep/attack_*.yaml))); do \
 	  faces=; \
-	  if grep -q "/experiment: faces" conf/sweep/$$sweep.yaml; then \
+	  if grep -qE "/(experiment: faces|data: celeba)" conf/sweep/$$sweep.yaml; then \
 	    faces="$(FACES)"; [ -n "$$faces" ] || { echo "$$sweep: skipped, it needs FACES"; continue; }; \
 	  fi; \
 	  $(BIN)/sidepipe-sweep run $$sweep --launcher $(LAUNCHER) $(if $(DRY),--dry) $(ARGS) $$faces || exit 1; \

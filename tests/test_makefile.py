@@ -13,6 +13,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from tests.composing import composed
 
 ROOT = Path(__file__).parents[1]
 TARGETS = re.findall(r"^([a-z-]+)[a-z -]*: \$\(INSTALLED", (ROOT / "Makefile").read_text(), re.M)
@@ -92,3 +93,10 @@ def test_a_sweep_is_planned_by_the_active_environment(tmp_path, active) -> None:
     assert done.returncode == 0, done.stderr
     assert "sweep attack_demo: 3 points, seed=0,1,2" in done.stdout
     assert not (tmp_path / ".venv").exists()
+
+
+def test_make_attacks_gives_the_folder_of_faces_to_each_sweep_that_reads_one() -> None:
+    pattern = re.search(r'grep -qE "(.+)" conf/sweep', (ROOT / "Makefile").read_text())[1]
+    for sweep in sorted((ROOT / "conf" / "sweep").glob("attack_*.yaml")):
+        source = composed(f"sweep={sweep.stem}").data.source
+        assert ("folder" in source) == bool(re.search(pattern, sweep.read_text())), sweep.stem
