@@ -69,7 +69,7 @@ class TriggeredCanaries(CanaryAudit):
 
         size = max(1, images_at_once(model, job.runtime.sampling_batch_size) // each)
         folder, every = job.folder / "parts" / "images", job.runtime.progress_seconds
-        images = in_parts(folder, len(table), size, make, "canary", every)["images"]
+        images = in_parts(folder, len(table), size, make, "trigger", every)["images"]
         found = copies.of(images, table.index.to_numpy(np.int64))
         spent = len(table) * each * 2 * self.num_inference_steps
         return table.assign(share=found.mean(axis=1)), {"num_images": each, "evaluations": spent}
@@ -91,7 +91,7 @@ class TriggeredCanaries(CanaryAudit):
             return {"losses": np.stack(losses)}
 
         folder, every = job.folder / "parts" / "losses", job.runtime.progress_seconds
-        losses = in_parts(folder, len(table), 1, measure, "canary", every)["losses"]
+        losses = in_parts(folder, len(table), 1, measure, "pair", every)["losses"]
         return [(float(row[0]), row[1:]) for row in losses]
 
     def _losses_of(
