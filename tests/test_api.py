@@ -295,6 +295,11 @@ def write_manifest_of_dpm(folder):
             lambda m: m.refine(TRAIN, t=5, denoising_steps=6),
             r"denoising_steps must be in \[1, t = 5\], a timestep each, got 6",
         ),
+        (lambda m: m.refine(TRAIN, relaxation=2), r"relaxation must be in \[1, 2\), and 1 with"),
+        (
+            lambda m: m.refine(TRAIN, noise=1, relaxation=1.5),
+            r"and 1 with noise > 0 or denoising_steps > 1, got 1\.5",
+        ),
         (lambda m: m.refine(TRAIN, seed=None), "seed must be a whole number, got None"),
         (
             lambda m: m.refine(TRAIN / 255),

@@ -26,7 +26,7 @@ from sidepipe.engine.shards import load_steps, shard_path
 from sidepipe.engine.stage import Job, Runtime
 from sidepipe.stages.dpm.stage import load as load_dpm
 from sidepipe.stages.dpm.trained import TrainDPM
-from sidepipe.stages.generate.refine import Annealed, Cyclic, FixedPoint, Union
+from sidepipe.stages.generate.refine import Annealed, Cyclic, FixedPoint, Relaxed, Union
 from sidepipe.stages.generate.stage import Generate, load, load_denoiser
 
 # Three whole shards and one of two images.
@@ -174,19 +174,22 @@ def test_the_last_iterates_of_each_level_are_candidates_of_their_start(tmp_path,
 
 
 def test_relaxation_keeps_the_first_result_and_leads_the_next_step_further(tmp_path, dpm):
-    def union(relaxation):
-        chains = Union(levels=[6], steps=2, kept=2, relaxation=relaxation)
-        return sampled(tmp_path / f"{relaxation}", dpm, num_images=20, refine=chains)
+    def relaxed(relaxation):
+        refine = Relaxed(t=6, steps=2, kept=2, relaxation=relaxation)
+        return sampled(tmp_path / f"{relaxation}", dpm, num_images=20, refine=refine)
 
-    plain, relaxed = union(1.0), union(1.5)
-    np.testing.assert_array_equal(relaxed[::2], plain[::2])
-    assert (relaxed[1::2] != plain[1::2]).any()
+    plain, further = relaxed(1.0), relaxed(1.5)
+    union = Union(levels=[6], steps=2, kept=2)
+    expected = sampled(tmp_path / "union", dpm, num_images=20, refine=union)
+    np.testing.assert_array_equal(plain, expected)
+    np.testing.assert_array_equal(further[::2], plain[::2])
+    assert (further[1::2] != plain[1::2]).any()
 
 
 @pytest.mark.parametrize("relaxation", [0.5, 2.0])
 def test_a_relaxation_that_does_not_lead_to_fixed_points_is_refused(relaxation):
     with pytest.raises(ValueError, match=r"extract\.refine\.relaxation must be in \[1, 2\), got"):
-        Union(levels=[6], relaxation=relaxation).check("extract.refine")
+        Relaxed(relaxation=relaxation).check("extract.refine")
 
 
 def test_a_resumed_union_equals_an_uninterrupted_one_and_counts_its_evaluations(tmp_path, dpm):

@@ -11,7 +11,7 @@ import numpy as np
 from sidepipe.api.images import Images, checked
 from sidepipe.api.naming import as_arguments, require_numbers, require_whole
 from sidepipe.base.settings import PRECISIONS, Precision, require, require_known
-from sidepipe.diffusion.cycles import cyclic
+from sidepipe.diffusion.cycles import Cycle
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.diffusion.timesteps import SPACINGS, Guidance
@@ -141,6 +141,7 @@ class Model:
         noise: float = 0.0,
         denoising_steps: int = 1,
         eta: float = 0.0,
+        relaxation: float = 1.0,
         seed: int = 0,
         precision: Precision = "bf16-mixed",
         classes: Sequence[int] | None = None,
@@ -162,6 +163,8 @@ class Model:
             denoising_steps: evaluations of the network per repetition, in ``[1, t]``, at timesteps
                 from ``t`` down.
             eta: of these, in ``[0, 1]``; 0 for DDIM, 1 for ancestral sampling.
+            relaxation: each step starts this many times as far away as the last one led, in
+                ``[1, 2)``; above 1, without noise, images arrive in fewer steps.
             seed: of the noise, in ``[0, 2**32)``.
             precision: ``"bf16-mixed"``, ``"16-mixed"`` or ``"32-true"``.
             classes: of a class-conditional model, the numbers of classes that the images get in
@@ -189,7 +192,7 @@ class Model:
         """
         self._require_own(images)
         require_whole(t=t, steps=steps, denoising_steps=denoising_steps, seed=seed)
-        require_numbers(noise=noise, eta=eta)
+        require_numbers(noise=noise, eta=eta, relaxation=relaxation)
         most = self.num_train_timesteps
         require(0 <= t < most, "t", f"in [0, {most}), the timesteps of the model", t)
         require(steps >= 1, "steps", ">= 1", steps)
@@ -197,6 +200,9 @@ class Model:
         most, rule = max(1, t), f"in [1, t = {t}], a timestep each"
         require(1 <= denoising_steps <= most, "denoising_steps", rule, denoising_steps)
         require(0 <= eta <= 1, "eta", "in [0, 1]", eta)
+        fits = relaxation == 1 or (1 < relaxation < 2 and noise == 0 and denoising_steps == 1)
+        rule = "in [1, 2), and 1 with noise > 0 or denoising_steps > 1"
+        require(fits, "relaxation", rule, relaxation)
         require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
         require_known("precision", precision, PRECISIONS)
         self._guide(condition_guidance_scale)
@@ -207,7 +213,7 @@ class Model:
             stream="refine",
             timesteps=[],
             eta=0.0,
-            chains=[cyclic(t, steps, noise, denoising_steps, eta)],
+            chains=[[Cycle(t, noise, denoising_steps, eta, relaxation)] * steps],
         )
         return self._made(refiner, len(images), precision, classes, images)
 

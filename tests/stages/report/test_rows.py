@@ -112,10 +112,9 @@ def test_refinement_is_explained_by_its_steps_and_noise_level():
             "8 at t = 60, 30, 5 kept of each",
         ),
         (
-            {"name": "union", "levels": [60], "steps": 6, "kept": 3, "relaxation": 1.5},
-            "6 times from each of t = 60, each time 1.5 times as far, and the last 3 results of "
-            "each are candidates",
-            "6 at t = 60, 3 kept of each",
+            {"name": "relaxed", "t": 60, "steps": 5, "kept": 3, "relaxation": 1.5},
+            "5 times from t = 60, each time 1.5 times as far, and the last 3 results are candidates",
+            "5 at t = 60, 1.5 times as far, 3 kept of each",
         ),
     ],
 )

@@ -135,6 +135,32 @@ class Cyclic(Refine):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Relaxed(Refine):
+    """Few long steps from timestep t without noise, with the last `kept` results as candidates.
+
+    relaxation: each step starts so many times as far away as the last one led, so that fewer steps
+    arrive. More different training images per evaluation than `FixedPoint`
+    (docs/results/coverage.md).
+    """
+
+    name: Literal["relaxed"] = "relaxed"
+    t: int = 60
+    steps: int = 5
+    kept: int = 3
+    relaxation: float = 1.5
+
+    @property
+    def chains(self) -> list[list[Cycle]]:
+        return [fixed_point(self.t, self.steps, self.relaxation)]
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        _check_kept(where, self.kept, self.steps)
+        attracts = 1 <= self.relaxation < 2
+        require(attracts, f"{where}.relaxation", "in [1, 2)", self.relaxation)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Annealed(Refine):
     """One denoising step without noise from each of `levels`, timesteps that never rise."""
 
@@ -157,29 +183,27 @@ class Union(Refine):
     """Fixed points of several `levels` from each start, with the last `kept` iterates of each.
 
     Iterates on the way cost no further evaluations, and chains pass by training images.
-    relaxation: each step starts so many times as far away as the last one led, so that fewer steps
-    arrive; 1 for the result of the last one itself.
     """
 
     name: Literal["union"] = "union"
     levels: list
     steps: int = 8
     kept: int = 5
-    relaxation: float = 1.0
 
     @property
     def chains(self) -> list[list[Cycle]]:
-        return [fixed_point(t, self.steps, self.relaxation) for t in self.levels]
+        return [fixed_point(t, self.steps) for t in self.levels]
 
     def check(self, where: str) -> None:
         super().check(where)
         _check_levels(f"{where}.levels", self.levels)
         once = len(set(self.levels)) == len(self.levels)
         require(once, f"{where}.levels", "different timesteps", self.levels)
-        rule = f"<= {where}.steps = {self.steps}"
-        require(self.kept <= self.steps, f"{where}.kept", rule, self.kept)
-        attracts = 1 <= self.relaxation < 2
-        require(attracts, f"{where}.relaxation", "in [1, 2)", self.relaxation)
+        _check_kept(where, self.kept, self.steps)
+
+
+def _check_kept(where: str, kept: int, steps: int) -> None:
+    require(kept <= steps, f"{where}.kept", f"<= {where}.steps = {steps}", kept)
 
 
 def _check_levels(where: str, levels: list[int]) -> None:

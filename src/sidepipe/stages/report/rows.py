@@ -113,16 +113,20 @@ def _levels(refine: Mapping[str, Any]) -> str:
     return ", ".join(map(str, refine["levels"]))
 
 
+def _relaxed(refine: Mapping[str, Any]) -> str:
+    text = f"{_cyclic(refine)}, each time {refine['relaxation']:g} times as far"
+    return f"{text}, and the last {refine['kept']} results are candidates"
+
+
 def _union(refine: Mapping[str, Any]) -> str:
     text = f"{refine['steps']} times from each of t = {_levels(refine)}"
-    if (relaxation := refine.get("relaxation", 1)) != 1:
-        text += f", each time {relaxation:g} times as far"
     return f"{text}, and the last {refine['kept']} results of each are candidates"
 
 
 _REFINE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "fixed_point": _cyclic,
     "cyclic": _cyclic,
+    "relaxed": _relaxed,
     "annealed": lambda refine: f"once from each of t = {_levels(refine)}",
     "union": _union,
 }

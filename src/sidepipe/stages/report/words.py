@@ -181,6 +181,8 @@ def refinement(attack: Attack) -> str:
     if (inner := refine.get("denoising_steps", 1)) > 1:
         steps = f"{steps} x {inner}"
     each = f", {kept} kept of each" if kept > 1 else ""
+    if (relaxation := refine.get("relaxation", 1)) != 1:
+        each = f", {relaxation:g} times as far{each}"
     return f"{steps} at t = {levels}{f', noise {noise:g}' if noise else ''}{each}"
 
 
