@@ -10,8 +10,8 @@ import numpy as np
 
 from sidepipe.api.images import Images, checked
 from sidepipe.api.naming import as_arguments, require_numbers, require_whole
+from sidepipe.api.refining import checked_cycle
 from sidepipe.base.settings import PRECISIONS, Precision, require, require_known
-from sidepipe.diffusion.cycles import Cycle
 from sidepipe.diffusion.denoiser import Denoiser
 from sidepipe.diffusion.sampler import require_x_0
 from sidepipe.diffusion.timesteps import SPACINGS, Guidance
@@ -191,18 +191,16 @@ class Model:
             (4, 8, 8, 1)
         """
         self._require_own(images)
-        require_whole(t=t, steps=steps, denoising_steps=denoising_steps, seed=seed)
-        require_numbers(noise=noise, eta=eta, relaxation=relaxation)
-        most = self.num_train_timesteps
-        require(0 <= t < most, "t", f"in [0, {most}), the timesteps of the model", t)
+        cycle = checked_cycle(
+            num_train_timesteps=self.num_train_timesteps,
+            t=t,
+            noise=noise,
+            denoising_steps=denoising_steps,
+            eta=eta,
+            relaxation=relaxation,
+        )
+        require_whole(steps=steps, seed=seed)
         require(steps >= 1, "steps", ">= 1", steps)
-        require(0 <= noise <= 1, "noise", "in [0, 1]", noise)
-        most, rule = max(1, t), f"in [1, t = {t}], a timestep each"
-        require(1 <= denoising_steps <= most, "denoising_steps", rule, denoising_steps)
-        require(0 <= eta <= 1, "eta", "in [0, 1]", eta)
-        fits = relaxation == 1 or (1 < relaxation < 2 and noise == 0 and denoising_steps == 1)
-        rule = "in [1, 2), and 1 with noise > 0 or denoising_steps > 1"
-        require(fits, "relaxation", rule, relaxation)
         require(0 <= seed < 2**32, "seed", "in [0, 2**32)", seed)
         require_known("precision", precision, PRECISIONS)
         self._guide(condition_guidance_scale)
@@ -213,7 +211,7 @@ class Model:
             stream="refine",
             timesteps=[],
             eta=0.0,
-            chains=[[Cycle(t, noise, denoising_steps, eta, relaxation)] * steps],
+            chains=[[cycle] * steps],
         )
         return self._made(refiner, len(images), precision, classes, images)
 

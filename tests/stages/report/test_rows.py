@@ -113,7 +113,8 @@ def test_refinement_is_explained_by_its_steps_and_noise_level():
         ),
         (
             {"name": "relaxed", "t": 60, "steps": 5, "kept": 3, "relaxation": 1.5},
-            "5 times from t = 60, each time 1.5 times as far, and the last 3 results are candidates",
+            "5 times from t = 60, each time 1.5 times as far, and the last 3 results are "
+            "candidates",
             "5 at t = 60, 1.5 times as far, 3 kept of each",
         ),
     ],
