@@ -61,6 +61,8 @@ HEADS = {
     "plain_heldout_hits": "plain held-out hits",
     "refined_hits": "refined hits",
     "refined_heldout_hits": "refined held-out hits",
+    "moved_hits": "refined hits, moved copies too",
+    "moved_heldout_hits": "held-out hits, moved copies too",
     "low": "lower bound of the excess, %",
     "refine_t": "t",
     "false_positive_rate": "false positive rate",
