@@ -135,21 +135,32 @@ def test_the_claims_of_the_pages_follow_from_the_csv_files():
 def test_the_claims_of_the_clock_follow_from_its_csv_files():
     onsets = pd.read_csv(RESULTS / "data" / "clock_onsets.csv")
     text = (RESULTS / "clock.md").read_text()
-    for measure in ("plain", "refined"):
-        some = onsets.dropna(subset=[f"onset_{measure}"])
-        b, (low, high) = slope(some["train_images"], some[f"onset_{measure}"], 2**0.5)
-        assert f"| {measure} samples | {len(some)} | {b:.2f} | {low:.2f} to {high:.2f} |" in text
-        assert low < 1 < high, "the published exponent"
-    earlier = onsets["onset_plain"] / onsets["onset_refined"]
-    assert earlier.min() == 2
-    assert f"{earlier.min():.1f} to {earlier.max():.1f} times as many steps" in text
-    assert (onsets["onset_loss"] < onsets["onset_refined"]).all()
     curves = pd.read_csv(RESULTS / "data" / "clock_curves.csv").set_index("train_images")
     lowest = curves.groupby(level=0).apply(
         lambda c: c["train_steps"].iloc[c["loss_heldout"].argmin()]
     )
-    assert lowest.to_dict() == {16: 200, 32: 280, 64: 560}
-    at_loss = onsets[onsets["model"] == "seed 0"].set_index("train_images")["onset_loss"]
+    of = {"the lowest held-out loss": (lowest.index.to_numpy(), lowest.to_numpy())}
+    for measure in ("plain", "refined"):
+        some = onsets.dropna(subset=[f"onset_{measure}"])
+        of[f"{measure} samples"] = (some["train_images"], some[f"onset_{measure}"])
+    found = {name: slope(*each, 2**0.5) for name, each in of.items()}
+    for name, (b, (low, high)) in found.items():
+        assert f"| {name} | {len(of[name][0])} | {b:.2f} | {low:.2f} to {high:.2f} |" in text
+    low, high = found["the lowest held-out loss"][1]
+    assert low < 1 < high, "the published exponent"
+    assert found["refined samples"][1][0] > 1, "a larger one"
+    earlier = onsets["onset_plain"] / onsets["onset_refined"]
+    assert earlier.min() == 2
+    assert f"{earlier.min():.1f} to {earlier.max():.1f} times as many steps" in text
+    assert (onsets["onset_loss"] < onsets["onset_refined"].fillna(1e9)).all()
+    seed_0 = onsets[onsets["model"] == "seed 0"].set_index("train_images")
+    for steps in (lowest, seed_0["onset_refined"].dropna().astype(int)):
+        *most, last = [f"{step:,}" for step in steps]
+        assert f"step {', '.join(most)} and {last}" in text
+    wide = onsets[onsets["model"].str.contains("weights")].set_index("train_images")
+    change = wide["onset_refined"] / seed_0["onset_refined"]
+    assert change.dropna().between(0.7, 1.42).all(), "at most one look"
+    at_loss = seed_0["onset_loss"]
     early = curves[curves["train_steps"] <= curves.index.map(at_loss)]
     assert (early["refined_hits"] == 0).all()
 

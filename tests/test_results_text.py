@@ -131,8 +131,7 @@ def test_canaries_have_the_median_exposure_and_those_that_a_search_finds(tmp_pat
 
 
 def test_the_files_give_tables_and_a_figure(tmp_path, monkeypatch):
-    for module in (pages, figures):
-        monkeypatch.setattr(module, "DATA", tmp_path)
+    monkeypatch.setattr(pages, "DATA", tmp_path)
     folders = {seed: search(tmp_path / f"s{seed}", cost=100 * seed) for seed in (1, 2)}
     named = [f"gibbs:{seed}={folder}" for seed, folder in folders.items()]
     table_of("search", named).to_csv(tmp_path / "text_search.csv", index=False)

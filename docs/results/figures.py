@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pages import DATA, HEADS, Row, rows_of
+from pages import HEADS, Row, rows_of
 
 Panel = tuple[str, list[Row]]
 
@@ -142,25 +142,24 @@ def draw_coverage(path: Path) -> None:
     shown = {"relaxed": "-", "union": (0, (8, 2)), "annealed": "--", "refined_cheap": "-."}
     shown |= {"refined": "-.", "cyclic": ":", "cyclic_20": (0, (6, 3)), "cyclic_100": (0, (1, 3))}
     shown |= {"cyclic_100_10": ":"}
-    faces = rows_of("coverage_faces16")
     data = [
         *((f"digits, seed {seed}", rows_of("coverage_digits", seed=seed)) for seed in range(3)),
-        *(
-            (f"{int(size):,} faces, 16 pixels", rows_of("coverage_faces16", train_images=size))
-            for size in dict.fromkeys(row["train_images"] for row in faces)
-        ),
+        ("250 faces, 16 pixels", rows_of("coverage_faces16")),
         ("512 faces, 32 pixels", rows_of("coverage_faces32")),
+        ("256 faces, 64 pixels, latent", rows_of("coverage_latent")),
     ]
-    figure = Figure(figsize=(10.0, 6.0), layout="constrained")
+    figure = Figure(figsize=(11.4, 6.0), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(2, 3).flat, data, strict=True):
         for row in rows:
             if row["attack"] in shown:
                 draw_discovery(axes, row, shown[row["attack"]])
         axes.set(title=title, xlabel="network evaluations", xlim=(0, None), ylim=(0, None))
         axes.grid(color="0.9")
-        axes.legend(frameon=False, fontsize="small")
     for axes in figure.axes[::3]:
         axes.set_ylabel("different training images")
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    named = {name: line for name, line in lines.items() if name in shown}
+    figure.legend(named.values(), named.keys(), frameon=False, loc="outside right upper")
     save(figure, path)
 
 
@@ -222,19 +221,20 @@ def draw_precision(path: Path) -> None:
 
 
 def draw_mitigation(path: Path) -> None:
-    """The share of prompts still memorized against alignment, a point per method and model."""
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    rows = rows_of("mitigation_seeds")
-    for method, mark in zip(dict.fromkeys(row["method"] for row in rows), "osD^v", strict=True):
-        own = [row for row in rows if row["method"] == method]
-        x = [100 * int(row["still_memorized"]) / int(row["memorized_prompts"]) for row in own]
-        y = [float(row["alignment"]) for row in own]
-        fill = "black" if method in ("none", "drop_word") else "white"
-        axes.plot(x, y, mark, color="black", markerfacecolor=fill, label=method)
-    axes.axvline(25, color="0.6", lw=0.8, ls="--")
-    axes.set(xlabel="still memorized, %", ylabel="alignment", xlim=(0, 102))
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    """Shares still memorized and recovered against alignment, a point per method and model."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    rows = rows_of("text_benchmark")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for axes, share in zip(figure.subplots(1, 2, sharey=True), ("still", "recovered"), strict=True):
+        for method, mark in zip(methods, "osD^v<>*", strict=True):
+            own = [row for row in rows if row["method"] == method]
+            x, y = ([float(row[key]) for row in own] for key in (share, "alignment"))
+            fill = "black" if method in ("none", "drop_word", "unlearn") else "white"
+            axes.plot(x, y, mark, color="black", markerfacecolor=fill, label=method, clip_on=False)
+        axes.set(xlabel=HEADS[share], xlim=(-3, 103))
+    figure.axes[0].axvline(25, color="0.6", lw=0.8, ls="--")
+    figure.axes[0].set_ylabel("alignment")
+    figure.axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
 
 
@@ -309,13 +309,14 @@ def draw_clock(path: Path) -> None:
         n, steps = ([float(row[key]) for row in rows] for key in ("train_images", f"onset_{name}"))
         fill = "black" if name == "refined" else "white"
         left.plot(n, steps, mark, color="black", markerfacecolor=fill, label=name)
-    ends = [16, 64]
+    sizes = sorted({int(row["train_images"]) for row in rows_of("clock_onsets")})
+    ends = [sizes[0], sizes[-1]]
     left.plot(ends, [9 * end for end in ends], color="0.6", lw=1, ls="--", label="slope 1")
     left.set(xscale="log", yscale="log", xlabel="training images", ylabel="onset, step")
-    left.set_xticks([16, 32, 64], ["16", "32", "64"])
+    left.set_xticks(sizes, map(str, sizes))
     left.set_xticks([], minor=True)
     left.legend(frameon=False)
-    for size, style in (("16", ":"), ("32", "--"), ("64", "-")):
+    for size, style in (("16", ":"), ("64", "--"), ("256", "-")):
         rows = rows_of("clock_curves", train_images=size)
         steps = [int(row["train_steps"]) / int(size) for row in rows]
         for column, color in (("refined_hits", "black"), ("plain_hits", "0.6")):
@@ -327,7 +328,7 @@ def draw_clock(path: Path) -> None:
     middle.set(xlabel="steps per training image", ylabel="hits, % of samples", xscale="log")
     right.set(xlabel="steps per training image", ylabel="held-out loss", xscale="log")
     middle.legend(frameon=False, fontsize="small")
-    right.set(ylim=(0.08, 0.27))
+    right.set(ylim=(0.05, 0.25))
     right.legend(frameon=False)
     save(figure, path)
 
@@ -342,8 +343,7 @@ def draw(folder: Path) -> None:
     draw_samplers(folder / "sampler.svg")
     draw_precision(folder / "descriptor.svg")
     draw_mitigation(folder / "mitigation.svg")
-    if (DATA / "text_search.csv").exists():
-        draw_search(folder / "search.svg")
+    draw_search(folder / "search.svg")
     draw_speed(folder / "speed.svg")
     draw_linear(folder / "linear.svg")
     draw_clock(folder / "clock.svg")

@@ -129,8 +129,6 @@ HEADS = {
     "tpr_at_1_percent": "TPR at 1 % FPR, %",
     "rank_correlation": "rank correlation with hits",
     "pixel_l2": "pixel L2",
-    "memorized_prompts": "memorized prompts",
-    "still_memorized": "still memorized",
     "memorized_images": "memorized images",
     "still": "still memorized, %",
     "recovered": "recovered by an adversary, %",
