@@ -26,7 +26,7 @@ KEYS = (
 )
 KEYS += ("dimension", "train_rows", "bandwidth", "score", "edit", "refine_t", "known_starts")
 KEYS += ("false_positive_rate", "image_kind", "bin", "search", "prompts", "repeats")
-# Columns that a table leaves out: intervals of single models, next to a range over models.
+# Columns that a table shows with their value: intervals of single models; of several it has ranges.
 HIDDEN = {"seed", "excess_low", "excess_high"}
 HIDDEN |= {
     f"{name}_{end}"
@@ -184,8 +184,8 @@ def mean(values: list[str]) -> str:
 def cell(rows: list[Row], column: str) -> str:
     """One value of a table: of one model the value, of several their mean and range."""
     values = [row[column] for row in rows if row[column]]
-    if column == "excess" and len(rows) == 1:
-        return f"{values[0]} ({rows[0]['excess_low']} to {rows[0]['excess_high']})"
+    if len(rows) == 1 and f"{column}_low" in HIDDEN and values:
+        return f"{values[0]} ({rows[0][f'{column}_low']} to {rows[0][f'{column}_high']})"
     return mean(values) if values else ""
 
 
