@@ -248,7 +248,10 @@ def test_images_that_settle_cost_only_the_steps_that_they_took(tmp_path, dpm):
             {"refine": Union(levels=[4], steps=2, kept=3)},
             "generate.refine.kept must be <= generate.refine.steps = 2, got 3",
         ),
-        ({"refine": FixedPoint(t=20)}, "generate.refine must be timesteps < .* = 20, got 20"),
+        (
+            {"refine": FixedPoint(t=20)},
+            "the timesteps of generate.refine must be < .* = 20, got 20",
+        ),
     ],
 )
 def test_a_refinement_that_cannot_be_is_refused(changes, message):

@@ -53,6 +53,18 @@ def test_triggers_differ_and_the_trained_ones_have_every_word():
         assert {word for trigger in found[:6] for word in trigger.split()} == {"ba", "do", "mi"}
 
 
+@pytest.mark.parametrize(
+    "canaries",
+    [Canaries(repeats=[4], num_heldout=1700), Canaries(repeats=[1, 2], num_each=2000)],
+)
+def test_many_triggers_differ_and_use_each_word_equally_often(canaries):
+    found = triggers(canaries, np.random.default_rng(0))
+    assert len(set(found)) == canaries.count
+    trained = found[: canaries.count - canaries.num_heldout]
+    counts = Counter(word for trigger in trained for word in trigger.split()).values()
+    assert max(counts) - min(counts) <= 1
+
+
 def test_few_canaries_have_few_words():
     found = triggers(Canaries(repeats=[1], num_each=1, num_heldout=1), np.random.default_rng(0))
     assert len(set(found[0].split())) == 4

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from sidepipe.base.image_reading import Canary, Caption, Entry
 from sidepipe.base.settings import require
@@ -91,12 +92,20 @@ def triggers(canaries: Canaries, rng: np.random.Generator) -> list[str]:
     trained = canaries.count - canaries.num_heldout
     words = canaries.alphabet
     places = np.resize(np.arange(len(words)), trained * canaries.num_words)
-    while True:
-        drawn = rng.permutation(places).reshape(trained, -1)
-        rest = rng.integers(len(words), size=(canaries.num_heldout, canaries.num_words))
-        found = [tuple(row) for row in np.concatenate([drawn, rest]).tolist()]
-        if len(set(found)) == len(found):
-            return [" ".join(words[i] for i in row) for row in found]
+    drawn = rng.permutation(places).reshape(trained, canaries.num_words)
+    rest = rng.integers(len(words), size=(canaries.num_heldout, canaries.num_words))
+    while (again := _repeated(np.concatenate([drawn, rest]))).size:
+        ours, theirs = again[again < trained], again[again >= trained] - trained
+        # Trained ones exchange their words with others, so that each word stays as frequent.
+        ours = np.union1d(ours, rng.integers(trained, size=len(ours)))
+        drawn[ours] = rng.permutation(drawn[ours].ravel()).reshape(len(ours), canaries.num_words)
+        rest[theirs] = rng.integers(len(words), size=(len(theirs), canaries.num_words))
+    return [" ".join(words[i] for i in row) for row in np.concatenate([drawn, rest]).tolist()]
+
+
+def _repeated(rows: Int64[np.ndarray, "n w"]) -> Int64[np.ndarray, "r"]:
+    """Which rows repeat an earlier one."""
+    return np.setdiff1d(np.arange(len(rows)), np.unique(rows, axis=0, return_index=True)[1])
 
 
 def write_canaries(path: Path, entries: Sequence[Entry]) -> None:
@@ -116,4 +125,5 @@ def _as_canary(entry: Entry, repeats: int, trigger: str) -> Entry:
 def _require_new_words(entries: Sequence[Entry], words: Sequence[str]) -> None:
     captions = {word for e in entries if e.caption for word in e.caption.text.casefold().split()}
     known = sorted(captions.intersection(word.casefold() for word in words))
-    require(not known, "data.canaries.words", "words that no caption has", known)
+    remedy = "choose other words for data.canaries.words"
+    require(not known, "data.canaries.words", "words that no caption has", known, remedy)

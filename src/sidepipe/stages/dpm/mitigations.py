@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from sidepipe.base.settings import require
-from sidepipe.engine.stage import Stage
+from sidepipe.engine.stage import Runtime, Stage
 
 WEIGHTING = {"t_min", "t_max", "weight"}
 
@@ -43,6 +44,12 @@ class Mitigations(Stage):
             moves = shift or getattr(self, "random_flip", False) or weighting is not None
             remedy = "a moved image has another noisy version"
             require(not moves, "dpm.ambient_t", rule, t, remedy)
+
+    def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
+        super().check(upstream, runtime)
+        if shift := self.random_shift:
+            size = cast(Any, upstream["data"]).size
+            require(shift < size, "dpm.random_shift", f"< data.size = {size}", shift)
 
     @property
     def shaping(self) -> dict[str, Any]:

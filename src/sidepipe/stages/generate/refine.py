@@ -60,8 +60,9 @@ class Refine:
 
     def require_single(self, where: str, why: str) -> None:
         """Raises ValueError for a strategy with several candidates per start."""
-        rule, count = "a strategy with one candidate per sample", self.candidates
-        require(count == 1, where, rule, f"{self.name} with {count}", f"{why}; or fixed_point")
+        rule, count = f"a strategy with one candidate per sample, as {why}", self.candidates
+        remedy = "choose fixed_point, or kept=1"
+        require(count == 1, where, rule, f"{self.name} with {count}", remedy)
 
 
 _RANGES: dict[str, tuple[int | None, int | None]] = {

@@ -118,9 +118,9 @@ class Sampling(Stage):
                 f"<= diffusion.num_train_timesteps = {steps}",
                 self.num_inference_steps,
             )
-            most, rule = max([0, *self.refine.timesteps]), "timesteps < "
-            rule += f"diffusion.num_train_timesteps = {steps}"
-            require(most < steps, f"{self.name}.refine", rule, most)
+            most = max([0, *self.refine.timesteps])
+            name, rule = f"{self.name}.refine", f"< diffusion.num_train_timesteps = {steps}"
+            require(most < steps, f"the timesteps of {name}", rule, most)
 
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         dpm, name = upstream["dpm"], self.name
