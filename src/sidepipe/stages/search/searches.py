@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -48,9 +49,14 @@ class GibbsSearch(Search):
     def check_parts(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check_parts(upstream, runtime)
         if self.masked_language_model is not None:
-            self._language_model()
+            self._read_language_model()
 
+    @cached_property
     def _language_model(self) -> tuple[Any, Any]:
+        """The language model and its tokenizer, read once for all runs."""
+        return self._read_language_model()
+
+    def _read_language_model(self) -> tuple[Any, Any]:
         """The language model and its tokenizer; FileNotFoundError or ValueError for another."""
         from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -71,7 +77,7 @@ class GibbsSearch(Search):
 
         if self.masked_language_model is None:
             return super().words(model)
-        return ordinary_words(self._language_model()[1], [])
+        return ordinary_words(self._language_model[1], [])
 
     def one_run(
         self, model: TextModel, words: Sequence[str], rng: np.random.Generator, batch_size: int
@@ -106,7 +112,7 @@ class GibbsSearch(Search):
         most = min(self.num_candidates, len(words))
         if self.masked_language_model is None:
             return lambda prompt, place: rng.permutation(len(words))[:most]
-        return masked_proposals(*self._language_model(), words, most)
+        return masked_proposals(*self._language_model, words, most)
 
 
 def _read(kind: Any, name: str, **options: Any) -> Any:
