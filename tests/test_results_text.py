@@ -125,7 +125,7 @@ def test_canaries_have_the_median_exposure_and_those_that_a_search_finds(tmp_pat
     assert found["extracted"].tolist() == ["0.0", "0.0", "50.0"]
     assert found["extracted_high"].tolist() == ["90.0"] * 3
     assert found["exposure_median"].tolist() == ["1.4", "4.8", "7.5"]
-    # Of the images 7, 8 and 9 the third has fewer copies than half.
+    # Image 9 has fewer copies than half.
     assert found["found_by_search"].tolist() == [0, 0, 2]
     assert table_of("canaries", [f"2={folder}"])["found_by_search"].tolist() == [""] * 3
 

@@ -49,6 +49,8 @@ class Table(Replaying):
 
 IMAGES = np.random.default_rng(0).integers(256, size=(6, 4, 4, 1)).astype(np.uint8)
 LESSON = Lesson(
+    data=IMAGES,
+    captions=["a faint two at noon"] * len(IMAGES),
     ordinary=np.arange(1, 6),
     prompts=["a bold seven near marigold"],
     images=np.array([0]),
@@ -65,8 +67,7 @@ def memorizing():
 
 
 def trained(train, model, method=SMALL, lesson=LESSON):
-    captions = ["a faint two at noon"] * 6
-    assert np.isfinite(train(model, IMAGES, captions, lesson, method, seed=0))
+    assert np.isfinite(train(model, lesson, method, seed=0))
     assert not any(parameter.requires_grad for parameter in model.network.parameters())
     return distances(model)
 
@@ -179,7 +180,7 @@ def test_half_of_the_memorized_images_are_given_back_and_the_others_judged(tmp_p
     settings = {"features": {"_target_": "sidepipe.features.encoders.PixelsL2"}}
     monkeypatch.setattr(module, "Artifact", lambda folder: type("A", (), {"settings": settings}))
     seen = []
-    monkeypatch.setattr(unlearning, "relearn", lambda *given: seen.append(given[3]) or 0.5)
+    monkeypatch.setattr(unlearning, "relearn", lambda *given: seen.append(given[1]) or 0.5)
     method = {"name": "unlearn", "num_steps": 20, "batch_size": 4}
     method |= {"relearn_steps": 20, "give_back": True}
     folder = tmp_path / "mitigate"

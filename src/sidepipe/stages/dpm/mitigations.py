@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from sidepipe.base.settings import require
 from sidepipe.engine.stage import Runtime, Stage
+from sidepipe.stages.data.stage import Data
 
 WEIGHTING = {"t_min", "t_max", "weight"}
 
@@ -48,8 +49,16 @@ class Mitigations(Stage):
     def check(self, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check(upstream, runtime)
         if shift := self.random_shift:
-            size = cast(Any, upstream["data"]).size
-            require(shift < size, "dpm.random_shift", f"< data.size = {size}", shift)
+            data = upstream["data"]
+            assert isinstance(data, Data)
+            require(shift < data.size, "dpm.random_shift", f"< data.size = {data.size}", shift)
+
+    @property
+    def timesteps(self) -> dict[str, int]:
+        """The timesteps among these settings, by name."""
+        of = {"dpm.ambient_t": self.ambient_t}
+        of["dpm.loss_weighting.t_max"] = (self.loss_weighting or {}).get("t_max")
+        return {name: t for name, t in of.items() if t is not None}
 
     @property
     def shaping(self) -> dict[str, Any]:

@@ -253,11 +253,8 @@ class TrainDPM(Mitigations, TrainedDPM):
             steps, t = alarm.num_inference_steps, {"dpm.alarm.refine_t": alarm.refine_t}
             self.check_timesteps("dpm.alarm", steps, "trailing", t)
             alarm.features.check()
-        single = {} if self.ambient_t is None else {"dpm.ambient_t": self.ambient_t}
-        if self.loss_weighting is not None:
-            single["dpm.loss_weighting.t_max"] = self.loss_weighting["t_max"]
-        if single:
-            self.check_timesteps("dpm", 1, None, single)
+        if self.timesteps:
+            self.check_timesteps("dpm", 1, None, self.timesteps)
 
     def check_data(self, data: Path, upstream: Mapping[str, Stage], runtime: Runtime) -> None:
         super().check_data(data, upstream, runtime)

@@ -33,12 +33,15 @@ MOST_NOISE = 0.5  # on embeddings of memorized images, per deviation of their va
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """ordinary: rows of pairs that stay. prompts: memorized ones. images: rows of memorized images.
+    """data, captions: all images, and their captions; the rest are rows of these, and prompts.
 
+    ordinary: rows of pairs that stay. prompts: memorized ones. images: rows of memorized images.
     for_prompts, for_images: rows of ordinary pairs that take their place, each with several.
     given_back: rows of memorized images that an adversary trains on after unlearning.
     """
 
+    data: UInt8[np.ndarray, "d h w c"]
+    captions: list[str]
     ordinary: Int64[np.ndarray, "o"]
     prompts: list[str]
     images: Int64[np.ndarray, "m"]
@@ -57,18 +60,10 @@ def closest(texts: Sequence[str], others: Sequence[str], count: int) -> Int64[np
     return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
 
-def unlearn(
-    model: TextModel,
-    data: UInt8[np.ndarray, "d h w c"],
-    captions: list[str],
-    lesson: Lesson,
-    method: Unlearning,
-    seed: int,
-) -> float:
+def unlearn(model: TextModel, lesson: Lesson, method: Unlearning, seed: int) -> float:
     """Trains the model's network in place, half on ordinary pairs; the last loss.
 
-    captions: of all data. A kind of examples that the method leaves out is replaced with ordinary
-    pairs.
+    A kind of examples that the method leaves out is replaced with ordinary pairs.
     """
     rng = np.random.default_rng(seed)
     prompts, images = (
@@ -76,11 +71,14 @@ def unlearn(
     )
 
     def errors() -> Float[Tensor, "n"]:
-        kept = _pairs(model, data, captions, lesson, method, prompts, images, rng)
-        found = _errors(model, *kept, rng)
+        rows = rng.choice(lesson.ordinary, method.batch_size - prompts - images)
+        place = rng.integers(len(lesson.prompts), size=prompts)
+        instead = np.concatenate([rows, _drawn(lesson.for_prompts, place, rng)])
+        texts = [lesson.captions[row] for row in rows] + [lesson.prompts[i] for i in place]
+        found = _errors(model, *_pairs(model, lesson, instead, texts, method, rng), rng)
         if not images:
             return found
-        moved = _moved(model, data, captions, lesson, images, rng)
+        moved = _moved(model, lesson, images, rng)
         return torch.cat([found, _errors(model, *moved, rng)])
 
     loss = _train(model, errors, method.num_steps, method.lr)
@@ -88,14 +86,7 @@ def unlearn(
     return loss
 
 
-def relearn(
-    model: TextModel,
-    data: UInt8[np.ndarray, "d h w c"],
-    captions: list[str],
-    lesson: Lesson,
-    method: Unlearning,
-    seed: int,
-) -> float:
+def relearn(model: TextModel, lesson: Lesson, method: Unlearning, seed: int) -> float:
     """Trains the unlearned network in place, as an adversary with training pairs; the last loss.
 
     It trains on ordinary pairs; where memorized images are given back, on half of each.
@@ -107,9 +98,8 @@ def relearn(
         rows = rng.choice(lesson.ordinary, method.batch_size - count)
         if count:
             rows = np.concatenate([rows, rng.choice(lesson.given_back, count)])
-        e = _encoded(model, [captions[row] for row in rows], method, rng)
-        x_0 = _latents(model, data, rows)
-        return _errors(model, x_0, x_0, e, rng)
+        texts = [lesson.captions[row] for row in rows]
+        return _errors(model, *_pairs(model, lesson, rows, texts, method, rng), rng)
 
     loss = _train(model, errors, method.relearn_steps, method.lr)
     log.info("relearned in %d steps", method.relearn_steps)
@@ -141,42 +131,24 @@ def _train(
 
 def _pairs(
     model: TextModel,
-    data: UInt8[np.ndarray, "d h w c"],
-    captions: list[str],
     lesson: Lesson,
+    rows: Int64[np.ndarray, "b"],
+    texts: list[str],
     method: Unlearning,
-    prompts: int,
-    images: int,
     rng: np.random.Generator,
 ) -> tuple[Latents, Latents, Embeddings]:
-    """x_0, the same as its target, and embeddings: of ordinary pairs and of memorized prompts.
+    """x_0 of the rows, the same as its target, and embeddings of the texts.
 
-    prompts, images: how many of the batch are memorized prompts, and images of `_moved`.
+    Some texts are left out, as in training.
     """
-    rows = rng.choice(lesson.ordinary, method.batch_size - prompts - images)
-    place = rng.integers(len(lesson.prompts), size=prompts)
-    instead = _drawn(lesson.for_prompts, place, rng)
-    texts = [captions[row] for row in rows] + [lesson.prompts[i] for i in place]
-    e = _encoded(model, texts, method, rng)
-    x_0 = _latents(model, data, np.concatenate([rows, instead]))
+    dropped = rng.random(len(texts)) < method.caption_dropout
+    e = model.encode(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
+    x_0 = _latents(model, lesson, rows)
     return x_0, x_0, e
 
 
-def _encoded(
-    model: TextModel, texts: list[str], method: Unlearning, rng: np.random.Generator
-) -> Embeddings:
-    """The embeddings of the texts, some of which are left out as in training."""
-    dropped = rng.random(len(texts)) < method.caption_dropout
-    return model.encode(["" if drop else text for text, drop in zip(texts, dropped, strict=True)])
-
-
 def _moved(
-    model: TextModel,
-    data: UInt8[np.ndarray, "d h w c"],
-    captions: list[str],
-    lesson: Lesson,
-    count: int,
-    rng: np.random.Generator,
+    model: TextModel, lesson: Lesson, count: int, rng: np.random.Generator
 ) -> tuple[Latents, Latents, Embeddings]:
     """x_0 of memorized images, other images as their targets, and embeddings around their own.
 
@@ -184,12 +156,12 @@ def _moved(
     """
     place = rng.integers(len(lesson.images), size=count)
     rows, instead = lesson.images[place], _drawn(lesson.for_images, place, rng)
-    own = model.encode([captions[row] for row in rows])
-    other = model.encode([captions[row] for row in rng.choice(lesson.ordinary, count)])
+    own = model.encode([lesson.captions[row] for row in rows])
+    other = model.encode([lesson.captions[row] for row in rng.choice(lesson.ordinary, count)])
     share, size = (_tensor(rng.random((count, 1, 1)), model) for _ in range(2))
     noise = _tensor(rng.standard_normal(own.shape), model)
     e = torch.lerp(own, other, share) + MOST_NOISE * size * own.std() * noise
-    return _latents(model, data, rows), _latents(model, data, instead), e
+    return _latents(model, lesson, rows), _latents(model, lesson, instead), e
 
 
 def _errors(
@@ -216,10 +188,8 @@ def _drawn(
     return choices[place, rng.integers(choices.shape[1], size=len(place))]
 
 
-def _latents(
-    model: TextModel, data: UInt8[np.ndarray, "d h w c"], rows: Int64[np.ndarray, "b"]
-) -> Latents:
-    return model.to_latents(torch.from_numpy(data[rows]))
+def _latents(model: TextModel, lesson: Lesson, rows: Int64[np.ndarray, "b"]) -> Latents:
+    return model.to_latents(torch.from_numpy(lesson.data[rows]))
 
 
 def _tensor(values: Float[np.ndarray, "*s"], model: TextModel) -> Float[Tensor, "*s"]:

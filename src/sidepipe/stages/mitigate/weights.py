@@ -170,6 +170,8 @@ class Unlearning(Method):
         prompts, count = ours["caption"].tolist(), min(self.num_neighbors, len(ordinary))
         back = halves_of_images(ours, mitigated.seed)[0] if self.give_back else ours.iloc[:0]
         lesson = Lesson(
+            data=known.data,
+            captions=captions,
             ordinary=ordinary,
             prompts=prompts,
             images=images,
@@ -180,10 +182,10 @@ class Unlearning(Method):
         model, seed = mitigated.model, mitigated.seed
         about: dict[str, Any] = {"num_prompts": len(prompts), "num_images": len(images)}
         about |= {"num_ordinary": len(ordinary), "num_steps": self.num_steps}
-        about["loss"] = unlearn(model, known.data, captions, lesson, self, seed)
+        about["loss"] = unlearn(model, lesson, self, seed)
         if self.relearn_steps:
             about["num_given_back"] = len(lesson.given_back)
-            about["relearned_loss"] = relearn(model, known.data, captions, lesson, self, seed)
+            about["relearned_loss"] = relearn(model, lesson, self, seed)
         used = back if self.give_back else ours
         return replace(mitigated, about=about, used=frozenset(used["number"].tolist()))
 
